@@ -1,0 +1,168 @@
+"""Pairs of frames of one person, with landmarks and motion, for the face autoencoder.
+
+Reads the folder layout `clips/*.mp4 + clips.npz + identities.csv` and `portraits/*.jpg + portraits.npz`; decodes every
+frame once into a memory-mapped array.
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
+
+
+def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path, size: int = 256) -> np.ndarray:
+    """Decode all clips or portraits into one `(frames, size, size, 3)` uint8 array on disk, once.
+
+    Args:
+        data (`Path`): Folder that holds `folder`.
+        labels (`FaceLabels`): Names and frame counts.
+        folder (`str`): `clips` or `portraits`.
+        target (`Path`): The `.npy` file; used as it is when it exists.
+        size (`int`): Side of the frames.
+
+    Returns:
+        `numpy.ndarray`: Memory map opened for reading.
+    """
+    if not target.exists():
+        from vasa_hf.media.video import VideoReader  # heavy, and needed once
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        frames = np.lib.format.open_memmap(partial, "w+", np.uint8, (int(labels.offsets[-1]), size, size, 3))
+        for index, name in enumerate(labels.names):
+            first, last = labels.offsets[index : index + 2]
+            if folder == "clips":
+                pictures = list(VideoReader(data / folder / f"{name}.mp4"))
+            else:
+                (path,) = (data / folder).glob(f"{name}.*")
+                pictures = [np.asarray(Image.open(path).convert("RGB"))]
+            for row in range(first, last):  # a clip may hold a frame less than its labels
+                picture = pictures[min(row - first, len(pictures) - 1)]
+                if picture.shape[:2] != (size, size):
+                    picture = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
+                frames[row] = picture
+        frames.flush()
+        partial.rename(target)
+    return np.load(target, mmap_mode="r")
+
+
+class FacePairs(Dataset):
+    """Source and driving frames of the same clip, or one portrait twice.
+
+    Sample `i` is a function of `i` and the seed: a dict of `source` and `driving` (uint8, `(3, size, size)`), their
+    `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another person's `other_motion` `(34,)`, and `is_portrait`.
+
+    Args:
+        data (`str` or `Path`): Folder with clips, portraits and labels.
+        cache (`str` or `Path`): Folder for decoded frames.
+        seed (`int`): Seed of the draws.
+        portrait_share (`float`): Share of samples that are portraits.
+        long_clip_share (`float`): Share of clip samples taken from clips of more than 60 frames.
+    """
+
+    def __init__(
+        self,
+        data: str | Path,
+        cache: str | Path,
+        seed: int = 0,
+        portrait_share: float = 0.25,
+        long_clip_share: float = 0.3,
+    ):
+        data, cache = Path(data), Path(cache)
+        self.seed, self.portrait_share, self.long_clip_share = seed, portrait_share, long_clip_share
+        self.clips = FaceLabels.load(data / "clips.npz")
+        self.portraits = FaceLabels.load(data / "portraits.npz")
+        with open(data / "identities.csv") as file:
+            people = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
+        people = [people[name] for name in self.clips.names]
+        self.dynamics = LandmarkDynamics.fit(self.clips, people, self.portraits)
+        self.frames = decode_frames(data, self.clips, "clips", cache / f"{data.name}_clips.npy")
+        self.pictures = decode_frames(data, self.portraits, "portraits", cache / f"{data.name}_portraits.npy")
+        person = self.dynamics.tensors["person"]
+        self.clip_motion = motion_of(
+            self.clips, self.dynamics.encode(self.clips, self.dynamics.tensors["neutral"][person])
+        )
+        self.portrait_motion = motion_of(self.portraits, self.dynamics.encode(self.portraits))
+        lengths = np.diff(self.clips.offsets)
+        self.long, self.short = np.flatnonzero(lengths > 60), np.flatnonzero(lengths <= 60)
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Draw sample `index`."""
+        rng = np.random.default_rng([self.seed, index])
+        is_portrait = rng.random() < self.portrait_share
+        other = self.clip_motion[rng.integers(len(self.clip_motion))]
+        if is_portrait:
+            row = int(rng.integers(len(self.pictures)))
+            rows, pictures, labels, motion = (row, row), self.pictures, self.portraits, self.portrait_motion
+        else:
+            pool = self.long if rng.random() < self.long_clip_share or not len(self.short) else self.short
+            clip = int(rng.choice(pool)) if len(pool) else int(rng.integers(len(self.clips.names)))
+            first, last = self.clips.offsets[clip : clip + 2]
+            source = int(rng.integers(first, last))
+            candidates = rng.integers(first, last, 3)
+            # Prefer a driver whose mouth or pose differs: neighbouring frames teach little.
+            apart = (self.clip_motion[candidates] - self.clip_motion[source]).abs()
+            score = apart[:, 6:].mean(1) + 10 * apart[:, :3].mean(1)
+            driver = int(candidates[int(score.argmax())] if rng.random() < 0.7 else candidates[0])
+            rows, pictures, labels, motion = (source, driver), self.frames, self.clips, self.clip_motion
+        sample = {"is_portrait": torch.tensor(is_portrait), "other_motion": other}
+        for name, row in zip(("source", "driving"), rows, strict=True):
+            sample[name] = torch.from_numpy(np.array(pictures[row])).permute(2, 0, 1)
+            sample[f"{name}_landmarks"] = labels.landmarks[row]
+            sample[f"{name}_motion"] = motion[row]
+        return sample
+
+
+def motion_of(labels: FaceLabels, dynamics: Tensor) -> Tensor:
+    """Motion vectors: yaw, pitch, roll, tx, ty, scale, then the dynamics code."""
+    return torch.cat([labels.pose[:, :5], labels.pose[:, 6:7], dynamics], 1)
+
+
+def warp_by_landmarks(image: Tensor, source: Tensor, target: Tensor, stiffness: float = 1e-3) -> Tensor:
+    """Move a picture's landmarks by a thin-plate spline, its border held still.
+
+    Args:
+        image (`torch.Tensor` of shape `(batch, 3, size, size)`): Pictures.
+        source (`torch.Tensor` of shape `(batch, points, 2)`): Landmarks in the pictures, fractions of the crop.
+        target (`torch.Tensor` of shape `(batch, points, 2)`): Where they go.
+        stiffness (`float`): Smoothing of the spline.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 3, size, size)`.
+    """
+    flow = thin_plate_flow(source, target, 48, stiffness)
+    flow = F.interpolate(flow.permute(0, 3, 1, 2), image.shape[-1], mode="bicubic", align_corners=False)
+    return F.grid_sample(image, flow.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+
+
+def thin_plate_flow(source: Tensor, target: Tensor, size: int, stiffness: float = 1e-3) -> Tensor:
+    """Dense backward flow of a thin-plate spline: `(batch, size, size, 2)` source positions, xy in [-1, 1]."""
+    ticks = torch.linspace(0, 1, 9, device=source.device)
+    edge = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), -1).reshape(-1, 2)
+    edge = edge[((edge == 0) | (edge == 1)).any(1)].expand(len(source), -1, -1)
+    points = torch.cat([target, edge], 1)
+    values = torch.cat([source - target, torch.zeros_like(edge)], 1)
+    kernel = _plate(torch.cdist(points, points)) + stiffness * torch.eye(points.shape[1], device=points.device)
+    affine = torch.cat([torch.ones_like(points[..., :1]), points], -1)
+    system = torch.cat(
+        [torch.cat([kernel, affine], 2), torch.cat([affine.mT, affine.new_zeros(len(points), 3, 3)], 2)], 1
+    )
+    weights = torch.linalg.solve(system, torch.cat([values, values.new_zeros(len(points), 3, 2)], 1))
+    axis = (torch.arange(size, device=source.device) + 0.5) / size
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2).expand(len(source), -1, -1)
+    basis = torch.cat([_plate(torch.cdist(grid, points)), torch.ones_like(grid[..., :1]), grid], -1)
+    return ((grid + basis @ weights) * 2 - 1).unflatten(1, (size, size))
+
+
+def _plate(distance: Tensor) -> Tensor:
+    return distance.square() * distance.clamp_min(1e-6).log()

@@ -1,0 +1,356 @@
+"""A linear model of how facial landmarks move, used to teach the dynamics code of the small presets.
+
+# Not in the paper: VASA-1 learns z_dyn from 500K clips without labels. With minutes of video that does not disentangle,
+so the small presets' dynamics encoder is taught weakly: landmarks are freed from head pose, each person's own neutral
+shape is removed, and what remains is described by principal components of the lips (with jaw and cheeks), eyelids and
+brows, plus the positions of the irises. Its 28 numbers have about unit variance and mean the same for everyone.
+
+    landmarks = scale * (canonical + shape + z_dyn @ basis) @ R.T + t        (x and y; z comes from the canonical face)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vasa_hf.geometry.rotations import matrix_from_euler
+
+PARTS = {"lips": 14, "lids": 6, "brows": 4, "gaze": 4}
+_LIPS = (
+    "0 13 14 17 37 39 40 61 78 80 81 82 84 87 88 91 95 146 178 181 185 191 267 269 270 291 308 310 311 312 314 317 "
+    "318 321 324 375 402 405 409 415"
+)
+_JAW = "58 93 132 136 148 149 150 152 172 176 288 323 361 365 377 378 379 397 400"
+_EYES = (
+    "7 33 133 144 145 153 154 155 157 158 159 160 161 163 173 246",
+    "249 263 362 373 374 380 381 382 384 385 386 387 388 390 398 466",
+)
+_BROWS = "46 52 53 55 63 65 66 70 105 107 276 282 283 285 293 295 296 300 334 336"
+# 68 Multi-PIE points (ICT-FaceKit's landmarks) as MediaPipe points; brows and irises included, nose bridge left out.
+_MULTI_PIE = {
+    8: 152, 17: 70, 18: 63, 19: 105, 20: 66, 21: 107, 22: 336, 23: 296, 24: 334, 25: 293, 26: 300,
+    36: 33, 37: 160, 38: 158, 39: 133, 40: 153, 41: 144, 42: 362, 43: 385, 44: 387, 45: 263, 46: 373, 47: 380,
+    48: 61, 49: 39, 50: 37, 51: 0, 52: 267, 53: 269, 54: 291, 55: 405, 56: 314, 57: 17, 58: 84, 59: 181,
+    60: 78, 61: 82, 62: 13, 63: 312, 64: 308, 65: 317, 66: 14, 67: 87,
+}  # fmt: skip
+# FACS-like mixtures of ICT-FaceKit shapes for the emotion offset e.
+_EMOTIONS = {
+    "angry": {"browDown": 1.0, "eyeSquint": 0.4, "mouthPress": 0.5, "mouthFrown": 0.3, "noseSneer": 0.3},
+    "disgusted": {"noseSneer": 1.0, "browDown": 0.5, "mouthUpperUp": 0.5, "mouthFrown": 0.4, "eyeSquint": 0.4},
+    "fearful": {"browInnerUp": 1.0, "browOuterUp": 0.4, "eyeWide": 0.8, "mouthStretch": 0.6},
+    "happy": {"mouthSmile": 1.0, "cheekSquint": 0.5, "eyeSquint": 0.3, "mouthDimple": 0.2},
+    "sad": {"browInnerUp": 0.8, "mouthFrown": 1.0, "eyeSquint": 0.2, "mouthShrugLower": 0.3},
+    "surprised": {"browInnerUp": 0.9, "browOuterUp": 0.9, "eyeWide": 0.9, "jawOpen": 0.25},
+}
+
+
+@dataclass
+class FaceLabels:
+    """Landmark labels of one `.npz` file (`clips.npz` or `portraits.npz`).
+
+    Attributes:
+        landmarks (`torch.Tensor` of shape `(frames, 162, 2)`): x, y as fractions of the crop.
+        pose (`torch.Tensor` of shape `(frames, 7)`): yaw, pitch, roll in radians, tx, ty, tz, scale.
+        iris_offset (`torch.Tensor` of shape `(frames, 2, 2)`): Iris centre minus eye centre, in eye widths.
+        eye_open (`torch.Tensor` of shape `(frames, 2)`): Lid gap over eye width.
+        mouth (`torch.Tensor` of shape `(frames, 2)`): Lip gap and mouth width over the outer eye distance.
+        offsets (`numpy.ndarray`): First frame of each file, and the end.
+        names (`list[str]`): File names without suffix.
+        ids (`numpy.ndarray`): MediaPipe indices of the landmarks.
+        canonical (`torch.Tensor` of shape `(478, 3)`): Mean neutral face, outer eye corners one unit apart.
+    """
+
+    landmarks: Tensor
+    pose: Tensor
+    iris_offset: Tensor
+    eye_open: Tensor
+    mouth: Tensor
+    offsets: np.ndarray
+    names: list
+    ids: np.ndarray
+    canonical: Tensor
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FaceLabels":
+        """Read a label file.
+
+        Args:
+            path (`str` or `Path`): The `.npz` file.
+        """
+        with np.load(path) as arrays:
+            get = lambda key: torch.from_numpy(arrays[key].astype(np.float32))  # noqa: E731
+            return cls(
+                landmarks=(get("landmarks") - 8192) / 8192,
+                pose=get("pose"),
+                iris_offset=get("iris_offset"),
+                eye_open=get("eye_open"),
+                mouth=get("mouth"),
+                offsets=arrays["offsets"],
+                names=[str(name) for name in arrays["names"]],
+                ids=arrays["landmark_ids"].astype(int),
+                canonical=get("canonical"),
+            )
+
+
+def unposed_landmarks(labels: FaceLabels) -> Tensor:
+    """Free landmarks from head pose: the displacement from the canonical face in its own plane.
+
+    Args:
+        labels (`FaceLabels`): Landmarks and poses.
+
+    Returns:
+        `torch.Tensor` of shape `(frames, 162, 2)`, in canonical units.
+    """
+    rotation = matrix_from_euler(*labels.pose[:, :3].unbind(-1))
+    canonical = labels.canonical[torch.from_numpy(labels.ids)]
+    scale = labels.pose[:, 6, None, None]
+    residual = (labels.landmarks - labels.pose[:, None, 3:5]) / scale - (canonical @ rotation.mT)[..., :2]
+    return residual @ torch.linalg.inv(rotation[:, :2, :2]).mT
+
+
+def mirror_permutation(canonical: Tensor, ids: np.ndarray) -> Tensor:
+    """Index of each landmark's mirror image, from the symmetry of the canonical face."""
+    points = canonical[torch.from_numpy(ids)]
+    mirrored = points * points.new_tensor([-1.0, 1.0, 1.0])
+    order = torch.cdist(mirrored, points).argmin(1)
+    # Points on the midline and the two eyes' rims are near one another: insist on a true involution.
+    return torch.where(order[order] == torch.arange(len(order)), order, torch.arange(len(order)))
+
+
+class LandmarkDynamics:
+    """Landmarks <-> 28-number dynamics codes. Fit once on labels, kept as a safetensors file.
+
+    Args:
+        tensors (`dict[str, torch.Tensor]`): The fitted arrays, see `fit`.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.tensors = tensors
+        self.ids = tensors["ids"].numpy()
+        self.canonical = tensors["canonical"]
+
+    @property
+    def dim(self) -> int:
+        """Number of dynamics channels."""
+        return sum(PARTS.values())
+
+    @staticmethod
+    def _regions(ids: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
+        """Landmark rows and weights of each principal-component part."""
+        row = {int(number): index for index, number in enumerate(ids)}
+        pick = lambda text: [row[int(n)] for n in text.split() if int(n) in row]  # noqa: E731
+        lips, jaw = pick(_LIPS), pick(_JAW)
+        eyes = pick(_EYES[0]) + pick(_EYES[1])
+        brows = pick(_BROWS)
+        return {
+            "lips": (torch.tensor(lips + jaw), torch.tensor([1.0] * len(lips) + [0.6] * len(jaw))),
+            "lids": (torch.tensor(eyes), torch.ones(len(eyes))),
+            "brows": (torch.tensor(brows), torch.ones(len(brows))),
+        }
+
+    @classmethod
+    def fit(cls, labels: FaceLabels, people: list[str], portraits: FaceLabels) -> "LandmarkDynamics":
+        """Fit the model on clips of known people, with portraits to learn how neutral shapes vary.
+
+        Args:
+            labels (`FaceLabels`): Labels of the clips.
+            people (`list[str]`): One person's name per clip.
+            portraits (`FaceLabels`): Labels of single pictures.
+        """
+        ids, canonical = labels.ids, labels.canonical
+        shape = unposed_landmarks(labels)  # [F, 162, 2]
+        _, person = np.unique(np.repeat(people, np.diff(labels.offsets)), return_inverse=True)
+        person = torch.from_numpy(person)
+        neutral = cls._neutral_shapes(shape, labels, person)
+        moved = shape - neutral[person]
+        moved = moved - _pose_leak(moved, labels.pose)
+        flip = mirror_permutation(canonical, ids)
+        mirrored = moved[:, flip] * moved.new_tensor([-1.0, 1.0])
+        both = torch.cat([moved, mirrored])
+
+        portrait_shape = unposed_landmarks(portraits)
+        still = (portraits.mouth[:, 0] < 0.02) & (portraits.pose[:, 0].abs() < 0.5) & (portraits.eye_open.amin(1) > 0.2)
+        shapes = torch.cat([neutral, portrait_shape[still]])
+        shapes = torch.cat([shapes, shapes[:, flip] * shapes.new_tensor([-1.0, 1.0])])
+        tensors = {
+            "ids": torch.from_numpy(ids),
+            "canonical": canonical,
+            "flip": flip,
+            "mean_shape": shapes.mean(0),
+            "iris_mean": labels.iris_offset.mean((0, 1))[None].expand(2, 2) * torch.tensor([0.0, 1.0]),
+            "iris_std": labels.iris_offset.std((0, 1))[None].expand(2, 2).contiguous(),
+        }
+        for part, (rows, weight) in cls._regions(ids).items():
+            data = (both[:, rows] * weight[:, None]).flatten(1)
+            values, vectors = torch.linalg.eigh(data.T @ data / len(data))
+            width = PARTS[part]
+            basis = vectors[:, -width:].flip(1) * values[-width:].flip(0).sqrt()  # [2n, k], z has unit variance
+            identity = ((shapes - tensors["mean_shape"])[:, rows] * weight[:, None]).flatten(1)
+            covariance = identity.T @ identity / len(identity)
+            covariance += torch.eye(len(covariance)) * values[:-width].mean().clamp_min(1e-7)
+            tensors[f"rows_{part}"], tensors[f"weight_{part}"] = rows, weight
+            tensors[f"basis_{part}"] = basis
+            # Posterior mean of z for an unknown person: shape = mean + identity + basis z, both Gaussian.
+            tensors[f"gain_{part}"] = basis.T @ torch.linalg.inv(basis @ basis.T + covariance)
+            # A known neutral leaves only the small components as noise.
+            noise = torch.eye(len(covariance)) * values[:-width].mean().clamp_min(1e-7)
+            tensors[f"gain_known_{part}"] = basis.T @ torch.linalg.inv(basis @ basis.T + noise)
+        model = cls(tensors)
+        codes = model._encode(shape, labels.iris_offset, neutral[person])
+        # What every landmark does when z moves, by ridge regression over all parts together.
+        mirrored_codes = model._encode(
+            shape[:, flip] * shape.new_tensor([-1.0, 1.0]),
+            labels.iris_offset.flip(1) * shape.new_tensor([-1.0, 1.0]),
+            neutral[person][:, flip] * shape.new_tensor([-1.0, 1.0]),
+        )
+        inputs = torch.cat([codes, mirrored_codes])
+        targets = both.flatten(1)
+        ridge = torch.eye(model.dim) * 0.01 * len(inputs)
+        tensors["basis"] = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)  # [28, 324]
+        tensors["neutral"], tensors["person"] = neutral, person
+        tensors["mirror"] = torch.linalg.lstsq(codes, mirrored_codes).solution.T.contiguous()  # z of the mirror image
+        return model
+
+    @staticmethod
+    def _neutral_shapes(shape: Tensor, labels: FaceLabels, person: Tensor) -> Tensor:
+        """Each person's shape with the mouth shut, eyes open and brows at rest: [people, 162, 2]."""
+        out = []
+        for index in range(int(person.max()) + 1):
+            mine = (person == index).nonzero()[:, 0]
+            gap, eyes = labels.mouth[mine, 0], labels.eye_open[mine].mean(1)
+            shut = mine[gap <= torch.maximum(gap.quantile(0.15), gap.new_tensor(0.01))]
+            awake = mine[(eyes >= eyes.quantile(0.4)) & (eyes <= eyes.quantile(0.95))]
+            mean = shape[mine].mean(0)
+            for part, (rows, _) in LandmarkDynamics._regions(labels.ids).items():
+                chosen = {"lips": shut, "lids": awake, "brows": mine}[part]
+                mean[rows] = shape[chosen][:, rows].median(0).values
+            out.append(mean)
+        return torch.stack(out)
+
+    def _encode(self, shape: Tensor, iris_offset: Tensor, neutral: Tensor | None) -> Tensor:
+        codes = []
+        for part in ("lips", "lids", "brows"):
+            rows, weight = self.tensors[f"rows_{part}"], self.tensors[f"weight_{part}"]
+            reference = self.tensors["mean_shape"] if neutral is None else neutral
+            moved = ((shape - reference)[:, rows] * weight[:, None]).flatten(1)
+            gain = self.tensors[f"gain_{part}" if neutral is None else f"gain_known_{part}"]
+            codes.append(moved @ gain.T)
+        gaze = (iris_offset - self.tensors["iris_mean"]) / self.tensors["iris_std"]
+        return torch.cat([*codes, gaze.flatten(1)], 1)
+
+    def encode(self, labels: FaceLabels, neutral: Tensor | None = None) -> Tensor:
+        """Dynamics codes of labelled frames.
+
+        Args:
+            labels (`FaceLabels`): Landmarks, poses and irises.
+            neutral (`torch.Tensor` of shape `(frames, 162, 2)`, *optional*): Each frame's own neutral shape. Without
+                it the code is the posterior mean over neutral shapes.
+
+        Returns:
+            `torch.Tensor` of shape `(frames, 28)`.
+        """
+        return self._encode(unposed_landmarks(labels), labels.iris_offset, neutral)
+
+    def move(self, landmarks: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Where landmarks of one picture go when pose and dynamics change.
+
+        Args:
+            landmarks (`torch.Tensor` of shape `(batch, 162, 2)`): Source landmarks, fractions of the crop.
+            source (`torch.Tensor` of shape `(batch, 34)`): Source motion (pose 6, dynamics 28).
+            target (`torch.Tensor` of shape `(batch, 34)`): Target motion.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, 162, 2)`.
+        """
+        canonical = self.canonical[self.tensors["ids"]]
+        r_source, r_target = (matrix_from_euler(*m[:, :3].unbind(-1)) for m in (source, target))
+        planar = (landmarks - source[:, None, 3:5]) / source[:, 5, None, None] - (canonical @ r_source.mT)[..., :2]
+        shape = planar @ torch.linalg.inv(r_source[:, :2, :2]).mT
+        shape = shape + ((target - source)[:, 6:] @ self.tensors["basis"]).unflatten(1, (-1, 2))
+        moved = torch.cat([canonical[..., :2] + shape, canonical[..., 2:].expand(len(shape), -1, 1)], -1) @ r_target.mT
+        return moved[..., :2] * target[:, 5, None, None] + target[:, None, 3:5]
+
+    def gaze_directions(self, yaw_rad_per_width: float = 1.1) -> Tensor:
+        """Change of z_dyn per radian of gaze yaw (first row, to the picture's right) and pitch (down).
+
+        Args:
+            yaw_rad_per_width (`float`): Radians for one eye width of iris travel; an eyeball is about 1.1 radii wide.
+
+        Returns:
+            `torch.Tensor` of shape `(2, 28)`.
+        """
+        out = torch.zeros(2, self.dim)
+        std = self.tensors["iris_std"] * yaw_rad_per_width
+        out[0, 24], out[0, 26] = 1 / std[0, 0], 1 / std[1, 0]
+        out[1, 25], out[1, 27] = 1 / std[0, 1], 1 / std[1, 1]
+        return out
+
+    def project_head_shapes(self, head: str | Path) -> dict[str, Tensor]:
+        """Dynamics codes of ICT-FaceKit's expression shapes, by their landmarks.
+
+        Args:
+            head (`str` or `Path`): The `ict_facekit.npz` file; `landmarks_68` are its vertex indices, see the data's
+                README.
+
+        Returns:
+            `dict[str, torch.Tensor]`: shape name (without `_L`/`_R`: both sides) -> code of shape `(28,)`.
+        """
+        with np.load(head) as arrays:
+            names = [str(name) for name in arrays["expression_names"]]
+            vertices = np.array(ICT_LANDMARKS_68)[list(_MULTI_PIE)]
+            neutral = torch.from_numpy(arrays["neutral"][ICT_LANDMARKS_68].astype(np.float32))
+            offsets = torch.from_numpy(arrays["expression"][:, vertices].astype(np.float32))
+        unit = (neutral[45] - neutral[36]).norm()
+        offsets = offsets[..., :2] * offsets.new_tensor([1.0, -1.0]) / unit  # y down
+        row = {int(number): index for index, number in enumerate(self.ids)}
+        rows = torch.tensor([row[n] for n in _MULTI_PIE.values()])
+        basis = self.tensors["basis"].unflatten(1, (-1, 2))[:, rows].flatten(1)[:24]  # irises do not move here
+        ridge = torch.eye(24) * 1e-3
+        codes: dict[str, Tensor] = {}
+        for name, offset in zip(names, offsets, strict=True):
+            code = torch.linalg.solve(basis @ basis.T + ridge, basis @ offset.flatten())
+            code = torch.cat([code, code.new_zeros(4)])
+            key = name.removesuffix("_L").removesuffix("_R")
+            codes[key] = codes.get(key, 0) + code
+        return codes
+
+    def emotion_directions(self, head: str | Path) -> tuple[list[str], Tensor]:
+        """Dynamics offset of each emotion at full strength, as FACS-like mixtures of head shapes.
+
+        Args:
+            head (`str` or `Path`): The `ict_facekit.npz` file.
+
+        Returns:
+            `tuple[list[str], torch.Tensor]`: names and offsets of shape `(6, 28)`.
+        """
+        shapes = self.project_head_shapes(head)
+        rows = [sum(weight * shapes[name] for name, weight in mixture.items()) for mixture in _EMOTIONS.values()]
+        return list(_EMOTIONS), torch.stack(rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted arrays as safetensors."""
+        save_file({key: value.contiguous() for key, value in self.tensors.items()}, str(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LandmarkDynamics":
+        """Read what `save` wrote."""
+        return cls(load_file(str(path)))
+
+
+ICT_LANDMARKS_68 = [
+    1225, 1888, 1052, 367, 1719, 1722, 2199, 1447, 966, 3661, 4390, 3927, 3924, 2608, 3272, 4088, 3443, 268, 493, 1914,
+    2044, 1401, 3615, 4240, 4114, 2734, 2509, 978, 4527, 4942, 4857, 1140, 2075, 1147, 4269, 3360, 1507, 1542, 1537,
+    1528, 1518, 1511, 3742, 3751, 3756, 3721, 3725, 3732, 5708, 5695, 2081, 0, 4275, 6200, 6213, 6346, 6461, 5518, 5957,
+    5841, 5702, 5711, 5533, 6216, 6207, 6470, 5517, 5966,
+]  # fmt: skip
+
+
+def _pose_leak(moved: Tensor, pose: Tensor) -> Tensor:
+    """Part of the displacement that a quadratic in yaw and pitch explains: imperfect depth, not expression."""
+    yaw, pitch = pose[:, 0], pose[:, 1]
+    design = torch.stack([yaw, pitch, yaw * yaw, pitch * pitch, yaw * pitch], 1)
+    design = design - design.mean(0)
+    return (design @ torch.linalg.lstsq(design, moved.flatten(1)).solution).unflatten(1, moved.shape[1:])

@@ -1,0 +1,1 @@
+"""Pure tensor geometry: rotations, crops, landmarks. No networks, no files."""

@@ -1,0 +1,226 @@
+"""Square face crops: where they lie, cutting them out, and putting them back. Pure tensors.
+
+Two coordinate frames, both with x right and y down:
+
+```
+image   pixels; (0, 0) is the top-left corner of the top-left pixel, so that pixel's centre is (0.5, 0.5)
+crop    fractions of the square; (0, 0) its top-left corner, (1, 1) its bottom-right corner
+```
+A crop is the 3x3 matrix `crop_from_image` (homogeneous column vectors); its inverse is `image_from_crop`.
+"""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: The standard crop: side over the larger side of the landmark box, and how far the centre is raised (of the side).
+STANDARD_SCALE = 2.0
+STANDARD_RAISE = 0.05
+
+
+def crop_matrix(
+    center: Tensor,  # [..., 2]
+    side: Tensor,  # [...]
+    angle_rad: Tensor | float = 0.0,  # [...]
+) -> Tensor:
+    """`image_from_crop` of a square.
+
+    Args:
+        center (`torch.Tensor` of shape `(..., 2)`): Centre of the square in image pixels.
+        side (`torch.Tensor` of shape `(...)`): Side in image pixels.
+        angle_rad (`torch.Tensor` of shape `(...)` or `float`, *optional*, defaults to 0.0):
+            Clockwise turn of the square on the screen; a head rolled by the same angle is upright in the crop.
+
+    Returns:
+        `torch.Tensor` of shape `(..., 3, 3)`.
+    """
+    angle = torch.as_tensor(angle_rad, dtype=center.dtype, device=center.device).expand(side.shape)
+    c, s, zero = side * angle.cos(), side * angle.sin(), torch.zeros_like(side)
+    tx = center[..., 0] - (c - s) / 2
+    ty = center[..., 1] - (s + c) / 2
+    rows = [torch.stack(row, dim=-1) for row in ((c, -s, tx), (s, c, ty), (zero, zero, zero + 1))]
+    return torch.stack(rows, dim=-2)
+
+
+def landmark_box(
+    points: Tensor,  # [..., N, 2]
+) -> Tensor:
+    """Smallest upright box around points: `(..., 4)` as x0, y0, x1, y1."""
+    return torch.cat([points.amin(dim=-2), points.amax(dim=-2)], dim=-1)
+
+
+def standard_crop(
+    box: Tensor,  # [..., 4]
+    scale: float = STANDARD_SCALE,
+    shift: tuple[float, float] = (0.0, 0.0),
+    angle_rad: Tensor | float = 0.0,
+) -> Tensor:
+    """`image_from_crop` of the standard square around a landmark box.
+
+    Not in the paper, which gives no crop: this is how the training clips were cropped.
+
+    Args:
+        box (`torch.Tensor` of shape `(..., 4)`): x0, y0, x1, y1 of the landmarks, in image pixels.
+        scale (`float`, *optional*, defaults to 2.0): Side of the square over the larger side of the box.
+        shift (`tuple` of two `float`, *optional*, defaults to `(0, 0)`):
+            Further move of the square, right and down, in fractions of its side, along its own (turned) axes.
+        angle_rad (`torch.Tensor` or `float`, *optional*, defaults to 0.0): Clockwise turn of the square.
+
+    Returns:
+        `torch.Tensor` of shape `(..., 3, 3)`.
+    """
+    side = (box[..., 2:] - box[..., :2]).amax(dim=-1) * scale
+    center = (box[..., :2] + box[..., 2:]) / 2
+    angle = torch.as_tensor(angle_rad, dtype=box.dtype, device=box.device).expand(side.shape)
+    dx, dy = side * shift[0], side * (shift[1] - STANDARD_RAISE)
+    move = torch.stack([dx * angle.cos() - dy * angle.sin(), dx * angle.sin() + dy * angle.cos()], dim=-1)
+    return crop_matrix(center + move, side, angle)
+
+
+def transform_points(
+    matrix: Tensor,  # [..., 3, 3]
+    points: Tensor,  # [..., N, 2]
+) -> Tensor:
+    """Apply an affine 3x3 matrix to 2D points."""
+    return points @ matrix[..., :2, :2].transpose(-1, -2) + matrix[..., None, :2, 2]
+
+
+def sampling_grid(
+    image_from_crop: Tensor,  # [B, 3, 3]
+    size: int | tuple[int, int],
+    image_size: tuple[int, int],
+) -> Tensor:
+    """Grid for `grid_sample` (`align_corners=False`) that cuts crops of `size` out of pictures of `image_size`.
+
+    Sizes are one number or (height, width).
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    device, dtype = image_from_crop.device, image_from_crop.dtype
+    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(1, -1, 2)
+    pixels = transform_points(image_from_crop, points.expand(len(image_from_crop), -1, -1))
+    scale = pixels.new_tensor([2.0 / image_size[1], 2.0 / image_size[0]])
+    return (pixels * scale - 1.0).view(-1, height, width, 2)
+
+
+def cut_crop(
+    image: Tensor,  # [C, H, W]
+    image_from_crop: Tensor,  # [3, 3]
+    size: int,
+) -> Tensor:
+    """Cut one square out of a picture of any size.
+
+    Beyond the picture its edges are replicated. Where the crop is coarser than the picture, the part it covers is
+    shrunk with an antialias filter first, so that fine patterns fade instead of flickering.
+
+    Args:
+        image (`torch.Tensor` of shape `(channels, height, width)`): The picture.
+        image_from_crop (`torch.Tensor` of shape `(3, 3)`): See `crop_matrix`.
+        size (`int`): Side of the result in pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(channels, size, size)`.
+    """
+    image_from_crop = image_from_crop.to(image)
+    corners = transform_points(image_from_crop, image.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]]))
+    region, image_from_crop = _region(image, corners, image_from_crop)
+    shrink = float(image_from_crop[:2, 0].norm()) / size
+    height, width = region.shape[-2:]
+    if shrink > 1:
+        small = max(round(height / shrink), 1), max(round(width / shrink), 1)
+        region = F.interpolate(region[None], size=small, mode="bilinear", antialias=True)[0]
+    grid = sampling_grid(image_from_crop[None], size, (height, width))
+    return F.grid_sample(region[None], grid, padding_mode="border", align_corners=False)[0]
+
+
+def _region(image: Tensor, corners: Tensor, image_from_crop: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of the picture that a crop touches (with a margin for the filter), and the crop's matrix within it."""
+    x0, y0, x1, y1 = landmark_box(corners).tolist()
+    margin = 4 + (x1 - x0) / 16
+    height, width = image.shape[-2:]
+    left = min(max(math.floor(x0 - margin), 0), width - 1)
+    top = min(max(math.floor(y0 - margin), 0), height - 1)
+    right, bottom = max(min(math.ceil(x1 + margin), width), left + 1), max(min(math.ceil(y1 + margin), height), top + 1)
+    shift = torch.eye(3, dtype=image_from_crop.dtype, device=image_from_crop.device)
+    shift[0, 2], shift[1, 2] = -left, -top
+    return image[:, top:bottom, left:right], shift @ image_from_crop
+
+
+def soft_square(
+    points: Tensor,  # [..., 2]
+    feather: float = 0.12,
+) -> Tensor:
+    """Weight of the crop's picture at crop coordinates: 1 inside, 0 at and beyond the border, smooth over `feather`.
+
+    Not in the paper: VASA-1 does not paste back.
+    """
+    inner = (0.5 - (points - 0.5).abs()).clamp_min(0) / feather
+    x, y = (1 - inner.clamp(max=1)).unbind(dim=-1)
+    t = 1 - torch.hypot(x, y).clamp(max=1)  # round corners
+    return t * t * (3 - 2 * t)
+
+
+@dataclasses.dataclass(frozen=True)
+class PasteWindow:
+    """Where and how a crop goes back into a picture; made once, used for every frame.
+
+    Attributes:
+        top, left (`int`): Corner of the touched part of the picture.
+        grid (`torch.Tensor` of shape `(1, height, width, 2)`): For `grid_sample` from the crop.
+        mask (`torch.Tensor` of shape `(1, height, width)`): Weight of the crop in [0, 1].
+        pixels_per_crop (`float`): Side of the crop in picture pixels.
+    """
+
+    top: int
+    left: int
+    grid: Tensor
+    mask: Tensor
+    pixels_per_crop: float
+
+
+def paste_window(
+    image_from_crop: Tensor,  # [3, 3]
+    image_size: tuple[int, int],
+    feather: float = 0.12,
+) -> PasteWindow:
+    """Prepare `paste` for a crop of pictures of `image_size` (height, width).
+
+    Raises:
+        ValueError: If the crop lies wholly outside the picture.
+    """
+    image_from_crop = image_from_crop.float()
+    corners = transform_points(image_from_crop, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+    x0, y0, x1, y1 = landmark_box(corners).tolist()
+    height, width = image_size
+    left, top = max(math.floor(x0), 0), max(math.floor(y0), 0)
+    right, bottom = min(math.ceil(x1), width), min(math.ceil(y1), height)
+    if right <= left or bottom <= top:
+        raise ValueError(f"`image_from_crop` must meet the picture of {width}x{height} pixels, but lies outside of it.")
+    x, y = torch.arange(left, right) + 0.5, torch.arange(top, bottom) + 0.5
+    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    crop_from_image = torch.linalg.inv(image_from_crop.double()).float()
+    points = transform_points(crop_from_image, pixels.reshape(-1, 2)).view(pixels.shape)
+    side = float(image_from_crop[:2, 0].norm())
+    return PasteWindow(top, left, (points * 2 - 1)[None], soft_square(points, feather)[None], side)
+
+
+def paste(
+    image: Tensor,  # [C, H, W]
+    crop: Tensor,  # [C, S, S]
+    window: PasteWindow,
+) -> Tensor:
+    """Put a crop back into the picture under the soft mask; pixels outside the mask stay exactly as they are."""
+    fine = crop.shape[-1] / window.pixels_per_crop
+    if fine > 1:
+        size = max(round(window.pixels_per_crop), 1)
+        crop = F.interpolate(crop[None], size=(size, size), mode="bilinear", antialias=True)[0]
+    patch = F.grid_sample(crop[None].float(), window.grid, padding_mode="border", align_corners=False)[0]
+    height, width = window.mask.shape[-2:]
+    out = image.clone()
+    part = out[:, window.top : window.top + height, window.left : window.left + width]
+    part.copy_(part + window.mask * (patch.to(part) - part))
+    return out

@@ -1,0 +1,344 @@
+"""Train VASA-1's face latent space (paper §3.1).
+
+    accelerate launch -m vasa_hf.training.train_face_autoencoder --data DATA/train --cache CACHE --output RUN
+    ... --stage encoders     # pose and dynamics encoders from labels
+    ... --stage renderer     # warps and decoder, driven by labelled motion: learns motion in minutes
+    ... --stage joint        # everything end to end, with the adversarial, consistency and identity losses
+
+# Not in the paper: the three stages. VASA-1 learns all at once from 500K clips; with little data the labels teach pose,
+# dynamics and warp first, then pixels refine them. `--stage joint` alone is the paper's setting.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vasa_hf.data.face_pairs import FacePairs, warp_by_landmarks
+from vasa_hf.models.face_autoencoder_vasa1 import PAPER_CONFIG, POSE_DIM, SMALL_CONFIG, Vasa1FaceAutoencoder
+from vasa_hf.training import losses
+from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
+
+TINY_CONFIG = {
+    **SMALL_CONFIG,
+    "image_size": 64,
+    "encoder_channels": [4, 8, 8, 8],
+    "volume_channels": 4,
+    "volume_depth": 4,
+    "warp_channels": [8, 8],
+    "warp_size": 8,
+    "decoder_channels": [8, 8, 8, 4],
+    "motion_channels": [8, 8, 8, 8],
+    "motion_size": 32,
+    "identity_dim": 8,
+}
+PRESETS = {"paper": PAPER_CONFIG, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
+
+
+@dataclass
+class FaceAutoencoderOptions(LoopOptions):
+    """Options of this stage."""
+
+    data: str = option("data/train", "folder with clips, portraits and labels")
+    cache: str = option("cache", "folder for decoded frames")
+    stage: str = option("renderer", "encoders, renderer or joint")
+    preset: str = option("small", "paper, small or tiny")
+    initial: str | None = option(None, "face autoencoder folder to start from")
+    save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/face_autoencoder)")
+    learning_rate: float = option(4e-4, "peak learning rate")
+    train_size: int | None = option(None, "train at this picture size (default: the model's)")
+    portrait_share: float = option(0.25, "share of samples that are single portraits")
+    weight_flow: float = option(0.1, "landmark flow (px); renderer and joint")
+    weight_l1: float = option(1.0, "reconstruction L1")
+    weight_pyramid: float = option(2.0, "L1 of gradients at three scales")
+    weight_generated: float = option(0.1, "reconstruction L1 of the decoder's own picture")
+    weight_perceptual: float = option(0.0, "perceptual loss, needs --perceptual")
+    perceptual: str | None = option(None, "face recogniser folder whose features are the perceptual network")
+    weight_adversarial: float = option(0.0, "adversarial and feature matching losses")
+    weight_motion: float = option(1.0, "pose and dynamics encoders against labels")
+    weight_contrastive: float = option(0.0, "cycle / contrastive dynamics loss")
+    weight_consist: float = option(0.0, "l_consist")
+    weight_cross_id: float = option(0.0, "l_cross_id, needs --perceptual")
+
+
+def augment(batch: dict[str, Tensor], dynamics: Any, size: int) -> dict[str, Tensor]:
+    """Batched augmentation: colours, framing and mirror images alike for both frames; portraits get a pseudo driver.
+
+    Args:
+        batch (`dict`): Of `FacePairs`, uint8 pictures.
+        dynamics (`LandmarkDynamics`): Moves landmarks; knows mirror images.
+        size (`int`): Side of the result.
+
+    Returns:
+        `dict`: `source`, `driving` in [-1, 1], their landmarks and motions, `weight` of pixels, `other_motion`.
+    """
+    device, count = batch["source"].device, len(batch["source"])
+    uniform = lambda low, high, *shape: torch.empty(count, *shape, device=device).uniform_(low, high)  # noqa: E731
+    out = {"other_motion": batch["other_motion"]}
+    # One framing for both frames: zoom, shift, roll. Crop point p comes from (A (p - 0.5) + b) + 0.5.
+    zoom, roll, shift = uniform(0.85, 1.15), uniform(-0.12, 0.12), uniform(-0.04, 0.04, 2)
+    matrix = torch.stack([roll.cos(), -roll.sin(), roll.sin(), roll.cos()], 1).view(-1, 2, 2) / zoom[:, None, None]
+    theta = torch.cat([matrix, 2 * shift[:, :, None]], 2)
+    grid = F.affine_grid(theta, (count, 3, size, size), align_corners=False)
+    inverse = torch.linalg.inv(matrix)
+    gain, bias, gamma = uniform(0.85, 1.15, 3, 1, 1), uniform(-0.1, 0.1, 1, 1, 1), uniform(0.8, 1.25, 1, 1, 1)
+    flip = uniform(0, 1) < 0.5
+    mirror_z = dynamics.tensors["mirror"].to(device)
+    mirror_pose = torch.tensor([-1.0, 1, -1, -1, 1, 1], device=device)
+    order = dynamics.tensors["flip"].to(device)
+    for name in ("source", "driving"):
+        image = F.grid_sample(batch[name].float() / 255, grid, padding_mode="border", align_corners=False)
+        image = ((image.clamp(0, 1) ** gamma) * gain + bias).clamp(0, 1) * 2 - 1
+        points = (batch[f"{name}_landmarks"] - 0.5 - shift[:, None]) @ inverse.mT + 0.5
+        motion = batch[f"{name}_motion"].clone()
+        center = (motion[:, 3:5] - 0.5 - shift)[:, None] @ inverse.mT + 0.5
+        motion[:, 3:5] = center[:, 0]
+        motion[:, 2] = motion[:, 2] - roll
+        motion[:, 5] = motion[:, 5] * zoom
+        mirrored = torch.cat([motion[:, :POSE_DIM] * mirror_pose, motion[:, POSE_DIM:] @ mirror_z.T], 1)
+        mirrored[:, 3] += 1
+        out[name] = torch.where(flip[:, None, None, None], image.flip(3), image)
+        points_mirrored = points[:, order] * points.new_tensor([-1, 1]) + points.new_tensor([1, 0])
+        out[f"{name}_landmarks"] = torch.where(flip[:, None, None], points_mirrored, points)
+        out[f"{name}_motion"] = torch.where(flip[:, None], mirrored, motion)
+
+    alone = batch["is_portrait"].nonzero()[:, 0]
+    void = torch.zeros(count, 1, size, size, device=device)
+    if len(alone):
+        # A pseudo driver: the portrait moved by a thin-plate spline into another pose with someone else's dynamics.
+        source = out["source_motion"][alone]
+        target = source.clone()
+        noise = torch.randn(len(alone), 6, device=device)
+        target[:, :6] += noise * target.new_tensor([0.12, 0.08, 0.06, 0.012, 0.012, 0.0])
+        target[:, 5] *= (0.05 * noise[:, 5]).clamp(-0.12, 0.12).exp()
+        target[:, POSE_DIM:] = out["other_motion"][alone, POSE_DIM:]
+        landmarks = out["source_landmarks"][alone]
+        moved = dynamics.move(landmarks, source, target)
+        out["driving"][alone] = warp_by_landmarks(out["source"][alone], landmarks, moved)
+        out["driving_landmarks"][alone], out["driving_motion"][alone] = moved, target
+        # What a mouth opens onto is not in the portrait: no pixel loss there.
+        before, after = (_mouth_box(x, dynamics.ids) for x in (landmarks, moved))
+        opened = ((after[2] - before[2]) > 0.004).float()[:, None, None, None]
+        void[alone] = _ellipse(size, after[0], after[1] * 0.5, after[2] * 0.6 + 0.01) * opened
+    points = out["driving_landmarks"]
+    center, width, _ = _mouth_box(points, dynamics.ids)
+    row = {int(n): i for i, n in enumerate(dynamics.ids)}
+    eyes = [points[:, [row[a], row[b]]].mean(1) for a, b in ((33, 133), (263, 362))]
+    weight = 1 + 5 * _blob(size, center, width * 0.45) + sum(4 * _blob(size, eye, width * 0.3) for eye in eyes)
+    out["weight"] = weight * (1 - void)
+    return out
+
+
+def _mouth_box(points: Tensor, ids: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre, width and inner gap of mouths, fractions of the crop."""
+    row = {int(n): i for i, n in enumerate(ids)}
+    left, right, top, bottom = (points[:, row[n]] for n in (78, 308, 13, 14))
+    return (left + right + top + bottom) / 4, (left - right).norm(dim=1), (bottom - top).norm(dim=1)
+
+
+def _offsets(size: int, center: Tensor) -> Tensor:
+    axis = (torch.arange(size, device=center.device) + 0.5) / size
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1) - center[:, None, None]
+
+
+def _blob(size: int, center: Tensor, radius: Tensor) -> Tensor:
+    return (-(_offsets(size, center).square().sum(-1) / radius.square()[:, None, None])).exp()[:, None]
+
+
+def _ellipse(size: int, center: Tensor, half_width: Tensor, half_height: Tensor) -> Tensor:
+    scaled = _offsets(size, center) / torch.stack([half_width, half_height], 1)[:, None, None]
+    return (scaled.square().sum(-1) < 1).float()[:, None]
+
+
+def encoders_loss(options: FaceAutoencoderOptions, dynamics: Any):
+    """Pose and dynamics encoders against labels (smooth L1, each channel in its own unit)."""
+    from_size = PRESETS[options.preset]["motion_size"]
+
+    def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(batch["source"].device.type, enabled=False):
+            sample = augment(batch, dynamics, 2 * from_size)
+        images = torch.cat([sample["source"], sample["driving"]])
+        images = images + 0.03 * torch.randn_like(images) * torch.rand(len(images), 1, 1, 1, device=images.device)
+        wanted = torch.cat([sample["source_motion"], sample["driving_motion"]])
+        motion = modules["autoencoder"](images, motion_only=True).float()
+        return motion_error(motion, wanted)
+
+    return loss
+
+
+def motion_error(motion: Tensor, wanted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Smooth L1 of pose (in units of 0.1 rad and 2 % of the crop) and dynamics (unit variance)."""
+    unit = motion.new_tensor([0.1, 0.1, 0.1, 0.02, 0.02, 0.02])
+    pose = F.smooth_l1_loss(motion[:, :POSE_DIM] / unit, wanted[:, :POSE_DIM] / unit, beta=0.3)
+    dynamics = F.smooth_l1_loss(motion[:, POSE_DIM:], wanted[:, POSE_DIM:], beta=0.3)
+    return pose + dynamics, {"pose": pose, "dynamics": dynamics}
+
+
+def renderer_loss(options: FaceAutoencoderOptions, dynamics: Any, features: Any = None):
+    """All losses on decoded pictures; in stage `renderer` motion comes from labels, in `joint` from the encoders."""
+    joint = options.stage == "joint"
+
+    def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        model = modules["autoencoder"]
+        size = options.train_size or PRESETS[options.preset]["image_size"]
+        with torch.autocast(batch["source"].device.type, enabled=False):
+            sample = augment(batch, dynamics, size)
+        source, driving, weight = sample["source"], sample["driving"], sample["weight"]
+        source_motion, driving_motion = sample["source_motion"], sample["driving_motion"]
+        terms: dict[str, Tensor] = {}
+        if joint:
+            encoded = model(torch.cat([source, driving]), motion_only=True)
+            terms["motion"], _ = motion_error(encoded.float(), torch.cat([source_motion, driving_motion]))
+            source_motion, driving_motion = encoded.chunk(2)
+        output = model(source, driving, source_motion, driving_motion)
+        prediction = output.sample.float()
+        terms["l1"] = losses.reconstruction_loss(prediction, driving, weight)
+        terms["pyramid"] = losses.pyramid_loss(prediction, driving, weight)
+        if output.generated is not None:
+            terms["generated"] = losses.reconstruction_loss(output.generated, driving, weight)
+            terms["flow"] = losses.landmark_flow_loss(
+                output.flow, sample["driving_landmarks"], sample["source_landmarks"]
+            )
+        if options.weight_perceptual:
+            terms["perceptual"] = losses.perceptual_loss(features.feature_maps, prediction, driving)
+        if options.weight_adversarial:
+            fake, fake_features = modules["discriminator"](prediction)
+            _, real_features = modules["discriminator"](driving)
+            matching = losses.feature_matching_loss(real_features, fake_features)
+            terms["adversarial"] = losses.generator_loss(fake) + 10 * matching
+            batch["fake"], batch["real"] = prediction.detach(), driving
+        if options.weight_contrastive:
+            again = model(prediction, motion_only=True)[:, POSE_DIM:]
+            others = sample["other_motion"][None, :, POSE_DIM:].expand(len(again), -1, -1)
+            wanted = driving_motion[:, POSE_DIM:].detach()
+            terms["contrastive"] = losses.motion_contrastive_loss(again, wanted, others)
+        if options.weight_consist:
+            mixed = torch.cat([source_motion[:, :POSE_DIM], driving_motion[:, POSE_DIM:]], 1)
+            onto_driving = model(driving, source, driving_motion, mixed).sample.float()
+            onto_source = model(source, driving, source_motion, mixed).sample.float()
+            real = ~batch["is_portrait"]  # a pseudo driver has no background of its own
+            if real.any():
+                terms["consist"] = losses.consistency_loss(onto_driving[real], onto_source[real])
+        if options.weight_cross_id:
+            foreign = torch.cat([source_motion[:, :POSE_DIM], sample["other_motion"][:, POSE_DIM:]], 1)
+            transferred = model(source, driving, source_motion, foreign).sample.float()
+            terms["cross_id"] = losses.cross_identity_loss(features, source, transferred)
+        total = sum(getattr(options, f"weight_{name}") * value for name, value in terms.items())
+        with torch.no_grad():
+            mse = (prediction - driving).square().mean((1, 2, 3)).clamp_min(1e-8) / 4
+            copy = (source - driving).square().mean((1, 2, 3)).clamp_min(1e-8) / 4
+            real = ~batch["is_portrait"]
+            terms["psnr"] = -10 * mse[real].log10().mean() if real.any() else mse.new_tensor(0.0)
+            terms["psnr_copy"] = -10 * copy[real].log10().mean() if real.any() else mse.new_tensor(0.0)
+        return total, terms
+
+    return loss
+
+
+def discriminator_player_loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int):
+    """The discriminator's turn on what the generator's turn left in the batch."""
+    discriminator = modules["discriminator"]
+    loss = losses.discriminator_loss(discriminator(batch["real"])[0], discriminator(batch["fake"])[0])
+    return loss, {}
+
+
+def sample_sheet(dataset: FacePairs, size: int, rows: int = 6):
+    """Contact sheets: source | driving | decoded | difference, from averaged weights."""
+
+    def write(modules: dict[str, nn.Module], step: int, folder: Path) -> None:
+        model = modules["autoencoder"]
+        device = next(model.parameters()).device
+        samples = [dataset[10**6 + index] for index in range(rows)]
+        batch = {key: torch.stack([s[key] for s in samples]).to(device) for key in samples[0]}
+        torch.manual_seed(0)
+        sample = augment(batch, dataset.dynamics, size)
+        out = model(sample["source"], sample["driving"], sample["source_motion"], sample["driving_motion"]).sample
+        difference = (out.float() - sample["driving"]).abs() * 2 - 1
+        sheet = torch.cat([sample["source"], sample["driving"], out.float(), difference], 3)
+        sheet = torch.cat(list(sheet), 1).clamp(-1, 1)
+        pixels = ((sheet.permute(1, 2, 0) + 1) * 127.5).round().byte().cpu().numpy()
+        Image.fromarray(pixels).save(folder / f"sheet-{step:07d}.png")
+
+    return write
+
+
+def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
+    """Run one stage and save the averaged weights.
+
+    Args:
+        arguments (`list[str]`, *optional*): Command line, defaults to the process' own.
+    """
+    options = parse_options(FaceAutoencoderOptions, arguments, __doc__.splitlines()[0])
+    if options.stage not in ("encoders", "renderer", "joint"):
+        raise ValueError(f"`stage` must be 'encoders', 'renderer' or 'joint', got {options.stage!r}.")
+    if (options.weight_perceptual or options.weight_cross_id) and not options.perceptual:
+        raise ValueError("`perceptual` must name a face recogniser folder when its losses have a weight.")
+    torch.manual_seed(options.seed)
+    dataset = FacePairs(options.data, options.cache, options.seed, options.portrait_share)
+    if options.initial:
+        model = Vasa1FaceAutoencoder.from_pretrained(options.initial, torch_dtype=torch.float32)
+    else:
+        model = Vasa1FaceAutoencoder(**PRESETS[options.preset])
+    channels_last(model)
+    final_size = model.config.image_size
+    options = dataclasses.replace(options, train_size=options.train_size or final_size)
+    model.register_to_config(image_size=options.train_size)
+    modules: dict[str, nn.Module] = {"autoencoder": model}
+    if options.stage == "encoders":
+        freeze(model, lambda name: name.startswith(("pose_encoder", "dynamics_encoder")))
+        loss = encoders_loss(options, dataset.dynamics)
+    else:
+        learns_motion = options.stage == "joint"
+        freeze(model, lambda name: learns_motion or not name.startswith(("pose_encoder", "dynamics_encoder")))
+        features = load_features(options.perceptual)
+        if features is not None:
+            modules["features"] = features
+        loss = renderer_loss(options, dataset.dynamics, features)
+    players = [Player("generator", ("autoencoder",), loss, options.learning_rate)]
+    if options.weight_adversarial:
+        modules["discriminator"] = losses.MultiScalePatchDiscriminator(32)
+        players.append(
+            Player("discriminator", ("discriminator",), discriminator_player_loss, options.learning_rate, (0.5, 0.99))
+        )
+    on_sample = sample_sheet(dataset, options.train_size) if options.stage != "encoders" else None
+    log = lambda step, values: print(step, {k: round(v, 4) for k, v in values.items()}, flush=True)  # noqa: E731
+    state = train(options, modules, players, dataset, ("autoencoder",), log, on_sample)
+    state.ema["autoencoder"].copy_to(model)
+    model.register_to_config(image_size=final_size)
+    model.requires_grad_(True)
+    target = Path(options.save or Path(options.output) / "face_autoencoder")
+    model.half().save_pretrained(target, max_shard_size="15MB")
+    return model.float()
+
+
+def freeze(model: nn.Module, learns: Any) -> None:
+    """Let only the parameters learn whose name passes."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learns(name))
+
+
+def channels_last(model: nn.Module) -> None:
+    """Lay convolution kernels out channels last: about twice as fast on CPUs, and faster with bf16 on GPUs."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+        elif isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+
+
+def load_features(folder: str | None) -> nn.Module | None:
+    """The face recogniser behind the perceptual and identity losses."""
+    if folder is None:
+        return None
+    from vasa_hf.models.face_recognizer import FaceRecognizer
+
+    return FaceRecognizer.from_pretrained(folder).eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    main()
