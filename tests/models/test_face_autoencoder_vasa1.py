@@ -1,0 +1,137 @@
+import pytest
+import torch
+
+from vasa_hf.models.face_autoencoder_vasa1 import PAPER_CONFIG, SMALL_CONFIG, Vasa1FaceAutoencoder
+from vasa_hf.training.train_face_autoencoder import TINY_CONFIG
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    return Vasa1FaceAutoencoder(**{**TINY_CONFIG, **changes})
+
+
+def some_motion(batch, dim=34):
+    motion = 0.1 * torch.randn(batch, dim)
+    motion[:, 3:6] = torch.tensor([0.5, 0.5, 0.27])
+    return motion
+
+
+def test_paper_size_is_about_200m_parameters():
+    with torch.device("meta"):
+        model = Vasa1FaceAutoencoder(**PAPER_CONFIG)
+    count = sum(p.numel() for p in model.parameters())
+    assert 0.9 * 200e6 < count < 1.1 * 200e6, f"VASA-1 §4 says about 200M, got {count / 1e6:.1f}M"
+
+
+def test_small_decoder_costs_at_most_10_gflops():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = Vasa1FaceAutoencoder(**SMALL_CONFIG).requires_grad_(False)
+    appearance = model.encode_appearance(torch.zeros(1, 3, 256, 256), some_motion(1))
+    with FlopCounterMode(display=False) as counter:
+        model.decode(appearance, some_motion(1))
+    assert 1e9 < counter.get_total_flops() <= 10e9
+
+
+@pytest.mark.parametrize("passthrough", [True, False])
+def test_shapes_range_and_gradients(passthrough):
+    model = tiny(source_passthrough=passthrough)
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    output = model(image, image.flip(0)).sample
+    assert output.shape == image.shape and output.abs().max() <= 1 + 1e-5
+    output.square().mean().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent, f"no gradient reaches {silent}"
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = tiny()
+    image, motion = torch.rand(2, 3, 64, 64), some_motion(2)
+    model(image, None, motion, motion).sample.mean().backward()
+    plain = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.enable_gradient_checkpointing()
+    model(image, None, motion, motion).sample.mean().backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, plain[name], atol=1e-6, rtol=1e-4)
+
+
+def test_batch_equals_single_and_expand():
+    model = tiny().eval()
+    image, motion = torch.rand(2, 3, 64, 64), some_motion(3)
+    with torch.inference_mode():
+        one = model.encode_appearance(image[:1], some_motion(1))
+        both = model.decode(one.expand(3), motion)
+        for index in range(3):
+            single = model.decode(one, motion[index : index + 1])
+            # 1e-4: convolution kernels differ by batch size
+            torch.testing.assert_close(single[0], both[index], atol=1e-4, rtol=0)
+
+
+def test_larger_source_passes_detail_through():
+    model = tiny().eval()
+    image = torch.rand(1, 3, 128, 128) * 2 - 1
+    with torch.inference_mode():
+        appearance = model.encode_appearance(image, some_motion(1))
+        out = model.decode(appearance, some_motion(1), output_size=128)
+        small = model.decode(appearance, some_motion(1))
+    assert out.shape[-1] == 128 and small.shape[-1] == 64
+
+
+def test_pose_moves_the_picture_the_right_way():
+    """With untouched (zero) non-rigid warps, tx moves the moved source to the right by as much."""
+    model = tiny().eval()
+    image = torch.rand(1, 3, 64, 64)
+    motion = some_motion(1)
+    moved = motion.clone()
+    moved[:, 3] += 0.125  # 8 of 64 pixels
+    with torch.inference_mode():
+        appearance = model.encode_appearance(image, motion)
+        still = model.decode(appearance, motion, return_dict=True).flow
+        shifted = model.decode(appearance, moved, return_dict=True).flow
+    inner = (still - shifted)[:, 16:48, 16:48]
+    torch.testing.assert_close(inner[..., 0].mean(), torch.tensor(0.25), atol=0.03, rtol=0)
+    assert inner[..., 1].abs().mean() < 0.03
+
+
+def test_save_and_load(tmp_path):
+    model = tiny().eval()
+    model.save_pretrained(tmp_path)
+    again = Vasa1FaceAutoencoder.from_pretrained(tmp_path)
+    image, motion = torch.rand(1, 3, 64, 64), some_motion(1)
+    with torch.inference_mode():
+        first = model(image, None, motion, motion).sample
+        second = again(image, None, motion, motion).sample
+    assert torch.equal(first, second)
+
+
+def test_bfloat16_runs():
+    model = tiny().eval().to(torch.bfloat16)
+    image = torch.rand(1, 3, 64, 64).to(torch.bfloat16)
+    with torch.inference_mode():
+        out = model(image, image).sample
+    assert out.dtype == torch.bfloat16 and out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.encode_appearance(torch.zeros(1, 3, 32, 32)), "`image` must have shape"),
+        (lambda m: m.encode_appearance(torch.zeros(1, 3, 64, 65)), "`image` must have shape"),
+        (lambda m: m.encode_appearance(torch.zeros(1, 3, 64, 64), torch.zeros(1, 5)), "`motion` must have shape"),
+    ],
+)
+def test_bad_shapes_say_so(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny())
+
+
+def test_bad_configs_say_so():
+    with pytest.raises(ValueError, match="`image_size` must be a multiple of 8"):
+        tiny(image_size=60)
+    with pytest.raises(ValueError, match="`motion_size` must be divisible"):
+        tiny(motion_size=40)
+    with pytest.raises(ValueError, match="`output_size` must be 64"):
+        model = tiny(source_passthrough=False)
+        model.decode(model.encode_appearance(torch.zeros(1, 3, 64, 64)), some_motion(1), output_size=128)
