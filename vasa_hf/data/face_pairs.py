@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
+from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics
+from vasa_hf.motion import POSE_DIM
+
+LIDS = slice(PARTS["lips"], PARTS["lips"] + PARTS["lids"])
 
 
 def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path, size: int = 256) -> np.ndarray:
@@ -109,11 +112,12 @@ class FacePairs(Dataset):
             clip = int(rng.choice(pool)) if len(pool) else int(rng.integers(len(self.clips.names)))
             first, last = self.clips.offsets[clip : clip + 2]
             source = int(rng.integers(first, last))
-            candidates = rng.integers(first, last, 3)
-            # Prefer a driver whose mouth or pose differs: neighbouring frames teach little.
+            # Prefer a driver that differs: neighbouring frames teach little, and blinks are rare.
+            candidates = rng.integers(first, last, 6)
             apart = (self.clip_motion[candidates] - self.clip_motion[source]).abs()
-            score = apart[:, 6:].mean(1) + 10 * apart[:, :3].mean(1)
-            driver = int(candidates[int(score.argmax())] if rng.random() < 0.7 else candidates[0])
+            lids = apart[:, POSE_DIM:][:, LIDS].mean(1)
+            score = lids if rng.random() < 0.35 else apart[:, POSE_DIM:].mean(1) + 10 * apart[:, :3].mean(1)
+            driver = int(candidates[int(score.argmax())] if rng.random() < 0.75 else candidates[0])
             rows, pictures, labels, motion = (source, driver), self.frames, self.clips, self.clip_motion
         sample = {"is_portrait": torch.tensor(is_portrait), "other_motion": other}
         for name, row in zip(("source", "driving"), rows, strict=True):

@@ -31,7 +31,9 @@ def identity_grid(depth: int, height: int, width: int, like: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(depth, height, width, 3)`, xyz in [-1, 1].
     """
-    axes = [(torch.arange(n, device=like.device, dtype=torch.float32) + 0.5) * 2 / n - 1 for n in (depth, height, width)]
+    axes = [
+        (torch.arange(n, device=like.device, dtype=torch.float32) + 0.5) * 2 / n - 1 for n in (depth, height, width)
+    ]
     z, y, x = torch.meshgrid(*axes, indexing="ij")
     return torch.stack([x, y, z], -1)
 

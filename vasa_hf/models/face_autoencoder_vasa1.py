@@ -180,9 +180,7 @@ class AppearanceEncoder(nn.Module):
     def __init__(self, channels: list[int], volume_channels: int, volume_depth: int, norm: bool):
         super().__init__()
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
-        self.downs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(channels[:-1], channels[1:], strict=True)
-        )
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(channels[:-1], channels[1:], strict=True))
         self.blocks = nn.ModuleList(ResBlock(2, c, c, norm=norm) for c in channels[1:])
         self.to_volume = nn.Conv2d(channels[-1], volume_channels * volume_depth, 1)
         self.depth = volume_depth
@@ -293,7 +291,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         return POSE_DIM + self.config.dynamics_dim
 
     def encode_pose(self, image: Tensor) -> Tensor:
-        """Head pose of pictures in [-1, 1]: `(batch, 6)`, yaw, pitch, roll in radians, tx, ty, scale in crop fractions."""
+        """Head pose of pictures in [-1, 1]: `(batch, 6)`; yaw, pitch, roll in radians, tx, ty, scale of the crop."""
         offset = image.new_tensor([0.0, 0.0, 0.0, 0.5, 0.5, 0.27])
         spread = image.new_tensor([0.2, 0.15, 0.1, 0.05, 0.05, 0.05])
         return offset + spread * self.pose_encoder(image)
@@ -341,7 +339,9 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         volume = warp_volume(volume, posed_from_canonical(displace(points, field), pose))
         for block in self.volume_blocks:
             volume = self._run(block, volume)
-        return FaceAppearance(volume, identity, source, motion, field, features if self.config.source_passthrough else [])
+        return FaceAppearance(
+            volume, identity, source, motion, field, features if self.config.source_passthrough else []
+        )
 
     def decode(
         self, appearance: FaceAppearance, motion: Tensor, output_size: int | None = None, return_dict: bool = False
@@ -398,8 +398,12 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
     ) -> Vasa1FaceAutoencoderOutput:
         """Compose the warps into a pixel flow and blend moved, unmoved and generated pixels."""
         # Where each target voxel comes from in the source crop, then the depth that is seen: [B, 2, h, w].
-        origin = posed_from_canonical(displace(points, appearance.source_field), appearance.motion[:, :POSE_DIM].float())
-        weight = F.interpolate(self.depth_weight(posed).float(), origin.shape[2:4], mode="bilinear", align_corners=False)
+        origin = posed_from_canonical(
+            displace(points, appearance.source_field), appearance.motion[:, :POSE_DIM].float()
+        )
+        weight = F.interpolate(
+            self.depth_weight(posed).float(), origin.shape[2:4], mode="bilinear", align_corners=False
+        )
         flow = (weight.softmax(1)[..., None] * origin[..., :2]).sum(1).permute(0, 3, 1, 2)
 
         half, quarter, eighth = appearance.features

@@ -87,6 +87,8 @@ def motion_contrastive_loss(
         prediction (`torch.Tensor` of shape `(batch, dim)`): z_dyn encoded from the decoded picture.
         driving (`torch.Tensor` of shape `(batch, dim)`): z_dyn of the driver.
         others (`torch.Tensor` of shape `(batch, negatives, dim)`): z_dyn of other frames.
+        scale (`float`): Inverse temperature.
+        margin (`float`): What the driver's similarity must be ahead by.
     """
     positive = scale * (F.cosine_similarity(prediction, driving, dim=-1) - margin)
     negative = scale * F.cosine_similarity(prediction[:, None], others, dim=-1)
@@ -127,7 +129,13 @@ def cross_identity_loss(identity: Callable[[Tensor], Tensor], source: Tensor, tr
     return (1 - F.cosine_similarity(identity(transferred).float(), wanted.float(), dim=-1)).mean()
 
 
-def landmark_flow_loss(flow: Tensor, target_landmarks: Tensor, source_landmarks: Tensor, beta: float = 1.0) -> Tensor:
+def landmark_flow_loss(
+    flow: Tensor,
+    target_landmarks: Tensor,
+    source_landmarks: Tensor,
+    weight: Tensor | None = None,
+    beta: float = 1.0,
+) -> Tensor:
     """The pixel flow at the target's landmarks points to the source's landmarks.
 
     # Not in the paper: labels teach the warp first; pixels refine it.
@@ -136,6 +144,7 @@ def landmark_flow_loss(flow: Tensor, target_landmarks: Tensor, source_landmarks:
         flow (`torch.Tensor` of shape `(batch, size, size, 2)`): Source position of each pixel, xy in [-1, 1].
         target_landmarks (`torch.Tensor` of shape `(batch, points, 2)`): Fractions of the crop.
         source_landmarks (`torch.Tensor` of shape `(batch, points, 2)`): Fractions of the crop.
+        weight (`torch.Tensor` of shape `(points,)`, *optional*): Importance of each landmark.
         beta (`float`): Error in pixels of a 256-pixel crop under which the loss is quadratic.
 
     Returns:
@@ -143,7 +152,9 @@ def landmark_flow_loss(flow: Tensor, target_landmarks: Tensor, source_landmarks:
     """
     grid = target_landmarks[:, :, None] * 2 - 1
     found = F.grid_sample(flow.permute(0, 3, 1, 2), grid, align_corners=False)[..., 0].mT
-    inside = ((target_landmarks > 0) & (target_landmarks < 1)).all(-1, keepdim=True)
+    inside = ((target_landmarks > 0) & (target_landmarks < 1)).all(-1, keepdim=True).float()
+    if weight is not None:
+        inside = inside * weight[:, None]
     error = F.smooth_l1_loss(found * 128, (source_landmarks * 2 - 1) * 128, beta=beta, reduction="none")
     return (error * inside).sum() / (2 * inside.sum().clamp_min(1))
 

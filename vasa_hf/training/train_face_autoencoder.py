@@ -129,7 +129,7 @@ def augment(batch: dict[str, Tensor], dynamics: Any, size: int) -> dict[str, Ten
     center, width, _ = _mouth_box(points, dynamics.ids)
     row = {int(n): i for i, n in enumerate(dynamics.ids)}
     eyes = [points[:, [row[a], row[b]]].mean(1) for a, b in ((33, 133), (263, 362))]
-    weight = 1 + 5 * _blob(size, center, width * 0.45) + sum(4 * _blob(size, eye, width * 0.3) for eye in eyes)
+    weight = 1 + 6 * _blob(size, center, width * 0.45) + sum(10 * _blob(size, eye, width * 0.25) for eye in eyes)
     out["weight"] = weight * (1 - void)
     return out
 
@@ -182,6 +182,9 @@ def motion_error(motion: Tensor, wanted: Tensor) -> tuple[Tensor, dict[str, Tens
 def renderer_loss(options: FaceAutoencoderOptions, dynamics: Any, features: Any = None):
     """All losses on decoded pictures; in stage `renderer` motion comes from labels, in `joint` from the encoders."""
     joint = options.stage == "joint"
+    importance = torch.ones(len(dynamics.ids))
+    importance[dynamics.tensors["rows_lids"]] = 3
+    importance[dynamics.tensors["rows_lips"]] = 2
 
     def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         model = modules["autoencoder"]
@@ -202,7 +205,7 @@ def renderer_loss(options: FaceAutoencoderOptions, dynamics: Any, features: Any 
         if output.generated is not None:
             terms["generated"] = losses.reconstruction_loss(output.generated, driving, weight)
             terms["flow"] = losses.landmark_flow_loss(
-                output.flow, sample["driving_landmarks"], sample["source_landmarks"]
+                output.flow, sample["driving_landmarks"], sample["source_landmarks"], importance.to(source.device)
             )
         if options.weight_perceptual:
             terms["perceptual"] = losses.perceptual_loss(features.feature_maps, prediction, driving)
