@@ -1,0 +1,79 @@
+import os
+import wave
+
+import numpy as np
+import pytest
+import torch
+
+from vasa_hf.media import load_audio, save_wav
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.flac", "a.m4a", "a.ogg", "a.mp4", "a.webm"])
+def test_reads_any_container(ffmpeg, name):
+    video = ["-f", "lavfi", "-i", "color=red:s=64x48:d=1"] if name in ("a.mp4", "a.webm") else []
+    path = ffmpeg("-f", "lavfi", "-i", "sine=f=440:r=48000:d=1", *video, "-ac", "2", name)
+    sound, rate = load_audio(path)
+    assert rate == 48000 and sound.dtype == np.float32 and sound.shape[0] == 2
+    assert abs(sound.shape[1] - 48000) < 2400
+    spectrum = abs(np.fft.rfft(sound[0, 4000:28000]))
+    assert abs(spectrum.argmax() * 2 - 440) <= 2  # 24000 samples of 48 kHz: 2 Hz a bin
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 96000])
+def test_keeps_the_rate(ffmpeg, rate):
+    assert load_audio(ffmpeg("-f", "lavfi", "-i", f"sine=r={rate}:d=0.5", "a.wav"))[1] == rate
+
+
+def test_a_late_track_gets_silence_first(ffmpeg):
+    ffmpeg("-f", "lavfi", "-i", "sine=r=16000:d=1", "a.wav")
+    path = ffmpeg(
+        "-f", "lavfi", "-i", "color=red:s=64x48:d=2", "-itsoffset", "0.5", "-i", "a.wav", "-c:a", "pcm_s16le", "a.mkv"
+    )
+    sound, rate = load_audio(path)
+    assert abs(np.argmax(abs(sound[0]) > 0.01) / rate - 0.5) < 0.01
+
+
+def test_arrays_and_tensors():
+    wave_float = np.linspace(-0.5, 0.5, 1000)
+    stereo = np.stack([wave_float, -wave_float])
+    for audio in (wave_float, torch.tensor(wave_float), torch.tensor(wave_float).bfloat16(), wave_float.tolist()):
+        sound, rate = load_audio(audio, sampling_rate=16000)
+        assert rate == 16000 and sound.shape == (1, 1000) and np.allclose(sound[0], wave_float, atol=4e-3)
+    for audio in (stereo, stereo.T, (stereo * 32768).astype(np.int16).T, (stereo * 128 + 128).astype(np.uint8)):
+        for pair in ((audio, 8000), (8000, audio)):
+            sound, rate = load_audio(pair)
+            assert rate == 8000 and sound.shape == (2, 1000) and np.allclose(sound, stereo, atol=1e-2)
+
+
+def test_wav_round_trip(tmp_path):
+    sound = np.random.default_rng(0).uniform(-1, 1, (2, 500)).astype(np.float32)
+    save_wav(tmp_path / "a.wav", sound, 22050)
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (2, 22050, 500)
+    back, rate = load_audio(tmp_path / "a.wav")
+    assert rate == 22050 and np.allclose(back, sound, atol=1e-4)  # 16 bit
+    with pytest.raises(ValueError, match="`audio` must be finite"):
+        save_wav(tmp_path / "b.wav", np.full(10, np.nan), 16000)
+    assert os.listdir(tmp_path) == ["a.wav"]
+
+
+def test_unfit_sound(ffmpeg, tmp_path):
+    silent = ffmpeg("-f", "lavfi", "-i", "color=red:s=64x48:d=1", "silent.mp4")
+    (tmp_path / "text.wav").write_text("not a sound" * 50)
+    save_wav(tmp_path / "good.wav", np.zeros(100), 16000)
+    (tmp_path / "header.wav").write_bytes((tmp_path / "good.wav").read_bytes()[:44])
+    for audio, rate, message in [
+        (silent, None, "no audio stream"),
+        (tmp_path / "text.wav", None, "`audio` must be a readable sound file"),
+        (tmp_path / "missing.wav", None, "`audio` must be an existing file"),
+        (tmp_path / "header.wav", None, "zero length"),
+        (tmp_path / "good.wav", 44100, "`sampling_rate` must agree"),
+        (np.zeros(0), 16000, "zero length"),
+        (np.zeros(100), None, "`sampling_rate` must be given"),
+        (np.zeros(100), 10, "`sampling_rate` must be a whole number"),
+        (np.zeros((2, 3, 4)), 16000, "1 or 2 dimensions"),
+        (np.zeros(100, complex), 16000, "real numbers"),
+        (np.zeros((100, 100)), 16000, "at most 32 channels"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_audio(audio, sampling_rate=rate)

@@ -1,0 +1,274 @@
+"""Video files, frame by frame: any container in, H.264 + AAC out, memory independent of the length."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from .audio import as_channels
+from .ffmpeg import (
+    READ_OPTIONS,
+    VideoInfo,
+    ffmpeg_path,
+    frame_options,
+    input_url,
+    parse_fps,
+    probe_video,
+    shortened,
+    staging,
+)
+from .provenance import embed_mark, provenance_tags
+
+logger = logging.getLogger(__name__)
+
+
+class VideoReader:
+    """Iterate over the frames of a video at a constant rate, upright and with square pixels.
+
+    Frames come from ffmpeg one at a time. A variable frame rate is resampled by time stamps: frame `i` is what shows at
+    `i / fps` seconds (the nearest stored frame), counted from the start of the file, as `load_audio` counts the sound.
+
+    Args:
+        path (`str` or `os.PathLike`): Any file with a video stream that ffmpeg reads.
+        fps (`Fraction`, `float` or `str`, *optional*, defaults to the file's own average rate):
+            Frames a second to deliver.
+
+    Attributes:
+        fps (`Fraction`): Frames a second delivered.
+        size (`tuple[int, int]`): Width and height.
+        num_frames (`int` or `None`): Estimate from the header; `None` where it gives no duration.
+        has_audio (`bool`): Whether there is a sound track.
+
+    Raises:
+        ValueError: If the file is missing, empty, no video, or (while iterating) broken.
+    """
+
+    def __init__(self, path: str | os.PathLike, fps: Fraction | float | str | None = None):
+        self.path = os.fspath(path)
+        self._info: VideoInfo = probe_video(path)
+        self.fps = self._info.fps if fps is None else parse_fps(fps)
+        self.size = self._info.size
+        self.has_audio = self._info.has_audio
+
+    @property
+    def num_frames(self) -> int | None:
+        """Estimated number of frames."""
+        seconds = self._info.duration_seconds
+        return None if seconds is None else max(1, round(seconds * self.fps))
+
+    def resampled(self, fps: Fraction | float | str) -> VideoReader:
+        """Return a reader of the same file at another rate."""
+        return VideoReader(self.path, fps)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield frames as uint8 RGB arrays of shape `(height, width, 3)`."""
+        command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", input_url(self.path)]
+        command += [*frame_options(f"fps={self.fps}:start_time=0"), "pipe:1"]
+        count = 0
+        with tempfile.TemporaryFile() as messages:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, bufsize=1 << 20
+            )
+            try:
+                while process.stdout.readline():  # "P6", then "width height", then "255"
+                    width, height = map(int, process.stdout.readline().split())
+                    process.stdout.readline()
+                    frame = np.empty((height, width, 3), np.uint8)
+                    if process.stdout.readinto(frame.reshape(-1)) < frame.size:
+                        break
+                    count += 1
+                    yield frame
+                process.wait()
+            finally:
+                process.kill()
+                process.stdout.close()
+                process.wait()
+            messages.seek(0)
+            stderr = messages.read()
+        missing = (self.num_frames or count) - count
+        # ffmpeg calls a cut-off file a success. A few missing frames are common in good ones (the sound may be longer).
+        if process.returncode != 0 or count == 0 or (stderr and missing > max(5, 0.05 * count)):
+            raise ValueError(
+                f"`path` must be a whole video, but {self.path!r} could be read for {count} frames only "
+                f"(expected {self.num_frames or 'some'}): {shortened(stderr)}"
+            )
+        if stderr:
+            logger.warning("%s is damaged in places: %s", self.path, shortened(stderr))
+
+
+def read_video(path: str | os.PathLike, fps: Fraction | float | str | None = None) -> VideoReader:
+    """Open a video; see `VideoReader`."""
+    return VideoReader(path, fps)
+
+
+class VideoWriter:
+    """Write an MP4 (H.264 yuv420p + AAC) frame by frame; a context manager.
+
+    The file appears under its name only when all went well. The sound may come at once or in pieces, before, between
+    or after the frames; at the end it is cut or filled with silence to the length of the frames, to the sample.
+
+    Args:
+        path (`str` or `os.PathLike`): Target; must end in `.mp4`.
+        fps (`Fraction`, `float` or `str`): Frames a second, kept exactly (`Fraction(30000, 1001)`).
+        size (`tuple[int, int]`): Width and height of the frames. An odd side is made even by repeating its last line.
+        audio (`tuple`, *optional*): Samples as in `load_audio` and their rate.
+        provenance (`bool` or `dict`, defaults to `True`):
+            Mark each frame invisibly and tag the file as synthetic (see `provenance.py`). A dict adds its entries, such
+            as `{"model": "vasa-small"}`, to the manifest.
+        crf (`int`, defaults to 18): Quality of libx264, 0 (lossless) to 51.
+        preset (`str`, defaults to `"veryfast"`): Speed of libx264.
+
+    Raises:
+        ValueError: If an argument or a frame is unfit, or no frame was written.
+        RuntimeError: If ffmpeg fails; holds its message.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        fps: Fraction | float | str,
+        size: tuple[int, int],
+        audio: tuple[Any, int] | None = None,
+        *,
+        provenance: bool | Mapping[str, Any] = True,
+        crf: int = 18,
+        preset: str = "veryfast",
+    ):
+        self.path = Path(path)
+        if self.path.suffix.lower() != ".mp4":
+            raise ValueError(f"`path` must end in .mp4, got {str(path)!r}.")
+        self.fps = parse_fps(fps)
+        if len(size) != 2 or min(size) < 2 or max(size) > 8192:
+            raise ValueError(f"`size` must be (width, height), each in [2, 8192], got {size!r}.")
+        if not 0 <= crf <= 51:
+            raise ValueError(f"`crf` must lie in [0, 51], got {crf}.")
+        self.size = (int(size[0]), int(size[1]))
+        self.provenance = provenance
+        self.num_frames = 0
+        self._first_audio = audio
+        self._audio_format: tuple[int, int] | None = None  # channels, rate
+        self._crf, self._preset = crf, preset
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> VideoWriter:
+        """Start ffmpeg."""
+        with ExitStack() as stack:  # left in the reverse order: finish, stop, close, put in place or remove
+            self._folder = stack.enter_context(staging(self.path))
+            self._messages = stack.enter_context(open(self._folder / "messages", "w+b"))
+            self._audio_file = stack.enter_context(open(self._folder / "audio.f32", "w+b"))
+            self._process = self._start_encoder()
+            stack.callback(self._stop_encoder)
+            stack.push(lambda kind, error, trace: self._finish() if kind is None else None)
+            if self._first_audio is not None:
+                self.write_audio(*self._first_audio)
+                self._first_audio = None
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame, uint8 RGB of shape `(height, width, 3)`."""
+        width, height = self.size
+        if self._process is None:
+            raise ValueError("`VideoWriter` must be opened by `with` before `write`.")
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape != (height, width, 3):
+            got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise ValueError(f"`frame` must be a uint8 array of shape {(height, width, 3)}, got {got}.")
+        if self.provenance is not False:
+            frame = embed_mark(frame)
+        if width % 2 or height % 2:
+            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        try:
+            self._process.stdin.write(np.ascontiguousarray(frame).data)
+        except OSError as error:  # the pipe broke: ffmpeg has ended, and has said why
+            self._process.wait()
+            raise RuntimeError(f"ffmpeg stopped at frame {self.num_frames}: {self._stderr()}") from error
+        self.num_frames += 1
+
+    def write_audio(self, audio: Any, sampling_rate: int) -> None:
+        """Append sound; samples as in `load_audio`, rate and number of channels the same at each call."""
+        samples = as_channels(audio)
+        if not np.isfinite(samples).all():
+            raise ValueError("`audio` must be finite, got NaN or infinity.")
+        audio_format = (samples.shape[0], int(sampling_rate))
+        if self._audio_format not in (None, audio_format):
+            raise ValueError(f"`audio` must keep its channels and rate {self._audio_format}, got {audio_format}.")
+        self._audio_format = audio_format
+        np.ascontiguousarray(samples.T, dtype="<f4").tofile(self._audio_file)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish the file, or remove every trace of it after an exception."""
+        self._stack.__exit__(kind, error, trace)
+
+    def _start_encoder(self) -> subprocess.Popen:
+        width, height = (side + side % 2 for side in self.size)
+        command = [ffmpeg_path(), "-hide_banner", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+        command += ["-video_size", f"{width}x{height}", "-framerate", str(self.fps), "-i", "pipe:0"]
+        # Tagged BT.709: players guess the matrix of untagged video from its size, and colours then shift.
+        scale = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"
+        command += ["-vf", f"{scale},format=yuv420p"]
+        command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+        command += ["-c:v", "libx264", "-preset", self._preset, "-crf", str(self._crf)]
+        command += ["-video_track_timescale", str(self._timescale()), str(self._folder / "video.mp4")]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages)
+
+    def _timescale(self) -> int:
+        """Ticks a second: a multiple of the rate's numerator, so that each frame lasts a whole number of them."""
+        return self.fps.numerator * max(1, 10_000 // self.fps.numerator)
+
+    def _finish(self) -> None:
+        """End the encoder, then join picture and sound without encoding the picture again."""
+        if self.num_frames == 0:
+            raise ValueError(f"`frames` must hold at least one frame, got none for {str(self.path)!r}.")
+        try:
+            self._process.stdin.close()
+        except OSError:
+            pass  # the exit status below tells
+        if self._process.wait() != 0:
+            raise RuntimeError(f"ffmpeg could not encode {str(self.path)!r}: {self._stderr()}")
+        command = [ffmpeg_path(), "-nostdin", "-hide_banner", "-v", "error", "-i", str(self._folder / "video.mp4")]
+        if self._audio_format is not None:
+            channels, rate = self._audio_format
+            # Growing a file by truncate fills it with zero bytes, which are silence.
+            self._audio_file.truncate(round(self.num_frames * rate / self.fps) * channels * 4)
+            self._audio_file.flush()
+            command += ["-f", "f32le", "-ar", str(rate), "-ac", str(channels), "-i", str(self._folder / "audio.f32")]
+            command += ["-map", "1:a", "-c:a", "aac", "-b:a", f"{96 * min(channels, 2)}k"]
+            # An AAC frame is 1024 samples: below 48 kHz that may be longer than a video frame.
+            command += ["-ar", "48000"] if rate < 44100 else []
+        command += ["-map", "0:v", "-c:v", "copy", "-video_track_timescale", str(self._timescale())]
+        if self.provenance is not False:
+            extra = self.provenance if isinstance(self.provenance, Mapping) else {}
+            for key, value in provenance_tags(**extra).items():
+                command += ["-metadata", f"{key}={value}"]
+        command += ["-movflags", "+faststart", "-progress", "pipe:1", str(self._folder / self.path.name)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._messages)
+        written = [line.split(b"=")[1].strip() for line in done.stdout.splitlines() if line.startswith(b"frame=")]
+        # ffmpeg may end with status 0 though frames were lost (a full disk): count them.
+        if done.returncode != 0 or not written or int(written[-1]) != self.num_frames:
+            count = written[-1].decode() if written else "no"
+            raise RuntimeError(f"ffmpeg wrote {count} of {self.num_frames} frames: {self._stderr()}")
+
+    def _stop_encoder(self) -> None:
+        self._process.kill()
+        try:
+            self._process.stdin.close()
+        except OSError:
+            pass
+        self._process.wait()
+        self._process = None
+
+    def _stderr(self) -> str:
+        self._messages.seek(0)
+        return shortened(self._messages.read())

@@ -1,0 +1,132 @@
+"""What the pipelines return."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from .media.ffmpeg import parse_fps
+from .media.video import VideoWriter
+from .motion import MotionSpec, save_motion
+
+
+@dataclass
+class TalkingFaceOutput(BaseOutput):
+    """Output of the talking-face pipelines.
+
+    Args:
+        frames (`list` of `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            One video: PIL images, an array `(frames, height, width, 3)` or a tensor `(frames, 3, height, width)`, in
+            [0, 1] (uint8: 0 to 255); or a list of such videos.
+        audio (`np.ndarray` of shape `(samples,)` or list of them, *optional*): Mono sound of each video, float32.
+        sampling_rate (`int`, *optional*): Samples a second of `audio`.
+        fps (`Fraction`, defaults to 25): Frames a second.
+        motion (`torch.Tensor` of shape `(batch, motion_frames, channels)`, *optional*): Motion that was rendered.
+        motion_spec (`MotionSpec`, *optional*): Meaning of the channels of `motion`.
+        motion_fps (`Fraction`, defaults to 25): Frames a second of `motion`; `fps` of the video may differ.
+        model_name (`str`, *optional*): Written into the file's provenance manifest.
+    """
+
+    frames: Any
+    audio: Any = None
+    sampling_rate: int | None = None
+    fps: Fraction = Fraction(25)
+    motion: torch.Tensor | None = None
+    motion_spec: MotionSpec | None = None
+    motion_fps: Fraction = Fraction(25)
+    model_name: str | None = None
+
+    @property
+    def videos(self) -> list[Any]:
+        """The videos as a list, also when there is only one."""
+        one = not isinstance(self.frames, (list, tuple)) or (
+            len(self.frames) > 0 and isinstance(self.frames[0], Image.Image)
+        )
+        if one and not isinstance(self.frames, (list, tuple)) and self.frames.ndim == 5:
+            return list(self.frames)
+        return [self.frames] if one else list(self.frames)
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        index: int | None = None,
+        provenance: bool | Mapping[str, Any] = True,
+        crf: int = 18,
+    ) -> None:
+        """Write a video (`.mp4`) or the motion (`.safetensors`).
+
+        Args:
+            path (`str` or `os.PathLike`): The file to write; appears whole or not at all.
+            index (`int`, *optional*): Which video of a batch; needed for `.mp4` if there are several.
+            provenance (`bool` or `dict`, defaults to `True`):
+                Mark the frames invisibly and tag the file as synthetic; a dict adds entries to the manifest.
+            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+
+        Raises:
+            ValueError: If the suffix is unknown, `index` is missing or out of range, or there is no motion.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix == ".safetensors":
+            if self.motion is None or self.motion_spec is None:
+                raise ValueError(f"`path` ends in .safetensors, but this output holds no `motion`: {str(path)!r}.")
+            motion = self.motion if index is None else self.motion[_checked(index, len(self.motion))][None]
+            save_motion(path, motion, self.motion_spec, self.motion_fps)
+        elif suffix == ".mp4":
+            self._save_video(path, index, provenance, crf)
+        else:
+            raise ValueError(f"`path` must end in .mp4 or .safetensors, got {str(path)!r}.")
+
+    def _save_video(
+        self, path: str | os.PathLike, index: int | None, provenance: bool | Mapping[str, Any], crf: int
+    ) -> None:
+        videos = self.videos
+        if index is None and len(videos) != 1:
+            raise ValueError(f"`index` must say which of {len(videos)} videos to save, got None.")
+        index = _checked(index or 0, len(videos))
+        frames = to_uint8(videos[index])
+        first = next(frames, None)
+        if first is None:
+            raise ValueError("`frames` must hold at least one frame, got none.")
+        audio = None
+        if self.audio is not None:
+            several = isinstance(self.audio, (list, tuple)) or (len(videos) > 1 and np.ndim(self.audio) > 1)
+            audio = (self.audio[index] if several else self.audio, self.sampling_rate)
+        if provenance is not False:
+            extra = provenance if isinstance(provenance, Mapping) else {}
+            provenance = {**({"model": self.model_name} if self.model_name else {}), **extra}
+        size = (first.shape[1], first.shape[0])
+        with VideoWriter(path, parse_fps(self.fps), size, audio, provenance=provenance, crf=crf) as writer:
+            writer.write(first)
+            for frame in frames:
+                writer.write(frame)
+
+
+def to_uint8(video: Sequence[Image.Image] | np.ndarray | torch.Tensor) -> Iterator[np.ndarray]:
+    """Yield the frames of one video as uint8 arrays of shape `(height, width, 3)`."""
+    for frame in video:
+        if isinstance(frame, torch.Tensor):
+            frame = frame.detach().cpu()
+            frame = (frame.float() if frame.is_floating_point() else frame).movedim(0, -1).numpy()
+        frame = np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
+        if frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"`frames` must be RGB images, got one of shape {frame.shape}.")
+        if frame.dtype != np.uint8:
+            if not np.isfinite(frame).all():
+                raise ValueError("`frames` must be finite, got NaN or infinity.")
+            frame = np.rint(frame.clip(0, 1) * 255).astype(np.uint8)
+        yield frame
+
+
+def _checked(index: int, count: int) -> int:
+    if not 0 <= index < count:
+        raise ValueError(f"`index` must lie in [0, {count}), got {index}.")
+    return index
