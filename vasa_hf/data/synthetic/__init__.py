@@ -1,0 +1,1 @@
+"""Training material that is made, not recorded: its labels are exact."""

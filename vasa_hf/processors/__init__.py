@@ -1,0 +1,1 @@
+"""Saved pre- and post-processors of pictures and sound."""

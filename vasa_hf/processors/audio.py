@@ -1,0 +1,313 @@
+"""Audio in, features at the frame rate out.
+
+VASA-1 (paper section 3.2) conditions its motion generator on features of a pretrained Wav2Vec2, "synchronised" with the
+video. Wav2Vec2 makes one vector every 320 samples (50 Hz at 16 kHz); the project works at 25 frames a second.
+
+    any rate, any channels --VasaAudioProcessor--> 16 kHz mono, 640 samples a frame, [1, 640 N]
+    [B, 640 N] --frame_features--> [B, N, hidden]       one vector a frame, over the samples given
+    [B, 640 N] --window_features--> [B, W, hidden]      frames of one window, from the samples near it alone
+
+# Not in the paper: how features are aligned and how far they may look. Here each window sees `context_frames` before it
+# and `lookahead_frames` after it, zeros beyond the ends, so that streaming and offline give the same numbers.
+"""
+
+import logging
+import math
+import os
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import FeatureExtractionMixin
+
+from vasa_hf.media.audio import load_audio
+
+logger = logging.getLogger(__name__)
+
+MIN_SECONDS = 0.2
+MIN_RATE, MAX_RATE = 8_000, 96_000
+SILENCE_PEAK = 1e-4  # -80 dB of full scale
+CLIPPED_SHARE = 0.002  # of the samples, at full scale
+
+
+class StreamingResampler:
+    """Band-limited resampling of a mono signal that comes in pieces: a polyphase sinc under a Kaiser window.
+
+    The pieces of the output, one after another, are the same numbers as the whole signal gives at once. Output `k` lies
+    at time `k / to_rate`; the stop band is 90 dB down.
+
+    Args:
+        from_rate (`int`): Sampling rate of what comes in, in Hz.
+        to_rate (`int`): Sampling rate of what goes out, in Hz.
+        zero_crossings (`int`, defaults to 24): Of the sinc on each side: the length of the filter.
+    """
+
+    def __init__(self, from_rate: int, to_rate: int, zero_crossings: int = 24):
+        ratio = Fraction(to_rate, from_rate)
+        self.up, self.down = ratio.numerator, ratio.denominator
+        cutoff = min(1.0, self.up / self.down) * 0.97  # of the input's Nyquist frequency; the rest is transition
+        half = math.ceil(zero_crossings / cutoff)
+        # Output k lies at input k * down / up, so the filters of k mod up = 0 .. up - 1 serve every `down` inputs.
+        position = np.arange(self.up) * self.down
+        start = position // self.up
+        offset = np.arange(-half, half + 1)[None] - (position / self.up - start)[:, None]  # [up, taps]
+        window = np.i0(9.0 * np.sqrt(np.clip(1 - (offset / (half + 1)) ** 2, 0, 1))) / np.i0(9.0)
+        self.kernel = torch.zeros(self.up, 1, 2 * half + 1 + int(start[-1]))
+        for phase, taps in enumerate(cutoff * np.sinc(cutoff * offset) * window):
+            self.kernel[phase, 0, start[phase] : start[phase] + 2 * half + 1] = torch.from_numpy(taps)
+        self.buffer = torch.zeros(half)
+        self.half, self.num_in, self.num_out = half, 0, 0
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """Take the next samples `[n]` and return the output that they complete, float32."""
+        samples = np.ascontiguousarray(samples, np.float32)
+        self.num_in += len(samples)
+        if self.up == self.down:
+            return samples
+        self.buffer = torch.cat([self.buffer, torch.from_numpy(samples)])
+        blocks = max(0, (len(self.buffer) - self.kernel.shape[2]) // self.down + 1)
+        out = np.zeros(0, np.float32)
+        if blocks:
+            used = self.buffer[: (blocks - 1) * self.down + self.kernel.shape[2]]
+            out = F.conv1d(used[None, None], self.kernel, stride=self.down)[0].T.flatten().numpy()
+            self.buffer = self.buffer[blocks * self.down :]
+        self.num_out += len(out)
+        return out
+
+    def flush(self) -> np.ndarray:
+        """End the signal and return the rest of the output, up to its last sample's time."""
+        if self.up == self.down:
+            return np.zeros(0, np.float32)
+        num_in, before = self.num_in, self.num_out
+        rest = self.push(np.zeros(self.kernel.shape[2] + self.down, np.float32))
+        return rest[: -(-num_in * self.up // self.down) - before]
+
+
+def resample(
+    samples: np.ndarray,  # [n]
+    from_rate: int,
+    to_rate: int,
+) -> np.ndarray:  # [ceil(n * to_rate / from_rate)]
+    """Resample a whole mono signal; see `StreamingResampler`."""
+    stream = StreamingResampler(from_rate, to_rate)
+    return np.concatenate([stream.push(samples), stream.flush()])
+
+
+def feature_geometry(config) -> tuple[int, int]:
+    """Stride and receptive field of a Wav2Vec2 convolution stack, in samples.
+
+    Args:
+        config (`transformers.Wav2Vec2Config`): Configuration of the encoder.
+
+    Returns:
+        `tuple[int, int]`: `(stride, receptive_field)`, (320, 400) for every published Wav2Vec2.
+    """
+    stride, field = 1, 1
+    for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
+        field += (kernel - 1) * stride
+        stride *= step
+    return stride, field
+
+
+def frame_features(
+    encoder,
+    samples: Tensor,  # [B, 640 N]
+    num_frames: int,
+    do_normalize: bool = False,
+) -> Tensor:  # [B, N, hidden]
+    """Encode audio and give exactly one feature vector a video frame.
+
+    The edges are padded with zeros so that the encoder makes exactly two vectors a frame (more if its stride is
+    shorter); these are averaged.
+
+    Args:
+        encoder (`transformers.Wav2Vec2Model`): Any size and configuration, on any device and in any dtype.
+        samples (`torch.Tensor` of shape `(batch, num_frames * samples_per_frame)`): Mono audio, full scale = 1.
+        num_frames (`int`): Number of video frames that the samples span.
+        do_normalize (`bool`, defaults to `False`):
+            Bring the samples to zero mean and unit variance first, as the published encoders without a layer norm in
+            their convolutions expect. The embedded encoder must not: it knows silence by its level.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, num_frames, hidden_size)`, on the encoder's device, in its dtype.
+
+    Raises:
+        ValueError: If `samples` is not two-dimensional, or its length is no multiple of `num_frames` and the stride.
+    """
+    stride, field = feature_geometry(encoder.config)
+    if samples.ndim != 2 or num_frames < 1 or samples.shape[1] % (num_frames * stride):
+        raise ValueError(
+            f"`samples` must have the shape (batch, num_frames * samples_per_frame), samples_per_frame a multiple of"
+            f" {stride}; got {tuple(samples.shape)} with `num_frames` {num_frames}."
+        )
+    samples = samples.to(encoder.device, torch.float32)
+    if do_normalize:
+        mean, variance = samples.mean(-1, keepdim=True), samples.var(-1, keepdim=True, unbiased=False)
+        samples = (samples - mean) / torch.sqrt(variance + 1e-7)
+    pad = field - stride
+    samples = F.pad(samples, (pad // 2, pad - pad // 2)).to(encoder.dtype)
+    hidden = encoder(samples).last_hidden_state  # [B, samples / stride, hidden]
+    return hidden.unflatten(1, (num_frames, -1)).mean(2)
+
+
+def window_samples(
+    samples: Tensor,  # [B, n]
+    start_frame: int,
+    num_frames: int,
+    samples_per_frame: int = 640,
+) -> Tensor:  # [B, num_frames * samples_per_frame]
+    """Cut frames `[start_frame, start_frame + num_frames)` out of the samples, with zeros beyond either end."""
+    begin, end = start_frame * samples_per_frame, (start_frame + num_frames) * samples_per_frame
+    inside = samples[:, max(begin, 0) : max(end, 0)]
+    left = min(max(-begin, 0), end - begin)
+    return F.pad(inside, (left, end - begin - left - inside.shape[1]))
+
+
+def window_features(
+    encoder,
+    samples: Tensor,  # [B, n]
+    start_frame: int,
+    num_frames: int,
+    context_frames: int = 10,
+    lookahead_frames: int = 2,
+    do_normalize: bool = False,
+    samples_per_frame: int = 640,
+) -> Tensor:  # [B, num_frames, hidden]
+    """Features of one window, computed from the samples of the window and its near surroundings alone.
+
+    Nothing else of the audio is looked at, and what lies beyond its ends counts as zeros, so a stream that has received
+    `start_frame + num_frames + lookahead_frames` frames gets the same numbers as a pass over the whole file.
+
+    Args:
+        encoder (`transformers.Wav2Vec2Model`): The audio encoder.
+        samples (`torch.Tensor` of shape `(batch, n)`): Mono audio, full scale = 1.
+        start_frame (`int`): First frame of the window.
+        num_frames (`int`): Length of the window in frames.
+        context_frames (`int`, defaults to 10): Frames heard before the window.
+        lookahead_frames (`int`, defaults to 2): Frames heard after the window.
+        do_normalize (`bool`, defaults to `False`): See `frame_features`; the statistics are those of this window.
+        samples_per_frame (`int`, defaults to 640): Samples of one video frame.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, num_frames, hidden_size)`.
+    """
+    total = context_frames + num_frames + lookahead_frames
+    cut = window_samples(samples, start_frame - context_frames, total, samples_per_frame)
+    return frame_features(encoder, cut, total, do_normalize)[:, context_frames : context_frames + num_frames]
+
+
+def check_audio(samples: np.ndarray, sampling_rate: int) -> None:
+    """Raise for audio that cannot be used, warn about audio that is doubtful.
+
+    Args:
+        samples (`np.ndarray` of shape `(channels, n)`): Audio, full scale = 1.
+        sampling_rate (`int`): Its rate in Hz.
+
+    Raises:
+        ValueError: If the rate is outside 8 to 96 kHz, a sample is NaN or infinite, or there is less than 0.2 s.
+    """
+    if not MIN_RATE <= sampling_rate <= MAX_RATE:
+        raise ValueError(f"`sampling_rate` must lie in [{MIN_RATE}, {MAX_RATE}] Hz; got {sampling_rate}.")
+    bad = int(np.count_nonzero(~np.isfinite(samples)))
+    if bad:
+        raise ValueError(f"`audio` must be finite; got {bad} NaN or infinite samples of {samples.size}.")
+    seconds = samples.shape[-1] / sampling_rate
+    if seconds < MIN_SECONDS:
+        raise ValueError(f"`audio` must be at least {MIN_SECONDS} s long; got {seconds:.3f} s.")
+    peak = float(np.abs(samples).max())
+    if peak < SILENCE_PEAK:
+        logger.warning("`audio` is silent (peak %.1e): the face will move, but it will not speak.", peak)
+    clipped = float(np.mean(np.abs(samples) >= 0.999))
+    if clipped > CLIPPED_SHARE:
+        logger.warning("`audio` is clipped in %.1f %% of its samples: lips may follow it less well.", 100 * clipped)
+    if peak > 1.0:
+        logger.warning("`audio` exceeds full scale (peak %.2f); what lies beyond is cut off.", peak)
+
+
+class VasaAudioProcessor(FeatureExtractionMixin):
+    """Bring any audio to mono at the encoder's rate, cut to whole video frames.
+
+    Args:
+        sampling_rate (`int`, defaults to 16000): Rate of the encoder in Hz.
+        fps (`int`, defaults to 25): Video frames a second inside the models.
+        context_frames (`int`, defaults to 10): Frames that the encoder hears before each window.
+        lookahead_frames (`int`, defaults to 2): Frames that the encoder hears after each window.
+        do_normalize (`bool`, defaults to `False`):
+            Normalise each window before encoding: `True` for `facebook/wav2vec2-base-960h` and its like.
+    """
+
+    model_input_names = ["input_values"]
+
+    def __init__(
+        self,
+        sampling_rate: int = 16_000,
+        fps: int = 25,
+        context_frames: int = 10,
+        lookahead_frames: int = 2,
+        do_normalize: bool = False,
+        **kwargs,
+    ):
+        if sampling_rate % fps:
+            raise ValueError(f"`sampling_rate` must be a multiple of `fps`; got {sampling_rate} and {fps}.")
+        super().__init__(**kwargs)
+        self.sampling_rate = sampling_rate
+        self.fps = fps
+        self.context_frames = context_frames
+        self.lookahead_frames = lookahead_frames
+        self.do_normalize = do_normalize
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples of one video frame."""
+        return self.sampling_rate // self.fps
+
+    def load(self, audio, sampling_rate: int | None = None) -> np.ndarray:  # [n]
+        """Read, check, mix to mono and resample.
+
+        Args:
+            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor`, `list[float]` or `tuple`):
+                A file that ffmpeg reads, samples `(n,)` or `(channels, n)`, or `(samples, rate)` / `(rate, samples)`.
+            sampling_rate (`int`, *optional*):
+                Rate of bare samples in Hz, defaults to the processor's.
+
+        Returns:
+            `np.ndarray` of shape `(n,)`, float32 in [-1, 1], at the processor's rate.
+
+        Raises:
+            ValueError: If the audio is empty, too short, not finite, or its rate is outside 8 to 96 kHz.
+        """
+        bare = not isinstance(audio, (str, os.PathLike, tuple))
+        samples, rate = load_audio(audio, self.sampling_rate if bare and sampling_rate is None else sampling_rate)
+        check_audio(samples, rate)
+        return resample(samples.clip(-1.0, 1.0).mean(0), rate, self.sampling_rate).clip(-1.0, 1.0)
+
+    def __call__(self, audio, sampling_rate: int | None = None) -> dict:
+        """Prepare one audio for the encoder.
+
+        Args:
+            audio: See `load`.
+            sampling_rate (`int`, *optional*): See `load`.
+
+        Returns:
+            `dict` with `input_values` (`torch.Tensor` of shape `(1, num_frames * samples_per_frame)`, float32, the last
+            frame filled up with zeros) and `num_frames` (`int`).
+        """
+        samples = self.load(audio, sampling_rate)
+        num_frames = max(1, -(-len(samples) // self.samples_per_frame))
+        samples = np.pad(samples, (0, num_frames * self.samples_per_frame - len(samples)))
+        return {"input_values": torch.from_numpy(samples)[None], "num_frames": num_frames}
+
+    def window_features(self, encoder, samples: Tensor, start_frame: int, num_frames: int) -> Tensor:
+        """`window_features` with this processor's context, look-ahead and normalisation."""
+        return window_features(
+            encoder,
+            samples,
+            start_frame,
+            num_frames,
+            self.context_frames,
+            self.lookahead_frames,
+            self.do_normalize,
+            self.samples_per_frame,
+        )
