@@ -130,8 +130,8 @@ def test_bad_shapes_say_so(call, message):
 def test_bad_configs_say_so():
     with pytest.raises(ValueError, match="`image_size` must be a multiple of 8"):
         tiny(image_size=60)
-    with pytest.raises(ValueError, match="`motion_size` must be divisible"):
-        tiny(motion_size=40)
+    with pytest.raises(ValueError, match="`pose_size` and `dynamics_size`"):
+        tiny(pose_size=16)
     with pytest.raises(ValueError, match="`output_size` must be 64"):
         model = tiny(source_passthrough=False)
         model.decode(model.encode_appearance(torch.zeros(1, 3, 64, 64)), some_motion(1), output_size=128)

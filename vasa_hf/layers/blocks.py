@@ -78,20 +78,18 @@ class UpBlock2d(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Strided convolutions from a picture to a vector: the pose, dynamics and identity encoders.
+    """Strided convolutions from a picture to a vector that does not heed where things are: the identity encoder.
 
     Args:
         image_size (`int`): Side of the picture the network sees; larger inputs are averaged down.
         channels (`list[int]`): Width after each halving.
         out_dim (`int`): Length of the vector.
         blocks (`int`): Residual blocks at each resolution.
-        pool (`bool`): Average over the picture before the last layers (identity) instead of keeping the layout.
     """
 
-    def __init__(self, image_size: int, channels: list[int], out_dim: int, blocks: int = 1, pool: bool = False):
+    def __init__(self, image_size: int, channels: list[int], out_dim: int, blocks: int = 1):
         super().__init__()
         self.image_size = image_size
-        self.pool = pool
         layers: list[nn.Module] = []
         width = 3
         for index, channel in enumerate(channels):
@@ -99,8 +97,7 @@ class ImageEncoder(nn.Module):
             layers += [ResBlock(2, channel, channel, norm=False) for _ in range(blocks if index else 0)]
             width = channel
         self.trunk = nn.Sequential(*layers)
-        cells = 1 if pool else (image_size // 2 ** len(channels)) ** 2
-        self.head = nn.Sequential(nn.Linear(width * cells, 256), nn.LeakyReLU(0.2), nn.Linear(256, out_dim))
+        self.head = nn.Sequential(nn.Linear(width, 256), nn.LeakyReLU(0.2), nn.Linear(256, out_dim))
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode pictures.
@@ -113,5 +110,4 @@ class ImageEncoder(nn.Module):
         """
         if image.shape[-1] != self.image_size:
             image = F.interpolate(image, self.image_size, mode="area")
-        features = F.leaky_relu(self.trunk(image), 0.2)
-        return self.head(features.mean((2, 3)) if self.pool else features.flatten(1))
+        return self.head(F.leaky_relu(self.trunk(image), 0.2).mean((2, 3)))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vasa_hf.layers.blocks import ImageEncoder, ResBlock, UpBlock2d
+from vasa_hf.layers.pyramid import PointEncoder
 from vasa_hf.layers.volume_warp import (
     canonical_from_posed,
     displace,
@@ -47,9 +48,16 @@ PAPER_CONFIG = {
     "warp_size": 64,
     "decoder_channels": [512, 256, 128, 64],
     "num_decoder_blocks": 8,
-    "motion_channels": [64, 128, 256, 512, 512],
-    "num_motion_blocks": 2,
-    "motion_size": 256,
+    "identity_channels": [64, 128, 256, 512, 512],
+    "num_identity_blocks": 2,
+    "identity_size": 256,
+    "motion_widths": [64, 128, 256, 512, 512],
+    "motion_depths": [2, 2, 2, 2],
+    "motion_pyramid_channels": 128,
+    "motion_points": 162,
+    "pose_size": 256,
+    "dynamics_size": 256,
+    "dynamics_zoom": 0.75,
     "identity_dim": 512,
     "dynamics_dim": 512,
     "source_passthrough": False,
@@ -64,9 +72,16 @@ SMALL_CONFIG = {
     "warp_size": 32,
     "decoder_channels": [80, 48, 24, 12],
     "num_decoder_blocks": 2,
-    "motion_channels": [32, 64, 96, 128, 128],
-    "num_motion_blocks": 1,
-    "motion_size": 128,
+    "identity_channels": [32, 64, 96, 128, 128],
+    "num_identity_blocks": 1,
+    "identity_size": 128,
+    "motion_widths": [24, 48, 96, 160, 224],
+    "motion_depths": [1, 2, 2, 1],
+    "motion_pyramid_channels": 64,
+    "motion_points": 162,
+    "pose_size": 96,
+    "dynamics_size": 160,
+    "dynamics_zoom": 0.75,
     "identity_dim": 64,
     "dynamics_dim": 28,
     "source_passthrough": True,
@@ -209,9 +224,16 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         warp_size (`int`): Height and width of the non-rigid warp fields.
         decoder_channels (`list[int]`): Decoder widths from 1/8 to full resolution.
         num_decoder_blocks (`int`): Residual blocks at 1/8 resolution, modulated by z_id and z_dyn.
-        motion_channels (`list[int]`): Widths of the pose, dynamics and identity encoders, one for each halving.
-        num_motion_blocks (`int`): Their residual blocks for each resolution.
-        motion_size (`int`): Side of the picture they see.
+        identity_channels (`list[int]`): Widths of the identity encoder, one for each halving.
+        num_identity_blocks (`int`): Its residual blocks for each resolution.
+        identity_size (`int`): Side of the picture it sees.
+        motion_widths (`list[int]`): Widths of the pose and dynamics encoders' backbones, stem and four stages.
+        motion_depths (`list[int]`): Residual blocks of their stages.
+        motion_pyramid_channels (`int`): Channels of their pyramids.
+        motion_points (`int`): Points they find and look at.
+        pose_size (`int`): Side of the picture the pose encoder sees.
+        dynamics_size (`int`): Side of the picture the dynamics encoder sees.
+        dynamics_zoom (`float`): Share of the picture's side the dynamics encoder looks at.
         identity_dim (`int`): Length of z_id.
         dynamics_dim (`int`): Length of z_dyn.
         source_passthrough (`bool`): Blend warped source pixels into the output. # Not in the paper.
@@ -231,9 +253,16 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         warp_size: int = 64,
         decoder_channels: list[int] = (512, 256, 128, 64),
         num_decoder_blocks: int = 8,
-        motion_channels: list[int] = (64, 128, 256, 512, 512),
-        num_motion_blocks: int = 2,
-        motion_size: int = 256,
+        identity_channels: list[int] = (64, 128, 256, 512, 512),
+        num_identity_blocks: int = 2,
+        identity_size: int = 256,
+        motion_widths: list[int] = (64, 128, 256, 512, 512),
+        motion_depths: list[int] = (2, 2, 2, 2),
+        motion_pyramid_channels: int = 128,
+        motion_points: int = 162,
+        pose_size: int = 256,
+        dynamics_size: int = 256,
+        dynamics_zoom: float = 0.75,
         identity_dim: int = 512,
         dynamics_dim: int = 512,
         source_passthrough: bool = False,
@@ -243,18 +272,15 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
             raise ValueError(f"`image_size` must be a multiple of 8 of at least 16, got {image_size}.")
         if len(encoder_channels) != 4 or len(decoder_channels) != 4:
             raise ValueError("`encoder_channels` and `decoder_channels` must have 4 entries, one for each resolution.")
-        if motion_size % 2 ** len(motion_channels):
-            raise ValueError(
-                f"`motion_size` must be divisible by 2 ** {len(motion_channels)}, one halving for each of "
-                f"`motion_channels`, got {motion_size}."
-            )
+        if min(pose_size, dynamics_size) < 32:
+            raise ValueError(f"`pose_size` and `dynamics_size` must be at least 32, got {pose_size}, {dynamics_size}.")
         norm = not source_passthrough
         code_dim = identity_dim + dynamics_dim
         self.appearance_encoder = AppearanceEncoder(encoder_channels, volume_channels, volume_depth, norm)
-        encoder = lambda out, pool=False: ImageEncoder(motion_size, motion_channels, out, num_motion_blocks, pool)  # noqa: E731
-        self.identity_encoder = encoder(identity_dim, True)
-        self.pose_encoder = encoder(POSE_DIM)
-        self.dynamics_encoder = encoder(dynamics_dim)
+        self.identity_encoder = ImageEncoder(identity_size, identity_channels, identity_dim, num_identity_blocks)
+        backbone = (motion_widths, motion_depths, motion_pyramid_channels, motion_points)
+        self.pose_encoder = PointEncoder(pose_size, 1.0, *backbone, POSE_DIM)
+        self.dynamics_encoder = PointEncoder(dynamics_size, dynamics_zoom, *backbone, dynamics_dim)
         self.source_warp = WarpGenerator(code_dim, warp_channels, volume_depth, warp_size, norm)
         self.target_warp = WarpGenerator(code_dim, warp_channels, volume_depth, warp_size, norm)
         self.volume_blocks = nn.ModuleList(

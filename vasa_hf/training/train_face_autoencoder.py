@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vasa_hf.data.face_pairs import FacePairs, warp_by_landmarks
+from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import PAPER_CONFIG, POSE_DIM, SMALL_CONFIG, Vasa1FaceAutoencoder
 from vasa_hf.training import losses
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
@@ -33,8 +34,14 @@ TINY_CONFIG = {
     "warp_channels": [8, 8],
     "warp_size": 8,
     "decoder_channels": [8, 8, 8, 4],
-    "motion_channels": [8, 8, 8, 8],
-    "motion_size": 32,
+    "identity_channels": [8, 8, 8, 8],
+    "identity_size": 32,
+    "motion_widths": [4, 8, 8, 8, 8],
+    "motion_depths": [1, 1, 1, 1],
+    "motion_pyramid_channels": 8,
+    "motion_points": 8,
+    "pose_size": 32,
+    "dynamics_size": 32,
     "identity_dim": 8,
 }
 PRESETS = {"paper": PAPER_CONFIG, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
@@ -49,6 +56,7 @@ class FaceAutoencoderOptions(LoopOptions):
     stage: str = option("renderer", "encoders, renderer or joint")
     preset: str = option("small", "paper, small or tiny")
     initial: str | None = option(None, "face autoencoder folder to start from")
+    analyzer: str | None = option(None, "face analyzer folder whose landmarker the motion encoders start from")
     save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/face_autoencoder)")
     learning_rate: float = option(4e-4, "peak learning rate")
     train_size: int | None = option(None, "train at this picture size (default: the model's)")
@@ -157,11 +165,9 @@ def _ellipse(size: int, center: Tensor, half_width: Tensor, half_height: Tensor)
 
 def encoders_loss(options: FaceAutoencoderOptions, dynamics: Any):
     """Pose and dynamics encoders against labels (smooth L1, each channel in its own unit)."""
-    from_size = PRESETS[options.preset]["motion_size"]
-
     def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(batch["source"].device.type, enabled=False):
-            sample = augment(batch, dynamics, 2 * from_size)
+            sample = augment(batch, dynamics, options.train_size)
         images = torch.cat([sample["source"], sample["driving"]])
         images = images + 0.03 * torch.randn_like(images) * torch.rand(len(images), 1, 1, 1, device=images.device)
         wanted = torch.cat([sample["source_motion"], sample["driving_motion"]])
@@ -292,8 +298,10 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     options = dataclasses.replace(options, train_size=options.train_size or final_size)
     model.register_to_config(image_size=options.train_size)
     modules: dict[str, nn.Module] = {"autoencoder": model}
+    if options.analyzer:
+        start_from_landmarker(model, options.analyzer)
     if options.stage == "encoders":
-        freeze(model, lambda name: name.startswith(("pose_encoder", "dynamics_encoder")))
+        freeze(model, lambda name: name.startswith(("pose_encoder.head", "pose_encoder.reduce", "dynamics_encoder")))
         loss = encoders_loss(options, dataset.dynamics)
     else:
         learns_motion = options.stage == "joint"
@@ -323,6 +331,14 @@ def freeze(model: nn.Module, learns: Any) -> None:
     """Let only the parameters learn whose name passes."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(learns(name))
+
+
+def start_from_landmarker(model: Vasa1FaceAutoencoder, folder: str) -> None:
+    """Give the pose and dynamics encoders the backbone and heat maps of a trained landmarker."""
+    landmarker = FaceAnalyzer.from_pretrained(folder, torch_dtype=torch.float32).landmarker
+    for encoder in (model.pose_encoder, model.dynamics_encoder):
+        encoder.backbone.load_state_dict(landmarker.backbone.state_dict())
+        encoder.heat.load_state_dict(landmarker.heat.state_dict())
 
 
 def channels_last(model: nn.Module) -> None:

@@ -1,0 +1,143 @@
+"""Residual backbone with a top-down pyramid, and what is read at landmarks: for nets that measure faces."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _conv(in_channels: int, out_channels: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a skip; the first may halve the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = _conv(in_channels, out_channels, stride)
+        self.conv2 = _conv(out_channels, out_channels)
+        changes = stride != 1 or in_channels != out_channels
+        self.skip = _conv(in_channels, out_channels, kernel=1) if changes else None
+        self.pool = nn.AvgPool2d(stride) if stride != 1 else nn.Identity()
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, Cin, H, W] -> [B, Cout, H / stride, W / stride]."""
+        skip = hidden_states if self.skip is None else self.skip(self.pool(hidden_states))
+        hidden_states = F.relu(self.conv1(hidden_states))
+        return F.relu(self.conv2(hidden_states) + skip)
+
+
+class PyramidBackbone(nn.Module):
+    """Residual stages at strides 4, 8, 16, 32 and a top-down pyramid that ends at stride `2 ** (2 + finest)`."""
+
+    def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], pyramid_channels: int, finest: int):
+        super().__init__()
+        self.finest = finest
+        self.stem = _conv(3, widths[0], stride=2)
+        stages = []
+        for index, depth in enumerate(depths):
+            channels_in, channels = widths[index], widths[index + 1]
+            blocks = [ResidualBlock(channels_in, channels, stride=2)]
+            blocks += [ResidualBlock(channels, channels) for _ in range(depth - 1)]
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(stages)
+        self.lateral = nn.ModuleList(nn.Conv2d(width, pyramid_channels, 1) for width in widths[1 + finest :])
+        self.smooth = _conv(pyramid_channels, pyramid_channels)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] -> finest pyramid level [B, P, H / s, W / s], deepest stage [B, C, H / 32, W / 32]."""
+        hidden_states = F.relu(self.stem(image))
+        levels = []
+        for stage in self.stages:
+            hidden_states = stage(hidden_states)
+            levels.append(hidden_states)
+        top_down = None
+        for lateral, level in zip(reversed(self.lateral), reversed(levels[self.finest :]), strict=True):
+            side = lateral(level)
+            top_down = side if top_down is None else side + F.interpolate(top_down, size=side.shape[-2:])
+        return F.relu(self.smooth(top_down)), hidden_states
+
+
+def expected_position(heat: Tensor) -> Tensor:
+    """Soft argmax of heat maps.
+
+    Args:
+        heat (`torch.Tensor` of shape `(batch, points, height, width)`): Logits.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, points, 2)`: x, y as fractions of the picture, float32.
+    """
+    height, width = heat.shape[-2:]
+    weights = heat.float().flatten(2).softmax(dim=-1).view(heat.shape)
+    x = (torch.arange(width, device=heat.device, dtype=torch.float32) + 0.5) / width
+    y = (torch.arange(height, device=heat.device, dtype=torch.float32) + 0.5) / height
+    return torch.stack([(weights.sum(2) * x).sum(-1), (weights.sum(3) * y).sum(-1)], dim=-1)
+
+
+class PointEncoder(nn.Module):
+    """A picture to a vector, by way of points it finds itself and of the features seen there.
+
+    The backbone and heat maps have the shape of the face analyzer's landmarker, so they can start from its weights.
+
+    Args:
+        image_size (`int`): Side of the picture the network sees.
+        zoom (`float`): Share of the picture's side it looks at, about the centre.
+        widths (`list[int]`): Backbone widths, stem and four stages.
+        depths (`list[int]`): Residual blocks of the stages.
+        pyramid_channels (`int`): Channels of the pyramid.
+        points (`int`): Number of points.
+        out_dim (`int`): Length of the vector.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        zoom: float,
+        widths: list[int],
+        depths: list[int],
+        pyramid_channels: int,
+        points: int,
+        out_dim: int,
+    ):
+        super().__init__()
+        self.image_size, self.zoom = image_size, zoom
+        self.backbone = PyramidBackbone(widths, depths, pyramid_channels, finest=0)
+        self.heat = nn.Conv2d(pyramid_channels, points, 1)
+        self.reduce = nn.Conv1d(pyramid_channels, 16, 1)
+        self.head = nn.Sequential(
+            nn.Linear(points * 18 + widths[-1], 256), nn.LeakyReLU(0.2), nn.Linear(256, out_dim)
+        )
+        self.train()
+
+    def train(self, mode: bool = True) -> "PointEncoder":
+        """Batch statistics stay as they were learnt by the landmarker: batches of one video would spoil them."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map pictures `(batch, 3, height, width)` in [-1, 1] to `(batch, out_dim)`."""
+        image = self._look(image)
+        features, deepest = self.backbone(image)
+        points = expected_position(self.heat(features))
+        # Where the points are must be learnt from what is seen there, not the other way round: no gradient by position.
+        grid = (points.detach() * 2 - 1)[:, :, None]
+        seen = F.grid_sample(features.float(), grid, align_corners=False)[..., 0].to(features.dtype)
+        seen = self.reduce(seen).flatten(1)
+        # Points about the middle of all, in tenths of the picture: about unit scale for the head.
+        place = (points - 0.5).flatten(1).to(seen.dtype) * 10
+        return self.head(torch.cat([place, seen, deepest.mean((2, 3))], 1))
+
+    def _look(self, image: Tensor) -> Tensor:
+        """Cut the middle out and bring it to `image_size`, averaging where it shrinks."""
+        side = image.shape[-1]
+        margin = round(side * (1 - self.zoom) / 2)
+        image = image[..., margin : side - margin, margin : side - margin]
+        if image.shape[-1] == self.image_size:
+            return image
+        antialias = image.shape[-1] > self.image_size and image.dtype == torch.float32
+        return F.interpolate(image, self.image_size, mode="bilinear", antialias=antialias, align_corners=False)
