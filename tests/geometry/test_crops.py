@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+
+from vasa_hf.geometry.crops import (
+    crop_matrix,
+    cut_crop,
+    paste,
+    paste_window,
+    sampling_grid,
+    soft_square,
+    standard_crop,
+    transform_points,
+)
+
+
+def smooth_picture(height, width):
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    return torch.stack([(x / 9).sin(), (y / 7).cos(), ((x + y) / 11).sin()])
+
+
+def test_corners_of_a_square_lie_where_they_should():
+    matrix = crop_matrix(torch.tensor([50.0, 40.0]), torch.tensor(20.0))
+    corners = transform_points(matrix, torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.5, 0.5]]))
+    expected = torch.tensor([[40.0, 30.0], [60.0, 30.0], [60.0, 50.0], [50.0, 40.0]])
+    torch.testing.assert_close(corners, expected)
+
+
+def test_a_clockwise_turn_moves_the_top_edge_to_the_right():
+    matrix = crop_matrix(torch.tensor([0.0, 0.0]), torch.tensor(2.0), math.pi / 2)
+    top_middle = transform_points(matrix, torch.tensor([[0.5, 0.0]]))
+    torch.testing.assert_close(top_middle, torch.tensor([[1.0, 0.0]]), atol=1e-6, rtol=0)
+
+
+def test_standard_crop_is_twice_the_box_and_five_percent_raised():
+    matrix = standard_crop(torch.tensor([10.0, 20.0, 50.0, 80.0]))  # larger side 60, centre (30, 50)
+    corners = transform_points(matrix, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    torch.testing.assert_close(corners, torch.tensor([[-30.0, -16.0], [90.0, 104.0]]))
+    moved = standard_crop(torch.tensor([10.0, 20.0, 50.0, 80.0]), scale=1.0, shift=(0.5, 0.25))
+    corners = transform_points(moved, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    torch.testing.assert_close(corners, torch.tensor([[30.0, 32.0], [90.0, 92.0]]))
+
+
+def test_the_turned_crop_is_shifted_along_its_own_axes():
+    box = torch.tensor([-5.0, -5.0, 5.0, 5.0])
+    middle = torch.tensor([[0.5, 0.5]])
+    straight = transform_points(standard_crop(box, shift=(0.3, 0.1)), middle)[0]
+    turned = transform_points(standard_crop(box, shift=(0.3, 0.1), angle_rad=math.pi / 2), middle)[0]
+    torch.testing.assert_close(turned, torch.stack([-straight[1], straight[0]]), atol=1e-5, rtol=0)
+
+
+def test_points_there_and_back_are_exact():
+    torch.manual_seed(0)
+    matrix = standard_crop(torch.tensor([103.0, 77.0, 411.0, 390.0]).double(), 1.7, (0.05, -0.02), 0.4)
+    points = torch.rand(30, 2).double() * 500
+    back = transform_points(matrix, transform_points(torch.linalg.inv(matrix), points))
+    torch.testing.assert_close(back, points, atol=1e-9, rtol=0)
+
+
+def test_sampling_grid_against_a_naive_loop():
+    matrix = crop_matrix(torch.tensor([[5.0, 4.0]]), torch.tensor([6.0]), 0.3)
+    grid = sampling_grid(matrix, 4, (8, 10))
+    for row in range(4):
+        for column in range(4):
+            fraction = torch.tensor([(column + 0.5) / 4, (row + 0.5) / 4, 1.0])
+            pixel = matrix[0] @ fraction
+            expected = torch.stack([2 * pixel[0] / 10 - 1, 2 * pixel[1] / 8 - 1])
+            torch.testing.assert_close(grid[0, row, column], expected)
+
+
+def test_a_crop_in_whole_pixels_is_a_slice():
+    torch.manual_seed(0)
+    image = torch.rand(3, 40, 50)
+    crop = cut_crop(image, crop_matrix(torch.tensor([22.0, 18.0]), torch.tensor(16.0)), 16)
+    torch.testing.assert_close(crop, image[:, 10:26, 14:30], atol=1e-5, rtol=0)
+
+
+def test_edges_are_replicated_beyond_the_picture():
+    image = torch.zeros(3, 20, 20)
+    image[:, :, 0] = 1.0
+    crop = cut_crop(image, crop_matrix(torch.tensor([0.0, 10.0]), torch.tensor(20.0)), 20)
+    assert crop[:, :, :10].min() > 0.999
+    assert crop[:, :, 12:].max() < 1e-4
+    far = cut_crop(image, crop_matrix(torch.tensor([-500.0, 10.0]), torch.tensor(20.0)), 20)
+    assert far.min() > 0.999
+
+
+def test_shrinking_averages_fine_patterns():
+    image = torch.zeros(3, 512, 512)
+    image[:, ::2, ::2] = 1.0
+    image[:, 1::2, 1::2] = 1.0  # a chessboard: any plain sampling would show moire
+    crop = cut_crop(image, crop_matrix(torch.tensor([256.0, 256.0]), torch.tensor(480.0), 0.2), 64)
+    assert (crop - 0.5).abs().max() < 0.05
+
+
+def test_a_shrunk_crop_keeps_its_place():
+    image = smooth_picture(400, 420)
+    matrix = crop_matrix(torch.tensor([210.0, 190.0]), torch.tensor(300.0), 0.3)
+    crop = cut_crop(image, matrix, 100)
+    x = (torch.arange(100) + 0.5) / 100
+    points = torch.stack(torch.meshgrid(x, x, indexing="xy"), dim=-1).reshape(-1, 2)
+    pixel = transform_points(matrix, points)
+    expected = (pixel[:, 0] / 9).sin().view(100, 100)
+    # The filter takes a little off the tops of the waves; half a pixel of shift would be 0.17.
+    assert (crop[0] - expected).abs().mean() < 0.05
+
+
+def test_soft_square_is_one_inside_and_zero_at_the_border():
+    weight = soft_square(torch.tensor([[0.5, 0.5], [0.2, 0.7], [0.0, 0.5], [1.0, 1.0], [-0.4, 0.5], [0.06, 0.5]]), 0.12)
+    torch.testing.assert_close(weight[:5], torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]))
+    assert abs(float(weight[5]) - 0.5) < 1e-5
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.35])
+@pytest.mark.parametrize("side", [60.0, 150.0])
+def test_pasting_back_an_untouched_crop_leaves_the_picture(angle, side):
+    image = smooth_picture(180, 200)
+    matrix = crop_matrix(torch.tensor([90.0, 80.0]), torch.tensor(side), angle)
+    crop = cut_crop(image, matrix, 256)
+    window = paste_window(matrix, (180, 200))
+    pasted = paste(image, crop, window)
+    assert (pasted - image).abs().max() < 0.03  # two bilinear samplings of a wave 44 pixels long
+    assert torch.equal(pasted[:, 175:], image[:, 175:])
+
+
+def test_pasted_content_arrives_in_the_middle_only():
+    image = torch.zeros(3, 100, 120)
+    window = paste_window(crop_matrix(torch.tensor([100.0, 50.0]), torch.tensor(60.0)), (100, 120))  # over the edge
+    pasted = paste(image, torch.ones(3, 64, 64), window)
+    assert pasted[:, 40:60, 85:110].min() == 1.0
+    assert pasted[:, :, :69].max() == 0.0
+    assert pasted.shape == image.shape
+    assert image.max() == 0.0  # the input stays as it was
+
+
+def test_a_crop_outside_of_the_picture_cannot_be_pasted():
+    with pytest.raises(ValueError, match="`image_from_crop` must meet the picture of 120x100 pixels"):
+        paste_window(crop_matrix(torch.tensor([500.0, 50.0]), torch.tensor(60.0)), (100, 120))

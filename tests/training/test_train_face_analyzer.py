@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS
+from vasa_hf.models.face_analyzer import FaceAnalyzer
+from vasa_hf.training.train_face_analyzer import TrainFaceAnalyzerConfig, detector_loss, overlap, train
+
+TINY = {
+    "detector_widths": (4, 8, 8, 8, 8),
+    "detector_depths": (1, 1, 1, 1),
+    "detector_pyramid_channels": 8,
+    "landmarker_widths": (4, 8, 8, 8, 8),
+    "landmarker_depths": (1, 1, 1, 1),
+    "landmarker_pyramid_channels": 8,
+    "detector_size": 64,
+    "crop_size": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Six drawn faces with labels in the format of the real data."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "portraits").mkdir()
+    rng = np.random.default_rng(0)
+    half = rng.uniform(-1, 1, (70, 3)) * [0.35, 0.9, 0.3] - [0.4, 0, 0]
+    middle = rng.uniform(-1, 1, (22, 3)) * [0, 0.9, 0.3]
+    canonical = np.zeros((478, 3), np.float32)
+    canonical[list(LANDMARK_IDS)] = np.concatenate([half, half * [-1, 1, 1], middle])
+    points, poses = [], []
+    for i in range(6):
+        center, scale = rng.uniform(0.45, 0.55, 2), rng.uniform(0.2, 0.26)
+        face = canonical[list(LANDMARK_IDS), :2] * scale + center
+        image = Image.new("RGB", (256, 256), tuple(rng.integers(0, 255, 3).tolist()))
+        draw = ImageDraw.Draw(image)
+        draw.ellipse([*(face.min(0) * 256).tolist(), *(face.max(0) * 256).tolist()], fill=(230, 180, 150))
+        for group, colour in (("left_eye", "white"), ("right_eye", "black"), ("lips_outer", "red")):
+            for x, y in (face[list(GROUPS[group])] * 256).tolist():
+                draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=colour)
+        image.save(folder / "portraits" / f"face{i}.png")
+        points.append(face)
+        poses.append([0, 0, 0, *center, 0, scale])
+    np.savez(
+        folder / "portraits.npz",
+        names=np.array([f"face{i}" for i in range(6)]),
+        offsets=np.arange(7),
+        landmarks=np.round(np.array(points) * 8192 + 8192).astype(np.uint16),
+        pose=np.array(poses, np.float32),
+        landmark_ids=np.array(LANDMARK_IDS, np.int16),
+        canonical=canonical,
+    )
+    return folder
+
+
+def tiny(data, output, **options):
+    values = {"batch_size": 6, "scenes_per_batch": 4, "max_steps": 40, "minutes": 20.0, "mixed_precision": False}
+    values["warmup_steps"] = 5
+    return TrainFaceAnalyzerConfig(data=str(data), output=str(output), model=TINY, **{**values, **options})
+
+
+def test_a_short_training_lowers_both_losses_and_saves(data, tmp_path):
+    history = train(tiny(data, tmp_path / "model", learning_rate=1e-2))
+    for part in ("landmarker", "detector"):
+        assert len(history[part]) == 40
+        assert np.mean(history[part][-8:]) < 0.8 * np.mean(history[part][:4]), part
+    model = FaceAnalyzer.from_pretrained(tmp_path / "model")
+    assert model.canonical.abs().sum() > 0
+
+
+def test_decoded_frames_are_kept_in_the_cache(data, tmp_path):
+    (tmp_path / "cache").mkdir()
+    options = {"max_steps": 1, "parts": "landmarker", "cache": str(tmp_path / "cache")}
+    first = train(tiny(data, tmp_path / "a", **options))
+    assert np.load(tmp_path / "cache" / f"{data.name}_portraits.npy").shape == (6, 256, 256, 3)
+    assert train(tiny(data, tmp_path / "b", **options)) == first
+
+
+def test_bad_options(data, tmp_path):
+    with pytest.raises(ValueError, match="`data` must hold clips.npz or portraits.npz"):
+        train(tiny(tmp_path, tmp_path / "model"))
+    with pytest.raises(ValueError, match="`parts` must name some of landmarker, detector"):
+        train(tiny(data, tmp_path / "model", parts="nose"))
+
+
+def test_detector_loss_is_small_for_the_right_answer_and_large_for_others():
+    boxes = torch.tensor([[0, 16.0, 20.0, 48.0, 60.0]])  # centre (32, 40): in cells (4, 5)
+    right = torch.zeros(1, 5, 8, 8)
+    right[:, 0] = -12
+    right[0, 0, 5, 4] = 12
+    right[:, 1], right[:, 2] = np.log(4.0), np.log(5.0)
+    y, x = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(8) + 0.5, indexing="ij")
+    right[0, 3], right[0, 4] = 4 - x, 5 - y
+    good = sum(detector_loss(right, boxes, 8).values())
+    wrong = sum(detector_loss(right.roll(3, dims=-1), boxes, 8).values())
+    assert good < 0.05 and wrong > 10 * good
+    nothing = right.clone()
+    nothing[:, 0] = -12
+    empty = detector_loss(nothing, torch.zeros(0, 5), 8)
+    assert sum(empty.values()) < 1e-4
+
+
+def test_overlap_is_a_share_of_the_smaller_box():
+    assert overlap(torch.tensor([0.0, 0, 10, 10]), torch.tensor([5.0, 0, 9, 10])) == pytest.approx(1.0)
+    assert overlap(torch.tensor([0.0, 0, 10, 10]), torch.tensor([20.0, 0, 30, 10])) == 0

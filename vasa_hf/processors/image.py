@@ -1,0 +1,402 @@
+"""Pictures in, face crops out, and back: the saved image processor.
+
+Not in the paper: VASA-1 trains and tests on ready face crops. The crop is that of the training clips
+(`geometry/crops.py`), so a portrait reaches the models as they know it.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from transformers.image_processing_base import ImageProcessingMixin
+
+from vasa_hf.geometry.crops import PasteWindow, cut_crop, paste, paste_window, standard_crop, transform_points
+from vasa_hf.geometry.landmarks import CLOSED_GROUPS, GROUPS
+
+logger = logging.getLogger(__name__)
+ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
+# What transformers itself writes into the saved config.
+_SAVED_BY_TRANSFORMERS = {"image_processor_type", "feature_extractor_type", "processor_class", "_commit_hash"}
+
+
+@dataclasses.dataclass
+class FaceCrop:
+    """A square cut out of a picture, and the way back.
+
+    Attributes:
+        image (`torch.Tensor` of shape `(3, size, size)`): The crop, RGB in [-1, 1].
+        crop_from_image (`torch.Tensor` of shape `(3, 3)`): Picture pixels to fractions of the crop, float64.
+        image_size (`tuple` of two `int`): Height and width of the picture.
+    """
+
+    image: Tensor
+    crop_from_image: Tensor
+    image_size: tuple[int, int]
+    window: PasteWindow | None = dataclasses.field(default=None, repr=False)  # made at the first paste_back
+
+    @property
+    def image_from_crop(self) -> Tensor:
+        """Fractions of the crop to picture pixels, `(3, 3)` float64."""
+        return torch.linalg.inv(self.crop_from_image)
+
+    @property
+    def side(self) -> float:
+        """Side of the crop in picture pixels."""
+        return float(self.image_from_crop[:2, 0].norm())
+
+
+class FaceImageProcessor(ImageProcessingMixin):
+    """Load pictures of any kind, choose a face, crop it, and paste the result back.
+
+    Args:
+        size (`int`, *optional*, defaults to 256): Side of the crop in pixels.
+        scale (`float`, *optional*, defaults to 2.0): Side of the crop over the larger side of the landmark box.
+        shift (`tuple` of two `float`, *optional*, defaults to `(0, 0)`): Move of the crop, right and down, of its side.
+        upright (`bool`, *optional*, defaults to `False`): Whether the crop turns with the head's roll.
+        feather (`float`, *optional*, defaults to 0.12): Width of the soft border of the paste-back, of the side.
+        max_pixels (`int`, *optional*, defaults to 50,000,000): Larger pictures are refused.
+        max_side (`int`, *optional*, defaults to 1920): Larger pictures are shrunk to this long side.
+        min_side (`int`, *optional*, defaults to 64): Pictures with a shorter side are refused.
+        min_face (`int`, *optional*, defaults to 32): Least larger side of a face's box in pixels.
+        max_yaw_deg (`float`, *optional*, defaults to 60.0): A face turned further away is refused.
+        max_cut_off (`float`, *optional*, defaults to 0.1): Greatest share of landmarks outside of the picture.
+        background (`tuple` of three `int`, *optional*, defaults to white): What shows through transparent pixels.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        size: int = 256,
+        scale: float = 2.0,
+        shift: Sequence[float] = (0.0, 0.0),
+        upright: bool = False,
+        feather: float = 0.12,
+        max_pixels: int = 50_000_000,
+        max_side: int = 1920,
+        min_side: int = 64,
+        min_face: int = 32,
+        max_yaw_deg: float = 60.0,
+        max_cut_off: float = 0.1,
+        background: Sequence[int] = (255, 255, 255),
+        **kwargs: Any,
+    ):
+        if unknown := sorted(set(kwargs) - _SAVED_BY_TRANSFORMERS):
+            raise ValueError(f"`{unknown[0]}` is no option of FaceImageProcessor.")
+        super().__init__(**kwargs)
+        self.size, self.scale, self.shift, self.upright = size, scale, list(shift), upright
+        self.feather, self.background = feather, list(background)
+        self.max_pixels, self.max_side, self.min_side = max_pixels, max_side, min_side
+        self.min_face, self.max_yaw_deg, self.max_cut_off = min_face, max_yaw_deg, max_cut_off
+
+    # --- pictures -----------------------------------------------------------------------------------------------------
+
+    def __call__(self, image: ImageInput) -> Tensor:
+        """Same as `load`."""
+        return self.load(image)
+
+    def load(self, image: ImageInput) -> Tensor:
+        """Read a picture of any kind as RGB.
+
+        EXIF rotation is applied, transparency laid over `background`, palettes, CMYK, grey and 16-bit pictures are
+        converted, the first frame of an animation is taken, and a picture longer than `max_side` is shrunk (said by
+        logging).
+
+        Args:
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+                A local file, a PIL image, an array `(height, width[, channels])` or a tensor `(channels, height,
+                width)`. Arrays and tensors are uint8, uint16, or float in [0, 1]; 1, 3 or 4 channels.
+
+        Returns:
+            `torch.Tensor` of shape `(3, height, width)`, float32 in [-1, 1].
+
+        Raises:
+            ValueError: If the picture cannot be read, is too large or too small, or holds other values.
+        """
+        if isinstance(image, str | os.PathLike):
+            picture = self._open(image)
+        elif isinstance(image, Image.Image):
+            self._check_size(image.width, image.height)
+            picture = _decoded(image, "the given PIL image")
+        elif isinstance(image, np.ndarray | Tensor):
+            picture = self._from_array(image)
+        else:
+            kind = type(image).__name__
+            raise ValueError(f"`image` must be a file, a PIL image, an array or a tensor, but is a {kind}.")
+        return self._bounded(self._to_rgb(picture))
+
+    def _open(self, path: str | os.PathLike) -> Image.Image:
+        path = Path(path)
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise ValueError(f"`image` must be a picture file, but {str(path)!r} {what}.")
+        try:
+            with Image.open(path) as image:
+                self._check_size(image.width, image.height)
+                return _decoded(image, repr(str(path)))
+        except UnidentifiedImageError as error:
+            raise ValueError(f"`image` must be a picture file that Pillow reads, but {str(path)!r} is none.") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"`image` must have at most {self.max_pixels:,} pixels, but {error}.") from error
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            raise ValueError(f"`image` must have at most {self.max_pixels:,} pixels, but has {width}x{height}.")
+        if min(width, height) < self.min_side:
+            raise ValueError(f"`image` must be at least {self.min_side} pixels on each side, but is {width}x{height}.")
+
+    def _from_array(self, image: np.ndarray | Tensor) -> Image.Image | Tensor:
+        if isinstance(image, Tensor):
+            array = image.detach().cpu()
+            array = array.float().numpy() if array.is_floating_point() else array.numpy()
+            layout, channels_first = "(channels, height, width)", True
+        else:
+            array, layout, channels_first = image, "(height, width) or (height, width, channels)", False
+        shape = tuple(array.shape)
+        array = array.transpose(1, 2, 0) if channels_first and array.ndim == 3 else array
+        array = array[..., None] if array.ndim == 2 and not channels_first else array
+        if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
+            raise ValueError(f"`image` must be of shape {layout} with 1, 3 or 4 channels, but is {shape}.")
+        self._check_size(array.shape[1], array.shape[0])
+        if array.dtype == np.uint8:
+            values = array.astype(np.float32) / 255
+        elif array.dtype == np.uint16:
+            values = array.astype(np.float32) / 65535
+        elif np.issubdtype(array.dtype, np.floating):
+            values = array.astype(np.float32)
+            if not np.isfinite(values).all():
+                raise ValueError("`image` must hold finite numbers, but has NaN or infinity.")
+            if values.min() < 0 or values.max() > 1:
+                raise ValueError(
+                    f"`image` must hold values in [0, 1] if float, but has {values.min():.3g} to {values.max():.3g}."
+                )
+        else:
+            raise ValueError(f"`image` must be uint8, uint16 or float, but is {array.dtype}.")
+        picture = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+        if len(picture) == 4:
+            ground = torch.tensor(self.background).view(3, 1, 1) / 255
+            picture = picture[:3] * picture[3:] + ground * (1 - picture[3:])
+        return picture.expand(3, -1, -1) * 2 - 1
+
+    def _to_rgb(self, image: Image.Image | Tensor) -> Tensor:
+        if isinstance(image, Tensor):
+            return image
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            values = np.asarray(image).astype(np.float32)
+            limit = 65535 if image.mode != "F" or values.max() > 255 else 255 if values.max() > 1 else 1
+            if not np.isfinite(values).all() or values.min() < 0 or values.max() > limit:
+                raise ValueError(f"`image` of mode {image.mode} must hold values in [0, {limit}].")
+            return torch.from_numpy(values / limit * 2 - 1).expand(3, -1, -1).contiguous()
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            ground = Image.new("RGBA", image.size, (*self.background, 255))
+            image = Image.alpha_composite(ground, image)
+        array = np.array(image.convert("RGB"))
+        return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1.0
+
+    def _bounded(self, picture: Tensor) -> Tensor:
+        height, width = picture.shape[-2:]
+        if max(height, width) <= self.max_side:
+            return picture.contiguous()
+        ratio = self.max_side / max(height, width)
+        size = (max(round(height * ratio), 1), max(round(width * ratio), 1))
+        logger.info("The picture of %dx%d pixels is shrunk to %dx%d.", width, height, size[1], size[0])
+        return F.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+
+    # --- faces --------------------------------------------------------------------------------------------------------
+
+    def choose(self, faces: Sequence[Any], image_size: tuple[int, int], face: int | None = None) -> Any:
+        """Pick the face to animate and refuse one that cannot be.
+
+        Args:
+            faces (`Sequence` of `DetectedFace`): What `FaceAnalyzer.detect` found, largest first.
+            image_size (`tuple` of two `int`): Height and width of the picture.
+            face (`int`, *optional*): Which of them; the largest (0) if not given, which is said if there are several.
+
+        Returns:
+            `DetectedFace`.
+
+        Raises:
+            ValueError: If there is none, or the chosen one is too small, cut off, or turned away.
+        """
+        if not faces:
+            raise ValueError(
+                "`image` must show a face, but none was found. Give its place by hand: `box=(x0, y0, x1, y1)`."
+            )
+        if face is None and len(faces) > 1:
+            sizes = ", ".join(f"{i}: {f.side:.0f} px" for i, f in enumerate(faces))
+            logger.warning("%d faces were found (%s); the largest is taken. Choose with `face=`.", len(faces), sizes)
+        index = 0 if face is None else face
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(faces):
+            raise ValueError(f"`face` must be 0 to {len(faces) - 1}, as {len(faces)} were found, but is {face!r}.")
+        self.check_face(faces[index], image_size)
+        return faces[index]
+
+    def check_face(self, face: Any, image_size: tuple[int, int]) -> None:
+        """Raise a `ValueError` if a `DetectedFace` is too small, cut off by the border, or turned away."""
+        if face.side < self.min_face:
+            raise ValueError(
+                f"`image` must show a face of at least {self.min_face} pixels, but it has only {face.side:.0f}."
+            )
+        height, width = image_size
+        x, y = face.landmarks.unbind(dim=-1)
+        outside = ((x < 0) | (x > width) | (y < 0) | (y > height)).float().mean().item()
+        if outside > self.max_cut_off:
+            raise ValueError(
+                f"`image` must show the whole face, but {outside:.0%} of it is cut off by the border of the picture."
+            )
+        yaw_deg = math.degrees(float(face.pose[0]))
+        if abs(yaw_deg) > self.max_yaw_deg:
+            raise ValueError(
+                f"`image` must show a face turned at most {self.max_yaw_deg:.0f} degrees aside, "
+                f"but this one is turned {abs(yaw_deg):.0f} degrees."
+            )
+
+    # --- crops --------------------------------------------------------------------------------------------------------
+
+    def crop(
+        self,
+        image: Tensor,  # [3, H, W]
+        face: Any | None = None,
+        box: Sequence[float] | Tensor | None = None,
+        size: int | None = None,
+        scale: float | None = None,
+        shift: Sequence[float] | None = None,
+        angle_rad: float | None = None,
+    ) -> FaceCrop:
+        """Cut the standard square (or one moved, scaled and turned from it) around a face.
+
+        Args:
+            image (`torch.Tensor` of shape `(3, height, width)`): A loaded picture in [-1, 1].
+            face (`DetectedFace`, *optional*): The face.
+            box (`Sequence` of four `float`, *optional*): x0, y0, x1, y1 of the face by hand, in pixels; before `face`.
+            size (`int`, *optional*): Side of the result in pixels; the saved one if not given, as for the next two.
+            scale (`float`, *optional*): Side of the square over the larger side of the box.
+            shift (`Sequence` of two `float`, *optional*): Move right and down in sides of the square.
+            angle_rad (`float`, *optional*): Clockwise turn; the head's roll if not given and `upright` is on, else 0.
+
+        Returns:
+            `FaceCrop`.
+
+        Raises:
+            ValueError: If `box` is no box within the picture, or a number is out of range.
+        """
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"`image` must be of shape (3, height, width), but is {tuple(image.shape)}.")
+        size = self.size if size is None else size
+        scale = self.scale if scale is None else scale
+        shift = self.shift if shift is None else shift
+        if not isinstance(size, int) or not 16 <= size <= 4096:
+            raise ValueError(f"`size` must be a whole number of 16 to 4096 pixels, but is {size!r}.")
+        if not 1.0 <= scale <= 6.0:
+            raise ValueError(f"`scale` must be 1.0 to 6.0, but is {scale!r}.")
+        if len(shift) != 2 or not all(-1 <= value <= 1 for value in shift):
+            raise ValueError(f"`shift` must be two numbers in [-1, 1], but is {tuple(shift)}.")
+        height, width = image.shape[-2:]
+        if box is not None:
+            around = self.check_box(box, (height, width))
+        elif face is not None:
+            around = face.box
+        else:
+            raise ValueError("`face` or `box` must be given.")
+        if angle_rad is None:
+            turn_with_head = self.upright and face is not None
+            angle_rad = float(face.pose[2]) if turn_with_head else 0.0
+        if not -math.pi <= angle_rad <= math.pi:
+            raise ValueError(f"`angle_rad` must be -pi to pi, but is {angle_rad!r}.")
+        image_from_crop = standard_crop(around.double(), scale, tuple(shift), angle_rad)
+        square = cut_crop(image.float(), image_from_crop.float(), size)
+        return FaceCrop(square, torch.linalg.inv(image_from_crop), (height, width))
+
+    def check_box(self, box: Sequence[float] | Tensor, image_size: tuple[int, int]) -> Tensor:
+        """A box by hand as a tensor `(4,)`; raises a `ValueError` if it is none or lies outside of the picture."""
+        try:
+            around = torch.as_tensor(box, dtype=torch.float32).flatten()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {box!r}.") from error
+        if len(around) != 4 or not torch.isfinite(around).all():
+            raise ValueError(f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {box!r}.")
+        x0, y0, x1, y1 = around.tolist()
+        height, width = image_size
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            given = (x0, y0, x1, y1)
+            raise ValueError(f"`box` must be x0 < x1 <= {width} and y0 < y1 <= {height} in pixels, but is {given}.")
+        if max(x1 - x0, y1 - y0) < self.min_face:
+            raise ValueError(f"`box` must be at least {self.min_face} pixels, but is {x1 - x0:.0f}x{y1 - y0:.0f}.")
+        return around
+
+    def paste_back(
+        self,
+        image: Tensor,  # [3, H, W]
+        crop_image: Tensor,  # [3, S, S] or [B, 3, S, S]
+        crop: FaceCrop,
+    ) -> Tensor:
+        """Put a made crop back into the full picture under a soft mask.
+
+        Args:
+            image (`torch.Tensor` of shape `(3, height, width)`): The picture the crop was cut from.
+            crop_image (`torch.Tensor` of shape `([batch,] 3, size, size)`): New content, any size.
+            crop (`FaceCrop`): Where it belongs.
+
+        Returns:
+            `torch.Tensor` of shape `([batch,] 3, height, width)` in the picture's full resolution.
+        """
+        if tuple(image.shape[-2:]) != tuple(crop.image_size):
+            raise ValueError(
+                f"`image` must be the cropped picture, {tuple(crop.image_size)}, but is {tuple(image.shape[-2:])}."
+            )
+        if crop_image.ndim not in (3, 4) or crop_image.shape[-1] != crop_image.shape[-2]:
+            raise ValueError(f"`crop_image` must be ([batch,] 3, size, size), but is {tuple(crop_image.shape)}.")
+        if crop.window is None:
+            crop.window = paste_window(crop.image_from_crop, crop.image_size, self.feather)
+        if crop_image.ndim == 3:
+            return paste(image, crop_image, crop.window)
+        return torch.stack([paste(image, one, crop.window) for one in crop_image])
+
+    def preview(self, image: Tensor, faces: Sequence[Any] = (), crop: FaceCrop | None = None) -> Image.Image:
+        """The picture with boxes, indices, scores and landmarks of the faces and the outline of the crop."""
+        picture = to_pil(image)
+        draw = ImageDraw.Draw(picture)
+        width = max(1, round(max(picture.size) / 400))
+        for index, face in enumerate(faces):
+            for name, group in GROUPS.items():
+                if name == "rigid":
+                    continue
+                points = [tuple(p) for p in face.landmarks[list(group)].tolist()]
+                if name in CLOSED_GROUPS:
+                    draw.line([*points, points[0]], fill=(80, 220, 120), width=width)
+                for x, y in points:
+                    r = width * 0.8
+                    draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 220, 0))
+            box = face.box.tolist()
+            draw.rectangle(box, outline=(255, 140, 0), width=width)
+            draw.text((box[0] + 2 * width, box[1] + 2 * width), f"{index}: {face.score:.2f}", fill=(255, 140, 0))
+        if crop is not None:
+            corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.float64)
+            outline = [tuple(p) for p in transform_points(crop.image_from_crop, corners).tolist()]
+            draw.line(outline, fill=(60, 140, 255), width=2 * width)
+        return picture
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    """The picture turned as its EXIF data say; decoding happens here, so broken files are found here."""
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ValueError(f"`image` must be a whole picture, but {name} is damaged: {error}.") from error
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] to a PIL image."""
+    array = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return Image.fromarray(array.permute(1, 2, 0).numpy())
