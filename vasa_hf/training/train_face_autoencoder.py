@@ -58,6 +58,7 @@ class FaceAutoencoderOptions(LoopOptions):
     initial: str | None = option(None, "face autoencoder folder to start from")
     analyzer: str | None = option(None, "face analyzer folder whose landmarker the motion encoders start from")
     save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/face_autoencoder)")
+    learn_backbones: bool = option(True, "stage encoders: also the backbones, not only the heads")
     learning_rate: float = option(4e-4, "peak learning rate")
     train_size: int | None = option(None, "train at this picture size (default: the model's)")
     portrait_share: float = option(0.25, "share of samples that are single portraits")
@@ -165,6 +166,8 @@ def _ellipse(size: int, center: Tensor, half_width: Tensor, half_height: Tensor)
 
 def encoders_loss(options: FaceAutoencoderOptions, dynamics: Any):
     """Pose and dynamics encoders against labels (smooth L1, each channel in its own unit)."""
+    visible = visibility(dynamics)
+
     def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(batch["source"].device.type, enabled=False):
             sample = augment(batch, dynamics, options.train_size)
@@ -172,23 +175,30 @@ def encoders_loss(options: FaceAutoencoderOptions, dynamics: Any):
         images = images + 0.03 * torch.randn_like(images) * torch.rand(len(images), 1, 1, 1, device=images.device)
         wanted = torch.cat([sample["source_motion"], sample["driving_motion"]])
         motion = modules["autoencoder"](images, motion_only=True).float()
-        return motion_error(motion, wanted)
+        return motion_error(motion, wanted, visible)
 
     return loss
 
 
-def motion_error(motion: Tensor, wanted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Smooth L1 of pose (in units of 0.1 rad and 2 % of the crop) and dynamics (unit variance)."""
+def visibility(dynamics: Any) -> Tensor:
+    """How much each dynamics channel moves the landmarks, about 1 on average: the first ones matter most."""
+    moved = dynamics.tensors["basis"].norm(dim=1)
+    return (moved / moved.mean()).clamp_min(0.2)
+
+
+def motion_error(motion: Tensor, wanted: Tensor, visible: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Smooth L1 of pose (in units of 0.1 rad and 2 % of the crop) and dynamics (unit variance, by visibility)."""
     unit = motion.new_tensor([0.1, 0.1, 0.1, 0.02, 0.02, 0.02])
     pose = F.smooth_l1_loss(motion[:, :POSE_DIM] / unit, wanted[:, :POSE_DIM] / unit, beta=0.3)
-    dynamics = F.smooth_l1_loss(motion[:, POSE_DIM:], wanted[:, POSE_DIM:], beta=0.3)
+    error = F.smooth_l1_loss(motion[:, POSE_DIM:], wanted[:, POSE_DIM:], beta=0.3, reduction="none")
+    dynamics = (error * visible.to(error)).mean()
     return pose + dynamics, {"pose": pose, "dynamics": dynamics}
 
 
 def renderer_loss(options: FaceAutoencoderOptions, dynamics: Any, features: Any = None):
     """All losses on decoded pictures; in stage `renderer` motion comes from labels, in `joint` from the encoders."""
     joint = options.stage == "joint"
-    importance = torch.ones(len(dynamics.ids))
+    visible, importance = visibility(dynamics), torch.ones(len(dynamics.ids))
     importance[dynamics.tensors["rows_lids"]] = 3
     importance[dynamics.tensors["rows_lips"]] = 2
 
@@ -202,7 +212,7 @@ def renderer_loss(options: FaceAutoencoderOptions, dynamics: Any, features: Any 
         terms: dict[str, Tensor] = {}
         if joint:
             encoded = model(torch.cat([source, driving]), motion_only=True)
-            terms["motion"], _ = motion_error(encoded.float(), torch.cat([source_motion, driving_motion]))
+            terms["motion"], _ = motion_error(encoded.float(), torch.cat([source_motion, driving_motion]), visible)
             source_motion, driving_motion = encoded.chunk(2)
         output = model(source, driving, source_motion, driving_motion)
         prediction = output.sample.float()
@@ -301,7 +311,10 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     if options.analyzer:
         start_from_landmarker(model, options.analyzer)
     if options.stage == "encoders":
-        freeze(model, lambda name: name.startswith(("pose_encoder.head", "pose_encoder.reduce", "dynamics_encoder")))
+        parts = ("pose_encoder", "dynamics_encoder")
+        if not options.learn_backbones:
+            parts = tuple(f"{part}.{head}" for part in parts for head in ("head", "reduce"))
+        freeze(model, lambda name: name.startswith(parts))
         loss = encoders_loss(options, dataset.dynamics)
     else:
         learns_motion = options.stage == "joint"

@@ -1,0 +1,582 @@
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.testing_utils.pipelines import (
+    BOX,
+    PipelineTesterMixin,
+    generator,
+    make_audio,
+    make_image,
+    make_scheduler,
+    make_vasa1_components,
+)
+from vasa_hf import VasaTalkingFacePipeline
+from vasa_hf.hub import embedded_path
+from vasa_hf.media import VideoWriter, read_provenance, read_video, save_wav
+from vasa_hf.motion import to_relative
+
+
+class TestVasaTalkingFacePipeline(PipelineTesterMixin):
+    pipeline_class = VasaTalkingFacePipeline
+    options = {"num_inference_steps": 3, "box": BOX}
+
+    def make_components(self):
+        return make_vasa1_components()
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = VasaTalkingFacePipeline(**make_vasa1_components())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def call(pipe, image=None, audio=None, **changes):
+    options = {"output_type": "pt", "generator": generator(), "num_inference_steps": 2, "box": BOX, **changes}
+    return pipe(make_image() if image is None else image, make_audio(0.8) if audio is None else audio, **options)
+
+
+class Watch:
+    """Records the keyword arguments of every pass through a module."""
+
+    def __init__(self, module):
+        self.calls = []
+        self.handle = module.register_forward_pre_hook(
+            lambda _, args, kwargs: self.calls.append(kwargs), with_kwargs=True
+        )
+
+    def __enter__(self):
+        return self.calls
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+
+# --- what a call returns ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fps", "frames"), [(25, 33), (24, 32), (Fraction(30000, 1001), 40), (29.97, 40), ("60", 79), (12.5, 17)]
+)
+def test_output_rate_is_any_rational_number(pipe, fps, frames):
+    out = call(pipe, audio=make_audio(1.31), fps=fps)
+    assert len(out.frames) == frames
+    assert abs(len(out.frames) / out.fps - 1.31) <= 1 / out.fps
+    # The motion is generated at 25 frames a second whatever the video's rate.
+    assert out.motion.shape == (1, 33, 10) and out.motion_fps == 25
+    assert torch.equal(out.motion, call(pipe, audio=make_audio(1.31)).motion)
+
+
+def test_sound_is_returned_as_it_was(pipe, tmp_path):
+    stereo = np.stack([make_audio(0.5, 0, 48_000), make_audio(0.5, 1, 48_000)])
+    out = call(pipe, audio=(stereo, 48_000))
+    assert out.sampling_rate == 48_000
+    np.testing.assert_allclose(out.audio, stereo.mean(0), atol=1e-6)
+    save_wav(tmp_path / "a.wav", stereo, 48_000)
+    from_file = call(pipe, audio=tmp_path / "a.wav")
+    np.testing.assert_allclose(from_file.audio, stereo.mean(0), atol=1e-4)  # 16-bit file
+    assert (from_file.motion - out.motion).abs().max() < 0.05
+
+
+def test_sound_of_a_video_file(pipe, tmp_path):
+    audio = make_audio(0.8)
+    with VideoWriter(tmp_path / "a.mp4", 25, (64, 64), (audio, 16_000)) as writer:
+        for _ in range(20):
+            writer.write(make_image(size=(64, 64)))
+    out = call(pipe, audio=str(tmp_path / "a.mp4"))
+    assert abs(len(out.frames) - 20) <= 1
+    assert (out.motion[:, :20] - call(pipe, audio=audio).motion).abs().mean() < 0.1  # AAC is not lossless
+
+
+def test_image_of_any_kind_gives_the_same(pipe, tmp_path):
+    array = make_image()
+    Image.fromarray(array).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    expected = call(pipe, array).frames
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(array), tensor):
+        torch.testing.assert_close(call(pipe, image).frames, expected, rtol=0, atol=1e-2)
+    stacked = call(pipe, torch.stack([tensor, tensor])).frames
+    assert len(stacked) == 2
+
+
+def test_prepared_portrait_gives_the_same(pipe):
+    portrait = pipe.prepare_portrait(make_image(), box=BOX)
+    assert torch.equal(call(pipe, portrait).frames, call(pipe).frames)
+    with pytest.raises(ValueError, match="`output_size` must be 32.*got 64"):
+        call(pipe, portrait, output_size=64)
+
+
+def test_output_sizes(pipe):
+    assert pipe.output_sizes == (32, 64)
+    small, large = call(pipe), call(pipe, output_size=64)
+    assert large.frames.shape[1:] == (3, 64, 64)
+    assert torch.equal(small.motion, call(pipe).motion)
+    shrunk = torch.nn.functional.interpolate(large.frames, 32, mode="area")
+    assert (shrunk - small.frames).abs().mean() < 0.1
+    with pytest.raises(ValueError, match=r"`output_size` must be one of \[32, 64\], got 48"):
+        call(pipe, output_size=48)
+    plain = VasaTalkingFacePipeline(**make_vasa1_components(source_passthrough=False))
+    with pytest.raises(ValueError, match=r"`output_size` must be one of \[32\], got 64"):
+        call(plain, output_size=64)
+
+
+def test_paste_back_changes_the_face_alone(pipe):
+    image = np.repeat(np.repeat(make_image(size=(60, 80)), 4, 0), 4, 1)
+    box = (130, 90, 180, 140)
+    out = call(pipe, image, box=box, paste_back=True)
+    assert out.frames.shape[2:] == (240, 320)
+    difference = (out.frames - torch.from_numpy(image).permute(2, 0, 1) / 255).abs().amax((0, 1))
+    # The square is twice the box, around it and 5 % of its side higher: 105..205 by 60..160.
+    assert difference[:60].max() < 0.003 and difference[160:].max() < 0.003
+    assert difference[:, :105].max() < 0.003 and difference[:, 205:].max() < 0.003
+    assert difference[75:145, 120:190].mean() > 0.01
+
+
+def test_saved_video_is_whole_and_says_what_it_is(pipe, tmp_path):
+    out = call(pipe, audio=make_audio(1.31), fps="30000/1001", output_type="pil")
+    out.save(tmp_path / "out.mp4")
+    assert sum(1 for _ in read_video(tmp_path / "out.mp4")) == 40
+    assert read_provenance(tmp_path / "out.mp4")["synthetic"] is True
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+# --- motion -----------------------------------------------------------------------------------------------------------
+
+
+def test_pose_starts_from_the_portrait(pipe):
+    """The same relative motion for two portraits, each about its own pose; dynamics as generated."""
+    portraits = [pipe.prepare_portrait(make_image(seed), box=BOX) for seed in (0, 3)]
+    assert (portraits[0].motion - portraits[1].motion).abs().max() > 1e-4
+    first, second = (call(pipe, portrait).motion for portrait in portraits)
+    relative = [to_relative(m, p.motion) for m, p in zip((first, second), portraits, strict=True)]
+    torch.testing.assert_close(relative[0], relative[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(first[..., 6:], second[..., 6:])
+
+
+def test_head_motion_scales_the_movement(pipe):
+    portrait = pipe.prepare_portrait(make_image(), box=BOX)
+    plain, half, none = (call(pipe, portrait, head_motion=amount).motion for amount in (1.0, 0.5, 0.0))
+    own = portrait.motion[:, None, :6]
+    torch.testing.assert_close(none[..., :6], own.expand_as(none[..., :6]))
+    torch.testing.assert_close(half[..., :3] - own[..., :3], 0.5 * (plain[..., :3] - own[..., :3]))
+    assert torch.equal(plain[..., 6:], half[..., 6:]) and torch.equal(plain[..., 6:], none[..., 6:])
+    # A still head at twice the distance is half as large, and moves there if the distance has keyframes.
+    far = call(pipe, portrait, head_motion=0.0, head_distance=2.0).motion
+    torch.testing.assert_close(far[..., 5], own[..., 5].expand_as(far[..., 5]) / 2)
+    moving = call(pipe, portrait, head_motion=0.0, head_distance=[(0.0, 1.0), (0.4, 2.0)]).motion[0, :, 5]
+    torch.testing.assert_close(moving[[0, 5, 10, 19]] / own[0, 0, 5], 1 / torch.tensor([1.0, 1.5, 2.0, 2.0]))
+
+
+def test_controls_reach_the_model_averaged_over_each_window(pipe):
+    audio = make_audio(1.0)  # windows of 10, 10 and 5 frames
+    settings = {"gaze": [(0.0, (0.0, 0.1)), (1.0, (0.5, 0.1))], "head_distance": 1.5, "emotion": {"sad": -0.5}}
+    with Watch(pipe.motion_transformer) as calls:
+        call(pipe, audio=audio, output_type="latent", guidance_scale={"audio": 0, "gaze": 0}, **settings)
+    first = calls[::2]
+    assert len(first) == 3
+    yaws = [0.5 * np.mean([i / 25 for i in range(a, b)]) for a, b in ((0, 10), (10, 20), (20, 25))]
+    torch.testing.assert_close(
+        torch.cat([c["gaze"] for c in first]), torch.tensor([[yaw, 0.1] for yaw in yaws]).float()
+    )
+    assert all(c["head_distance"].tolist() == [[1.5]] for c in first)
+    assert all(c["emotion"].tolist() == [[0, 0, 0, 0, -0.5, 0]] for c in first)
+    assert first[2]["frame_mask"].sum() == 5
+
+
+def test_default_controls_are_those_of_the_paper(pipe):
+    with Watch(pipe.motion_transformer) as calls:
+        call(pipe, output_type="latent")
+    assert calls[0]["gaze"].abs().max() == 0 and calls[0]["emotion"].abs().max() == 0
+    assert (calls[0]["head_distance"] == 1).all()
+    with Watch(pipe.motion_transformer) as calls:
+        call(pipe, output_type="latent", gaze=None, emotion=None, head_distance=None)
+    assert calls[0]["gaze"] is None and calls[0]["emotion"] is None and calls[0]["head_distance"] is None
+
+
+def test_guidance_has_one_scale_a_condition_and_costs_only_what_is_used(pipe):
+    def passes(**settings):
+        with Watch(pipe.motion_transformer) as calls:
+            result = call(pipe, output_type="latent", **settings).motion
+        return len(calls[0]["drop"]) + 1, result
+
+    count, default = passes()
+    assert count == 3  # all conditions, without audio, without gaze
+    count, none = passes(guidance_scale={"audio": 0.0, "gaze": 0.0})
+    assert count == 1 and (none - default).abs().max() > 1e-4
+    count, same = passes(guidance_scale={"audio": 0.5})  # the other keeps its default
+    assert count == 3 and torch.equal(same, default)
+    count, more = passes(guidance_scale={"emotion": 1.0, "head_distance": 0.3})
+    assert count == 5 and (more - default).abs().max() > 1e-4
+
+
+def test_context_is_carried_from_window_to_window(pipe):
+    with Watch(pipe.motion_transformer) as calls:
+        call(pipe, output_type="latent", num_inference_steps=1)
+    assert calls[0]["previous_motion"] is None and calls[0]["previous_audio"] is None
+    assert calls[1]["previous_motion"].shape[1:] == (3, 10) and calls[1]["previous_audio"].shape[1:] == (3, 16)
+
+
+def test_shorter_first_window_begins_earlier(pipe):
+    audio = make_audio(1.3)
+    heard = []
+
+    def microphone():
+        for start in range(0, len(audio), 640):
+            heard.append(start)
+            yield audio[start : start + 640]
+
+    options = {"num_inference_steps": 2, "box": BOX, "output_type": "pt", "first_window": 4}
+    chunks = pipe.stream(make_image(), microphone(), generator=generator(), **options)
+    first = next(chunks)
+    assert len(heard) == 5  # 4 frames and 1 of look-ahead
+    frames = torch.cat([first.frames, *(chunk.frames for chunk in chunks)])
+    assert torch.equal(frames, call(pipe, audio=audio, first_window=4).frames)
+
+
+# --- stream -----------------------------------------------------------------------------------------------------------
+
+
+def test_stream_of_other_rates_and_channels_equals_offline(pipe):
+    stereo = np.stack([make_audio(0.9, 0, 44_100), make_audio(0.9, 1, 44_100)])
+    offline = call(pipe, audio=(stereo, 44_100))
+    pieces = np.split(stereo, range(1777, stereo.shape[1], 1777), axis=1)
+    options = {"num_inference_steps": 2, "box": BOX, "output_type": "pt"}
+    for chunks, rate in (
+        (pieces, 44_100),
+        ([(p, 44_100) for p in pieces], None),
+        ([(44_100, p.T) for p in pieces], None),
+    ):
+        out = list(pipe.stream(make_image(), chunks, sampling_rate=rate, generator=generator(), **options))
+        # Resampling in pieces sums the same products in another grouping.
+        torch.testing.assert_close(torch.cat([o.frames for o in out]), offline.frames, rtol=0, atol=5e-3)
+
+
+def test_stream_of_a_whole_file(pipe, tmp_path):
+    save_wav(tmp_path / "a.wav", make_audio(0.9), 16_000)
+    options = {"num_inference_steps": 2, "box": BOX}
+    chunks = list(pipe.stream(make_image(), tmp_path / "a.wav", generator=generator(), **options))
+    assert sum(len(chunk.frames) for chunk in chunks) == 23
+    assert isinstance(chunks[0].frames[0], Image.Image)
+
+
+def test_stream_keeps_little_of_what_it_has_heard(pipe):
+    """Memory does not grow with the length: neither sound nor motion is kept beyond what windows need."""
+    import gc
+
+    def held():
+        gc.collect()
+        return sum(o.numel() for o in gc.get_objects() if isinstance(o, torch.Tensor) and not o.requires_grad)
+
+    sizes = []
+
+    def microphone():
+        for i in range(120):
+            if i in (30, 110):
+                sizes.append(held())
+            yield make_audio(0.1, seed=i)
+
+    options = {"num_inference_steps": 1, "box": BOX, "output_type": "latent"}
+    for _ in pipe.stream(make_image(), microphone(), generator=generator(), **options):
+        pass
+    # 8 seconds more of sound are 128,000 samples; a window of it is 6,400.
+    assert abs(sizes[1] - sizes[0]) < 20_000
+
+
+def test_stream_tells_bad_audio(pipe):
+    good = make_audio(0.5)
+
+    def run(chunks, **changes):
+        options = {"num_inference_steps": 1, "box": BOX, "output_type": "latent", **changes}
+        return list(pipe.stream(make_image(), chunks, **options))
+
+    with pytest.raises(ValueError, match="`audio_chunks` must be an iterable of samples, got int"):
+        run(3)
+    with pytest.raises(ValueError, match="`audio_chunks` must be finite, got NaN"):
+        run([good, np.full(100, np.nan, np.float32)])
+    with pytest.raises(ValueError, match="`audio_chunks` must hold at least 0.2 s of sound, got 0.100 s"):
+        run([make_audio(0.1)])
+    with pytest.raises(ValueError, match="`audio_chunks` must hold at least 0.2 s of sound, got 0.000 s"):
+        run([])
+    with pytest.raises(ValueError, match="`audio_chunks` must keep their sampling rate of 16000 Hz, got 8000"):
+        run([(good, 16_000), (good, 8_000)])
+    with pytest.raises(ValueError, match="`sampling_rate` must be a whole number in .8000, 96000., got 4000"):
+        run([good], sampling_rate=4000)
+    with pytest.raises(ValueError, match="`image` must be one portrait here, got 2"):
+        list(pipe.stream([make_image()] * 2, [good], box=BOX))
+
+
+# --- a file at once ---------------------------------------------------------------------------------------------------
+
+
+def test_talk_to_file_writes_what_a_call_makes(pipe, tmp_path):
+    audio, seen = make_audio(1.3), []
+    options = {"num_inference_steps": 2, "box": BOX, "output_size": 64}
+    out = pipe.talk_to_file(
+        tmp_path / "out.mp4",
+        make_image(),
+        audio,
+        generator=generator(),
+        crf=4,
+        provenance=False,
+        on_frames=lambda done, total: seen.append((done, total)),
+        **options,
+    )
+    expected = call(pipe, audio=audio, output_size=64)
+    torch.testing.assert_close(out.motion, expected.motion)
+    frames = np.stack(list(read_video(tmp_path / "out.mp4")))
+    assert frames.shape == (33, 64, 64, 3) and seen[-1] == (33, 33)
+    # Little of H.264 at this quality is lost but half of the colours' resolution.
+    assert np.abs(frames.mean(-1) - expected.frames.mean(1).numpy() * 255).mean() < 3
+    assert read_provenance(tmp_path / "out.mp4") is None
+    pipe.talk_to_file(tmp_path / "marked.mp4", make_image(), audio, generator=generator(), **options)
+    assert read_provenance(tmp_path / "marked.mp4")["tool"] == "vasa_hf"
+
+
+def test_talk_to_file_leaves_nothing_behind_after_an_error(pipe, tmp_path):
+    (tmp_path / "out.mp4").write_bytes(b"the film before")
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.talk_to_file(
+            tmp_path / "out.mp4", make_image(), make_audio(0.5), on_frames=stop, num_inference_steps=1, box=BOX
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"the film before"
+    with pytest.raises(ValueError, match="`path` must end in .mp4"):
+        pipe.talk_to_file(tmp_path / "out.avi", make_image(), make_audio(0.5))
+    with pytest.raises(ValueError, match="`path` must lie in an existing folder"):
+        pipe.talk_to_file(tmp_path / "no" / "out.mp4", make_image(), make_audio(0.5))
+
+
+# --- other drivers ----------------------------------------------------------------------------------------------------
+
+
+def test_render_of_a_calls_motion_gives_its_frames(pipe, tmp_path):
+    out = call(pipe, audio=make_audio(1.3), fps=30)
+    again = pipe.render(make_image(), out.motion, fps=30, box=BOX, output_type="pt")
+    # The 33 frames of motion last a little longer than the sound. Frames are decoded in other groups here, in bfloat16
+    # where the CPU has it.
+    assert len(out.frames) == 39 and len(again.frames) == 40
+    torch.testing.assert_close(again.frames[:39], out.frames, rtol=0, atol=0.02)
+    out.save(tmp_path / "motion.safetensors")
+    sound = make_audio(1.3)
+    saved = pipe.render(make_image(), tmp_path / "motion.safetensors", fps=30, audio=sound, box=BOX, output_type="pt")
+    assert torch.equal(saved.frames, again.frames)
+    np.testing.assert_array_equal(saved.audio, sound)
+
+
+def test_render_relative_starts_from_the_portrait(pipe):
+    portrait = pipe.prepare_portrait(make_image(2), box=BOX)
+    motion = call(pipe).motion
+    out = pipe.render(portrait, motion, relative=True, output_type="latent")
+    torch.testing.assert_close(out.motion[:, 0], portrait.motion)
+    torch.testing.assert_close(out.motion[..., :3].diff(dim=1), motion[..., :3].diff(dim=1))
+    torch.testing.assert_close(out.motion[..., 6:].diff(dim=1), motion[..., 6:].diff(dim=1))
+    torch.testing.assert_close(out.motion[..., 5] / out.motion[:, :1, 5], motion[..., 5] / motion[:, :1, 5])
+
+
+def test_render_tells_bad_motion(pipe, tmp_path):
+    motion = call(pipe, output_type="latent").motion
+
+    def run(motion, **changes):
+        pipe.render(make_image(), motion, box=BOX, **changes)
+
+    with pytest.raises(ValueError, match=r"`motion` must be a file or a tensor of shape .*, got list"):
+        run(motion.tolist())
+    with pytest.raises(ValueError, match="`motion` must have 10 channels last, got shape"):
+        run(motion[..., :9])
+    with pytest.raises(ValueError, match="`motion` must be a single one, got 2"):
+        run(motion.expand(2, -1, -1))
+    with pytest.raises(ValueError, match="`motion` must be finite"):
+        run(motion * float("nan"))
+    with pytest.raises(ValueError, match="`motion` must be finite, and its scales above 0"):
+        run(torch.zeros_like(motion))
+    with pytest.raises(ValueError, match="`motion` must be an existing motion file"):
+        run(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="must be a safetensors file"):
+        run(tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match="`fps` must be"):
+        run(motion, fps=0)
+
+
+def driving_frames(count=6):
+    image = make_image(7)
+    return [np.roll(image, 2 * i, axis=1) for i in range(count)]
+
+
+def test_animate_relative_starts_from_the_portrait(pipe):
+    portrait = pipe.prepare_portrait(make_image(), box=BOX)
+    out = pipe.animate(portrait, driving_frames(), driving_box=BOX, output_type="pt")
+    assert out.frames.shape == (6, 3, 32, 32) and out.fps == 25
+    torch.testing.assert_close(out.motion[:, 0], portrait.motion)
+    driving = pipe.encode_video(driving_frames(), box=BOX)
+    assert driving[..., :3].diff(dim=1).abs().max() > 1e-5
+    torch.testing.assert_close(out.motion[..., :3].diff(dim=1), driving[..., :3].diff(dim=1))
+    absolute = pipe.animate(portrait, driving_frames(), driving_box=BOX, relative=False, output_type="latent")
+    assert torch.equal(absolute.motion, driving)
+
+
+def test_animate_by_a_video_file_keeps_its_rate_and_sound(pipe, tmp_path):
+    with VideoWriter(tmp_path / "drive.mp4", "30000/1001", (88, 96), (make_audio(0.2), 16_000)) as writer:
+        for frame in driving_frames():
+            writer.write(frame)
+    out = pipe.animate(make_image(), tmp_path / "drive.mp4", driving_box=BOX, box=BOX, output_type="np")
+    assert out.fps == Fraction(30000, 1001) and len(out.frames) == 6
+    assert out.sampling_rate == 48_000 and np.abs(out.audio).max() > 0.1
+    out.save(tmp_path / "out.mp4")
+
+
+def test_animate_tells_bad_videos(pipe, tmp_path):
+    with pytest.raises(ValueError, match="`driving_video` must be an existing video file"):
+        pipe.animate(make_image(), tmp_path / "none.mp4")
+    with pytest.raises(ValueError, match="`driving_video` must be a video file or a sequence of frames, got int"):
+        pipe.animate(make_image(), 3)
+    with pytest.raises(ValueError, match="`driving_video`, frame 0: `image` must show a face, but none was found"):
+        pipe.animate(make_image(), [np.full((96, 96, 3), 128, np.uint8)], box=BOX)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="bad.mp4"):
+        pipe.animate(make_image(), tmp_path / "bad.mp4", box=BOX)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": "nowhere.png"}, "`image` must be an existing picture file, got 'nowhere.png'"),
+        ({"image": 3}, "`image` must be a file, a PIL image, an array, a tensor, or a list of them, got int"),
+        ({"image": []}, "`image` must be at least one image"),
+        ({"image": np.zeros((96, 96, 7), np.uint8)}, "`image` must be of shape .*7"),
+        ({"image": np.full((96, 96, 3), np.nan, np.float32)}, "`image` must hold finite numbers"),
+        ({"image": np.zeros((8, 8, 3), np.uint8)}, "`image` must be at least 64 pixels"),
+        ({"image": np.full((96, 96, 3), 128, np.uint8), "box": None}, "`image` must show a face, but none was found"),
+        ({"audio": "nowhere.wav"}, "`audio` must be an existing sound or video file, got 'nowhere.wav'"),
+        ({"audio": 3}, "`audio` must be a file, samples, .samples, rate., or a list of them, got int"),
+        ({"audio": []}, "`audio` must be at least one sound"),
+        ({"audio": np.zeros(0, np.float32)}, "`audio` must hold at least one sample"),
+        ({"audio": make_audio(0.1)}, "`audio` must be at least 0.2 s long; got 0.100 s"),
+        ({"audio": np.full(8000, np.nan, np.float32)}, "`audio` must be finite; got 8000 NaN"),
+        ({"audio": (make_audio(0.5), 4000)}, "`sampling_rate` must lie in .8000, 96000."),
+        ({"audio": np.array(["a", "b"])}, "`audio` must hold real numbers"),
+        ({"sampling_rate": 1}, "`sampling_rate` must be a whole number in .8000, 96000., got 1"),
+        ({"image": [make_image()] * 2, "audio": [make_audio(0.5)] * 3}, "equally many.*got 2 and 3"),
+        ({"gaze": 0.3}, "`gaze` must be .yaw, pitch. in radians, or keyframes"),
+        ({"gaze": (2.0, 0.0)}, "`gaze` must lie in .-0.8, 0.8. radians .46 degrees., got .2.0, 0.0."),
+        ({"gaze": [(1.0, (0.1, 0)), (0.5, (0, 0))]}, "`gaze` must have keyframes at rising times"),
+        ({"head_distance": 0}, "`head_distance` must lie in .0.5, 2.0."),
+        ({"head_distance": "near"}, "`head_distance` must be a number, or keyframes"),
+        ({"emotion": {"hungry": 1.0}}, "`emotion` knows the names .*'happy'.*got 'hungry'"),
+        ({"emotion": {"happy": 2}}, "`emotion` must have weights in .-1, 1., got 2 for 'happy'"),
+        ({"emotion": "happy"}, "`emotion` must be a dict of weights, or keyframes"),
+        ({"guidance_scale": {"light": 1.0}}, "`guidance_scale` knows the names .*got 'light'"),
+        ({"guidance_scale": {"audio": -1.0}}, "`guidance_scale` expects finite numbers >= 0"),
+        ({"guidance_scale": 2.0}, "`guidance_scale` must be a dict with a scale for each condition, got 2.0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1000., got 0"),
+        ({"num_inference_steps": 2.5}, "`num_inference_steps` must be a whole number"),
+        ({"head_motion": -1}, "`head_motion` must be a number in .0.0, 3.0., got -1"),
+        ({"fps": "fast"}, "`fps` must be a number of frames a second in .1, 1000., got 'fast'"),
+        ({"fps": 0}, "`fps` must be"),
+        ({"generator": 3}, "`generator` must be a torch.Generator or a list of them, got int"),
+        ({"generator": [torch.Generator()] * 2}, "`generator` must be one, or one for each of 1 videos, got 2"),
+        ({"face": -1}, "`face` must be a whole number"),
+        ({"box": (0, 0, 500, 500)}, "`box` must be x0 < x1 <= 88"),
+        ({"box": (0, 0, 10)}, "`box` must be four numbers"),
+        ({"box": (0, 0, 10, 10)}, "`box` must be at least 32 pixels"),
+        ({"output_size": 33}, "`output_size` must be one of"),
+        ({"output_type": "gif"}, "`output_type` must be one of .'pil', 'np', 'pt', 'latent'., got 'gif'"),
+        ({"first_window": 2}, "`first_window` must be a whole number in .3, 10., got 2"),
+        ({"callback_on_step_end": 3}, "`callback_on_step_end` must be callable, got int"),
+    ],
+)
+def test_bad_input_is_told_before_any_heavy_work(pipe, changes, message):
+    model, heavy = pipe.face_autoencoder, []
+    modules = (pipe.audio_encoder, pipe.motion_transformer, model.appearance_encoder, model.merge)
+    handles = [module.register_forward_pre_hook(lambda *_: heavy.append(1)) for module in modules]
+    try:
+        with pytest.raises(ValueError, match=message):
+            call(pipe, **changes)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert not heavy
+
+
+def test_corrupt_files_are_told(pipe, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG no picture")
+    with pytest.raises(ValueError, match="`image` must be"):
+        call(pipe, tmp_path / "a.png")
+    (tmp_path / "a.wav").write_bytes(b"RIFF no sound")
+    with pytest.raises(ValueError, match="`audio` must be a readable sound file"):
+        call(pipe, audio=tmp_path / "a.wav")
+
+
+def test_silence_is_told_but_allowed(pipe, caplog):
+    with caplog.at_level(logging.WARNING):
+        out = call(pipe, audio=np.zeros(8000, np.float32))
+    assert "`audio` is silent" in caplog.text and torch.isfinite(out.frames).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"motion_transformer": {"motion_dim": 11}}, "`motion_transformer` must have `motion_dim` 10.*got 11"),
+        ({"motion_transformer": {"audio_dim": 8}}, "`motion_transformer` must have `audio_dim` 16.*got 8"),
+        ({"motion_transformer": {"fps": 30.0}}, "`audio_processor` must have `fps` 30.0.*got 25"),
+        (
+            {"scheduler": {"prediction_type": "epsilon"}},
+            "`scheduler` must have `prediction_type` 'sample'.*got 'epsilon'",
+        ),
+    ],
+)
+def test_components_that_do_not_fit_are_told(change, message):
+    components = make_vasa1_components()
+    for name, settings in change.items():
+        config = {key: value for key, value in components[name].config.items() if not key.startswith("_")}
+        components[name] = type(components[name])(**{**config, **settings})
+    with pytest.raises(ValueError, match=message):
+        VasaTalkingFacePipeline(**components)
+
+
+def test_weights_of_another_class_are_told(tmp_path):
+    VasaTalkingFacePipeline(**make_vasa1_components()).save_pretrained(tmp_path)
+    make_scheduler().save_pretrained(tmp_path / "face_autoencoder")
+    (tmp_path / "face_autoencoder" / "config.json").write_text(
+        '{"_class_name": "Vasa1FaceAutoencoder", "image_size": 40}'
+    )
+    with pytest.raises((ValueError, RuntimeError), match="face_autoencoder|size mismatch|shape"):
+        VasaTalkingFacePipeline.from_pretrained(tmp_path)
+
+
+# --- the embedded weights ---------------------------------------------------------------------------------------------
+
+EMBEDDED = embedded_path("vasa-small")
+ASSETS = Path(__file__).resolve().parents[2] / "vasa_hf" / "assets"
+
+
+@pytest.mark.skipif(
+    not all((EMBEDDED / name).is_dir() for name in ("motion_transformer", "face_autoencoder", "audio_encoder")),
+    reason="the embedded weights are not in this checkout",
+)
+def test_embedded_weights_make_the_portrait_talk():
+    pipe = VasaTalkingFacePipeline.from_pretrained("vasa-small")
+    pipe.set_progress_bar_config(disable=True)
+    assert {p.dtype for p in pipe.face_autoencoder.parameters()} == {torch.float32}
+    out = pipe(ASSETS / "portrait.jpg", ASSETS / "voice.flac", generator=generator(1), output_type="latent")
+    assert torch.isfinite(out.motion).all() and out.motion.shape[1] == 160
+    portrait = pipe.prepare_portrait(ASSETS / "portrait.jpg")
+    relative = to_relative(out.motion, portrait.motion)
+    assert relative[..., :3].abs().max() < 0.6  # the head stays about where it was, in radians
+    frames = torch.cat(list(pipe.decode_frames(portrait, out.motion[0, :8])))
+    own = portrait.crop.image * 0.5 + 0.5
+    # The same person in the same place: nearer to the portrait than to its mirror image.
+    assert (frames - own).abs().mean() < 0.5 * (frames - own.flip(-1)).abs().mean()

@@ -1,0 +1,251 @@
+"""The command line: thin, so that these tests are about words, files, exit codes and streams, with tiny real models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
+from vasa_hf import VasaTalkingFacePipeline, bench, load_motion
+from vasa_hf.cli import main
+from vasa_hf.hub import embedded_path
+from vasa_hf.media import VideoReader, load_audio, read_provenance, read_video, save_wav
+
+ROOT = Path(__file__).resolve().parents[1]
+PORTRAIT = ROOT / "vasa_hf" / "assets" / "portrait.jpg"
+has_analyzer = pytest.mark.skipif(
+    not (embedded_path("vasa-small") / "face_analyzer").is_dir(), reason="the embedded weights are not in this checkout"
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tiny model, a picture and a sound."""
+    folder = tmp_path_factory.mktemp("cli")
+    VasaTalkingFacePipeline(**make_vasa1_components()).save_pretrained(folder / "model")
+    Image.fromarray(make_image()).save(folder / "me.png")
+    save_wav(folder / "voice.wav", make_audio(0.9), 16_000)
+    return folder
+
+
+def talk(files, out, *extra):
+    box = ("--box", "20,20,70,76", "--steps", "2", "--model", str(files / "model"))
+    return main(["talk", str(files / "me.png"), str(files / "voice.wav"), "-o", str(out), *box, *extra])
+
+
+def test_talk_writes_a_video_and_tells_only_its_name(files, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    assert talk(files, out, "--seed", "1", "--fps", "30000/1001", "--size", "64") == 0
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    assert "frames" in said.err and "27/27" in said.err and "seed 1" in said.err
+    video = VideoReader(out)
+    assert video.size == (64, 64) and str(video.fps) == "30000/1001" and len(list(video)) == 27
+    samples, rate = load_audio(out)
+    assert abs(samples.shape[1] / rate - 27 * 1001 / 30000) < 0.04
+    assert read_provenance(out)["model"] == "model"
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_same_seed_same_motion(files, tmp_path):
+    motions = []
+    for seed in (1, 1, 2):
+        motion = tmp_path / f"{len(motions)}.safetensors"
+        assert talk(files, tmp_path / "out.mp4", "--seed", str(seed), "--motion", str(motion)) == 0
+        motions.append(load_motion(motion)[0])
+    assert (motions[0] == motions[1]).all() and (motions[0] - motions[2]).abs().max() > 1e-3
+
+
+def test_talk_hands_every_option_on(files, tmp_path):
+    def motion(*extra):
+        assert (
+            talk(files, tmp_path / "out.mp4", "--seed", "1", "--motion", str(tmp_path / "m.safetensors"), *extra) == 0
+        )
+        return load_motion(tmp_path / "m.safetensors")[0]
+
+    plain = motion()
+    for extra in (
+        ("--gaze", "-0.3,0.1"),
+        ("--gaze", "0:0,0 0.5:-0.3,0.1"),
+        ("--distance", "1.4"),
+        ("--distance", "0:1 0.8:1.5"),
+        ("--emotion", "happy=0.8,sad=-0.1"),
+        ("--emotion", "0:happy=0 0.5:happy=1"),
+        ("--head-motion", "0.3"),
+        ("--guidance", "audio=2,gaze=0"),
+        ("--steps", "3"),
+    ):
+        assert (motion(*extra) - plain).abs().max() > 1e-5, extra
+    assert motion("--threads", "1").shape == plain.shape
+    whole = (files / "me.png", tmp_path / "out.mp4")
+    motion("--paste-back", "--no-provenance", "--crf", "30")
+    assert VideoReader(whole[1]).size == Image.open(whole[0]).size
+    assert read_provenance(whole[1]) is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--gaze", "0.3"), "`gaze` must be 2 numbers with commas between them, got '0.3'"),
+        (("--gaze", "3,0"), "`gaze` must lie in"),
+        (("--gaze", "0:0,0 oops"), "keyframes must be SECONDS:VALUE, got 'oops'"),
+        (("--distance", "far"), "`distance` must be 1 number, got 'far'"),
+        (("--distance", "9"), "`head_distance` must lie in"),
+        (("--emotion", "happy"), "`emotion` must be NAME=NUMBER"),
+        (("--emotion", "hungry=1"), "`emotion` knows the names"),
+        (("--guidance", "light=1"), "`guidance_scale` knows the names"),
+        (("--steps", "0"), "`num_inference_steps` must be a whole number"),
+        (("--fps", "x"), "`fps` must be a number of frames a second"),
+        (("--size", "100"), "`output_size` must be one of [32, 64]"),
+        (("--box", "1,2"), "`box` must be 4 numbers"),
+        (("--crf", "99"), "`crf` must lie in [0, 51]"),
+        (("--threads", "0"), "`threads` must be at least 1"),
+        (("--device", "abacus"), "`device` must be one of torch's"),
+        (("--motion", "m.txt"), "`motion` must end in .safetensors"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(files, tmp_path, capsys, extra, message):
+    assert talk(files, tmp_path / "out.mp4", *extra) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    last = said.err.replace("\r", "\n").strip().splitlines()[-1]
+    assert last.startswith("vasa-hf: error: ") and message in last
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("talk", "nowhere.png", "{voice}", "-o", "{out}"), "`image` must be an existing file, got 'nowhere.png'"),
+        (("talk", "{image}", "nowhere.wav", "-o", "{out}"), "`audio` must be an existing file, got 'nowhere.wav'"),
+        (("talk", "{voice}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must be a picture file"),
+        (("talk", "{image}", "{image}", "-o", "{out}", "--model", "{model}"), "`audio` must hold sound"),
+        (("talk", "{image}", "{voice}", "-o", "{out}.avi"), "`output` must end in .mp4"),
+        (("talk", "{image}", "{voice}", "-o", "{out}/no/out.mp4"), "`output` must lie in an existing folder"),
+        (("talk", "{image}", "{voice}", "-o", "{out}", "--model", "{model}/nothing"), "nothing"),
+        (("crop", "nowhere.png"), "`image` must be an existing picture file"),
+        (("inspect", "nowhere.mp4"), "`path` must be an existing file"),
+        (("bench", "--threads", "0"), "`threads` must be whole numbers from 1 on"),
+    ],
+)
+def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys, words, message):
+    places = {"image": files / "me.png", "voice": files / "voice.wav", "model": files / "model"}
+    assert main([word.format(out=tmp_path / "out.mp4", **places) for word in words]) == 2
+    last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
+    assert last.startswith("vasa-hf: error: ") and message in last
+    assert os.listdir(tmp_path) == []
+
+
+def test_unknown_commands_and_help(capsys):
+    for words, code in ((["dance"], 2), ([], 2), (["--help"], 0), (["talk", "--help"], 0), (["--version"], 0)):
+        with pytest.raises(SystemExit) as exit_:
+            main(words)
+        assert exit_.value.code == code
+    said = capsys.readouterr().out
+    assert "examples:" in said and "--paste-back" in said and "vasa-hf 0." in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_leaves_nothing_behind(files, tmp_path, number, code):
+    save_wav(tmp_path / "long.wav", make_audio(120), 16_000)
+    words = ["talk", files / "me.png", tmp_path / "long.wav", "-o", tmp_path / "out.mp4", "--model", files / "model"]
+    words += ["--box", "20,20,70,76", "--steps", "1", "--size", "64"]
+    command = [sys.executable, "-m", "vasa_hf.cli", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while len(os.listdir(tmp_path)) == 1 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)  # until the video is being written, in a folder beside its place
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert os.listdir(tmp_path) == ["long.wav"]
+    assert "Traceback" not in err
+
+
+@has_analyzer
+def test_crop_finds_the_face(tmp_path, capsys):
+    out, seen = tmp_path / "face.png", tmp_path / "seen.png"
+    assert main(["crop", str(PORTRAIT), "-o", str(out), "--preview", str(seen), "--size", "128", "--json"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[:2] == [str(out), str(seen)]
+    found = json.loads(lines[2])
+    x0, y0, x1, y1 = found["faces"][0]["box"]
+    assert 100 < x0 < x1 < 350 and 20 < y0 < y1 < 330  # the astronaut's face in her 512 x 512 picture
+    assert Image.open(out).size == (128, 128) and Image.open(seen).size == Image.open(PORTRAIT).size
+    assert main(["crop", str(PORTRAIT)]) == 0
+    assert "face 0: score" in capsys.readouterr().out
+    assert main(["crop", str(PORTRAIT), "--face", "7"]) == 2
+    assert "`face` must be 0 to" in capsys.readouterr().err
+
+
+@has_analyzer
+def test_crop_tells_a_picture_without_a_face(tmp_path, capsys):
+    Image.fromarray(np.full((200, 200, 3), 128, np.uint8)).save(tmp_path / "grey.png")
+    assert main(["crop", str(tmp_path / "grey.png"), "-o", str(tmp_path / "out.png")]) == 2
+    assert "`image` must show a face, but none was found" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["grey.png"]
+
+
+def test_info_tells_versions_weights_and_devices(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["vasa_hf"] and facts["packages"]["torch"] and "cpu" in facts["devices"]
+    assert set(facts["weights"]) == {"vasa-small"} and Path(facts["ffmpeg"]).exists()
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert "vasa-small" in said and "ffmpeg" in said
+
+
+def test_inspect_tells_marked_from_unmarked(files, tmp_path, capsys):
+    for name, extra in (("marked.mp4", ()), ("plain.mp4", ("--no-provenance",))):
+        assert talk(files, tmp_path / name, *extra) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "marked.mp4"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["manifest"]["synthetic"] is True
+    assert main(["inspect", str(tmp_path / "plain.mp4")]) == 0
+    said = capsys.readouterr().out
+    assert "manifest  none" in said and "threshold" in said
+
+
+@has_analyzer
+def test_bench_compares_threads_in_fresh_processes(files, capsys):
+    # A tiny model with the real analyzer: the demo's portrait has a face to find.
+    import shutil
+
+    shutil.rmtree(files / "bench", ignore_errors=True)
+    shutil.copytree(files / "model", files / "bench")
+    shutil.rmtree(files / "bench" / "face_analyzer")
+    shutil.copytree(embedded_path("vasa-small") / "face_analyzer", files / "bench" / "face_analyzer")
+    words = ["bench", "--model", str(files / "bench"), "--seconds", "1.2", "--steps", "1", "--threads", "1,2", "--json"]
+    assert main(words) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["threads"] for result in results] == [1, 2]
+    for result in results:
+        assert set(result["frames_per_second"]) == set(bench.STAGES)
+        assert all(rate > 0 for rate in result["frames_per_second"].values())
+        assert result["real_time_factor"] == pytest.approx(result["total_seconds"] / 1.2)
+        assert 0 < result["portrait_seconds"] < result["first_frame_seconds"]
+        assert result["peak_memory_mb"] > 50
+    said = bench.table(results)
+    assert "real-time factor" in said and "peak memory" in said and len(said.splitlines()[1].split()) == 3
+
+
+def test_bench_tells_what_failed(tmp_path, capsys):
+    assert main(["bench", "--model", str(tmp_path), "--seconds", "1"]) == 2
+    assert "failed" in capsys.readouterr().err
+
+
+def test_video_of_the_demo_is_readable_by_others(files, tmp_path):
+    """The frames are upright RGB pictures of the right number, whatever reads them."""
+    assert talk(files, tmp_path / "out.mp4", "--seed", "1") == 0
+    frames = list(read_video(tmp_path / "out.mp4"))
+    assert len(frames) == 23 and frames[0].shape == (32, 32, 3)

@@ -1,0 +1,365 @@
+"""What every talking-face pipeline must do, as one mixin, and the tiny real components to do it with."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from vasa_hf import FaceAnalyzer, FaceImageProcessor, Vasa1FaceAutoencoder, Vasa1MotionTransformer, VasaAudioProcessor
+
+BOX = (20, 20, 70, 76)
+
+# Runs in a process that knows nothing but the folder and the public name, as a user's would.
+_RELOAD = """
+import json, sys
+import torch
+from safetensors.torch import load_file, save_file
+import vasa_hf
+name, folder, inputs, outputs, options = sys.argv[1:]
+pipe = getattr(vasa_hf, name).from_pretrained(folder)
+pipe.set_progress_bar_config(disable=True)
+tensors = load_file(inputs)
+out = pipe(tensors["image"], tensors["audio"], generator=torch.Generator().manual_seed(3), **json.loads(options))
+save_file({"frames": out.frames.contiguous(), "motion": out.motion.contiguous()}, outputs)
+"""
+
+
+def make_image(seed=0, size=(96, 88)):
+    """A picture with structure at several scales, uint8 `(height, width, 3)`."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[0], : size[1]] / 16.0
+    waves = [np.sin(rng.uniform(-1, 1) * x + rng.uniform(-1, 1) * y + rng.uniform(0, 6)) for _ in range(3)]
+    noise = rng.standard_normal((*size, 3)) * 0.1
+    return ((np.stack(waves, -1) * 0.4 + noise).clip(-1, 1) * 127 + 128).astype(np.uint8)
+
+
+def make_audio(seconds, seed=0, rate=16_000):
+    """A voice-like sound: harmonics under a slow envelope; float32 `(samples,)`."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate)) / rate
+    tone = sum(np.sin(2 * np.pi * 130 * k * time) / k for k in range(1, 6))
+    envelope = 0.5 + 0.5 * np.sin(2 * np.pi * 3 * time + rng.uniform(0, 6))
+    return (0.2 * tone * envelope + 0.01 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def make_scheduler():
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+
+
+def make_vasa1_components(source_passthrough=True):
+    """Real classes with dimensions of 4 to 32 and random weights: windows of 10 frames with a context of 3."""
+    torch.manual_seed(0)
+    analyzer = FaceAnalyzer(
+        detector_widths=(4, 4, 4, 4, 8),
+        detector_depths=(1, 1, 1, 1),
+        detector_pyramid_channels=4,
+        landmarker_widths=(4, 4, 4, 4, 8),
+        landmarker_depths=(1, 1, 1, 1),
+        landmarker_pyramid_channels=4,
+        detector_size=64,
+        crop_size=32,
+    )
+    autoencoder = Vasa1FaceAutoencoder(
+        image_size=32,
+        encoder_channels=[4, 4, 8, 8],
+        volume_channels=4,
+        volume_depth=4,
+        num_volume_blocks=1,
+        warp_channels=[8, 4],
+        warp_size=8,
+        decoder_channels=[8, 8, 8, 8],
+        num_decoder_blocks=1,
+        identity_channels=[4, 8],
+        num_identity_blocks=1,
+        identity_size=16,
+        motion_widths=[4, 4, 8, 8, 8],
+        motion_depths=[1, 1, 1, 1],
+        motion_pyramid_channels=8,
+        motion_points=6,
+        pose_size=32,
+        dynamics_size=32,
+        identity_dim=4,
+        dynamics_dim=4,
+        source_passthrough=source_passthrough,
+    )
+    encoder = Wav2Vec2Model(
+        Wav2Vec2Config(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            conv_dim=(4,) * 7,
+            feat_extract_norm="layer",
+            do_stable_layer_norm=True,
+            num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=2,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            feat_proj_dropout=0.0,
+            layerdrop=0.0,
+        )
+    )
+    transformer = Vasa1MotionTransformer(
+        motion_dim=10, audio_dim=16, hidden_size=16, num_layers=2, num_heads=2, window=10, context=3
+    )
+    with torch.no_grad():
+        # Parts that start at zero would hide broken paths, and motion of unit size would leave the picture.
+        for parameter in (*transformer.parameters(), *autoencoder.target_warp.parameters()):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        transformer.motion_std.copy_(torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 1, 1, 1, 1]))
+        transformer.motion_mean.copy_(torch.tensor([0.0] * 6 + [0.1, -0.2, 0.3, 0.0]))
+    return {
+        "face_analyzer": analyzer.eval(),
+        "face_autoencoder": autoencoder.eval(),
+        "audio_encoder": encoder.eval(),
+        "audio_processor": VasaAudioProcessor(context_frames=2, lookahead_frames=1),
+        "image_processor": FaceImageProcessor(size=32),
+        "motion_transformer": transformer.eval(),
+        "scheduler": make_scheduler(),
+    }
+
+
+class PipelineTesterMixin:
+    """Subclasses give `pipeline_class`, `make_components()` and `options` for a quick call.
+
+    A call takes an image and an audio, and returns frames and motion.
+    """
+
+    pipeline_class = None
+    options = {}
+
+    def make_components(self):
+        raise NotImplementedError
+
+    def make_pipeline(self, **changes):
+        pipe = self.pipeline_class(**{**self.make_components(), **changes})
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def call(self, pipe, image=None, audio=None, **changes):
+        options = {"output_type": "pt", "generator": generator(), **self.options, **changes}
+        image = make_image() if image is None else image
+        return pipe(image, make_audio(1.3) if audio is None else audio, **options)
+
+    def stream(self, pipe, chunks, image=None, **changes):
+        options = {"output_type": "pt", "generator": generator(), **self.options, **changes}
+        return list(pipe.stream(make_image() if image is None else image, chunks, **options))
+
+    def test_same_seed_same_result_another_seed_another(self):
+        pipe = self.make_pipeline()
+        first, again, other = self.call(pipe), self.call(pipe), self.call(pipe, generator=generator(1))
+        assert torch.equal(first.motion, again.motion) and torch.equal(first.frames, again.frames)
+        assert (first.motion - other.motion).abs().max() > 1e-3
+        assert (first.frames - other.frames).abs().max() > 1e-3
+
+    def test_another_sound_another_motion(self):
+        pipe = self.make_pipeline()
+        assert (self.call(pipe).motion - self.call(pipe, audio=make_audio(1.3, seed=5)).motion).abs().max() > 1e-4
+
+    def test_dict_equals_tuple(self):
+        pipe = self.make_pipeline()
+        as_tuple = self.call(pipe, return_dict=False)
+        assert isinstance(as_tuple, tuple)
+        assert torch.equal(as_tuple[0], self.call(pipe).frames)
+
+    def test_output_types_agree(self):
+        pipe = self.make_pipeline()
+        audio = make_audio(0.4)
+        tensor = self.call(pipe, audio=audio).frames
+        array = self.call(pipe, audio=audio, output_type="np").frames
+        images = self.call(pipe, audio=audio, output_type="pil").frames
+        assert tensor.shape == (10, 3, 32, 32) and 0 <= tensor.min() and tensor.max() <= 1
+        np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+        np.testing.assert_allclose(np.stack([np.asarray(image) for image in images]), array * 255, atol=0.501)
+        latent = self.call(pipe, audio=audio, output_type="latent")
+        assert torch.equal(latent.frames, self.call(pipe, audio=audio).motion[0])
+
+    def test_batch_equals_single(self):
+        """Also where the sounds have unequal lengths and end within different windows."""
+        pipe = self.make_pipeline()
+        images = [make_image(0), make_image(1), make_image(2)]
+        audios = [make_audio(1.3, 0), make_audio(0.5, 1), make_audio(0.85, 2)]
+        batch = self.call(pipe, images, audios, generator=[generator(i) for i in range(3)])
+        assert len(batch.videos) == len(batch.audio) == 3
+        for i in range(3):
+            single = self.call(pipe, images[i], audios[i], generator=generator(i))
+            length = single.motion.shape[1]
+            # Matrix products of other shapes sum in another order.
+            torch.testing.assert_close(batch.motion[i, :length], single.motion[0], rtol=1e-4, atol=1e-4)
+            assert batch.frames[i].shape == single.frames.shape
+            torch.testing.assert_close(batch.frames[i], single.frames, rtol=1e-3, atol=1e-2)
+            np.testing.assert_array_equal(batch.audio[i], single.audio)
+            assert torch.equal(
+                batch.motion[i, length:], batch.motion[i, length - 1 :][:1].expand_as(batch.motion[i, length:])
+            )
+
+    def test_one_image_goes_with_many_sounds_and_the_other_way_round(self):
+        pipe = self.make_pipeline()
+        sounds = [make_audio(0.4, 0), make_audio(0.4, 1)]
+        out = self.call(pipe, make_image(), sounds)
+        assert len(out.videos) == 2 and out.motion.shape[0] == 2
+        out = self.call(pipe, [make_image(0), make_image(1)], sounds[0])
+        assert len(out.videos) == 2 and (out.frames[0] - out.frames[1]).abs().max() > 0.1
+        out = self.call(pipe, [make_image()], sounds[0])
+        assert isinstance(out.frames, list) and len(out.frames) == 1
+
+    @pytest.mark.parametrize("fps", [25, "30000/1001", 10, 60])
+    def test_stream_equals_offline(self, fps):
+        pipe = self.make_pipeline()
+        audio = make_audio(1.37)
+        offline = self.call(pipe, audio=audio, fps=fps)
+        chunks = self.stream(pipe, [audio[i : i + 1000] for i in range(0, len(audio), 1000)], fps=fps)
+        # The same operations on the same numbers: nothing may differ.
+        assert torch.equal(torch.cat([chunk.frames for chunk in chunks]), offline.frames)
+        sound = np.concatenate([chunk.audio for chunk in chunks])
+        np.testing.assert_array_equal(sound[: len(audio)], audio[: len(sound)])
+        assert abs(len(sound) / 16_000 - len(offline.frames) / offline.fps) < 1e-4
+        assert all(len(chunk.frames) == chunk.motion.shape[1] for chunk in chunks)
+
+    def test_frames_come_before_the_audio_has_ended(self):
+        pipe = self.make_pipeline()
+        heard = []
+
+        def microphone():
+            for i in range(40):
+                heard.append(i)
+                yield make_audio(0.1, seed=i)
+
+        chunks = pipe.stream(make_image(), microphone(), output_type="pt", generator=generator(), **self.options)
+        assert not heard  # nothing is listened to before it is asked for
+        next(chunks)
+        # A window of 10 frames and 1 of look-ahead are 0.44 s.
+        assert len(heard) == 5
+        assert sum(len(chunk.frames) for chunk in chunks) > 90 and len(heard) == 40
+
+    def test_callback_sees_every_step_and_may_change_latents(self):
+        pipe, seen = self.make_pipeline(), []
+
+        def watch(pipeline, step, timestep, tensors):
+            assert pipeline is pipe
+            seen.append((step, int(timestep), sorted(tensors)))
+            return tensors
+
+        result = self.call(pipe, callback_on_step_end=watch)
+        windows, steps = -(-result.motion.shape[1] // 10), self.options["num_inference_steps"]
+        assert [step for step, _, _ in seen] == list(range(windows * steps))
+        assert [t for _, t, _ in seen[:steps]] == pipe.scheduler.timesteps.tolist()
+        assert seen[0][2] == ["latents"]
+        assert torch.equal(result.motion, self.call(pipe).motion)
+        inputs = pipe._callback_tensor_inputs
+        self.call(pipe, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=inputs)
+        assert seen[-1][2] == sorted(inputs)
+        changed = self.call(
+            pipe, callback_on_step_end=lambda pipe, step, timestep, tensors: {"latents": tensors["latents"] * 0}
+        )
+        still = changed.motion - changed.motion[:, :1]
+        assert still.abs().max() < 1e-5  # all latents zero: the mean motion in every frame
+        with pytest.raises(ValueError, match="`callback_on_step_end_tensor_inputs`.*'secrets'"):
+            self.call(pipe, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=["secrets"])
+
+    @pytest.mark.parametrize(
+        "scheduler",
+        [
+            DDPMScheduler,
+            DEISMultistepScheduler,
+            DPMSolverMultistepScheduler,
+            EulerDiscreteScheduler,
+            HeunDiscreteScheduler,
+            UniPCMultistepScheduler,
+        ],
+    )
+    def test_schedulers_can_be_swapped(self, scheduler):
+        """Many small steps of any sampler lead near what DDIM finds, whose variance the random weights keep small."""
+        pipe = self.make_pipeline()
+        audio, steps = make_audio(0.8), {"num_inference_steps": 50}
+        ddim = self.call(pipe, audio=audio, output_type="latent", **{**self.options, **steps}).motion
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        assert pipe.scheduler.config.prediction_type == "sample"
+        motion = self.call(pipe, audio=audio, output_type="latent", **{**self.options, **steps}).motion
+        assert torch.isfinite(motion).all()
+        again = self.call(pipe, audio=audio, output_type="latent", **{**self.options, **steps}).motion
+        assert torch.equal(motion, again)
+        assert (motion - ddim).abs().mean() < 0.3 * ddim.std()
+
+    def test_save_and_load_in_a_fresh_process(self, tmp_path):
+        pipe = self.make_pipeline()
+        pipe.save_pretrained(tmp_path / "pipe")
+        names = [path.name for path in (tmp_path / "pipe").rglob("*") if path.is_file()]
+        assert not [name for name in names if not name.endswith((".json", ".safetensors"))]
+        image = torch.from_numpy(make_image()).permute(2, 0, 1).float() / 255
+        audio = torch.from_numpy(make_audio(0.7))
+        save_file({"image": image.contiguous(), "audio": audio}, tmp_path / "inputs.safetensors")
+        options = {**self.options, "output_type": "pt"}
+        files = [str(tmp_path / name) for name in ("pipe", "inputs.safetensors", "out.safetensors")]
+        command = [sys.executable, "-c", _RELOAD, self.pipeline_class.__name__, *files, json.dumps(options)]
+        subprocess.run(command, check=True, timeout=600)
+        result = load_file(tmp_path / "out.safetensors")
+        expected = self.call(pipe, image, audio, generator=generator(3))
+        # Another process may have another number of threads and sum in another order.
+        torch.testing.assert_close(result["motion"], expected.motion, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result["frames"], expected.frames, rtol=1e-3, atol=1e-2)
+
+    def test_only_safetensors(self, tmp_path):
+        pipe = self.make_pipeline()
+        with pytest.raises(ValueError, match="`safe_serialization` must be True"):
+            pipe.save_pretrained(tmp_path, safe_serialization=False)
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(ValueError, match="`use_safetensors` must be True"):
+            self.pipeline_class.from_pretrained(tmp_path, use_safetensors=False)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_is_near_float32(self, dtype):
+        pipe = self.make_pipeline()
+        audio = make_audio(0.4)
+        expected = self.call(pipe, audio=audio)
+        pipe.to(dtype)
+        result = self.call(pipe, audio=audio)
+        assert result.motion.dtype == result.frames.dtype == torch.float32
+        # Two decimals of motion in units of about one, through ten layers and steps of bfloat16's 8 bits.
+        assert (result.motion - expected.motion).abs().mean() < 0.1 * expected.motion.std()
+        assert (result.frames - expected.frames).abs().mean() < 0.05
+
+    @pytest.mark.gpu
+    def test_cuda_equals_cpu(self):
+        pipe = self.make_pipeline()
+        expected = self.call(pipe)
+        result = self.call(pipe.to("cuda"))
+        assert result.frames.device.type == "cpu"
+        torch.testing.assert_close(result.motion.cpu(), expected.motion, rtol=1e-2, atol=1e-2)
+        assert (result.frames - expected.frames).abs().mean() < 0.01
+
+    def test_progress_bar_counts_steps_and_frames(self, capsys):
+        pipe = self.make_pipeline()
+        pipe.set_progress_bar_config(disable=False)
+        self.call(pipe, audio=make_audio(0.4))
+        err = capsys.readouterr().err
+        assert "motion" in err and f"{self.options['num_inference_steps']}/{self.options['num_inference_steps']}" in err
+        assert "frames" in err and "10/10" in err
+        pipe.set_progress_bar_config(disable=True)
+        self.call(pipe, audio=make_audio(0.4))
+        assert capsys.readouterr().err == ""

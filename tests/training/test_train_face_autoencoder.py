@@ -1,0 +1,98 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.testing_utils.face_data import make_face_data
+from vasa_hf.data.face_pairs import FacePairs, thin_plate_flow, warp_by_landmarks
+from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
+from vasa_hf.training.train_face_autoencoder import augment, main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faces")
+    return make_face_data(folder / "train"), folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def pairs(data):
+    return FacePairs(*data, portrait_share=0.5)
+
+
+def run(data, output, *arguments):
+    common = ["--data", data[0], "--cache", data[1], "--output", output, "--preset", "tiny", "--cpu", "--batch-size", 4]
+    common += ["--log-every", 1, "--sample-every", 0, "--checkpoint-every", 0, "--warmup-steps", 1]
+    model = main([str(a) for a in [*common, *arguments]])
+    return model, [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_pairs_are_two_frames_of_one_clip(pairs):
+    assert pairs.clip_motion.shape == (18, 34)
+    for index in range(12):
+        first, again = pairs[index], pairs[index]
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        same = [i for i in range(18) if np.array_equal(pairs.frames[i], first["source"].permute(1, 2, 0).numpy())]
+        assert bool(first["is_portrait"]) != bool(same)
+
+
+def test_thin_plate_moves_landmarks_and_holds_the_border():
+    source = torch.tensor([[[0.4, 0.5], [0.6, 0.5], [0.5, 0.7]]])
+    target = source + torch.tensor([0.05, 0.0])
+    flow = (thin_plate_flow(source, target, 101, 1e-6) + 1) / 2
+    for before, after in zip(source[0], target[0], strict=True):
+        x, y = (after * 101).long().tolist()
+        torch.testing.assert_close(flow[0, y, x], before, atol=0.01, rtol=0)
+    assert (flow[0, 0, :, 1]).abs().max() < 0.02
+    image = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
+    torch.testing.assert_close(warp_by_landmarks(image, source, source), image, atol=0.01, rtol=0)
+    assert (warp_by_landmarks(image, source, target) - image).abs().max() > 0.03
+
+
+def test_augmentation_keeps_picture_landmarks_and_pose_together(pairs):
+    """The bright blob is drawn about (tx, ty): after zoom, roll, shift and mirror the pose must still point to it."""
+    samples = [s for s in (pairs[i] for i in range(40)) if not s["is_portrait"]][:8]
+    batch = {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+    torch.manual_seed(0)
+    out = augment(batch, pairs.dynamics, 128)
+    red = out["source"][:, 0]
+    for picture, motion in zip(red, out["source_motion"], strict=True):
+        bright = (picture > picture.max() - 0.15).nonzero().float().mean(0).flip(0) / 128
+        torch.testing.assert_close(bright, motion[3:5], atol=0.02, rtol=0)
+    moved = pairs.dynamics.move(out["source_landmarks"], out["source_motion"], out["source_motion"])
+    torch.testing.assert_close(moved, out["source_landmarks"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "extra", "name"),
+    [
+        ("encoders", ["--max-steps", 80, "--learning-rate", 1e-2], "pose"),
+        ("renderer", [], "l1"),
+        (
+            "joint",
+            ["--weight-adversarial", 0.01, "--weight-consist", 0.1, "--weight-contrastive", 0.01],
+            "motion",
+        ),
+    ],
+)
+def test_each_stage_lowers_its_loss_and_saves(data, tmp_path, stage, extra, name):
+    model, log = run(data, tmp_path, "--stage", stage, "--max-steps", 30, "--learning-rate", 3e-3, *extra)
+    first, last = (np.mean([line[name] for line in part]) for part in (log[:6], log[-12:]))
+    assert last < 0.95 * first, f"{name} went from {first:.4f} to {last:.4f}"
+    again = Vasa1FaceAutoencoder.from_pretrained(tmp_path / "face_autoencoder")
+    assert again.config.image_size == model.config.image_size == 64
+
+
+def test_losses_switch_off_for_ablations(data, tmp_path):
+    _, log = run(data, tmp_path / "without", "--stage", "joint", "--max-steps", 1)
+    assert "consist" not in log[0] and "adversarial" not in log[0]
+    _, log = run(data, tmp_path / "with", "--stage", "joint", "--max-steps", 1, "--weight-consist", 1)
+    assert log[0]["consist"] > 0
+
+
+def test_bad_options_say_so(data, tmp_path):
+    with pytest.raises(ValueError, match="`stage` must be"):
+        run(data, tmp_path, "--stage", "all")
+    with pytest.raises(ValueError, match="`perceptual` must name"):
+        run(data, tmp_path, "--weight-cross-id", 1)

@@ -1,0 +1,320 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
+from vasa_hf.data.clips import (
+    MotionData,
+    MotionPriors,
+    MotionSequences,
+    ease_through,
+    main_gaze,
+    motion_from_labels,
+    smooth_in_time,
+)
+from vasa_hf.data.landmark_dynamics import FaceLabels
+from vasa_hf.media.video import VideoWriter
+from vasa_hf.models.motion_transformer_vasa1 import EMOTIONS, Vasa1MotionTransformer
+from vasa_hf.motion import MotionSpec
+from vasa_hf.training import train_motion_transformer as trainer
+from vasa_hf.training.train_motion_transformer import MotionTransformerOptions, motion_loss, sample_motion
+
+LABELS = Path(__file__).parents[3] / "shared" / "data" / "train" / "clips.npz"
+SPEC = MotionSpec({"lips": 2, "lids": 1, "brows": 1, "gaze": 2})
+
+
+@pytest.fixture
+def data():
+    """Clips of two people whose first lip channel follows the first audio channel."""
+    rng = np.random.default_rng(0)
+    lengths = [30, 12, 31, 90, 30]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    audio = smooth_in_time(rng.standard_normal((offsets[-1], 4)), 1.5).astype(np.float32) * 2
+    motion = 0.1 * smooth_in_time(rng.standard_normal((offsets[-1], SPEC.dim)), 2.0).astype(np.float32)
+    motion[:, 3:5] += 0.5
+    motion[:, 5] = 0.25 * np.exp(0.1 * motion[:, 5])
+    motion[:, 6] = audio[:, 0] + 1.0
+    silence = np.zeros((3, 20, 4), np.float32) - 5.0
+    person, speaks = np.array([0, 0, 0, 1, 1]), np.array([True, True, True, True, False])
+    return MotionData(motion, audio, offsets, person, speaks, silence)
+
+
+@pytest.fixture
+def priors():
+    flip = np.diag([-1.0, 1, -1, -1, 1, 1, 1, -1, 1, 1, -1, 1]).astype(np.float32)
+    gaze = np.zeros((2, 6), np.float32)
+    gaze[0, 4], gaze[1, 5] = -10.0, 20.0
+    emotion = np.zeros((len(EMOTIONS), 6), np.float32)
+    emotion[:, 3] = np.arange(1, 7)
+    blink = np.array([0, 0, 3.0, 0, 0, 0], np.float32)
+    return MotionPriors(flip, np.zeros(6, np.float32), blink, gaze, emotion)
+
+
+def dataset_of(data, priors, **changes):
+    return MotionSequences(data, SPEC, priors, 20, 5, len(EMOTIONS), **changes)
+
+
+def test_sample_is_a_pure_function_of_its_number(data, priors):
+    first, second = dataset_of(data, priors), dataset_of(data, priors)
+    first[3], first[7]
+    for name, value in first[5].items():
+        assert torch.equal(value, second[5][name])
+    assert not torch.equal(first[5]["motion"], first[6]["motion"])
+    assert not torch.equal(first[5]["motion"], dataset_of(data, priors, seed=1)[5]["motion"])
+
+
+def test_conditions_are_dropped_as_often_as_the_paper_says(data, priors):
+    data.speaks[:] = True
+    dataset = dataset_of(data, priors)
+    samples = [dataset[i] for i in range(600)]
+    # Three standard deviations of 600 draws.
+    for name in ("audio", "gaze", "head_distance", "emotion"):
+        assert abs(np.mean([bool(sample[f"drop_{name}"]) for sample in samples]) - 0.1) < 0.037
+    assert abs(np.mean([bool(sample["drop_previous"]) for sample in samples]) - 0.5) < 0.062
+
+
+def test_a_clip_without_its_own_sound_never_has_audio(data, priors):
+    data.speaks[:] = False
+    dataset = dataset_of(data, priors, silent=0.0)
+    assert all(dataset[i]["drop_audio"] for i in range(50))
+
+
+def test_silence_means_shut_lips(data, priors):
+    dataset = dataset_of(data, priors, natural=0.0, silent=1.0)
+    for i in range(20):
+        sample = dataset[i]
+        emotion = sample["emotion"] @ torch.from_numpy(priors.emotion)
+        assert (sample["audio"][sample["frame_mask"]] == -5.0).all()
+        assert (sample["motion"][:, 6:8] - emotion[:2]).abs().max() < 0.4
+
+
+def test_pauses_between_clips_close_the_lips_and_speech_follows_the_audio(data, priors):
+    dataset = dataset_of(data, priors, natural=0.0, silent=0.0)
+    closed, spoken = [], []
+    for i in range(60):
+        sample = dataset[i]
+        quiet = (sample["audio"] == -5.0).all(1) & sample["frame_mask"]
+        inside = quiet.float().unfold(0, 9, 1).all(1)  # four frames of pause on both sides
+        closed.append(sample["motion"][4:-4][inside, 6])
+        speech = ~quiet & sample["frame_mask"]
+        spoken.append(torch.stack([sample["motion"][speech, 6], sample["audio"][speech, 0]]))
+    assert torch.cat(closed).numel() > 50 and torch.cat(closed).abs().max() < 0.4
+    assert torch.corrcoef(torch.cat(spoken, 1))[0, 1] > 0.8
+
+
+def test_controls_shift_the_motion_by_what_they_say(data, priors):
+    data.motion[:, 6:] = 0.0
+    dataset = dataset_of(data, MotionPriors(gaze=priors.gaze, emotion=priors.emotion), natural=1.0)
+    distances, gazes, found = [], [], []
+    for i in range(80):
+        sample = dataset[i]
+        valid = sample["frame_mask"]
+        found.append(sample["motion"][valid, 9].mean() - sample["emotion"] @ torch.arange(1.0, 7.0))
+        distances.append([sample["motion"][valid, 5].mean(), -sample["head_distance"].log().item()])
+        gazes.append([sample["motion"][valid, 10].mean() / -10.0, sample["gaze"][0]])
+    assert torch.stack(found).abs().max() < 1e-4
+    assert np.corrcoef(np.array(distances).T)[0, 1] > 0.95
+    assert np.corrcoef(np.array(gazes).T)[0, 1] > 0.9
+
+
+def test_previous_frames_lead_into_the_window(data, priors):
+    dataset = dataset_of(data, priors, natural=0.0, drop_previous=0.0)
+    inner, seam = [], []
+    for i in range(40):
+        sample = dataset[i]
+        inner.append(sample["motion"][:, :6].diff(dim=0).abs().mean())
+        seam.append((sample["motion"][0, :6] - sample["previous_motion"][-1, :6]).abs().mean())
+    assert np.mean(seam) < 1.5 * np.mean(inner)
+
+
+def test_main_gaze_is_the_most_frequent_one():
+    rng = np.random.default_rng(0)
+    gaze = np.concatenate([rng.normal([0.2, -0.1], 0.02, (70, 2)), rng.normal([-0.5, 0.3], 0.02, (30, 2))])
+    np.testing.assert_allclose(main_gaze(gaze), [0.2, -0.1], atol=0.01)
+    np.testing.assert_allclose(main_gaze(gaze[:1]), gaze[0])
+
+
+def test_smoothing_keeps_straight_lines_and_takes_off_noise():
+    line = np.linspace(0, 3, 30)[:, None]
+    np.testing.assert_allclose(smooth_in_time(line, 2.0), line, atol=1e-6)
+    noise = np.random.default_rng(0).standard_normal((500, 1))
+    assert smooth_in_time(noise, 2.0).std() < 0.45
+    assert smooth_in_time(line[:2], 2.0).shape == (2, 1)
+
+
+def test_a_pause_starts_and_ends_where_its_neighbours_are():
+    before, after = np.array([1.0, 2.0]), np.array([-1.0, 0.5])
+    pause = ease_through(np.zeros(2), before, after, 20, np.array([4.0, 8.0]))
+    assert np.abs(pause[0] - before).max() < 0.25 and np.abs(pause[-1] - after).max() < 0.25
+    assert np.abs(pause[9]).max() < 1e-6
+    assert np.abs(np.diff(pause[:, 0])).max() < 0.5
+
+
+def test_loss_is_equation_1_over_real_frames():
+    torch.manual_seed(0)
+    prediction, target = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    loss, parts = motion_loss(prediction, target, mask, torch.ones(3))
+    naive = [
+        (prediction[b, t, c] - target[b, t, c]) ** 2 for b in range(2) for t in range(4) if mask[b, t] for c in range(3)
+    ]
+    torch.testing.assert_close(loss, sum(naive) / len(naive))
+    assert torch.equal(loss, parts["position"])
+
+
+def test_one_batch_can_be_overfitted(data, priors):
+    dataset = dataset_of(data, priors)
+    batch = {name: torch.stack([dataset[i][name] for i in range(4)]) for name in dataset[0]}
+    options = MotionTransformerOptions(audio_noise=0.0)
+    torch.manual_seed(0)
+    model = Vasa1MotionTransformer(SPEC.dim, 4, 32, 2, 2, window=20, context=5, dynamics=SPEC.dynamics)
+    trainer.fit_statistics(model, dataset, 50)
+    loss_of = trainer.MotionLoss(options, model)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), 3e-3), []
+    for step in range(250):
+        loss, _ = loss_of({"motion_transformer": model}, batch, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-30:]) < 0.35 * np.mean(losses[:10])
+
+
+def tiny_run(tmp_path, data, priors, monkeypatch, **changes):
+    monkeypatch.setitem(trainer.PRESETS, "tiny", {"hidden_size": 32, "num_layers": 2, "num_heads": 2})
+    data.save(tmp_path / "data.safetensors")
+    priors.save(tmp_path / "priors.safetensors")
+    values = {
+        "prepared": str(tmp_path / "data.safetensors"),
+        "priors": str(tmp_path / "priors.safetensors"),
+        "preset": "tiny",
+        "dynamics": [f"{name}={width}" for name, width in SPEC.dynamics.items()],
+        "window": 20,
+        "context": 5,
+        "batch_size": 16,
+        "learning_rate": 3e-3,
+        "ema_decay": 0.95,
+        "warmup_steps": 10,
+        "log_every": 10,
+        "sample_every": 0,
+        "cpu": True,
+    }
+    return trainer.run(MotionTransformerOptions(**{**values, **changes}))
+
+
+def test_training_lowers_the_loss_and_the_saved_model_follows_the_audio(tmp_path, data, priors, monkeypatch):
+    output = tmp_path / "run"
+    tiny_run(
+        tmp_path, data, priors, monkeypatch, output=str(output), max_steps=300, learning_rate=6e-3, save_dtype="float16"
+    )
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["motion_transformer_loss"] < 0.6 * lines[0]["motion_transformer_loss"]
+    assert (output / "samples-00000300.png").stat().st_size > 1000
+    assert (output / "scheduler" / "scheduler_config.json").exists()
+
+    model = Vasa1MotionTransformer.from_pretrained(output / "motion_transformer").eval()
+    assert list(model.motion_spec.dynamics) == list(SPEC.dynamics) and model.config.dropout == 0.0
+    audio = torch.from_numpy(data.audio[73:153].reshape(4, 20, 4))
+    motion = sample_motion(model, {"audio": audio}, generator=torch.Generator().manual_seed(0))
+    lips, sound = motion[..., 6].flatten(), audio[..., 0].flatten()
+    assert torch.corrcoef(torch.stack([lips, sound]))[0, 1] > 0.5
+    assert torch.corrcoef(torch.stack([lips, sound.roll(13)]))[0, 1] < 0.3
+
+
+def test_resume_equals_uninterrupted_run(tmp_path, data, priors, monkeypatch):
+    arguments = {"checkpoint_every": 4, "batch_size": 4, "max_steps": 8}
+    whole = tiny_run(tmp_path, data, priors, monkeypatch, output=str(tmp_path / "whole"), **arguments)
+
+    def stop(step, values):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_print_log", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path, data, priors, monkeypatch, output=str(tmp_path / "cut"), **{**arguments, "log_every": 6})
+    monkeypatch.undo()
+    resumed = tiny_run(tmp_path, data, priors, monkeypatch, output=str(tmp_path / "cut"), resume=True, **arguments)
+    for name, value in whole.modules["motion_transformer"].state_dict().items():
+        assert torch.equal(value, resumed.modules["motion_transformer"].state_dict()[name]), name
+
+
+def test_bad_options_and_data_are_named(tmp_path, data, priors, monkeypatch):
+    with pytest.raises(ValueError, match="`dynamics`"):
+        tiny_run(tmp_path, data, priors, monkeypatch, output=str(tmp_path / "a"), dynamics=["lips=2"])
+    with pytest.raises(ValueError, match="`preset`"):
+        tiny_run(tmp_path, data, priors, monkeypatch, output=str(tmp_path / "a"), preset="huge")
+    with pytest.raises(ValueError, match="`data` and `pipeline`"):
+        trainer.run(MotionTransformerOptions(output=str(tmp_path / "b")))
+    with pytest.raises(ValueError, match="`audio`"):
+        MotionData(data.motion, data.audio[1:], data.offsets, data.person, data.speaks, data.silence)
+    with pytest.raises(ValueError, match="`silence`"):
+        MotionData(data.motion, data.audio, data.offsets, data.person, data.speaks, data.silence[..., :2])
+
+
+def test_motion_and_audio_features_of_a_folder_of_videos(tmp_path):
+    """Three real video files through real (tiny) networks; then the file that is kept, and the caches."""
+    components = make_vasa1_components()
+    for name in ("face_autoencoder", "audio_encoder", "audio_processor"):
+        components[name].save_pretrained(tmp_path / "pipe" / name)
+    (tmp_path / "data" / "clips").mkdir(parents=True)
+    lengths = {"a": 14, "b": 9, "mute": 12}
+    for seed, (name, frames) in enumerate(lengths.items()):
+        sound = None if name == "mute" else (make_audio(frames / 25, seed), 16_000)
+        with VideoWriter(tmp_path / "data" / "clips" / f"{name}.mp4", 25, (32, 32), sound, provenance=False) as writer:
+            for i in range(frames):
+                writer.write(make_image(seed, (32, 32 + i))[:, -32:])
+    (tmp_path / "data" / "identities.csv").write_text("clip,identity\na,anna\nb,anna\n")
+    options = MotionTransformerOptions(
+        pipeline=str(tmp_path / "pipe"), data=str(tmp_path / "data"), output=str(tmp_path / "run"), window=10, cpu=True
+    )
+    found = trainer.prepare_motion_data(options)
+    assert found.offsets.tolist() == [0, 14, 23, 35]
+    assert found.motion.shape == (35, 10) and found.audio.shape == (35, 16) and found.silence.shape[1:] == (75, 16)
+    assert found.person[0] == found.person[1] != found.person[2]
+    assert found.speaks.tolist() == [True, True, False]
+    with torch.no_grad():
+        sound = components["audio_processor"].load(str(tmp_path / "data" / "clips" / "b.mp4"))
+        values = torch.from_numpy(np.pad(sound, (0, 6000))[None, : 9 * 640])
+        expected = components["audio_processor"].window_features(components["audio_encoder"], values, 0, 9)[0]
+    # The features are kept as float16.
+    np.testing.assert_allclose(found.audio[14:23], expected.numpy(), atol=5e-3)
+
+    kept = trainer.prepare_motion_data(options)
+    np.testing.assert_array_equal(kept.motion, found.motion)
+    np.save(tmp_path / "motion.npy", found.motion)
+    with pytest.raises(ValueError, match="`motion_cache`.*clips.npz"):
+        again = dataclasses.replace(options, output=str(tmp_path / "b"), motion_cache=str(tmp_path / "motion.npy"))
+        trainer.prepare_motion_data(again)
+    np.savez(tmp_path / "data" / "clips.npz", names=np.array(list(lengths)), offsets=found.offsets)
+    np.testing.assert_array_equal(trainer.prepare_motion_data(again).motion, found.motion)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LABELS.exists(), reason="needs the labelled clips")
+def test_directions_from_labels_do_to_landmarks_what_they_say():
+    motion, priors = motion_from_labels(LABELS.parent)
+    labels = FaceLabels.load(LABELS)
+    assert motion.shape == (len(labels.pose), 34)
+    codes = np.c_[motion[:, 6:], np.ones(len(motion))]
+
+    def at(target, code):
+        return np.r_[code, 1.0] @ np.linalg.lstsq(codes, target.numpy(), rcond=None)[0]
+
+    eyes, mouth = labels.eye_open.mean(1), labels.mouth[:, 0]
+    assert at(mouth, priors.neutral) < 0.02 and at(eyes, priors.neutral) > 0.3
+    assert at(eyes, priors.neutral + priors.blink) < 0.12
+    iris = labels.iris_offset.mean(1)
+    assert at(iris[:, 0], priors.gaze[0] * 0.2) < -0.05  # yaw > 0: the irises go to the picture's left
+    assert at(iris[:, 1], priors.gaze[1] * 0.2) > 0.03
+    np.testing.assert_allclose(priors.flip @ priors.flip, np.eye(34), atol=1e-3)
+
+
+def test_silent_recordings_are_nearly_silent():
+    recordings = trainer.silent_recordings(6, 10)
+    assert len(recordings) == 6 and all(len(samples) == 6400 for samples in recordings)
+    levels = [20 * math.log10(np.sqrt((samples**2).mean()) + 1e-9) for samples in recordings]
+    assert max(levels) < -48 and min(levels) < -100

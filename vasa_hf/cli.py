@@ -1,0 +1,445 @@
+"""The command `vasa-hf`: parses, calls a pipeline or a function, prints.
+
+Results go to stdout, progress and messages to stderr. Exit status: 0 done, 2 bad input (one line says what), 130
+stopped by Ctrl-C, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import vasa_hf
+from vasa_hf.hub import EMBEDDED, embedded_path, resolve
+
+# Heavy imports (torch and what brings it) wait until a command needs them: `vasa-hf --help` is quick.
+
+_TALK_EXAMPLES = """examples:
+  vasa-hf talk me.jpg hello.wav -o out.mp4
+  vasa-hf talk me.jpg hello.mp3 -o out.mp4 --seed 1 --paste-back --fps 30
+  vasa-hf talk me.jpg hello.wav -o out.mp4 --gaze 0.2,0 --distance 1.2 --emotion happy=0.6
+  vasa-hf talk me.jpg hello.wav -o out.mp4 --gaze "0:0,0 2:0.3,0 4:0,0" --emotion "0:happy=0 3:happy=1"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): Words after `vasa-hf`, those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(_with_joined_values(arguments))
+    try:
+        # A polite kill cleans up as Ctrl-C does; signals can be caught in the main thread only.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    except ValueError:
+        pass
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("vasa-hf: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        print(f"vasa-hf: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _with_joined_values(arguments: list[str]) -> list[str]:
+    """`--gaze -0.1,0` -> `--gaze=-0.1,0`: argparse would take the value for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--gaze":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vasa-hf",
+        description="Talking faces from one portrait and one voice (VASA-1), with embedded weights.",
+        epilog="`vasa-hf COMMAND --help` tells more about a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"vasa-hf {vasa_hf.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        added.set_defaults(run=run)
+        return added
+
+    talk = command("talk", _talk, "make a talking video from a portrait and a voice", _TALK_EXAMPLES)
+    talk.add_argument("image", help="portrait: a picture file")
+    talk.add_argument("audio", help="voice: a sound file, or a video with sound")
+    talk.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
+    _add_talk_options(talk)
+
+    demo = command(
+        "demo",
+        _demo,
+        "make a talking video from the portrait and the voice that come with the package",
+        "example:\n  vasa-hf demo -o demo.mp4\n",
+    )
+    demo.add_argument("-o", "--output", default="demo.mp4", metavar="OUT.mp4", help="video to write (%(default)s)")
+    _add_talk_options(demo)
+
+    crop = command(
+        "crop",
+        _crop,
+        "find the faces of a picture and cut one out, as `talk` would",
+        "examples:\n  vasa-hf crop group.jpg\n  vasa-hf crop group.jpg -o face.png --face 1 --preview seen.png\n",
+    )
+    crop.add_argument("image", help="a picture file")
+    crop.add_argument("-o", "--output", metavar="OUT.png", help="picture of the square to write")
+    crop.add_argument("--preview", metavar="OUT.png", help="write the picture with boxes, landmarks and the square")
+    crop.add_argument("--size", type=int, default=256, help="side of the square in pixels (%(default)s)")
+    crop.add_argument("--json", action="store_true", help="print what was found as JSON")
+    _add_face_options(crop)
+    _add_model_options(crop)
+
+    info = command("info", _info, "print versions, embedded weights and devices")
+    info.add_argument("--json", action="store_true", help="as JSON")
+
+    bench = command(
+        "bench",
+        _bench,
+        "measure load time, latency, speed by stage and memory on this machine",
+        "examples:\n  vasa-hf bench --threads 1,2\n  vasa-hf bench --seconds 600 --json > bench.json\n",
+    )
+    bench.add_argument("--seconds", type=float, default=10.0, help="length of the voice (%(default)s)")
+    bench.add_argument("--threads", metavar="N,M", help="numbers of CPU threads to compare, each in a fresh process")
+    bench.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
+    bench.add_argument("--size", type=int, help="side of the face's square in pixels")
+    bench.add_argument("--json", action="store_true", help="as JSON")
+    _add_model_options(bench)
+
+    inspect = command(
+        "inspect",
+        _inspect,
+        "tell whether a video says, or bears the mark, that it was made by vasa_hf",
+        "example:\n  vasa-hf inspect out.mp4\n",
+    )
+    inspect.add_argument("video", help="a video file")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _add_talk_options(parser: argparse.ArgumentParser) -> None:
+    controls = parser.add_argument_group("controls", "constant, or keyframes as in the examples (SECONDS:VALUE ...)")
+    controls.add_argument("--gaze", metavar="YAW,PITCH", help="radians; > 0: picture's left, down (0,0: camera)")
+    controls.add_argument("--distance", metavar="D", help="head distance, 1 is the portrait's own")
+    controls.add_argument("--emotion", metavar="NAME=WEIGHT,...", help="offsets in [-1, 1], such as happy=0.6")
+    controls.add_argument("--head-motion", type=float, default=1.0, metavar="X", help="amount, 0 to 3 (%(default)s)")
+    controls.add_argument(
+        "--guidance", metavar="NAME=SCALE,...", help="of audio (0.5), gaze (1), head_distance, emotion, previous (0)"
+    )
+    making = parser.add_argument_group("making")
+    making.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
+    making.add_argument("--seed", type=int, help="same seed, same motion; a random one is told if left out")
+    making.add_argument("--threads", type=int, help="CPU threads")
+    _add_model_options(making)
+    picture = parser.add_argument_group("picture")
+    picture.add_argument("--fps", default="25", help="frames a second, such as 30 or 30000/1001 (%(default)s)")
+    picture.add_argument("--size", type=int, help="side of the face's square in pixels, such as 256 or 512")
+    picture.add_argument("--crf", type=int, default=18, help="quality of H.264, 0 to 51 (%(default)s)")
+    shape = picture.add_mutually_exclusive_group()
+    shape.add_argument("--paste-back", action="store_true", help="the whole picture, the face put back into it")
+    shape.add_argument("--crop", dest="paste_back", action="store_false", help="the face's square (default)")
+    _add_face_options(picture)
+    picture.add_argument("--motion", metavar="OUT.safetensors", help="also save the motion")
+    picture.add_argument(
+        "--no-provenance", action="store_true", help="leave out the mark and the note that the video is synthetic"
+    )
+
+
+def _add_face_options(parser: Any) -> None:
+    parser.add_argument("--face", type=int, help="which face, 0 is the largest")
+    parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the face's box in pixels, instead of looking for it")
+
+
+def _add_model_options(parser: Any) -> None:
+    parser.add_argument("--model", default="vasa-small", help="embedded name, folder or Hub repository (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda (%(default)s)")
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _talk(options: argparse.Namespace) -> int:
+    from vasa_hf.media.ffmpeg import parse_fps
+
+    # What can be seen to be wrong without torch is told at once.
+    settings = {
+        "head_motion": options.head_motion,
+        "num_inference_steps": options.steps,
+        "guidance_scale": None if options.guidance is None else _weights("guidance", options.guidance),
+        "fps": parse_fps(options.fps),
+        "face": options.face,
+        "box": None if options.box is None else _numbers("box", options.box, 4),
+        "output_size": options.size,
+        "paste_back": options.paste_back,
+    }
+    if options.gaze is not None:
+        settings["gaze"] = _keyframes(options.gaze, lambda text: _numbers("gaze", text, 2))
+    if options.distance is not None:
+        settings["head_distance"] = _keyframes(options.distance, lambda text: _numbers("distance", text, 1)[0])
+    if options.emotion is not None:
+        settings["emotion"] = _keyframes(options.emotion, lambda text: _weights("emotion", text))
+    for name, path in (("image", options.image), ("audio", options.audio)):
+        if not os.path.isfile(path):
+            raise ValueError(f"`{name}` must be an existing file, got {path!r}.")
+    _check_target("output", options.output, ".mp4")
+    if options.motion is not None:
+        _check_target("motion", options.motion, ".safetensors")
+
+    pipe = _load_pipeline(options)
+    import torch
+
+    seed = torch.seed() % 2**32 if options.seed is None else options.seed
+    generator = torch.Generator().manual_seed(seed)
+    with pipe.progress_bar(total=0) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        bar.set_description("frames")
+        result = pipe.talk_to_file(
+            options.output,
+            options.image,
+            options.audio,
+            provenance=not options.no_provenance,
+            crf=options.crf,
+            on_frames=show,
+            generator=generator,
+            **settings,
+        )
+    if options.motion is not None:
+        result.save(options.motion)
+    print(f"seed {seed}", file=sys.stderr)
+    print(options.output)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    assets = os.path.join(os.path.dirname(os.path.abspath(vasa_hf.__file__)), "assets")
+    options.image, options.audio = os.path.join(assets, "portrait.jpg"), os.path.join(assets, "voice.flac")
+    return _talk(options)
+
+
+def _crop(options: argparse.Namespace) -> int:
+    for name, path in (("output", options.output), ("preview", options.preview)):
+        if path is not None:
+            _check_target(name, path, ".png")
+    if not os.path.isfile(options.image):
+        raise ValueError(f"`image` must be an existing picture file, got {options.image!r}.")
+    box = None if options.box is None else _numbers("box", options.box, 4)
+    folder = resolve(options.model)
+
+    from vasa_hf import FaceAnalyzer, FaceImageProcessor
+
+    _quiet_libraries()
+    processor = FaceImageProcessor.from_pretrained(folder, subfolder="image_processor")
+    analyzer = FaceAnalyzer.from_pretrained(folder, subfolder="face_analyzer").float()
+    picture = processor.load(options.image)
+    faces = analyzer.to(options.device).detect(picture)
+    chosen = processor.choose(faces, tuple(picture.shape[-2:]), options.face) if box is None else None
+    crop = processor.crop(picture, chosen, box, size=options.size)
+    if options.output is not None:
+        _save_png(processor.preview(crop.image), options.output)
+    if options.preview is not None:
+        _save_png(processor.preview(picture, faces, crop), options.preview)
+    found = [
+        {
+            "face": index,
+            "score": round(face.score, 3),
+            "box": [round(value, 1) for value in face.box.tolist()],
+            "pose_degrees": [round(value, 1) for value in face.pose[:3].rad2deg().tolist()],
+        }
+        for index, face in enumerate(faces)
+    ]
+    if options.json:
+        print(json.dumps({"faces": found, "crop_from_image": crop.crop_from_image.tolist()}))
+        return 0
+    for face in found:
+        print("face {face}: score {score}, box {box}, yaw pitch roll {pose_degrees} degrees".format(**face))
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from vasa_hf.media.ffmpeg import ffmpeg_path
+
+    def version_of(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    packages = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "moviepy", "gradio", "gsplat")
+    weights = {}
+    for name, text in EMBEDDED.items():
+        folder = embedded_path(name)
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else 0
+        weights[name] = {
+            "what": text,
+            "found": (folder / "model_index.json").is_file() and size > 0,
+            "megabytes": round(size / 2**20, 1),
+        }
+    devices = {"cpu": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
+    devices.update({f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())})
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    facts = {
+        "vasa_hf": vasa_hf.__version__,
+        "python": platform.python_version(),
+        "packages": {package: version_of(package) for package in packages},
+        "ffmpeg": ffmpeg_path(),
+        "weights": weights,
+        "devices": devices,
+    }
+    if options.json:
+        print(json.dumps(facts))
+        return 0
+    print(f"vasa_hf {facts['vasa_hf']}, Python {facts['python']}")
+    print("packages  " + ", ".join(f"{name} {number or 'missing'}" for name, number in facts["packages"].items()))
+    print(f"ffmpeg    {facts['ffmpeg']}")
+    for name, entry in weights.items():
+        state = f"{entry['megabytes']} MB" if entry["found"] else "MISSING"
+        print(f"weights   {name}: {entry['what']}, {state}")
+    for name, text in devices.items():
+        print(f"device    {name}: {text}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from vasa_hf import bench
+
+    threads = None if options.threads is None else _numbers("threads", options.threads)
+    if threads is not None and not all(count >= 1 and count == int(count) for count in threads):
+        raise ValueError(f"`threads` must be whole numbers from 1 on, such as 1,2, got {options.threads!r}.")
+    results = bench.compare(
+        [None] if threads is None else [int(count) for count in threads],
+        model=options.model,
+        seconds=options.seconds,
+        num_inference_steps=options.steps,
+        output_size=options.size,
+        device=options.device,
+    )
+    print(json.dumps(results) if options.json else bench.table(results))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from vasa_hf.media import MARK_THRESHOLD, detect_mark, read_provenance, read_video
+
+    manifest = read_provenance(options.video)
+    score = detect_mark(read_video(options.video))
+    if options.json:
+        print(json.dumps({"manifest": manifest, "mark_score": round(score, 2), "marked": score > MARK_THRESHOLD}))
+        return 0
+    print(f"manifest  {'none' if manifest is None else json.dumps(manifest)}")
+    found = "found" if score > MARK_THRESHOLD else "not found"
+    print(f"mark      {found} (score {score:.1f}, threshold {MARK_THRESHOLD:.1f})")
+    return 0
+
+
+# --- small parts ------------------------------------------------------------------------------------------------------
+
+
+def _load_pipeline(options: argparse.Namespace) -> Any:
+    import torch
+
+    from vasa_hf import VasaTalkingFacePipeline
+
+    _quiet_libraries()
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"`threads` must be at least 1, got {options.threads}.")
+        torch.set_num_threads(options.threads)
+    try:
+        device = torch.device(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be one of torch's, such as cpu or cuda, got {options.device!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`device` must be one that is here: torch finds no CUDA device.")
+    return VasaTalkingFacePipeline.from_pretrained(options.model).to(device)
+
+
+def _quiet_libraries() -> None:
+    """No progress bars for the loading of small files."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _check_target(name: str, path: str, suffix: str) -> None:
+    """Tell before the work, not after it, that a file cannot be written."""
+    if not path.lower().endswith(suffix):
+        raise ValueError(f"`{name}` must end in {suffix}, got {path!r}.")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise ValueError(f"`{name}` must lie in an existing folder, got {path!r}.")
+
+
+def _save_png(picture: Any, path: str) -> None:
+    from vasa_hf.media.ffmpeg import staging
+
+    with staging(path) as folder:
+        picture.save(folder / os.path.basename(path), format="PNG")
+    print(path)
+
+
+def _keyframes(text: str, parse: Any) -> Any:
+    """`VALUE`, or `SECONDS:VALUE SECONDS:VALUE ...`."""
+    if ":" not in text:
+        return parse(text)
+    keys = []
+    for word in text.split():
+        seconds, separator, value = word.partition(":")
+        if not separator:
+            raise ValueError(f"keyframes must be SECONDS:VALUE, got {word!r} in {text!r}.")
+        keys.append((_numbers("seconds", seconds, 1)[0], parse(value)))
+    return keys
+
+
+def _numbers(name: str, text: str, count: int | None = None) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or (count is not None and len(numbers) != count):
+        wanted = "numbers" if count is None else f"{count} number{'s' * (count > 1)}"
+        raise ValueError(f"`{name}` must be {wanted}{' with commas between them' * (count != 1)}, got {text!r}.")
+    return numbers
+
+
+def _weights(name: str, text: str) -> dict[str, float]:
+    weights = {}
+    for word in text.split(","):
+        key, separator, value = word.partition("=")
+        if not separator:
+            raise ValueError(f"`{name}` must be NAME=NUMBER with commas between them, got {text!r}.")
+        weights[key.strip()] = _numbers(name, value, 1)[0]
+    return weights
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Where the weights that come with the package are. Nothing else of the package knows these paths."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Name -> what it is, as `vasa-hf info` tells it.
+EMBEDDED = {"vasa-small": "VASA-1 at 256 x 256 for CPUs"}
+
+
+def embedded_path(name: str) -> Path:
+    """Return the folder of an embedded model, whether or not its weights are there.
+
+    Args:
+        name (`str`): A key of `EMBEDDED`.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in EMBEDDED:
+        raise ValueError(f"`name` must be one of the embedded models {list(EMBEDDED)}, got {name!r}.")
+    package = Path(__file__).resolve().parent
+    # A wheel carries the folder inside the package; a checkout has it beside the package.
+    folders = [package / "model_cards" / name, package.parent / "model_cards" / name]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def resolve(name_or_path: str | os.PathLike) -> str:
+    """Turn the name of an embedded model into its folder; a path or the name of a Hub repository stays as it is.
+
+    An embedded name wins over a folder of that name in the working directory: write `./vasa-small` for that.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): What `from_pretrained` was given.
+
+    Returns:
+        `str`: A folder, or the name of a Hub repository.
+
+    Raises:
+        FileNotFoundError: If the package was installed without the weights that it should carry.
+    """
+    name = os.fspath(name_or_path)
+    if name not in EMBEDDED:
+        return name
+    folder = embedded_path(name)
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"The embedded weights {name!r} are missing: no model_index.json in {str(folder)!r}. Reinstall vasa-hf "
+            "from a complete checkout or wheel."
+        )
+    return str(folder)

@@ -1,0 +1,1073 @@
+"""The talking-face pipeline of VASA-1 (paper §3): one portrait and one voice in, one video out.
+
+    image --FaceAnalyzer, crop--> portrait --encode_appearance--> V_app, z_id, own motion
+    audio --Wav2Vec2--> A, one vector a frame --windows of W frames, Eq. 2--> X = [z_pose, z_dyn] at 25 frames a second
+                                   X relative --onto the portrait's own pose--> X --decoder, frame by frame--> pictures
+
+`__call__` is that story for whole files. `stream` tells it while the audio still comes in; both make the same windows
+with the same random numbers, so they give the same frames.
+
+# Not in the paper: the generated head pose is relative to the portrait's own pose; other frame rates than 25 by linear
+interpolation of the motion; `head_motion`; pasting the face back into the picture; driving by a video.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+from transformers import Wav2Vec2Model
+
+from vasa_hf.controls import ControlTrack, parse_controls
+from vasa_hf.guidance import check_guidance_scale, guided_prediction
+from vasa_hf.hub import resolve
+from vasa_hf.media.audio import load_audio
+from vasa_hf.media.ffmpeg import parse_fps
+from vasa_hf.media.video import VideoReader, VideoWriter
+from vasa_hf.models.face_analyzer import FaceAnalyzer
+from vasa_hf.models.face_autoencoder_vasa1 import FaceAppearance, Vasa1FaceAutoencoder
+from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
+from vasa_hf.motion import POSE_DIM, from_relative, load_motion, resample_motion, to_relative
+from vasa_hf.outputs import TalkingFaceOutput, to_uint8
+from vasa_hf.pipelines.inputs import (
+    AudioInput,
+    ImageInput,
+    audio_list,
+    check_audios,
+    check_choice,
+    check_file,
+    check_generator,
+    check_images,
+    check_number,
+    check_output,
+    image_list,
+    is_whole_audio,
+    listen,
+)
+from vasa_hf.processors.audio import MAX_RATE, MIN_RATE, VasaAudioProcessor
+from vasa_hf.processors.image import FaceCrop, FaceImageProcessor
+from vasa_hf.streaming import AudioBuffer, resampled
+from vasa_hf.windowing import MotionWindows
+
+# VASA-1 §4, "Implementation details": CFG scales, forward-facing gaze, average distance, empty emotion offset.
+DEFAULT_GUIDANCE_SCALE = {"audio": 0.5, "gaze": 1.0}
+MAX_HEAD_MOTION = 3.0
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class Portrait:
+    """A portrait made ready by `prepare_portrait`; give it as `image` to save that work.
+
+    Attributes:
+        appearance (`FaceAppearance`): What the decoder needs of the person, a batch of one.
+        picture (`torch.Tensor` of shape `(3, height, width)`): The whole picture in [-1, 1].
+        crop (`FaceCrop`): Where the face's square lies in it.
+    """
+
+    appearance: FaceAppearance
+    picture: Tensor
+    crop: FaceCrop
+
+    @property
+    def motion(self) -> Tensor:
+        """The portrait's own pose and dynamics, `(1, 6 + dynamics_dim)`, float32."""
+        return self.appearance.motion.float()
+
+    @property
+    def output_size(self) -> int:
+        """Side of the decoded square in pixels."""
+        return self.crop.image.shape[-1]
+
+
+class VasaTalkingFacePipeline(DiffusionPipeline):
+    """Talking face from one portrait and one voice, after VASA-1.
+
+    Args:
+        face_analyzer (`FaceAnalyzer`): Finds faces.
+        face_autoencoder (`Vasa1FaceAutoencoder`): Face latent space (paper §3.1).
+        audio_encoder (`transformers.Wav2Vec2Model`): Audio features.
+        audio_processor (`VasaAudioProcessor`): Brings audio to the encoder's rate.
+        image_processor (`FaceImageProcessor`): Loads, crops and pastes back pictures.
+        motion_transformer (`Vasa1MotionTransformer`): Diffusion transformer over motion (paper §3.2).
+        scheduler (`DDIMScheduler` or another of diffusers' with `prediction_type="sample"`): Sampler.
+
+    Attributes:
+        decode_batch_size (`int`, *optional*): Frames decoded at a time; 4 on a CPU, 16 elsewhere if `None`.
+        cpu_bfloat16 (`bool`, defaults to `True`):
+            Decode float32 weights under bfloat16 autocast on CPUs that compute it natively.
+
+    Example:
+        ```python
+        pipe = VasaTalkingFacePipeline.from_pretrained("vasa-small")
+        out = pipe("portrait.jpg", "speech.wav", generator=torch.Generator().manual_seed(1))
+        out.save("out.mp4")
+        ```
+    """
+
+    model_cpu_offload_seq = "face_analyzer->audio_encoder->motion_transformer->face_autoencoder"
+    _callback_tensor_inputs = ["latents", "audio_features"]
+
+    def __init__(
+        self,
+        face_analyzer: FaceAnalyzer,
+        face_autoencoder: Vasa1FaceAutoencoder,
+        audio_encoder: Wav2Vec2Model,
+        audio_processor: VasaAudioProcessor,
+        image_processor: FaceImageProcessor,
+        motion_transformer: Vasa1MotionTransformer,
+        scheduler: KarrasDiffusionSchedulers,
+    ):
+        super().__init__()
+        self.register_modules(
+            face_analyzer=face_analyzer,
+            face_autoencoder=face_autoencoder,
+            audio_encoder=audio_encoder,
+            audio_processor=audio_processor,
+            image_processor=image_processor,
+            motion_transformer=motion_transformer,
+            scheduler=scheduler,
+        )
+        _check_components(face_autoencoder, audio_encoder, audio_processor, motion_transformer, scheduler)
+        self.decode_batch_size: int | None = None
+        self.cpu_bfloat16 = True
+        self.model_name: str | None = None
+
+    # --- loading and saving -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> VasaTalkingFacePipeline:
+        """Load a pipeline from the embedded weights, a folder, or the Hub.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Name of embedded weights (`"vasa-small"`, no network), a folder, or a repository of the Hub.
+            **kwargs: As for `DiffusionPipeline.from_pretrained`. `dtype` defaults to float32.
+
+        Raises:
+            ValueError: If `use_safetensors=False` is asked for: other weights are never loaded here.
+        """
+        if not kwargs.setdefault("use_safetensors", True):
+            raise ValueError("`use_safetensors` must be True: pickled weights are never loaded, got False.")
+        pipeline = super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
+        if not kwargs.keys() & {"dtype", "torch_dtype"}:  # older versions of diffusers know the second name only
+            for component in pipeline.components.values():
+                if isinstance(component, torch.nn.Module):
+                    component.float()
+        pipeline.model_name = Path(os.fspath(pretrained_model_name_or_path)).name
+        return pipeline
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
+        """Save all components as safetensors; see `DiffusionPipeline.save_pretrained`.
+
+        Raises:
+            ValueError: If `safe_serialization=False` is asked for.
+        """
+        if not safe_serialization:
+            raise ValueError("`safe_serialization` must be True: weights are saved as safetensors only, got False.")
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def check_inputs(
+        self,
+        image: Any,
+        audio: Any = None,
+        *,
+        sampling_rate: Any = None,
+        guidance_scale: Any = None,
+        num_inference_steps: Any = 10,
+        head_motion: Any = 1.0,
+        fps: Any = 25,
+        generator: Any = None,
+        face: Any = None,
+        output_size: Any = None,
+        first_window: Any = None,
+        output_type: str = "pil",
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> None:
+        """Raise `ValueError` for what can be seen to be wrong before any work.
+
+        Controls are checked by `parse_controls`, pictures and sounds when they are read; all before the models run.
+        """
+        images, _ = image_list(image)
+        audios, _ = audio_list(audio) if audio is not None else ([None], False)
+        check_images(images, ready=Portrait)
+        if audio is not None:
+            check_audios(audios)
+        batch_size = max(len(images), len(audios))
+        if min(len(images), len(audios)) not in (1, batch_size):
+            raise ValueError(
+                f"`image` and `audio` must be equally many, or one of them one: got {len(images)} and {len(audios)}."
+            )
+        if sampling_rate is not None:
+            check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
+        if not isinstance(guidance_scale, Mapping | None):
+            raise ValueError(
+                f"`guidance_scale` must be a dict with a scale for each condition, got {guidance_scale!r}."
+            )
+        check_guidance_scale(guidance_scale or {})
+        most_steps = self.scheduler.config.num_train_timesteps
+        check_number("num_inference_steps", num_inference_steps, 1, most_steps, whole=True)
+        check_number("head_motion", head_motion, 0.0, MAX_HEAD_MOTION)
+        parse_fps(fps)
+        check_generator(generator, batch_size)
+        if face is not None:
+            check_number("face", face, 0, 1000, whole=True)
+        if output_size is not None:
+            check_choice("output_size", output_size, self.output_sizes)
+        for ready in images:
+            if isinstance(ready, Portrait) and output_size not in (None, ready.output_size):
+                raise ValueError(
+                    f"`output_size` must be {ready.output_size}, as the portrait was prepared for, got {output_size}."
+                )
+        if first_window is not None:
+            config = self.motion_transformer.config
+            check_number("first_window", first_window, max(config.context, 1), config.window, whole=True)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"`callback_on_step_end` must be callable, got {type(callback_on_step_end).__name__}.")
+        for name in callback_on_step_end_tensor_inputs:
+            check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
+
+    @property
+    def output_sizes(self) -> tuple[int, ...]:
+        """Sides of the square that the decoder can make."""
+        size = self.face_autoencoder.config.image_size
+        return (size, 2 * size) if self.face_autoencoder.config.source_passthrough else (size,)
+
+    @torch.no_grad()
+    def prepare_portrait(
+        self,
+        image: ImageInput | Portrait,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        output_size: int | None = None,
+    ) -> Portrait:
+        """Find the face, crop it and encode its appearance.
+
+        Args:
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Portrait`): The portrait.
+            face (`int`, *optional*): Which face, 0 is the largest.
+            box (`Sequence[float]`, *optional*): x0, y0, x1, y1 of the face in pixels, instead of looking for it.
+            output_size (`int`, *optional*): Side of the decoded square; one of `output_sizes`.
+
+        Raises:
+            ValueError: If the picture cannot be read or shows no face that can be animated.
+        """
+        if isinstance(image, Portrait):
+            return image
+        model = self.face_autoencoder
+        picture = self.image_processor.load(image)
+        around = self._find_face(picture, face, box)
+        crop = self.image_processor.crop(picture, **around, size=output_size or model.config.image_size)
+        appearance = model.encode_appearance(crop.image[None].to(self._execution_device, model.dtype))
+        return Portrait(appearance, picture, crop)
+
+    def _find_face(self, picture: Tensor, face: int | None, box: Sequence[float] | None) -> dict[str, Any]:
+        """Where to crop: the box by hand, or the chosen one of the faces found."""
+        if box is not None:
+            return {"box": box}
+        faces = self.face_analyzer.detect(picture)
+        return {"face": self.image_processor.choose(faces, tuple(picture.shape[-2:]), face)}
+
+    def prepare_audio(self, audio: AudioInput, sampling_rate: int | None = None) -> tuple[Tensor, np.ndarray, int]:
+        """Read a sound of any kind.
+
+        Args:
+            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): See `VasaAudioProcessor.load`.
+            sampling_rate (`int`, *optional*): Rate of bare samples in Hz, defaults to the processor's.
+
+        Returns:
+            `tuple`: samples for the encoder `(1, n)`; the sound as it was, mono `(samples,)`; and its rate.
+        """
+        bare = not isinstance(audio, str | os.PathLike | tuple)
+        rate = self.audio_processor.sampling_rate if bare and sampling_rate is None else sampling_rate
+        sound, rate = load_audio(audio, rate)
+        samples = self.audio_processor.load((sound, rate))
+        return torch.from_numpy(samples)[None], sound.mean(0), rate
+
+    @torch.no_grad()
+    def generate_motion(
+        self,
+        audio: Iterable[Tensor],
+        controls: Mapping[str, ControlTrack | None],
+        guidance_scale: Mapping[str, float] | None = None,
+        num_inference_steps: int = 10,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        first_window: int | None = None,
+        num_frames: Sequence[int] | None = None,
+        on_step: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """Generate motion window by window, each as soon as its audio is there.
+
+        Source: VASA-1 §3.2 and §3.3.
+
+        Args:
+            audio (`Iterable[torch.Tensor]`): Pieces `(batch, n)` of mono audio at the encoder's rate.
+            controls (`Mapping`): As `parse_controls` gives it.
+            guidance_scale (`Mapping[str, float]`, *optional*): Changes of `DEFAULT_GUIDANCE_SCALE`.
+            num_inference_steps (`int`): Denoising steps.
+            generator (`torch.Generator` or a list of one for each of the batch, *optional*): Random numbers.
+            first_window (`int`, *optional*): Frames of the first window, fewer for an early start.
+            num_frames (`Sequence[int]`, *optional*): Frames of each of the batch, where the lengths differ.
+            on_step (`Callable`, *optional*):
+                `on_step(step, timestep, latents, audio_features) -> latents`; steps count on through the windows.
+
+        Yields:
+            `torch.Tensor` of shape `(batch, frames, channels)`, float32: motion relative to a portrait's own pose.
+        """
+        config, processor = self.motion_transformer.config, self.audio_processor
+        windows = MotionWindows(config.window, config.context, first_window)
+        before, after, unit = processor.context_frames, processor.lookahead_frames, processor.samples_per_frame
+        guidance_scale = {**DEFAULT_GUIDANCE_SCALE, **(guidance_scale or {})}
+        buffer, steps = None, 0
+        for samples in itertools.chain(audio, [None]):
+            finished = samples is None
+            if not finished:
+                buffer = AudioBuffer(len(samples)) if buffer is None else buffer
+                buffer.append(samples)
+            if buffer is None:
+                return
+            known = -(-buffer.stop // unit) if finished else buffer.stop // unit - after
+            for window in windows.take(known, finished):
+                # A short last window is made at full length, its end masked, so that a batch of unequal lengths equals
+                # single calls.
+                size = windows.window if window.start else windows.first_window
+                cut = buffer.cut((window.start - before) * unit, (window.start + size + after) * unit)
+                features = processor.window_features(self.audio_encoder, cut, before, size)
+                buffer.forget((window.stop - before) * unit)
+                ends = [window.stop] * len(cut) if num_frames is None else [min(n, window.stop) for n in num_frames]
+                sample_window = partial(
+                    self.sample_window,
+                    lengths=[end - window.start for end in ends],
+                    controls=self._window_controls(controls, window.start, ends),
+                    guidance_scale=guidance_scale,
+                    num_inference_steps=num_inference_steps,
+                    generator=generator,
+                    on_step=None if on_step is None else lambda step, *args, first=steps: on_step(first + step, *args),
+                )
+                motion = windows.generate(features, sample_window)[:, : window.stop - window.start]
+                steps += len(self.scheduler.timesteps)
+                yield self.motion_transformer.denormalize(motion.float())
+
+    def _window_controls(
+        self, controls: Mapping[str, ControlTrack | None], start: int, ends: Sequence[int]
+    ) -> dict[str, Tensor | None]:
+        """Conditions `(batch, channels)` of one window: each control averaged over its frames."""
+        fps = self.audio_processor.fps
+        return {
+            name: None if track is None else torch.stack([track.mean(start, end, fps) for end in ends])
+            for name, track in controls.items()
+        }
+
+    @torch.no_grad()
+    def sample_window(
+        self,
+        audio: Tensor,  # [B, W, A]
+        frame_mask: Tensor,  # [B, W]
+        previous_motion: Tensor | None,  # [B, K, M]
+        previous_audio: Tensor | None,  # [B, K, A]
+        *,
+        lengths: Sequence[int],
+        controls: Mapping[str, Tensor | None],
+        guidance_scale: Mapping[str, float],
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        on_step: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Denoise the motion of one window with any scheduler; see `MotionWindows.generate`.
+
+        Source: VASA-1 Eq. 2.
+        """
+        model, device = self.motion_transformer, self._execution_device
+        prepared = {
+            "audio": audio,
+            "previous_motion": previous_motion,
+            "previous_audio": previous_audio,
+            **controls,
+        }
+        prepared = {name: None if value is None else value.to(device, model.dtype) for name, value in prepared.items()}
+        limits = torch.tensor(lengths, device=device)[:, None]
+        frame_mask = frame_mask.to(device) & (torch.arange(audio.shape[1], device=device) < limits)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        known = inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if "generator" in known else {}
+        shape = (len(audio), audio.shape[1], model.config.motion_dim)
+        # The sampler's arithmetic stays in float32, whatever the model's.
+        latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        latents = latents * self.scheduler.init_noise_sigma
+        for step, timestep in enumerate(self.scheduler.timesteps):
+            clean = guided_prediction(
+                lambda x, **kwargs: model(x, **kwargs).sample,
+                self.scheduler.scale_model_input(latents, timestep).to(model.dtype),
+                prepared,
+                guidance_scale,
+                timestep=timestep,
+                frame_mask=frame_mask,
+            )
+            latents = self.scheduler.step(clean.float(), timestep, latents, **extra).prev_sample
+            if on_step is not None:
+                latents = on_step(step, timestep, latents, audio)
+        return latents
+
+    def place_motion(
+        self,
+        windows: Iterable[Tensor],
+        portrait: Portrait,
+        head_motion: float = 1.0,
+        head_distance: ControlTrack | None = None,
+    ) -> Iterator[Tensor]:
+        """Put generated motion onto the portrait's own pose.
+
+        # Not in the paper: `head_motion` scales the head's movement about the portrait's pose at the wanted distance.
+
+        Args:
+            windows (`Iterable` of `torch.Tensor` of shape `(1, frames, channels)`): As `generate_motion` yields them.
+            portrait (`Portrait`): The portrait.
+            head_motion (`float`): 0 holds the head still, 1 leaves it as generated.
+            head_distance (`ControlTrack`, *optional*): The wanted distance.
+
+        Yields:
+            `torch.Tensor` of shape `(1, frames, channels)`: absolute motion.
+        """
+        start = 0
+        for relative in windows:
+            num_frames = relative.shape[1]
+            if head_motion != 1.0:
+                rest = relative.new_zeros(num_frames, POSE_DIM)
+                if head_distance is not None:
+                    seconds = torch.arange(start, start + num_frames, dtype=torch.float64) / self.audio_processor.fps
+                    rest[:, 5:6] = -head_distance.at(seconds).log().to(rest)
+                pose = rest + head_motion * (relative[..., :POSE_DIM] - rest)
+                relative = torch.cat([pose, relative[..., POSE_DIM:]], dim=-1)
+            start += num_frames
+            yield from_relative(relative, portrait.motion.to(relative.device))
+
+    @torch.no_grad()
+    def decode_frames(
+        self,
+        portrait: Portrait,
+        motion: Tensor,  # [T, M]
+        paste_back: bool = False,
+    ) -> Iterator[Tensor]:
+        """Decode absolute motion to pictures, a few frames at a time.
+
+        Args:
+            portrait (`Portrait`): Who.
+            motion (`torch.Tensor` of shape `(frames, channels)`): Pose and dynamics of each frame.
+            paste_back (`bool`): Whether to put the face back into the whole picture.
+
+        Yields:
+            `torch.Tensor` of shape `(n, 3, height, width)` on the CPU, float32 in [0, 1].
+        """
+        model, device = self.face_autoencoder, self._execution_device
+        batch_size = self.decode_batch_size or (4 if device.type == "cpu" else 16)
+        precision = self._decoder_precision(device)
+        for part in motion.split(batch_size):
+            with precision:
+                frames = model.decode(
+                    portrait.appearance.expand(len(part)), part.to(device), output_size=portrait.output_size
+                )
+            frames = frames.float().cpu()
+            if paste_back:
+                frames = self.image_processor.paste_back(portrait.picture, frames, portrait.crop)
+            yield (frames * 0.5 + 0.5).clamp(0, 1)
+
+    def _decoder_precision(self, device: torch.device) -> torch.autocast:
+        wanted = self.cpu_bfloat16 and device.type == "cpu" and self.face_autoencoder.dtype == torch.float32
+        return torch.autocast("cpu", torch.bfloat16, enabled=wanted and _cpu_computes_bfloat16())
+
+    @staticmethod
+    def postprocess(frames: Tensor, output_type: str) -> Any:
+        """Frames `(n, 3, height, width)` in [0, 1] as PIL images, an array `(n, height, width, 3)`, or as they are."""
+        if output_type == "pt":
+            return frames
+        if output_type == "np":
+            return frames.permute(0, 2, 3, 1).numpy()
+        array = (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return [Image.fromarray(frame) for frame in array]
+
+    # --- the story ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageInput | Portrait | list,
+        audio: AudioInput | list,
+        *,
+        sampling_rate: int | None = None,
+        gaze: Any = (0.0, 0.0),
+        head_distance: Any = 1.0,
+        emotion: Any = {},  # noqa: B006 - never written to; says better than None what the default is
+        guidance_scale: Mapping[str, float] | None = None,
+        num_inference_steps: int = 10,
+        head_motion: float = 1.0,
+        fps: Fraction | float | str = 25,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        output_size: int | None = None,
+        paste_back: bool = False,
+        first_window: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> TalkingFaceOutput | tuple:
+        """Make a talking video, or several.
+
+        Args:
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `Portrait` or a list of them):
+                Portrait: a file, PIL image, array `(height, width, channels)` or tensor `(channels, height, width)`.
+            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor`, `tuple` or a list of them):
+                Voice: a sound or video file, samples in [-1, 1], or (samples, rate). One image goes with many audios
+                and the other way round.
+            sampling_rate (`int`, *optional*, defaults to the encoder's, 16000): Rate of bare samples in Hz.
+            gaze (`tuple[float, float]` or `[(seconds, (yaw, pitch)), ...]`, defaults to the camera):
+                Main gaze in radians; yaw > 0 to the picture's left, pitch > 0 down. `None`: the model chooses.
+            head_distance (`float` or `[(seconds, distance), ...]`, defaults to 1.0):
+                Distance from the camera over the portrait's: the head's size is about its own divided by this. It is a
+                condition of the model, nothing is rescaled afterwards. `None`: the model chooses.
+            emotion (`dict[str, float]` or `[(seconds, weights), ...]`, defaults to none):
+                Offsets in [-1, 1], such as `{"happy": 0.6}`. `None`: the model chooses.
+            guidance_scale (`dict[str, float]`, *optional*):
+                One scale for each condition (Eq. 2): `audio` (0.5), `gaze` (1.0), `head_distance`, `emotion`,
+                `previous` (0).
+            num_inference_steps (`int`, defaults to 10): Denoising steps of each window.
+            head_motion (`float`, defaults to 1.0): Amount of head movement. # Not in the paper.
+            fps (`Fraction`, `float` or `str`, defaults to 25): Frames a second of the video, e.g. `"30000/1001"`.
+            generator (`torch.Generator` or list, *optional*): Makes the result repeatable; a list has one a video.
+            face (`int`, *optional*): Which face of the picture, 0 is the largest.
+            box (`Sequence[float]`, *optional*): x0, y0, x1, y1 of the face in pixels, instead of looking for it.
+            output_size (`int`, *optional*): Side of the face's square, one of `output_sizes`.
+            paste_back (`bool`, defaults to `False`): Give the whole picture, not only the face's square.
+            first_window (`int`, *optional*): See `stream`.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"` for motion alone.
+            return_dict (`bool`, defaults to `True`): Whether to return `TalkingFaceOutput` or `(frames,)`.
+            callback_on_step_end (`Callable`, *optional*):
+                `callback(pipe, step, timestep, tensors) -> tensors` after each denoising step of each window.
+            callback_on_step_end_tensor_inputs (`Sequence[str]`): Which `tensors`: `latents`, `audio_features`.
+
+        Returns:
+            `TalkingFaceOutput`. For lists, `frames` and `audio` are lists with an entry for each video. `motion` is at
+            25 frames a second; shorter ones of a batch hold their last frame.
+
+        Raises:
+            ValueError: If an argument is unfit; its name is in the message.
+        """
+        self.check_inputs(
+            image,
+            audio,
+            sampling_rate=sampling_rate,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            head_motion=head_motion,
+            fps=fps,
+            generator=generator,
+            face=face,
+            output_size=output_size,
+            first_window=first_window,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        controls = parse_controls(gaze, head_distance, emotion, self.motion_transformer.config.emotions)
+        (images, many_images), (audios, many_audios) = image_list(image), audio_list(audio)
+        batch_size, single = max(len(images), len(audios)), not (many_images or many_audios)
+
+        # 1. Everything is read, and faces are found, before anything is generated.
+        sounds = [self.prepare_audio(one, sampling_rate) for one in audios]
+        portraits = [self.prepare_portrait(one, face, box, output_size) for one in images]
+        sounds, portraits = (entries * (batch_size // len(entries)) for entries in (sounds, portraits))
+
+        # 2. Motion of all videos together, window by window.
+        samples, num_motion_frames = self._join_audio([samples for samples, _, _ in sounds])
+        num_windows = self._count_windows(max(num_motion_frames), first_window)
+        with self.progress_bar(total=num_windows * num_inference_steps) as progress_bar:
+            progress_bar.set_description("motion")
+
+            def on_step(step: int, timestep: Tensor, latents: Tensor, audio_features: Tensor) -> Tensor:
+                progress_bar.update()
+                if callback_on_step_end is None:
+                    return latents
+                tensors = {"latents": latents, "audio_features": audio_features}
+                chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                return (callback_on_step_end(self, step, timestep, chosen) or {}).get("latents", latents)
+
+            settings = (guidance_scale, num_inference_steps, generator, first_window)
+            windows = list(self.generate_motion([samples], controls, *settings, num_motion_frames, on_step))
+
+        # 3. Motion onto each portrait's own pose, then pictures.
+        fps, rate = parse_fps(fps), self.audio_processor.sampling_rate
+        num_frames = [math.ceil(samples.shape[1] * fps / rate) for samples, _, _ in sounds]
+        motions, videos = [], []
+        with self.progress_bar(total=sum(num_frames) if output_type != "latent" else 0) as progress_bar:
+            progress_bar.set_description("frames")
+            for index, portrait in enumerate(portraits):
+                relative = _windows_of(windows, index, num_motion_frames[index])
+                placed = list(self.place_motion(relative, portrait, head_motion, controls["head_distance"]))
+                motions.append(torch.cat(placed, dim=1))
+                if output_type == "latent":
+                    videos.append(motions[-1][0])
+                    continue
+                parts = []
+                for motion in resampled(placed, self.audio_processor.fps, fps, partial(num_frames.__getitem__, index)):
+                    for part in self.decode_frames(portrait, motion[0], paste_back):
+                        parts.append(self.postprocess(part, output_type))
+                        progress_bar.update(len(part))
+                videos.append(_join(parts, output_type))
+
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (videos[0] if single else videos,)
+        if len({rate_of_one for _, _, rate_of_one in sounds}) > 1:  # an output has one rate: the encoder's then
+            sounds = [(samples, samples[0].numpy(), rate) for samples, _, _ in sounds]
+        return self._output(
+            videos[0] if single else videos,
+            sounds[0][1] if single else [sound for _, sound, _ in sounds],
+            sounds[0][2],
+            fps,
+            _hold_last(motions),
+        )
+
+    def stream(
+        self,
+        image: ImageInput | Portrait,
+        audio_chunks: Iterable | AudioInput,
+        *,
+        sampling_rate: int | None = None,
+        gaze: Any = (0.0, 0.0),
+        head_distance: Any = 1.0,
+        emotion: Any = {},  # noqa: B006
+        guidance_scale: Mapping[str, float] | None = None,
+        num_inference_steps: int = 10,
+        head_motion: float = 1.0,
+        fps: Fraction | float | str = 25,
+        generator: torch.Generator | None = None,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        output_size: int | None = None,
+        paste_back: bool = False,
+        first_window: int | None = None,
+        output_type: str = "pil",
+    ) -> Iterator[TalkingFaceOutput]:
+        """Make frames while the audio comes in, in constant memory; the same frames as `__call__` makes.
+
+        Arguments are checked, and the portrait is encoded, before this returns. They are those of `__call__`, but:
+
+        - `image` is one portrait.
+        - `audio_chunks` are pieces of any length: arrays `(samples,)` or `(channels, samples)`, (samples, rate).
+          Frames come as soon as a window of audio and the encoder's look-ahead have arrived. Audio as `__call__` takes
+          it counts as one piece.
+        - `first_window` (`int`, *optional*, defaults to the model window) is the length of the first window in frames;
+          fewer let the first frames come earlier. # Not in the paper.
+
+        Returns:
+            Iterator of `TalkingFaceOutput` with a few frames each, the sound that belongs to them (mono, at the
+            encoder's rate), and their motion (at `fps`).
+
+        Raises:
+            ValueError: If an argument is unfit; its name is in the message.
+        """
+        whole = is_whole_audio(audio_chunks)
+        if not whole and (isinstance(audio_chunks, bytes) or not isinstance(audio_chunks, Iterable)):
+            raise ValueError(f"`audio_chunks` must be an iterable of samples, got {type(audio_chunks).__name__}.")
+        self.check_inputs(
+            image,
+            audio_chunks if whole else None,
+            sampling_rate=sampling_rate,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            head_motion=head_motion,
+            fps=fps,
+            generator=generator,
+            face=face,
+            output_size=output_size,
+            first_window=first_window,
+            output_type=output_type,
+        )
+        controls = parse_controls(gaze, head_distance, emotion, self.motion_transformer.config.emotions)
+        # A whole sound is read here, so that a bad one is told before the portrait is encoded.
+        pieces = [self.prepare_audio(audio_chunks, sampling_rate)[0]] if whole else None
+        portrait = self.prepare_portrait(_only(image), face, box, output_size)
+        pieces = listen(audio_chunks, self.audio_processor, sampling_rate) if pieces is None else pieces
+        settings = (controls, guidance_scale, num_inference_steps, generator, first_window)
+        return self._stream(portrait, pieces, settings, head_motion, parse_fps(fps), paste_back, output_type)
+
+    @torch.no_grad()
+    def _stream(
+        self,
+        portrait: Portrait,
+        pieces: Iterable[Tensor],
+        settings: tuple,
+        head_motion: float,
+        fps: Fraction,
+        paste_back: bool,
+        output_type: str,
+    ) -> Iterator[TalkingFaceOutput]:
+        rate, sound, count = self.audio_processor.sampling_rate, AudioBuffer(), 0
+
+        def heard() -> Iterator[Tensor]:
+            for samples in pieces:
+                sound.append(samples)
+                yield samples
+
+        relative = self.generate_motion(heard(), *settings)
+        placed = self.place_motion(relative, portrait, head_motion, settings[0]["head_distance"])
+        for motion in resampled(placed, self.audio_processor.fps, fps, lambda: math.ceil(sound.stop * fps / rate)):
+            parts = [motion[0]] if output_type == "latent" else self.decode_frames(portrait, motion[0], paste_back)
+            for part in parts:
+                frames = part if output_type == "latent" else self.postprocess(part, output_type)
+                start, stop = (round(frame * rate / fps) for frame in (count, count + len(part)))
+                audio = sound.cut(start, stop)[0].numpy()
+                sound.forget(stop)
+                yield self._output(frames, audio, rate, fps, motion[:, : len(part)], motion_fps=fps)
+                motion, count = motion[:, len(part) :], count + len(part)
+        self.maybe_free_model_hooks()
+
+    def talk_to_file(
+        self,
+        path: str | os.PathLike,
+        image: ImageInput | Portrait,
+        audio: AudioInput,
+        *,
+        provenance: bool | Mapping[str, Any] = True,
+        crf: int = 18,
+        on_frames: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> TalkingFaceOutput:
+        """Write a talking video frame by frame: `stream` into a file, with the sound as it was.
+
+        Args:
+            path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Portrait`): One portrait.
+            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One voice.
+            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
+            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
+            **options: As for `stream`.
+
+        Returns:
+            `TalkingFaceOutput` without frames and sound: its motion (at the video's rate) can be saved.
+        """
+        check_output(path)
+        options = {**options, "output_type": "np"}
+        chunks = self.stream(image, audio, **options)
+        _, sound, rate = self.prepare_audio(audio, options.get("sampling_rate"))
+        fps = parse_fps(options.get("fps", 25))
+        num_frames = math.ceil(len(sound) * fps / rate)
+        first = next(chunks)
+        size = (first.frames.shape[2], first.frames.shape[1])
+        if provenance is not False:
+            extra = provenance if isinstance(provenance, Mapping) else {}
+            provenance = {**({"model": self.model_name} if self.model_name else {}), **extra}
+        motions = []
+        with VideoWriter(path, fps, size, (sound, rate), provenance=provenance, crf=crf) as writer:
+            del sound
+            for chunk in itertools.chain([first], chunks):
+                for frame in to_uint8(chunk.frames):
+                    writer.write(frame)
+                motions.append(chunk.motion)
+                if on_frames is not None:
+                    on_frames(writer.num_frames, num_frames)
+        return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
+
+    # --- other drivers ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def animate(
+        self,
+        image: ImageInput | Portrait,
+        driving_video: str | os.PathLike | Sequence,
+        *,
+        relative: bool = True,
+        fps: Fraction | float | str | None = None,
+        driving_face: int | None = None,
+        driving_box: Sequence[float] | None = None,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        output_size: int | None = None,
+        paste_back: bool = False,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> TalkingFaceOutput | tuple:
+        """Let a portrait do what the face of a video does.
+
+        # Not in the paper: VASA-1 only shows such transfer (Fig. A.1). One square, around the first frame's face, is
+        cut out of all frames, as the training clips were.
+
+        The arguments are those of `__call__`, and:
+
+        - `driving_video` (`str`, `os.PathLike` or a sequence of pictures): a video file, or frames of one size.
+        - `relative` (`bool`, defaults to `True`): add the change since the first driving frame to the portrait's own
+          pose and expression. Otherwise the driving pose and expression are taken as they are.
+        - `fps` (`Fraction`, `float` or `str`, *optional*): defaults to the video's own rate, 25 for frames.
+        - `driving_face` (`int`, *optional*), `driving_box` (`Sequence[float]`, *optional*): `face` and `box` of the
+          first driving frame.
+
+        Returns:
+            `TalkingFaceOutput` with the driving video's sound, if it has any.
+
+        Raises:
+            ValueError: If an argument is unfit; its name is in the message.
+        """
+        self.check_inputs(
+            image, fps=25 if fps is None else fps, face=face, output_size=output_size, output_type=output_type
+        )
+        check_file("driving_video", "video", driving_video)
+        audio = rate = None
+        if isinstance(driving_video, str | os.PathLike):
+            video = VideoReader(driving_video, fps)
+            fps, num_frames = video.fps, video.num_frames
+            if video.has_audio:
+                audio, rate = load_audio(driving_video)
+                audio = audio.mean(0)
+        elif isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
+            video, fps, num_frames = driving_video, parse_fps(25 if fps is None else fps), len(driving_video)
+        else:
+            kind = type(driving_video).__name__
+            raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
+        driving = self.encode_video(video, driving_face, driving_box, num_frames)
+        portrait = self.prepare_portrait(_only(image), face, box, output_size)
+        motion = rebase_motion(driving, portrait.motion) if relative else driving
+        return self._render(portrait, motion, fps, fps, (audio, rate), paste_back, output_type, return_dict)
+
+    @torch.no_grad()
+    def encode_video(
+        self,
+        frames: Iterable[ImageInput],
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        num_frames: int | None = None,
+    ) -> Tensor:
+        """Motion `(1, frames, channels)` of the face in a video, float32, absolute.
+
+        Args:
+            frames (`Iterable`): Pictures of one size, as `FaceImageProcessor.load` takes them.
+            face (`int`, *optional*): Which face of the first frame, 0 is the largest.
+            box (`Sequence[float]`, *optional*): Its box, instead of looking for it.
+            num_frames (`int`, *optional*): Their number for the progress bar, if it is known.
+        """
+        model, motions = self.face_autoencoder, []
+        with self.progress_bar(total=num_frames or 0) as progress_bar:
+            progress_bar.set_description("driving")
+            for frame in frames:
+                try:
+                    picture = self.image_processor.load(frame)
+                    if not motions:
+                        around = self._find_face(picture, face, box)
+                    crop = self.image_processor.crop(picture, **around, size=model.config.image_size)
+                except ValueError as error:
+                    raise ValueError(f"`driving_video`, frame {len(motions)}: {error}") from error
+                motions.append(model.encode_motion(crop.image[None].to(self._execution_device, model.dtype)).float())
+                progress_bar.update()
+        return torch.stack(motions, dim=1)
+
+    @torch.no_grad()
+    def render(
+        self,
+        image: ImageInput | Portrait,
+        motion: Tensor | str | os.PathLike,
+        *,
+        motion_fps: Fraction | float | str | None = None,
+        relative: bool = False,
+        fps: Fraction | float | str = 25,
+        audio: AudioInput | None = None,
+        sampling_rate: int | None = None,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        output_size: int | None = None,
+        paste_back: bool = False,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> TalkingFaceOutput | tuple:
+        """Render a given motion: edited, saved by `output.save("motion.safetensors")`, or of another portrait.
+
+        The arguments are those of `__call__`, and:
+
+        - `motion` (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): absolute motion.
+        - `motion_fps` (`Fraction`, `float` or `str`, *optional*): its rate; defaults to the file's own, 25 for tensors.
+        - `relative` (`bool`, defaults to `False`): whether to start from the portrait's own pose and expression, as
+          `animate` does.
+        - `audio` (*optional*): sound for the video; the motion does not heed it.
+
+        Returns:
+            `TalkingFaceOutput`.
+
+        Raises:
+            ValueError: If an argument is unfit; its name is in the message.
+        """
+        self.check_inputs(
+            image,
+            audio,
+            sampling_rate=sampling_rate,
+            fps=fps,
+            face=face,
+            output_size=output_size,
+            output_type=output_type,
+        )
+        motion, motion_fps = self._read_motion(motion, motion_fps)
+        sound = (None, None) if audio is None else self.prepare_audio(audio, sampling_rate)[1:]
+        portrait = self.prepare_portrait(_only(image), face, box, output_size)
+        motion = motion.to(portrait.motion)
+        motion = rebase_motion(motion, portrait.motion) if relative else motion
+        return self._render(portrait, motion, motion_fps, parse_fps(fps), sound, paste_back, output_type, return_dict)
+
+    def _read_motion(self, motion: Any, motion_fps: Any) -> tuple[Tensor, Fraction]:
+        """Check the motion that `render` was given, or read it from its file: `(1, frames, channels)` and its rate."""
+        spec = self.motion_transformer.motion_spec
+        check_file("motion", "motion", motion)
+        if isinstance(motion, str | os.PathLike):
+            motion, saved_spec, saved_fps, _ = load_motion(motion)
+            motion_fps = saved_fps if motion_fps is None else motion_fps
+            if saved_spec != spec:
+                raise ValueError(f"`motion` must have the parts {spec.dynamics}, the file has {saved_spec.dynamics}.")
+        if not isinstance(motion, Tensor) or motion.ndim not in (2, 3) or motion.numel() == 0:
+            got = tuple(motion.shape) if isinstance(motion, Tensor) else type(motion).__name__
+            raise ValueError(f"`motion` must be a file or a tensor of shape ([1,] frames, {spec.dim}), got {got}.")
+        spec.check(motion)
+        motion = motion if motion.ndim == 3 else motion[None]
+        if len(motion) != 1:
+            raise ValueError(f"`motion` must be a single one, got {len(motion)}: take `motion[i]`.")
+        if not torch.isfinite(motion).all() or (motion[..., spec.slices["scale"]] <= 0).any():
+            raise ValueError("`motion` must be finite, and its scales above 0, got others.")
+        return motion, parse_fps(self.audio_processor.fps if motion_fps is None else motion_fps)
+
+    def _render(
+        self,
+        portrait: Portrait,
+        motion: Tensor,
+        motion_fps: Fraction,
+        fps: Fraction,
+        sound: tuple[np.ndarray | None, int | None],
+        paste_back: bool,
+        output_type: str,
+        return_dict: bool,
+    ) -> TalkingFaceOutput | tuple:
+        frames = motion[0]
+        if output_type != "latent":
+            wanted, parts = resample_motion(motion, motion_fps, fps), []
+            with self.progress_bar(total=wanted.shape[1]) as progress_bar:
+                progress_bar.set_description("frames")
+                for part in self.decode_frames(portrait, wanted[0], paste_back):
+                    parts.append(self.postprocess(part, output_type))
+                    progress_bar.update(len(part))
+            frames = _join(parts, output_type)
+        self.maybe_free_model_hooks()
+        return self._output(frames, *sound, fps, motion, motion_fps) if return_dict else (frames,)
+
+    # --- small parts --------------------------------------------------------------------------------------------------
+
+    def _join_audio(self, sounds: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """Pad sounds `(1, n)` with zeros to one batch; also the frames of each."""
+        longest = max(sound.shape[1] for sound in sounds)
+        batch = torch.cat([torch.nn.functional.pad(sound, (0, longest - sound.shape[1])) for sound in sounds])
+        return batch, [-(-sound.shape[1] // self.audio_processor.samples_per_frame) for sound in sounds]
+
+    def _count_windows(self, num_frames: int, first_window: int | None) -> int:
+        config = self.motion_transformer.config
+        windows = MotionWindows(config.window, config.context, first_window)
+        return sum(1 for _ in windows.take(num_frames, finished=True))
+
+    def _output(
+        self,
+        frames: Any,
+        audio: Any,
+        sampling_rate: int | None,
+        fps: Fraction,
+        motion: Tensor,
+        motion_fps: Fraction | None = None,
+    ) -> TalkingFaceOutput:
+        return TalkingFaceOutput(
+            frames=frames,
+            audio=audio,
+            sampling_rate=sampling_rate,
+            fps=fps,
+            motion=motion,
+            motion_spec=self.motion_transformer.motion_spec,
+            motion_fps=Fraction(self.audio_processor.fps) if motion_fps is None else motion_fps,
+            model_name=self.model_name,
+        )
+
+
+def rebase_motion(motion: Tensor, own: Tensor) -> Tensor:
+    """Start a motion `(1, frames, channels)` from a portrait's own pose and dynamics `(1, channels)`."""
+    own, first = own.to(motion), motion[:, 0]
+    relative = to_relative(motion, first)
+    dynamics = relative[..., POSE_DIM:] - first[:, None, POSE_DIM:] + own[:, None, POSE_DIM:]
+    return from_relative(torch.cat([relative[..., :POSE_DIM], dynamics], dim=-1), own)
+
+
+def _check_components(
+    autoencoder: Vasa1FaceAutoencoder,
+    encoder: Wav2Vec2Model,
+    processor: VasaAudioProcessor,
+    transformer: Vasa1MotionTransformer,
+    scheduler: Any,
+) -> None:
+    """Raise `ValueError` if components do not fit each other."""
+    for component, name, got, wanted, other in (
+        ("motion_transformer", "motion_dim", transformer.config.motion_dim, autoencoder.motion_dim, "face_autoencoder"),
+        ("motion_transformer", "audio_dim", transformer.config.audio_dim, encoder.config.hidden_size, "audio_encoder"),
+        ("audio_processor", "fps", processor.fps, transformer.config.fps, "motion_transformer"),
+        ("scheduler", "prediction_type", scheduler.config.prediction_type, "sample", "motion_transformer"),
+    ):
+        if got != wanted:
+            raise ValueError(f"`{component}` must have `{name}` {wanted!r} to fit the `{other}`, got {got!r}.")
+
+
+def _windows_of(windows: Iterable[Tensor], index: int, num_frames: int) -> Iterator[Tensor]:
+    """One entry of windows of a batch, up to its own length."""
+    start = 0
+    for window in windows:
+        part = window[index : index + 1, : max(num_frames - start, 0)]
+        start += window.shape[1]
+        if part.shape[1]:
+            yield part
+
+
+def _hold_last(motions: Sequence[Tensor]) -> Tensor:
+    """Join motions `(1, frames, channels)`; shorter ones hold their last frame."""
+    longest = max(motion.shape[1] for motion in motions)
+    held = [torch.cat([motion, motion[:, -1:].expand(-1, longest - motion.shape[1], -1)], dim=1) for motion in motions]
+    return torch.cat(held)
+
+
+def _join(parts: list, output_type: str) -> Any:
+    if output_type == "pt":
+        return torch.cat(parts)
+    return np.concatenate(parts) if output_type == "np" else list(itertools.chain.from_iterable(parts))
+
+
+def _only(image: Any) -> Any:
+    images, many = image_list(image)
+    if many and len(images) != 1:
+        raise ValueError(f"`image` must be one portrait here, got {len(images)}.")
+    return images[0]
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; others emulate it slowly."""
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, test, bool)() for test in tests)

@@ -1,0 +1,400 @@
+"""Train VASA-1's motion generator (§3.2, Eq. 1).
+
+    accelerate launch -m vasa_hf.training.train_motion_transformer --pipeline FOLDER --data DIR --output DIR
+
+`DIR/clips/*.mp4` are square face crops with sound at 25 frames a second; `DIR/identities.csv` (clip,identity) says
+which clips show one person, if given; the order of the clips is that of `names` in `DIR/clips.npz`, else alphabetical.
+Motion and audio features are computed once by the pipeline's face autoencoder and audio encoder and kept in the output
+folder.
+"""
+
+from __future__ import annotations
+
+import csv
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vasa_hf.data.clips import MotionData, MotionPriors, MotionSequences, motion_from_labels
+from vasa_hf.guidance import guided_prediction
+from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
+from vasa_hf.motion import MotionSpec
+from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, train
+
+# The paper's size is the model's default; the small one is for CPUs.
+PRESETS = {"paper": {}, "small": {"hidden_size": 192, "num_layers": 6, "num_heads": 6}}
+SAMPLES_PER_FRAME = 640  # 16 kHz, 25 frames a second
+
+
+@dataclass
+class MotionTransformerOptions(LoopOptions):
+    """Options of this stage; those of the loop are in `LoopOptions`."""
+
+    pipeline: str = option("", "folder with face_autoencoder/ and audio_encoder/ to compute motion and features with")
+    data: str = option("", "folder with clips/*.mp4")
+    prepared: str | None = option(None, "motion_data.safetensors of an earlier run, instead of --pipeline and --data")
+    motion_cache: str | None = option(None, "motion of all frames (.npy), instead of the face autoencoder")
+    audio_cache: str | None = option(None, "audio features of all frames (.npy), instead of computing them")
+    labels: bool = option(False, "motion and priors from the landmark labels in --data, not by the face autoencoder")
+    head: str | None = option(None, "ict_facekit.npz, for the emotion directions that go with --labels")
+    priors: str | None = option(None, "safetensors file of known directions in z_dyn, see data.clips.MotionPriors")
+    preset: str = option("paper", "paper or small")
+    dynamics: list[str] = option([], "parts of z_dyn as name=width, in order; one part if left out")
+    window: int = option(50, "frames W of a window")
+    context: int = option(10, "frames K carried over")
+    dropout: float = option(0.05, "dropout of the transformer")
+    learning_rate: float = option(3e-4, "peak learning rate")
+    weight_decay: float = option(0.01, "weight decay of matrices")
+    velocity_weight: float = option(1.0, "weight of the loss on differences of neighbouring frames; 0 as in the paper")
+    lips_weight: float = option(1.5, "weight of the lips' channels; 1 as in the paper")
+    audio_noise: float = option(0.1, "deviation of noise on the audio features, in deviations of the features")
+    save_dtype: str = option("float32", "type of the published weights: float32 or float16")
+
+
+def make_scheduler() -> DDIMScheduler:
+    """The noise schedule of training and the default sampler.
+
+    # Not in the paper: it names neither schedule nor sampler, only 50 (or 10) steps.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+
+
+def motion_loss(
+    prediction: Tensor,  # [B, W, M]
+    target: Tensor,  # [B, W, M]
+    frame_mask: Tensor,  # [B, W]
+    channel_weight: Tensor,  # [M]
+    velocity_weight: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of the predicted clean motion over real frames, and of its frame differences.
+
+    Source: VASA-1 Eq. 1, the simplified loss ||X_0 - H(X_t, t, C)||².
+    # Not in the paper: channel weights and the term on differences (1 and 0 give Eq. 1).
+
+    Returns:
+        `tuple`: scalar loss, and its parts `position` and `velocity`.
+    """
+    weight = frame_mask.float()[..., None] * channel_weight / channel_weight.mean()
+    error = prediction.float() - target.float()
+    position = (weight * error**2).sum() / (weight.sum() + 1e-6)
+    both = torch.minimum(weight[:, 1:], weight[:, :-1])
+    velocity = (both * error.diff(dim=1) ** 2).sum() / (both.sum() + 1e-6)
+    return position + velocity_weight * velocity, {"position": position.detach(), "velocity": velocity.detach()}
+
+
+def fit_statistics(model: Vasa1MotionTransformer, dataset: MotionSequences, samples: int = 300) -> None:
+    """Write mean and deviation of the relative motion and of the audio features into the model."""
+    chosen = [dataset[index] for index in range(samples)]
+    for name, least in (("motion", 1e-4), ("audio", 1e-2)):
+        rows = torch.cat([sample[name][sample["frame_mask"]] for sample in chosen])
+        getattr(model, f"{name}_mean").copy_(rows.mean(0))
+        getattr(model, f"{name}_std").copy_(rows.std(0).clamp_min(least))
+
+
+class MotionLoss:
+    """The player's loss: noise, conditions dropped as the samples say, prediction, Eq. 1."""
+
+    def __init__(self, options: MotionTransformerOptions, model: Vasa1MotionTransformer):
+        self.options, self.model, self.scheduler = options, model, make_scheduler()
+        self.channel_weight = torch.ones(model.config.motion_dim)
+        if "lips" in model.motion_spec.dynamics:
+            self.channel_weight[model.motion_spec.slices["lips"]] = options.lips_weight
+
+    def __call__(self, modules: dict[str, nn.Module], batch: dict, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one batch of `MotionSequences`."""
+        target, previous = self.model.normalize(batch["motion"]), self.model.normalize(batch["previous_motion"])
+        noise = torch.randn_like(target)
+        timestep = torch.randint(0, self.scheduler.config.num_train_timesteps, target.shape[:1], device=target.device)
+        # With windows this short, the fused attention's backward pass on a CPU is slower than the plain one.
+        plain_attention = sdpa_kernel(SDPBackend.MATH) if target.device.type == "cpu" else nullcontext()
+        with plain_attention:
+            output = self.predict(modules["motion_transformer"], batch, target, noise, timestep, previous)
+        weight = self.channel_weight.to(target.device)
+        return motion_loss(output, target, batch["frame_mask"], weight, self.options.velocity_weight)
+
+    def predict(
+        self, model: nn.Module, batch: dict, target: Tensor, noise: Tensor, timestep: Tensor, previous: Tensor
+    ) -> Tensor:
+        """Prediction of the clean motion from noisy motion under the conditions of the batch."""
+        audio_noise = self.options.audio_noise * self.model.audio_std  # [A]
+        return model(
+            self.scheduler.add_noise(target, noise, timestep),
+            timestep,
+            audio=batch["audio"] + audio_noise * torch.randn_like(batch["audio"]),
+            # A little noise makes the model forgive errors of the window before.
+            previous_motion=previous + 0.03 * torch.randn_like(previous),
+            previous_audio=batch["previous_audio"] + audio_noise * torch.randn_like(batch["previous_audio"]),
+            gaze=batch["gaze"],
+            head_distance=batch["head_distance"],
+            emotion=batch["emotion"],
+            frame_mask=batch["frame_mask"],
+            drop={name: batch[f"drop_{name}"] for name in CONDITIONS},
+        ).sample
+
+
+@torch.no_grad()
+def sample_motion(
+    model: Vasa1MotionTransformer,
+    conditions: dict[str, Tensor | None],
+    frame_mask: Tensor | None = None,
+    guidance_scale: dict[str, float] | None = None,
+    num_inference_steps: int = 10,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw relative motion for one window, `(batch, window, motion_dim)`; `conditions` as of the model's `forward`."""
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(num_inference_steps, device=model.device)
+    batch = next(value.shape[0] for value in conditions.values() if value is not None)
+    shape = (batch, model.config.window, model.config.motion_dim)
+    sample = torch.randn(shape, generator=generator, device=model.device)
+    for timestep in scheduler.timesteps:
+        clean = guided_prediction(
+            lambda x, **kwargs: model(x, **kwargs).sample,
+            sample,
+            conditions,
+            guidance_scale or {},
+            timestep=timestep,
+            frame_mask=frame_mask,
+        )
+        sample = scheduler.step(clean, timestep, sample).prev_sample
+    return model.denormalize(sample)
+
+
+def prepare_motion_data(options: MotionTransformerOptions) -> MotionData:
+    """Motion and audio features of all clips, from the prepared file, the caches or the pipeline's models."""
+    if options.prepared:
+        return MotionData.load(options.prepared)
+    kept = Path(options.output) / "motion_data.safetensors"
+    if kept.exists():
+        return MotionData.load(kept)
+    if not options.data or not options.pipeline:
+        raise ValueError("`data` and `pipeline` must be given unless `prepared` is.")
+    motion = None
+    if options.labels:
+        motion, priors = motion_from_labels(options.data, options.head)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        priors.save(kept.with_name("priors.safetensors"))
+    elif options.motion_cache:
+        motion = np.load(options.motion_cache).astype(np.float32)
+    from transformers import Wav2Vec2Model
+
+    from vasa_hf.media.video import VideoReader
+    from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
+    from vasa_hf.processors.audio import VasaAudioProcessor
+
+    device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
+    processor = VasaAudioProcessor.from_pretrained(options.pipeline, subfolder="audio_processor")
+    encoder = Wav2Vec2Model.from_pretrained(options.pipeline, subfolder="audio_encoder").to(device).eval()
+    autoencoder = None
+    if motion is None:
+        autoencoder = Vasa1FaceAutoencoder.from_pretrained(options.pipeline, subfolder="face_autoencoder")
+        autoencoder = autoencoder.to(device).eval()
+
+    folder = Path(options.data)
+    names, counts = _clip_names(folder)
+    people = _people(folder, names)
+    if counts is None and motion is not None:
+        raise ValueError("`motion_cache` needs `data` with a clips.npz, whose `offsets` say where each clip begins.")
+    motions, audios, offsets, speaks = [], [], [0], []
+    for i, name in enumerate(names):
+        reader = VideoReader(folder / "clips" / f"{name}.mp4", fps=processor.fps)
+        if autoencoder is not None:
+            motions.append(_encode_frames(autoencoder, reader)[: None if counts is None else counts[i]])
+        frames = len(motions[-1]) if autoencoder is not None else int(counts[i])
+        length = frames * processor.samples_per_frame
+        samples = processor.load(reader.path) if reader.has_audio else np.zeros(0, np.float32)
+        samples = np.pad(samples, (0, length))[:length]
+        # A clip that is quiet throughout shows a face without its sound.
+        speaks.append(bool(np.sqrt((samples**2).mean()) > 3e-3))
+        if not options.audio_cache:
+            audios.append(_encode_audio(processor, encoder, samples, frames, options.window))
+        offsets.append(offsets[-1] + frames)
+    data = MotionData(
+        motion=np.concatenate(motions) if motion is None else motion,
+        audio=np.load(options.audio_cache).astype(np.float16) if options.audio_cache else np.concatenate(audios),
+        offsets=np.array(offsets),
+        person=np.unique(people, return_inverse=True)[1],
+        speaks=np.array(speaks),
+        silence=np.stack([_encode_audio(processor, encoder, x, 75, options.window) for x in silent_recordings(24, 75)]),
+    )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    data.save(kept)
+    return data
+
+
+def silent_recordings(count: int, frames: int, seed: int = 0) -> list[np.ndarray]:
+    """Recordings of nothing: digital silence, then white, reddish and humming noise at -90 to -55 dB."""
+    rng = np.random.default_rng(seed)
+    length = frames * SAMPLES_PER_FRAME
+    recordings = [np.zeros(length, np.float32)]
+    while len(recordings) < count:
+        spectrum = np.fft.rfft(rng.standard_normal(length))
+        spectrum *= (1.0 + np.arange(len(spectrum)) / 50.0) ** -rng.uniform(0.0, 1.2)
+        noise = np.fft.irfft(spectrum, length)
+        noise /= noise.std()
+        if rng.random() < 0.3:
+            noise = noise + np.sin(2 * np.pi * rng.choice([50, 60, 100]) * np.arange(length) / 16_000)
+        recordings.append((noise * 10 ** (rng.uniform(-90, -55) / 20)).astype(np.float32))
+    return recordings
+
+
+def _clip_names(folder: Path) -> tuple[list[str], np.ndarray | None]:
+    if (folder / "clips.npz").exists():
+        with np.load(folder / "clips.npz") as labels:
+            return [str(name) for name in labels["names"]], np.diff(labels["offsets"])
+    names = sorted(path.stem for path in (folder / "clips").glob("*.mp4"))
+    if not names:
+        raise ValueError(f"`data` must hold clips/*.mp4, but {str(folder)!r} has none.")
+    return names, None
+
+
+def _people(folder: Path, names: list[str]) -> list[str]:
+    """One person's name a clip; a clip that identities.csv does not name is a person of its own."""
+    known = {}
+    if (folder / "identities.csv").exists():
+        with open(folder / "identities.csv", newline="") as file:
+            known = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
+    return [known.get(name, f"clip {name}") for name in names]
+
+
+@torch.no_grad()
+def _encode_frames(autoencoder: nn.Module, frames) -> np.ndarray:
+    """Motion of every frame, 32 at a time, [T, M]."""
+    size, motions, batch = autoencoder.config.image_size, [], []
+
+    def flush() -> None:
+        images = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float().to(autoencoder.device) / 127.5 - 1.0
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        motions.append(autoencoder.encode_motion(images).float().cpu().numpy())
+        batch.clear()
+
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == 32:
+            flush()
+    if batch:
+        flush()
+    return np.concatenate(motions)
+
+
+@torch.no_grad()
+def _encode_audio(processor, encoder: nn.Module, samples: np.ndarray, frames: int, window: int) -> np.ndarray:
+    """Audio features of one clip, window by window as the pipeline computes them, [T, A] float16."""
+    values = torch.from_numpy(samples)[None].to(encoder.device)
+    starts = range(0, frames, window)
+    features = [processor.window_features(encoder, values, start, min(window, frames - start)) for start in starts]
+    return torch.cat(features, 1)[0].float().cpu().numpy().astype(np.float16)
+
+
+def draw_curves(curves: dict[str, list[np.ndarray]], size: tuple[int, int] = (420, 110)) -> Image.Image:
+    """Sheet of small line plots, one row a name: real motion in grey, then generated motion in colours."""
+    colours = [(150, 150, 150), (200, 40, 40), (40, 90, 200), (30, 140, 60)]
+    width, height = size
+    sheet = Image.new("RGB", (width, height * len(curves)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (name, lines) in enumerate(curves.items()):
+        low, high = min(line.min() for line in lines), max(line.max() for line in lines)
+        for line, colour in zip(lines, colours, strict=False):
+            x = np.linspace(4, width - 4, len(line))
+            y = height * (row + 1) - 6 - (line - low) / (high - low + 1e-6) * (height - 24)
+            draw.line([*zip(x.tolist(), y.tolist(), strict=True)], fill=colour, width=1)
+        draw.text((4, row * height + 2), f"{name}  [{low:.2f}, {high:.2f}]", fill="black")
+    return sheet
+
+
+def make_sample_sheet(dataset: MotionSequences):
+    """Callback for the loop: curves of four samples, real and drawn with two seeds."""
+    samples = [dataset[10**9 + i] for i in range(4)]
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def on_sample(modules: dict[str, nn.Module], step: int, folder: Path) -> None:
+        model = modules["motion_transformer"]
+        names = ("audio", "gaze", "head_distance", "emotion")
+        conditions = {name: batch[name].to(model.device) for name in names}
+        mask = batch["frame_mask"].to(model.device)
+        draws = []
+        for seed in (0, 1):
+            generator = torch.Generator(model.device).manual_seed(seed)
+            draws.append(sample_motion(model, conditions, mask, {"audio": 0.5}, generator=generator).cpu().numpy())
+        channels = {name: part.start for name, part in model.motion_spec.slices.items() if name != "rotation"}
+        channels = {"yaw": 0, "pitch": 1, "roll": 2, **channels}
+        sheets = []
+        for i in range(len(samples)):
+            valid = batch["frame_mask"][i].numpy()
+            lines = [batch["motion"][i].numpy(), *(draw[i] for draw in draws)]
+            sheets.append(draw_curves({n: [line[valid, c] for line in lines] for n, c in channels.items()}))
+        picture = Image.new("RGB", (sum(sheet.width for sheet in sheets), sheets[0].height))
+        for i, sheet in enumerate(sheets):
+            picture.paste(sheet, (i * sheet.width, 0))
+        picture.save(folder / f"samples-{step:08d}.png")
+
+    return on_sample
+
+
+def run(options: MotionTransformerOptions) -> TrainingState:
+    """Prepare the data, train, and save `motion_transformer/` and `scheduler/` with averaged weights in the output."""
+    if options.preset not in PRESETS:
+        raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
+    if options.save_dtype not in ("float32", "float16"):
+        raise ValueError(f"`save_dtype` must be float32 or float16, got {options.save_dtype!r}.")
+    data = prepare_motion_data(options)
+    spec = MotionSpec({"dynamics": data.motion.shape[-1] - 6})
+    if options.dynamics:
+        spec = MotionSpec({name: int(width) for name, width in (part.split("=") for part in options.dynamics)})
+    if spec.dim != data.motion.shape[-1]:
+        raise ValueError(f"`dynamics` must have {data.motion.shape[-1] - 6} channels in all, got {spec.dynamics}.")
+    priors_file = options.priors or Path(options.output) / "priors.safetensors"  # the latter is written by --labels
+    priors = MotionPriors.load(priors_file) if options.priors or options.labels else MotionPriors()
+    dataset = MotionSequences(data, spec, priors, options.window, options.context, len(EMOTIONS), options.seed)
+    torch.manual_seed(options.seed)
+    model = Vasa1MotionTransformer(
+        motion_dim=spec.dim,
+        audio_dim=data.audio.shape[-1],
+        window=options.window,
+        context=options.context,
+        dropout=options.dropout,
+        dynamics=spec.dynamics,
+        **PRESETS[options.preset],
+    )
+    fit_statistics(model, dataset)
+    loss = MotionLoss(options, model)
+    name = "motion_transformer"
+    player = Player(name, (name,), loss, options.learning_rate, weight_decay=options.weight_decay)
+    state = train(
+        options,
+        {name: model},
+        [player],
+        dataset,
+        ema_of=(name,),
+        on_log=_print_log,
+        on_sample=make_sample_sheet(dataset),
+    )
+    state.ema[name].copy_to(model)
+    model.register_to_config(dropout=0.0)
+    model.to(dtype=getattr(torch, options.save_dtype)).save_pretrained(Path(options.output) / name)
+    make_scheduler().save_pretrained(Path(options.output) / "scheduler")
+    return state
+
+
+def _print_log(step: int, values: dict[str, float]) -> None:
+    print(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()), flush=True)
+
+
+if __name__ == "__main__":
+    run(parse_options(MotionTransformerOptions, description=__doc__))
