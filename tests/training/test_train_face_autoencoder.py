@@ -67,7 +67,7 @@ def test_augmentation_keeps_picture_landmarks_and_pose_together(pairs):
 @pytest.mark.parametrize(
     ("stage", "extra", "name"),
     [
-        ("encoders", ["--max-steps", 80, "--learning-rate", 1e-2], "pose"),
+        ("encoders", "--max-steps 80 --batch-size 16 --learning-rate 1e-2 --portrait-share 0".split(), "pose"),
         ("renderer", [], "l1"),
         (
             "joint",
@@ -91,8 +91,19 @@ def test_losses_switch_off_for_ablations(data, tmp_path):
     assert log[0]["consist"] > 0
 
 
+def test_evaluation_prints_the_copy_beside_it(data, tmp_path, capsys):
+    run(data, tmp_path, "--stage", "renderer", "--max-steps", 1)
+    capsys.readouterr()
+    run(data, tmp_path, "--stage", "evaluate", "--initial", tmp_path / "face_autoencoder")
+    lines = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if line[:4] in ("psnr", "copy"))
+    assert set(lines) == {"psnr", "psnr_box", "copy_psnr", "copy_psnr_box"}
+    assert 5 < float(lines["copy_psnr"]) < 60
+
+
 def test_bad_options_say_so(data, tmp_path):
     with pytest.raises(ValueError, match="`stage` must be"):
         run(data, tmp_path, "--stage", "all")
+    with pytest.raises(ValueError, match="`initial` must name"):
+        run(data, tmp_path, "--stage", "evaluate")
     with pytest.raises(ValueError, match="`perceptual` must name"):
         run(data, tmp_path, "--weight-cross-id", 1)

@@ -301,7 +301,7 @@ class MotionSequences(Dataset):
         if flipped:
             motion = motion @ self.priors.flip.T
         self._add_head_motion(rng, motion, pause)
-        self._add_blinks(rng, motion)
+        self._add_blinks(rng, motion, pause)
         conditions = self._add_controls(rng, motion, self.main_gaze[first], flipped)
 
         drop = {name: rng.random() < self.drop_condition for name in ("audio", "gaze", "head_distance", "emotion")}
@@ -382,7 +382,7 @@ class MotionSequences(Dataset):
         """Slow drift, and nods that go with busy lips; the eyes stay on their target while the head drifts."""
         length, noise = len(motion), lambda rows, width: rng.standard_normal((rows, width)).astype(np.float32)
         slow, fast = self.slow[:length], self.fast[:length]
-        amount = 0.4 + rng.random() * 0.9
+        amount = (0.4 + rng.random() * 0.9) * (1.5 if pause.all() else 1.0)
         drift = slow @ noise(slow.shape[1], 6) * np.array([0.035, 0.025, 0.02, 0.045, 0.035, 0.01], np.float32)
         small = fast @ noise(fast.shape[1], 3) * np.array([0.004, 0.006, 0.004], np.float32)
         if "lips" in self.spec.dynamics:
@@ -401,12 +401,13 @@ class MotionSequences(Dataset):
             gaze = targets[np.cumsum(jumps)] - 0.8 * drift[:, :2]
             motion[:, POSE_DIM:] += gaze @ self.priors.gaze
 
-    def _add_blinks(self, rng: np.random.Generator, motion: np.ndarray) -> None:
-        """Blinks at 10 to 25 a minute where the clip has none of its own near."""
+    def _add_blinks(self, rng: np.random.Generator, motion: np.ndarray, pause: np.ndarray) -> None:
+        """Blinks at 10 to 25 a minute where the clip has none of its own near, more in pauses."""
         if self.priors.blink is None:
             return
         own = self._shut_share(motion)
-        rate = rng.uniform(10, 25) / (60 * 25)
+        # Few sampling steps draw too little of what is rare and has no cause, so that silence needs some in excess.
+        rate = rng.uniform(10, 25) / (60 * 25) * (1 + 1.5 * pause)
         shape = [0.5, 1.0, *([1.0] * int(rng.integers(1, 3))), 0.8, 0.5, 0.22, 0.06]
         closed = np.zeros(len(motion) + len(shape), np.float32)
         for start in np.flatnonzero(rng.random(len(motion)) < rate):

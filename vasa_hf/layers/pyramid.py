@@ -106,9 +106,7 @@ class PointEncoder(nn.Module):
         self.backbone = PyramidBackbone(widths, depths, pyramid_channels, finest=0)
         self.heat = nn.Conv2d(pyramid_channels, points, 1)
         self.reduce = nn.Conv1d(pyramid_channels, 16, 1)
-        self.head = nn.Sequential(
-            nn.Linear(points * 18 + widths[-1], 256), nn.LeakyReLU(0.2), nn.Linear(256, out_dim)
-        )
+        self.head = nn.Sequential(nn.Linear(points * 18 + widths[-1], 256), nn.LeakyReLU(0.2), nn.Linear(256, out_dim))
         self.train()
 
     def train(self, mode: bool = True) -> "PointEncoder":

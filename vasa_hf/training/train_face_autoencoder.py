@@ -4,6 +4,7 @@
     ... --stage encoders     # pose and dynamics encoders from labels
     ... --stage renderer     # warps and decoder, driven by labelled motion: learns motion in minutes
     ... --stage joint        # everything end to end, with the adversarial, consistency and identity losses
+    ... --stage evaluate --data DATA/eval --initial RUN/face_autoencoder      # beside copying the source frame
 
 # Not in the paper: the three stages. VASA-1 learns all at once from 500K clips; with little data the labels teach pose,
 # dynamics and warp first, then pixels refine them. `--stage joint` alone is the paper's setting.
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vasa_hf.data.face_pairs import FacePairs, warp_by_landmarks
+from vasa_hf.data.face_pairs import FacePairs, decode_frames, warp_by_landmarks
+from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import PAPER_CONFIG, POSE_DIM, SMALL_CONFIG, Vasa1FaceAutoencoder
 from vasa_hf.training import losses
@@ -53,7 +56,7 @@ class FaceAutoencoderOptions(LoopOptions):
 
     data: str = option("data/train", "folder with clips, portraits and labels")
     cache: str = option("cache", "folder for decoded frames")
-    stage: str = option("renderer", "encoders, renderer or joint")
+    stage: str = option("renderer", "encoders, renderer, joint or evaluate")
     preset: str = option("small", "paper, small or tiny")
     initial: str | None = option(None, "face autoencoder folder to start from")
     analyzer: str | None = option(None, "face analyzer folder whose landmarker the motion encoders start from")
@@ -286,6 +289,49 @@ def sample_sheet(dataset: FacePairs, size: int, rows: int = 6):
     return write
 
 
+@torch.inference_mode()
+def evaluate(model: Vasa1FaceAutoencoder, data: Path, cache: Path, every: int = 3) -> dict[str, float]:
+    """Self-reconstruction of unseen clips, the first frame as source, beside copying that frame.
+
+    Args:
+        model (`Vasa1FaceAutoencoder`): What to judge; motion comes from its own encoders.
+        data (`Path`): Folder with clips and labels.
+        cache (`Path`): Folder for decoded frames.
+        every (`int`): Take every so many frames.
+
+    Returns:
+        `dict[str, float]`: Mean over clips of PSNR (dB) of the whole crop and inside the landmark box.
+    """
+    labels = FaceLabels.load(data / "clips.npz")
+    frames = decode_frames(data, labels, "clips", cache / f"{data.name}_clips.npy")
+    size = model.config.image_size
+
+    def picture(row: int) -> Tensor:
+        image = torch.from_numpy(np.array(frames[row])).permute(2, 0, 1)[None].float() / 127.5 - 1
+        return image if image.shape[-1] == size else F.interpolate(image, size, mode="area")
+
+    rows = []
+    for first, last in zip(labels.offsets[:-1], labels.offsets[1:], strict=True):
+        source = picture(first)
+        appearance, scores = model.encode_appearance(source), []
+        for row in range(first + every, last, every):
+            driving = picture(row)
+            decoded = model.decode(appearance, model.encode_motion(driving)).clamp(-1, 1)
+            low, high = labels.landmarks[row].amin(0), labels.landmarks[row].amax(0)
+            x0, y0, x1, y1 = (torch.cat([low, high]).clamp(0, 1) * size).round().long().tolist()
+            box = (..., slice(y0, y1), slice(x0, x1))
+            scores.append([psnr(a[b], driving[b]) for a in (decoded, source) for b in (..., box)])
+        if scores:
+            rows.append(torch.tensor(scores).mean(0))
+    names = ("psnr", "psnr_box", "copy_psnr", "copy_psnr_box")
+    return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
+
+
+def psnr(prediction: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    return -10 * ((prediction - target).square().mean().clamp_min(1e-10) / 4).log10().item()
+
+
 def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     """Run one stage and save the averaged weights.
 
@@ -293,8 +339,15 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         arguments (`list[str]`, *optional*): Command line, defaults to the process' own.
     """
     options = parse_options(FaceAutoencoderOptions, arguments, __doc__.splitlines()[0])
-    if options.stage not in ("encoders", "renderer", "joint"):
-        raise ValueError(f"`stage` must be 'encoders', 'renderer' or 'joint', got {options.stage!r}.")
+    if options.stage not in ("encoders", "renderer", "joint", "evaluate"):
+        raise ValueError(f"`stage` must be 'encoders', 'renderer', 'joint' or 'evaluate', got {options.stage!r}.")
+    if options.stage == "evaluate":
+        if options.initial is None:
+            raise ValueError("`initial` must name the face autoencoder folder to evaluate.")
+        model = Vasa1FaceAutoencoder.from_pretrained(options.initial, torch_dtype=torch.float32).eval()
+        for name, value in evaluate(model, Path(options.data), Path(options.cache)).items():
+            print(f"{name}: {value:.2f}")
+        return model
     if (options.weight_perceptual or options.weight_cross_id) and not options.perceptual:
         raise ValueError("`perceptual` must name a face recogniser folder when its losses have a weight.")
     torch.manual_seed(options.seed)

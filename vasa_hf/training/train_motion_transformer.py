@@ -46,6 +46,7 @@ class MotionTransformerOptions(LoopOptions):
     labels: bool = option(False, "motion and priors from the landmark labels in --data, not by the face autoencoder")
     head: str | None = option(None, "ict_facekit.npz, for the emotion directions that go with --labels")
     priors: str | None = option(None, "safetensors file of known directions in z_dyn, see data.clips.MotionPriors")
+    initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
     preset: str = option("paper", "paper or small")
     dynamics: list[str] = option([], "parts of z_dyn as name=width, in order; one part if left out")
     window: int = option(50, "frames W of a window")
@@ -363,16 +364,19 @@ def run(options: MotionTransformerOptions) -> TrainingState:
     priors = MotionPriors.load(priors_file) if options.priors or options.labels else MotionPriors()
     dataset = MotionSequences(data, spec, priors, options.window, options.context, len(EMOTIONS), options.seed)
     torch.manual_seed(options.seed)
-    model = Vasa1MotionTransformer(
-        motion_dim=spec.dim,
-        audio_dim=data.audio.shape[-1],
-        window=options.window,
-        context=options.context,
-        dropout=options.dropout,
-        dynamics=spec.dynamics,
-        **PRESETS[options.preset],
-    )
-    fit_statistics(model, dataset)
+    if options.initial:  # with the statistics that its weights are used to
+        model = Vasa1MotionTransformer.from_pretrained(options.initial, torch_dtype=torch.float32)
+    else:
+        model = Vasa1MotionTransformer(
+            motion_dim=spec.dim,
+            audio_dim=data.audio.shape[-1],
+            window=options.window,
+            context=options.context,
+            dropout=options.dropout,
+            dynamics=spec.dynamics,
+            **PRESETS[options.preset],
+        )
+        fit_statistics(model, dataset)
     loss = MotionLoss(options, model)
     name = "motion_transformer"
     player = Player(name, (name,), loss, options.learning_rate, weight_decay=options.weight_decay)
