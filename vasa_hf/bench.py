@@ -36,7 +36,7 @@ def compare(threads: Sequence[int | None], **settings: Any) -> list[dict[str, An
     """
     results = []
     for count in threads:
-        environment = dict(os.environ)
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as the command line has it
         if count is not None:
             environment["OMP_NUM_THREADS"] = str(count)
         # The package is imported from where this one was, also when it is not installed.

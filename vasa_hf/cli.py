@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(_with_joined_values(arguments))
+    # Read when torch is imported. Threads that wait for each other busily take the cores that ffmpeg, and whatever else
+    # runs here, need: twice as slow on a laptop with two busy cores, and no gain on idle ones.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         # A polite kill cleans up as Ctrl-C does; signals can be caught in the main thread only.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

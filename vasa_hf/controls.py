@@ -21,6 +21,8 @@ from torch import Tensor
 
 MAX_GAZE_RAD = 0.8
 HEAD_DISTANCE_RANGE = (0.5, 2.0)
+# What the motion transformer has seen in training (`data/clips.py`); see `ControlTrack.learnt_distance`.
+LEARNT_HEAD_DISTANCE = (0.8, 1.25)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class ControlTrack:
         start, stop = self.seconds[right - 1], self.seconds[right]
         weight = ((seconds - start) / (stop - start))[:, None]
         return torch.lerp(self.values[right - 1], self.values[right], weight)
+
+    def learnt_distance(self) -> ControlTrack:
+        """The part of a head distance that the model is asked for.
+
+        Beyond `LEARNT_HEAD_DISTANCE` the condition has no effect any more; a pipeline scales the head by the rest.
+        """
+        return ControlTrack(self.seconds, self.values.clamp(*LEARNT_HEAD_DISTANCE))
 
     def mean(self, start_frame: int, stop_frame: int, fps: Fraction | float) -> Tensor:
         """Mean `(channels,)` over the frames of a window, float32: a window has one token for each control."""

@@ -72,7 +72,7 @@ def test_augmentation_keeps_picture_landmarks_and_pose_together(pairs):
         (
             "joint",
             ["--weight-adversarial", 0.01, "--weight-consist", 0.1, "--weight-contrastive", 0.01],
-            "motion",
+            "l1",
         ),
     ],
 )

@@ -126,9 +126,10 @@ def motion_from_labels(
     clips, portraits = FaceLabels.load(folder / "clips.npz"), FaceLabels.load(folder / "portraits.npz")
     with open(folder / "identities.csv", newline="") as file:
         identity = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
-    dynamics = LandmarkDynamics.fit(clips, [identity[name] for name in clips.names], portraits)
-    person = dynamics.tensors["person"]
-    codes = dynamics.encode(clips, dynamics.tensors["neutral"][person])  # z_dyn, [F, 28]
+    people = [identity[name] for name in clips.names]
+    dynamics = LandmarkDynamics.fit(clips, people, portraits)
+    person = person_of_frames(clips, people)
+    codes = dynamics.encode(clips, people)  # z_dyn, [F, 28]
     motion = torch.cat([clips.pose[:, :5], clips.pose[:, 6:7], codes], 1)
 
     # Everyone opens the eyes in a way of their own; shut and open are shares of that.

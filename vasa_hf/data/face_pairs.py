@@ -68,6 +68,7 @@ class FacePairs(Dataset):
         seed (`int`): Seed of the draws.
         portrait_share (`float`): Share of samples that are portraits.
         long_clip_share (`float`): Share of clip samples taken from clips of more than 60 frames.
+        dynamics (`str` or `Path`, *optional*): Saved `LandmarkDynamics` that defines z_dyn; fitted when absent.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class FacePairs(Dataset):
         seed: int = 0,
         portrait_share: float = 0.25,
         long_clip_share: float = 0.3,
+        dynamics: str | Path | None = None,
     ):
         data, cache = Path(data), Path(cache)
         self.seed, self.portrait_share, self.long_clip_share = seed, portrait_share, long_clip_share
@@ -85,13 +87,14 @@ class FacePairs(Dataset):
         with open(data / "identities.csv") as file:
             people = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
         people = [people[name] for name in self.clips.names]
-        self.dynamics = LandmarkDynamics.fit(self.clips, people, self.portraits)
+        # Weights in training mean by z_dyn what this model says: keep it with them, never fit it anew beside them.
+        if dynamics is None:
+            self.dynamics = LandmarkDynamics.fit(self.clips, people, self.portraits)
+        else:
+            self.dynamics = LandmarkDynamics.load(dynamics)
         self.frames = decode_frames(data, self.clips, "clips", cache / f"{data.name}_clips.npy")
         self.pictures = decode_frames(data, self.portraits, "portraits", cache / f"{data.name}_portraits.npy")
-        person = self.dynamics.tensors["person"]
-        self.clip_motion = motion_of(
-            self.clips, self.dynamics.encode(self.clips, self.dynamics.tensors["neutral"][person])
-        )
+        self.clip_motion = motion_of(self.clips, self.dynamics.encode(self.clips, people))
         self.portrait_motion = motion_of(self.portraits, self.dynamics.encode(self.portraits))
         lengths = np.diff(self.clips.offsets)
         self.long, self.short = np.flatnonzero(lengths > 60), np.flatnonzero(lengths <= 60)

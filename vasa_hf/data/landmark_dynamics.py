@@ -111,6 +111,11 @@ def unposed_landmarks(labels: FaceLabels) -> Tensor:
     return residual @ torch.linalg.inv(rotation[:, :2, :2]).mT
 
 
+def person_of_frames(labels: FaceLabels, people: list[str]) -> Tensor:
+    """Number of each frame's person, `(frames,)`, from one name per clip."""
+    return torch.from_numpy(np.unique(np.repeat(people, np.diff(labels.offsets)), return_inverse=True)[1])
+
+
 def mirror_permutation(canonical: Tensor, ids: np.ndarray) -> Tensor:
     """Index of each landmark's mirror image, from the symmetry of the canonical face."""
     points = canonical[torch.from_numpy(ids)]
@@ -162,8 +167,7 @@ class LandmarkDynamics:
         """
         ids, canonical = labels.ids, labels.canonical
         shape = unposed_landmarks(labels)  # [F, 162, 2]
-        _, person = np.unique(np.repeat(people, np.diff(labels.offsets)), return_inverse=True)
-        person = torch.from_numpy(person)
+        person = person_of_frames(labels, people)
         neutral = cls._neutral_shapes(shape, labels, person)
         moved = shape - neutral[person]
         moved = moved - _pose_leak(moved, labels.pose)
@@ -188,6 +192,8 @@ class LandmarkDynamics:
             values, vectors = torch.linalg.eigh(data.T @ data / len(data))
             width = PARTS[part]
             basis = vectors[:, -width:].flip(1) * values[-width:].flip(0).sqrt()  # [2n, k], z has unit variance
+            # The sign of an eigenvector is chance (it changes with the number of threads): fix it.
+            basis = basis * basis.pow(3).sum(0).sign()
             identity = ((shapes - tensors["mean_shape"])[:, rows] * weight[:, None]).flatten(1)
             covariance = identity.T @ identity / len(identity)
             covariance += torch.eye(len(covariance)) * values[:-width].mean().clamp_min(1e-7)
@@ -210,7 +216,6 @@ class LandmarkDynamics:
         targets = both.flatten(1)
         ridge = torch.eye(model.dim) * 0.01 * len(inputs)
         tensors["basis"] = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)  # [28, 324]
-        tensors["neutral"], tensors["person"] = neutral, person
         tensors["mirror"] = torch.linalg.lstsq(codes, mirrored_codes).solution.T.contiguous()  # z of the mirror image
         return model
 
@@ -241,18 +246,22 @@ class LandmarkDynamics:
         gaze = (iris_offset - self.tensors["iris_mean"]) / self.tensors["iris_std"]
         return torch.cat([*codes, gaze.flatten(1)], 1)
 
-    def encode(self, labels: FaceLabels, neutral: Tensor | None = None) -> Tensor:
+    def encode(self, labels: FaceLabels, people: list[str] | None = None) -> Tensor:
         """Dynamics codes of labelled frames.
 
         Args:
             labels (`FaceLabels`): Landmarks, poses and irises.
-            neutral (`torch.Tensor` of shape `(frames, 162, 2)`, *optional*): Each frame's own neutral shape. Without
-                it the code is the posterior mean over neutral shapes.
+            people (`list[str]`, *optional*): One person's name per clip: codes are then about each person's own neutral
+                shape. Without them they are posterior means over neutral shapes.
 
         Returns:
             `torch.Tensor` of shape `(frames, 28)`.
         """
-        return self._encode(unposed_landmarks(labels), labels.iris_offset, neutral)
+        shape, neutral = unposed_landmarks(labels), None
+        if people is not None:
+            person = person_of_frames(labels, people)
+            neutral = self._neutral_shapes(shape, labels, person)[person]
+        return self._encode(shape, labels.iris_offset, neutral)
 
     def move(self, landmarks: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Where landmarks of one picture go when pose and dynamics change.

@@ -376,9 +376,12 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
     ) -> dict[str, Tensor | None]:
         """Conditions `(batch, channels)` of one window: each control averaged over its frames."""
         fps = self.audio_processor.fps
+        tracks = dict(controls)
+        if tracks["head_distance"] is not None:
+            tracks["head_distance"] = tracks["head_distance"].learnt_distance()
         return {
             name: None if track is None else torch.stack([track.mean(start, end, fps) for end in ends])
-            for name, track in controls.items()
+            for name, track in tracks.items()
         }
 
     @torch.no_grad()
@@ -441,6 +444,7 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         """Put generated motion onto the portrait's own pose.
 
         # Not in the paper: `head_motion` scales the head's movement about the portrait's pose at the wanted distance.
+        # Not in the paper: distances beyond `LEARNT_HEAD_DISTANCE` are reached by scaling; within, the model does it.
 
         Args:
             windows (`Iterable` of `torch.Tensor` of shape `(1, frames, channels)`): As `generate_motion` yields them.
@@ -454,13 +458,17 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         start = 0
         for relative in windows:
             num_frames = relative.shape[1]
+            rest = relative.new_zeros(num_frames, POSE_DIM)  # the head at the wanted distance, not moving
+            beyond = rest[:, 5:6].clone()
+            if head_distance is not None:
+                seconds = torch.arange(start, start + num_frames, dtype=torch.float64) / self.audio_processor.fps
+                distance, learnt = head_distance.at(seconds), head_distance.learnt_distance().at(seconds)
+                rest[:, 5:6], beyond = -distance.log().to(rest), (learnt / distance).log().to(rest)
+            pose, dynamics = relative[..., :POSE_DIM].clone(), relative[..., POSE_DIM:]
+            pose[..., 5:6] += beyond
             if head_motion != 1.0:
-                rest = relative.new_zeros(num_frames, POSE_DIM)
-                if head_distance is not None:
-                    seconds = torch.arange(start, start + num_frames, dtype=torch.float64) / self.audio_processor.fps
-                    rest[:, 5:6] = -head_distance.at(seconds).log().to(rest)
-                pose = rest + head_motion * (relative[..., :POSE_DIM] - rest)
-                relative = torch.cat([pose, relative[..., POSE_DIM:]], dim=-1)
+                pose = rest + head_motion * (pose - rest)
+            relative = torch.cat([pose, dynamics], dim=-1)
             start += num_frames
             yield from_relative(relative, portrait.motion.to(relative.device))
 
@@ -547,8 +555,8 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
             gaze (`tuple[float, float]` or `[(seconds, (yaw, pitch)), ...]`, defaults to the camera):
                 Main gaze in radians; yaw > 0 to the picture's left, pitch > 0 down. `None`: the model chooses.
             head_distance (`float` or `[(seconds, distance), ...]`, defaults to 1.0):
-                Distance from the camera over the portrait's: the head's size is about its own divided by this. It is a
-                condition of the model, nothing is rescaled afterwards. `None`: the model chooses.
+                Distance from the camera over the portrait's: the head's size is about its own divided by this. From 0.8
+                to 1.25 a condition of the model; beyond, the head is scaled by the rest. `None`: the model chooses.
             emotion (`dict[str, float]` or `[(seconds, weights), ...]`, defaults to none):
                 Offsets in [-1, 1], such as `{"happy": 0.6}`. `None`: the model chooses.
             guidance_scale (`dict[str, float]`, *optional*):

@@ -64,6 +64,7 @@ class FaceAutoencoderOptions(LoopOptions):
     learn_backbones: bool = option(True, "stage encoders: also the backbones, not only the heads")
     learning_rate: float = option(4e-4, "peak learning rate")
     train_size: int | None = option(None, "train at this picture size (default: the model's)")
+    dynamics: str | None = option(None, "landmark dynamics file that defines z_dyn, such as vasa-small's")
     portrait_share: float = option(0.25, "share of samples that are single portraits")
     weight_flow: float = option(0.1, "landmark flow (px); renderer and joint")
     weight_l1: float = option(1.0, "reconstruction L1")
@@ -351,7 +352,7 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     if (options.weight_perceptual or options.weight_cross_id) and not options.perceptual:
         raise ValueError("`perceptual` must name a face recogniser folder when its losses have a weight.")
     torch.manual_seed(options.seed)
-    dataset = FacePairs(options.data, options.cache, options.seed, options.portrait_share)
+    dataset = FacePairs(options.data, options.cache, options.seed, options.portrait_share, dynamics=options.dynamics)
     if options.initial:
         model = Vasa1FaceAutoencoder.from_pretrained(options.initial, torch_dtype=torch.float32)
     else:
@@ -390,6 +391,7 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     model.requires_grad_(True)
     target = Path(options.save or Path(options.output) / "face_autoencoder")
     model.half().save_pretrained(target, max_shard_size="15MB")
+    dataset.dynamics.save(Path(options.output) / "landmark_dynamics.safetensors")
     return model.float()
 
 
