@@ -539,7 +539,10 @@ def test_silence_is_told_but_allowed(pipe, caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"motion_transformer": {"motion_dim": 11}}, "`motion_transformer` must have `motion_dim` 10.*got 11"),
+        (
+            {"motion_transformer": {"motion_dim": 11, "dynamics": {"dynamics": 5}}},
+            "`motion_transformer` must have `motion_dim` 10.*got 11",
+        ),
         ({"motion_transformer": {"audio_dim": 8}}, "`motion_transformer` must have `audio_dim` 16.*got 8"),
         ({"motion_transformer": {"fps": 30.0}}, "`audio_processor` must have `fps` 30.0.*got 25"),
         (

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
-from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics
+from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics, person_of_frames
 from vasa_hf.motion import POSE_DIM, MotionSpec, to_relative
 
 # Standard deviation in frames of the Gaussian that takes label noise off each part; lips stay fast.
