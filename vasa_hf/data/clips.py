@@ -111,13 +111,14 @@ class MotionPriors:
 
 
 def motion_from_labels(
-    folder: str | os.PathLike, head: str | os.PathLike | None = None
+    folder: str | os.PathLike, head: str | os.PathLike | None = None, dynamics: str | os.PathLike | None = None
 ) -> tuple[np.ndarray, MotionPriors]:
     """Motion of labelled clips by the landmark model that teaches the small face autoencoder, and priors.
 
     Args:
         folder (`str` or `os.PathLike`): Holds `clips.npz`, `portraits.npz` and `identities.csv` (clip,identity).
         head (`str` or `os.PathLike`, *optional*): `ict_facekit.npz`; without it there are no emotion directions.
+        dynamics (`str` or `os.PathLike`, *optional*): Saved `LandmarkDynamics` that defines z_dyn; fitted when absent.
 
     Returns:
         `tuple[numpy.ndarray, MotionPriors]`: motion of shape `(frames, 34)` and the priors.
@@ -127,9 +128,9 @@ def motion_from_labels(
     with open(folder / "identities.csv", newline="") as file:
         identity = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
     people = [identity[name] for name in clips.names]
-    dynamics = LandmarkDynamics.fit(clips, people, portraits)
+    model = LandmarkDynamics.load(dynamics) if dynamics else LandmarkDynamics.fit(clips, people, portraits)
     person = person_of_frames(clips, people)
-    codes = dynamics.encode(clips, people)  # z_dyn, [F, 28]
+    codes = model.encode(clips, people)  # z_dyn, [F, 28]
     motion = torch.cat([clips.pose[:, :5], clips.pose[:, 6:7], codes], 1)
 
     # Everyone opens the eyes in a way of their own; shut and open are shares of that.
@@ -141,9 +142,9 @@ def motion_from_labels(
     blink[:lids], blink[gaze:] = 0.0, 0.0
     neutral = codes[(clips.mouth[:, 0] < 0.01) & (openness > 0.85)].median(0).values
     neutral[gaze:] = 0.0
-    flip = torch.block_diag(torch.diag(torch.tensor([-1.0, 1, -1, -1, 1, 1])), dynamics.tensors["mirror"])
-    directions = dynamics.gaze_directions() * torch.tensor([[-1.0], [1.0]])  # yaw > 0 to the picture's left here
-    emotion = None if head is None else dynamics.emotion_directions(head)[1].numpy()
+    flip = torch.block_diag(torch.diag(torch.tensor([-1.0, 1, -1, -1, 1, 1])), model.tensors["mirror"])
+    directions = model.gaze_directions() * torch.tensor([[-1.0], [1.0]])  # yaw > 0 to the picture's left here
+    emotion = None if head is None else model.emotion_directions(head)[1].numpy()
     return motion.numpy(), MotionPriors(flip.numpy(), neutral.numpy(), blink.numpy(), directions.numpy(), emotion)
 
 

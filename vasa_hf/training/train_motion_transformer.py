@@ -44,6 +44,9 @@ class MotionTransformerOptions(LoopOptions):
     motion_cache: str | None = option(None, "motion of all frames (.npy), instead of the face autoencoder")
     audio_cache: str | None = option(None, "audio features of all frames (.npy), instead of computing them")
     labels: bool = option(False, "motion and priors from the landmark labels in --data, not by the face autoencoder")
+    landmark_dynamics: str | None = option(
+        None, "landmark dynamics file that defines z_dyn, such as vasa-small's; goes with --labels"
+    )
     head: str | None = option(None, "ict_facekit.npz, for the emotion directions that go with --labels")
     priors: str | None = option(None, "safetensors file of known directions in z_dyn, see data.clips.MotionPriors")
     initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
@@ -187,7 +190,7 @@ def prepare_motion_data(options: MotionTransformerOptions) -> MotionData:
         raise ValueError("`data` and `pipeline` must be given unless `prepared` is.")
     motion = None
     if options.labels:
-        motion, priors = motion_from_labels(options.data, options.head)
+        motion, priors = motion_from_labels(options.data, options.head, options.landmark_dynamics)
         kept.parent.mkdir(parents=True, exist_ok=True)
         priors.save(kept.with_name("priors.safetensors"))
     elif options.motion_cache:
