@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from tests.testing_utils.face_data import make_face_data
+from tests.testing_utils.pipelines import make_vasa1_components
 from vasa_hf.data.face_pairs import FacePairs, thin_plate_flow, warp_by_landmarks
+from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
-from vasa_hf.training.train_face_autoencoder import augment, main
+from vasa_hf.models.face_recognizer import FaceRecognizer
+from vasa_hf.training.losses import gaze_loss
+from vasa_hf.training.train_face_autoencoder import augment, main, seen_gaze
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,22 @@ def test_losses_switch_off_for_ablations(data, tmp_path):
     assert log[0]["consist"] > 0
 
 
+def test_losses_of_other_networks_reach_the_decoder(data, tmp_path):
+    make_vasa1_components()["face_analyzer"].save_pretrained(tmp_path / "analyzer")
+    FaceRecognizer(
+        image_size=32, widths=(4, 8, 8), depths=(1, 2), embedding_dim=12, num_feature_maps=3
+    ).save_pretrained(tmp_path / "faces")
+    networks = ["--perceptual", tmp_path / "faces", "--gaze-network", tmp_path / "analyzer"]
+    weights = ["--weight-perceptual", 1, "--weight-cross-id", 1, "--weight-gaze", 1]
+    _, log = run(data, tmp_path / "run", "--stage", "joint", "--max-steps", 2, *networks, *weights)
+    assert log[0]["perceptual"] > 0 and {"cross_id", "gaze"} <= set(log[0])  # near 0 while hardly anything moves
+
+    analyzer = FaceAnalyzer.from_pretrained(tmp_path / "analyzer").eval()
+    image = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
+    gaze_loss(seen_gaze(analyzer, image), torch.tensor([[0.2, 0.1], [-0.1, 0.0]])).backward()
+    assert image.grad.abs().sum() > 0 and image.grad.isfinite().all()
+
+
 def test_evaluation_prints_the_copy_beside_it(data, tmp_path, capsys):
     run(data, tmp_path, "--stage", "renderer", "--max-steps", 1)
     capsys.readouterr()
@@ -107,3 +127,5 @@ def test_bad_options_say_so(data, tmp_path):
         run(data, tmp_path, "--stage", "evaluate")
     with pytest.raises(ValueError, match="`perceptual` must name"):
         run(data, tmp_path, "--weight-cross-id", 1)
+    with pytest.raises(ValueError, match="`gaze_network` must name"):
+        run(data, tmp_path, "--weight-gaze", 1)

@@ -23,8 +23,11 @@ from torch.nn import functional as F
 
 from vasa_hf.data.face_pairs import FacePairs, decode_frames, warp_by_landmarks
 from vasa_hf.data.landmark_dynamics import FaceLabels
+from vasa_hf.geometry.landmarks import gaze_angles
+from vasa_hf.geometry.rotations import euler_from_matrix
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import PAPER_CONFIG, POSE_DIM, SMALL_CONFIG, Vasa1FaceAutoencoder
+from vasa_hf.models.face_recognizer import pretrained_features
 from vasa_hf.training import losses
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
 
@@ -71,7 +74,11 @@ class FaceAutoencoderOptions(LoopOptions):
     weight_pyramid: float = option(2.0, "L1 of gradients at three scales")
     weight_generated: float = option(0.1, "reconstruction L1 of the decoder's own picture")
     weight_perceptual: float = option(0.0, "perceptual loss, needs --perceptual")
-    perceptual: str | None = option(None, "face recogniser folder whose features are the perceptual network")
+    perceptual: str | None = option(
+        None, "network of the perceptual and identity losses: face recogniser folder, or a vision model of the Hub"
+    )
+    weight_gaze: float = option(0.0, "gaze seen in decoded pictures, needs --gaze-network")
+    gaze_network: str | None = option(None, "face analyzer folder that sees the gaze")
     weight_adversarial: float = option(0.0, "adversarial and feature matching losses")
     weight_motion: float = option(1.0, "pose and dynamics encoders against labels")
     weight_contrastive: float = option(0.0, "cycle / contrastive dynamics loss")
@@ -199,7 +206,17 @@ def motion_error(motion: Tensor, wanted: Tensor, visible: Tensor) -> tuple[Tenso
     return pose + dynamics, {"pose": pose, "dynamics": dynamics}
 
 
-def renderer_loss(options: FaceAutoencoderOptions, dynamics: Any, features: Any = None):
+def seen_gaze(analyzer: FaceAnalyzer, image: Tensor) -> Tensor:
+    """Gaze that the analyzer sees in face crops in [-1, 1]: `(batch, 2)` yaw and pitch in radians, differentiable."""
+    size = image.shape[-1]
+    low, high = round(0.15 * size), round(0.87 * size)  # standard crops are two faces wide, the face a little low
+    face = analyzer(image[..., low:high, (size - high + low) // 2 : (size + high - low) // 2])
+    return gaze_angles(face.landmarks, euler_from_matrix(face.rotation))
+
+
+def renderer_loss(
+    options: FaceAutoencoderOptions, dynamics: Any, features: Any = None, analyzer: FaceAnalyzer | None = None
+):
     """All losses on decoded pictures; in stage `renderer` motion comes from labels, in `joint` from the encoders."""
     joint = options.stage == "joint"
     visible, importance = visibility(dynamics), torch.ones(len(dynamics.ids))
@@ -229,6 +246,10 @@ def renderer_loss(options: FaceAutoencoderOptions, dynamics: Any, features: Any 
             )
         if options.weight_perceptual:
             terms["perceptual"] = losses.perceptual_loss(features.feature_maps, prediction, driving)
+        if options.weight_gaze:
+            with torch.no_grad():
+                wanted = seen_gaze(analyzer, driving)
+            terms["gaze"] = losses.gaze_loss(seen_gaze(analyzer, prediction), wanted)
         if options.weight_adversarial:
             fake, fake_features = modules["discriminator"](prediction)
             _, real_features = modules["discriminator"](driving)
@@ -351,6 +372,8 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         return model
     if (options.weight_perceptual or options.weight_cross_id) and not options.perceptual:
         raise ValueError("`perceptual` must name a face recogniser folder when its losses have a weight.")
+    if options.weight_gaze and not options.gaze_network:
+        raise ValueError("`gaze_network` must name a face analyzer folder when `weight_gaze` is not 0.")
     torch.manual_seed(options.seed)
     dataset = FacePairs(options.data, options.cache, options.seed, options.portrait_share, dynamics=options.dynamics)
     if options.initial:
@@ -373,10 +396,12 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     else:
         learns_motion = options.stage == "joint"
         freeze(model, lambda name: learns_motion or not name.startswith(("pose_encoder", "dynamics_encoder")))
-        features = load_features(options.perceptual)
-        if features is not None:
-            modules["features"] = features
-        loss = renderer_loss(options, dataset.dynamics, features)
+        if options.perceptual:
+            modules["features"] = pretrained_features(options.perceptual)
+        if options.gaze_network:
+            analyzer = FaceAnalyzer.from_pretrained(options.gaze_network, torch_dtype=torch.float32)
+            modules["analyzer"] = analyzer.eval().requires_grad_(False)
+        loss = renderer_loss(options, dataset.dynamics, modules.get("features"), modules.get("analyzer"))
     players = [Player("generator", ("autoencoder",), loss, options.learning_rate)]
     if options.weight_adversarial:
         modules["discriminator"] = losses.MultiScalePatchDiscriminator(32)
@@ -416,15 +441,6 @@ def channels_last(model: nn.Module) -> None:
             module.to(memory_format=torch.channels_last)
         elif isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
-
-
-def load_features(folder: str | None) -> nn.Module | None:
-    """The face recogniser behind the perceptual and identity losses."""
-    if folder is None:
-        return None
-    from vasa_hf.models.face_recognizer import FaceRecognizer
-
-    return FaceRecognizer.from_pretrained(folder).eval().requires_grad_(False)
 
 
 if __name__ == "__main__":
