@@ -1,17 +1,24 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import vasa_hf
 from tests.testing_utils.face_data import make_face_data
 from tests.testing_utils.pipelines import make_vasa1_components
 from vasa_hf.data.face_pairs import FacePairs, thin_plate_flow, warp_by_landmarks
-from vasa_hf.models.face_analyzer import FaceAnalyzer
+from vasa_hf.geometry.crops import cut_crop, standard_crop, transform_points
+from vasa_hf.hub import embedded_path
+from vasa_hf.models.face_analyzer import FaceAnalyzer, picture_tensor
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import FaceRecognizer
 from vasa_hf.training.losses import gaze_loss
 from vasa_hf.training.train_face_autoencoder import augment, main, seen_gaze
+
+ASSETS = Path(vasa_hf.__file__).parent / "assets"
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +112,18 @@ def test_losses_of_other_networks_reach_the_decoder(data, tmp_path):
     _, log = run(data, tmp_path / "run", "--stage", "joint", "--max-steps", 2, *networks, *weights)
     assert log[0]["perceptual"] > 0 and {"cross_id", "gaze"} <= set(log[0])  # near 0 while hardly anything moves
 
-    analyzer = FaceAnalyzer.from_pretrained(tmp_path / "analyzer").eval()
-    image = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
-    gaze_loss(seen_gaze(analyzer, image), torch.tensor([[0.2, 0.1], [-0.1, 0.0]])).backward()
-    assert image.grad.abs().sum() > 0 and image.grad.isfinite().all()
+
+def test_gaze_loss_looks_at_the_eyes():
+    analyzer = FaceAnalyzer.from_pretrained(embedded_path("vasa-small"), subfolder="face_analyzer").float().eval()
+    portrait = picture_tensor(Image.open(ASSETS / "portrait.jpg"))
+    face = analyzer.detect(portrait)[0]
+    image_from_crop = standard_crop(face.box)
+    crop = cut_crop(portrait, image_from_crop, 256)[None].requires_grad_()
+    gaze_loss(seen_gaze(analyzer, crop), face.gaze[None] + 0.3).backward()
+    points = transform_points(torch.linalg.inv(image_from_crop), face.landmarks[-10:]) * 256  # the irises
+    (x0, y0), (x1, y1) = (points.amin(0) - 12).int().tolist(), (points.amax(0) + 12).int().tolist()
+    pull = crop.grad.abs().sum((0, 1))
+    assert pull[y0:y1, x0:x1].mean() > 3 * pull.mean()
 
 
 def test_evaluation_prints_the_copy_beside_it(data, tmp_path, capsys):
