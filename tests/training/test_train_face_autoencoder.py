@@ -82,7 +82,7 @@ def test_augmentation_keeps_picture_landmarks_and_pose_together(pairs):
         ("renderer", [], "l1"),
         (
             "joint",
-            ["--weight-adversarial", 0.01, "--weight-consist", 0.1, "--weight-contrastive", 0.01],
+            ["--label-share", 0.3, "--weight-adversarial", 0.01, "--weight-consist", 0.1, "--weight-contrastive", 0.01],
             "l1",
         ),
     ],

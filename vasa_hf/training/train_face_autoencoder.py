@@ -69,6 +69,7 @@ class FaceAutoencoderOptions(LoopOptions):
     train_size: int | None = option(None, "train at this picture size (default: the model's)")
     dynamics: str | None = option(None, "landmark dynamics file that defines z_dyn, such as vasa-small's")
     portrait_share: float = option(0.25, "share of samples that are single portraits")
+    label_share: float = option(0.0, "stage joint: share of the samples whose motion still comes from the labels")
     weight_flow: float = option(0.1, "landmark flow (px); renderer and joint")
     weight_l1: float = option(1.0, "reconstruction L1")
     weight_pyramid: float = option(2.0, "L1 of gradients at three scales")
@@ -234,7 +235,12 @@ def renderer_loss(
         if joint:
             encoded = model(torch.cat([source, driving]), motion_only=True)
             terms["motion"], _ = motion_error(encoded.float(), torch.cat([source_motion, driving_motion]), visible)
-            source_motion, driving_motion = encoded.chunk(2)
+            # Not in the paper: some labels keep the decoder used to clean motion, such as the generator's.
+            labelled = torch.rand(len(source), 1, device=source.device) < options.label_share
+            source_motion, driving_motion = (
+                torch.where(labelled, label.to(own.dtype), own)
+                for label, own in zip((source_motion, driving_motion), encoded.chunk(2), strict=True)
+            )
         output = model(source, driving, source_motion, driving_motion)
         prediction = output.sample.float()
         terms["l1"] = losses.reconstruction_loss(prediction, driving, weight)
