@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     VasaTalkingFacePipeline(**make_vasa1_components()).save_pretrained(folder / "model")
     Image.fromarray(make_image()).save(folder / "me.png")
+    Image.fromarray(np.full((96, 96, 3), 128, np.uint8)).save(folder / "grey.png")
     save_wav(folder / "voice.wav", make_audio(0.9), 16_000)
     return folder
 
@@ -105,7 +107,8 @@ def test_talk_hands_every_option_on(files, tmp_path):
         (("--fps", "x"), "`fps` must be a number of frames a second"),
         (("--size", "100"), "`output_size` must be one of [32, 64]"),
         (("--box", "1,2"), "`box` must be 4 numbers"),
-        (("--crf", "99"), "`crf` must lie in [0, 51]"),
+        (("--crf", "99"), "`crf` must be a whole number in [0, 51], got 99"),
+        (("--seed", "-1"), "`seed` must be a whole number from 0 to 2**63 - 1, got -1"),
         (("--threads", "0"), "`threads` must be at least 1"),
         (("--device", "abacus"), "`device` must be one of torch's"),
         (("--motion", "m.txt"), "`motion` must end in .safetensors"),
@@ -127,16 +130,25 @@ def test_bad_options_are_one_line_and_exit_code_2(files, tmp_path, capsys, extra
         (("talk", "{image}", "nowhere.wav", "-o", "{out}"), "`audio` must be an existing file, got 'nowhere.wav'"),
         (("talk", "{voice}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must be a picture file"),
         (("talk", "{image}", "{image}", "-o", "{out}", "--model", "{model}"), "`audio` must hold sound"),
+        (("talk", "{grey}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must show a face, but none was"),
         (("talk", "{image}", "{voice}", "-o", "{out}.avi"), "`output` must end in .mp4"),
         (("talk", "{image}", "{voice}", "-o", "{out}/no/out.mp4"), "`output` must lie in an existing folder"),
-        (("talk", "{image}", "{voice}", "-o", "{out}", "--model", "{model}/nothing"), "nothing"),
+        (("talk", "{image}", "{voice}", "-o", "{folder}"), "`output` must be a file that can be written"),
+        (("talk", "{image}", "{voice}", "-o", "{out}", "--model", "{model}/nothing"), "must hold a whole pipeline"),
         (("crop", "nowhere.png"), "`image` must be an existing picture file"),
         (("inspect", "nowhere.mp4"), "`path` must be an existing file"),
         (("bench", "--threads", "0"), "`threads` must be whole numbers from 1 on"),
     ],
 )
 def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys, words, message):
-    places = {"image": files / "me.png", "voice": files / "voice.wav", "model": files / "model"}
+    (files / "folder.mp4").mkdir(exist_ok=True)
+    places = {
+        "folder": files / "folder.mp4",
+        "image": files / "me.png",
+        "grey": files / "grey.png",
+        "voice": files / "voice.wav",
+        "model": files / "model",
+    }
     assert main([word.format(out=tmp_path / "out.mp4", **places) for word in words]) == 2
     last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
     assert last.startswith("vasa-hf: error: ") and message in last
@@ -144,12 +156,50 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys, words, 
 
 
 def test_unknown_commands_and_help(capsys):
-    for words, code in ((["dance"], 2), ([], 2), (["--help"], 0), (["talk", "--help"], 0), (["--version"], 0)):
+    for words, code in ((["dance"], 2), ([], 2), (["--help"], 0), (["--version"], 0)):
         with pytest.raises(SystemExit) as exit_:
             main(words)
         assert exit_.value.code == code
-    said = capsys.readouterr().out
-    assert "examples:" in said and "--paste-back" in said and "vasa-hf 0." in said
+    said = capsys.readouterr()
+    assert "vasa-hf 0." in said.out and "invalid choice: 'dance'" in said.err
+    for command in ("talk", "demo", "crop", "info", "bench", "inspect"):
+        with pytest.raises(SystemExit) as exit_:
+            main([command, "--help"])
+        assert exit_.value.code == 0
+        text = capsys.readouterr().out
+        assert re.search(rf"examples?:\n  vasa-hf {command}", text), command
+
+
+def test_demo_needs_nothing(files, tmp_path, capsys):
+    """The portrait and the voice come with the package; here with a tiny model, which would not find the face."""
+    out = tmp_path / "demo.mp4"
+    box = ("--box", "150,60,300,260", "--steps", "1", "--model", str(files / "model"))
+    assert main(["demo", "-o", str(out), *box]) == 0
+    assert capsys.readouterr().out == f"{out}\n" and len(list(read_video(out))) == 160
+
+
+def test_doubtful_input_is_noted_and_used(files, tmp_path, capsys):
+    Image.fromarray(make_image()).resize((2112, 2304)).save(tmp_path / "large.bmp")
+    save_wav(tmp_path / "silent.wav", np.zeros(8000, np.float32), 16_000)
+    words = ["talk", tmp_path / "large.bmp", tmp_path / "silent.wav", "-o", tmp_path / "out.mp4", "--steps", "1"]
+    assert main([*map(str, words), "--box", "400,400,1400,1500", "--model", str(files / "model")]) == 0
+    err = capsys.readouterr().err
+    assert "vasa-hf: note: The picture of 2112x2304 pixels is shrunk to 1760x1920." in err
+    assert err.count("vasa-hf: note: `audio` is silent") == 1
+
+
+@has_analyzer
+def test_the_embedded_weights_move_alike_for_the_same_seed(tmp_path):
+    voice, rate = load_audio(PORTRAIT.parent / "voice.flac")
+    save_wav(tmp_path / "voice.wav", voice[:, : rate // 2], rate)
+    motions = []
+    for name in ("a", "b"):
+        words = [PORTRAIT, tmp_path / "voice.wav", "-o", tmp_path / f"{name}.mp4", "--seed", "1", "--steps", "3"]
+        assert main(["talk", *map(str, words), "--motion", str(tmp_path / f"{name}.safetensors")]) == 0
+        motions.append(load_motion(tmp_path / f"{name}.safetensors")[0])
+    assert motions[0].shape == (1, 13, 34) and (motions[0] == motions[1]).all()
+    frames = [np.stack(list(read_video(tmp_path / f"{name}.mp4"))) for name in ("a", "b")]
+    assert (frames[0] == frames[1]).all()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -185,6 +235,31 @@ def test_crop_finds_the_face(tmp_path, capsys):
     assert "face 0: score" in capsys.readouterr().out
     assert main(["crop", str(PORTRAIT), "--face", "7"]) == 2
     assert "`face` must be 0 to" in capsys.readouterr().err
+
+
+@has_analyzer
+def test_crop_tells_faces_that_cannot_be_animated(tmp_path, capsys):
+    """The real analyzer on the real portrait, spoilt."""
+    portrait = Image.open(PORTRAIT).convert("RGB")
+    pair = Image.new("RGB", (800, 512), (90, 90, 90))
+    pair.paste(portrait, (0, 0))
+    pair.paste(portrait.crop((100, 0, 388, 400)).resize((216, 300)), (550, 100))
+    pair.save(tmp_path / "pair.png")
+    assert main(["crop", str(tmp_path / "pair.png"), "--json"]) == 0
+    said = capsys.readouterr()
+    sides = [max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in (face["box"] for face in json.loads(said.out)["faces"])]
+    assert len(sides) == 2 and sides[0] > sides[1]
+    assert "vasa-hf: note: 2 faces were found" in said.err and "the largest is taken" in said.err
+    small = Image.new("RGB", (512, 512), (90, 90, 90))
+    small.paste(portrait.resize((128, 128)), (200, 200))
+    small.save(tmp_path / "small.png")
+    portrait.crop((210, 0, 512, 512)).save(tmp_path / "half.png")
+    for name, message in (
+        ("small", "of at least 32 pixels, but it has only"),
+        ("half", "must show the whole face, but"),
+    ):
+        assert main(["crop", str(tmp_path / f"{name}.png")]) == 2, name
+        assert message in capsys.readouterr().err
 
 
 @has_analyzer

@@ -1,10 +1,13 @@
+import threading
+import time
 from fractions import Fraction
 
 import pytest
 import torch
 
 from vasa_hf.motion import resample_motion
-from vasa_hf.streaming import AudioBuffer, resampled
+from vasa_hf.streaming import AudioBuffer, audio_windows, map_ahead, resampled
+from vasa_hf.windowing import MotionWindows
 
 
 def test_buffer_cuts_like_the_whole_with_zeros_around_it():
@@ -44,3 +47,55 @@ def test_beyond_the_end_motion_holds_still():
     motion = torch.randn(1, 5, 2)
     frames = torch.cat(list(resampled([motion], 25, 25, lambda: 8)), dim=1)
     assert torch.equal(frames[:, 5:], motion[:, -1:].expand(-1, 3, -1))
+
+
+def test_sound_of_a_window_comes_as_soon_as_it_is_there():
+    sound = torch.arange(1.0, 2 * 25 + 2)[None].repeat(2, 1)  # 25 frames of 2 samples, and one sample more
+    heard = []
+
+    def pieces():
+        for piece in sound.split(7, dim=1):
+            heard.append(piece.shape[1])
+            yield piece
+
+    found = []
+    for window, samples in audio_windows(pieces(), MotionWindows(10, 3, 5), 2, before=2, after=1):
+        found.append((window, samples, sum(heard)))
+    padded = torch.nn.functional.pad(sound, (4, 40))
+    assert [(window.start, window.stop) for window, _, _ in found] == [(0, 5), (5, 15), (15, 25), (25, 26)]
+    for window, samples, so_far in found:
+        size = 10 if window.start else 5
+        assert torch.equal(samples, padded[:, 2 * window.start : 2 * (window.start + size + 3)])
+        needed = min(2 * (window.stop + 1), sound.shape[1])
+        assert needed <= so_far < needed + 7
+
+
+def test_mapping_ahead_keeps_the_order_and_uses_threads():
+    begun, threads = [], set()
+
+    def slow(item):
+        begun.append(item)
+        threads.add((threading.get_ident(), torch.get_num_threads()))
+        time.sleep(0.002 * (5 - item % 5))
+        return item
+
+    before = torch.get_num_threads()
+    results = map_ahead(slow, range(40), workers=3)
+    assert next(results) == 0 and len(begun) <= 5  # no more under way than needed
+    assert list(results) == list(range(1, 40))
+    assert len(threads) == 3 and {count for _, count in threads} == {max(before // 3, 1)}
+    assert torch.get_num_threads() == before
+    assert list(map_ahead(slow, range(3), workers=1)) == [0, 1, 2]
+
+
+def test_mapping_ahead_ends_with_an_error_or_its_caller():
+    def fail(item):
+        time.sleep(0.01)
+        return 1 / (item - 3)
+
+    with pytest.raises(ZeroDivisionError):
+        list(map_ahead(fail, range(100), workers=2))
+    results = map_ahead(fail, range(100), workers=2)
+    next(results)
+    results.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]

@@ -81,3 +81,10 @@ def test_bad_arguments_are_named(arguments, name):
 def test_too_long_audio_is_refused():
     with pytest.raises(ValueError, match="`audio`"):
         MotionWindows(8, 2).generate(torch.zeros(1, 9, 3), sampler_of(None))
+
+
+@pytest.mark.parametrize("first", [4, 10])
+def test_count_is_what_take_yields(first):
+    for frames in range(1, 45):
+        windows = MotionWindows(10, 3, first)
+        assert windows.count(frames) == len(list(windows.take(frames, finished=True)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     except ValueError:
         pass
+    notes = _notes_to_stderr()
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
@@ -54,6 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError) as error:
         print(f"vasa-hf: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    finally:
+        logging.getLogger("vasa_hf").removeHandler(notes)
+
+
+def _notes_to_stderr() -> logging.Handler:
+    """What the package has to say of its input (several faces, a shrunk picture, a silent sound) is said here, too."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("vasa-hf: note: %(message)s"))
+    logger = logging.getLogger("vasa_hf")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return handler
 
 
 def _with_joined_values(arguments: list[str]) -> list[str]:
@@ -112,7 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_face_options(crop)
     _add_model_options(crop)
 
-    info = command("info", _info, "print versions, embedded weights and devices")
+    info = command(
+        "info",
+        _info,
+        "print versions, embedded weights and devices",
+        "examples:\n  vasa-hf info\n  vasa-hf info --json\n",
+    )
     info.add_argument("--json", action="store_true", help="as JSON")
 
     bench = command(
@@ -127,6 +146,37 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--size", type=int, help="side of the face's square in pixels")
     bench.add_argument("--json", action="store_true", help="as JSON")
     _add_model_options(bench)
+
+    judge = command(
+        "eval",
+        _eval,
+        "judge a model on a folder of clips, portraits and voices; write the papers' tables with its row in them",
+        "examples:\n"
+        "  vasa-hf eval --data data/eval --output results\n"
+        "  vasa-hf eval --data data/eval --output results --parts self,audio --limit 5\n"
+        "  vasa-hf eval --output results --remake\n"
+        "\nexit status: 0 if every asked-for metric was computed, 1 if not (the tables say why)\n",
+    )
+    judge.add_argument("--data", metavar="DIR", help="folder with clips/, portraits/, speech/, and labels if there are")
+    judge.add_argument("--output", required=True, metavar="DIR", help="folder for tables, rows, plots and sheets")
+    judge.add_argument("--pipeline", dest="model", default="vasa-small", help="what to judge (%(default)s)")
+    judge.add_argument("--parts", metavar="A,B", help="self, cross, audio, ablations, controls, studies (all)")
+    judge.add_argument("--metrics", metavar="A,B", help="only these, by their names in table.csv")
+    judge.add_argument("--limit", type=int, metavar="N", help="at most so many clips, portraits and voices")
+    judge.add_argument("--samples", type=int, default=3, help="videos for each sound (%(default)s)")
+    judge.add_argument("--seed", type=int, default=0, help="of their random numbers (%(default)s)")
+    judge.add_argument("--threads", type=int, help="CPU threads")
+    judge.add_argument("--device", default="cpu", help="such as cpu or cuda (%(default)s)")
+    judge.add_argument("--no-sheets", dest="sheets", action="store_false", help="write no pictures of frames")
+    judge.add_argument("--remake", action="store_true", help="only make the tables anew from the rows in the folder")
+    networks = judge.add_argument_group("networks of metrics", "those of the model's folder are used if it has them")
+    networks.add_argument("--recognizer", metavar="NAME", help="face recogniser: folder, or vision model of the Hub")
+    networks.add_argument("--sync-expert", metavar="DIR", help="our sync expert")
+    networks.add_argument("--capp", metavar="DIR", help="our CAPP")
+    networks.add_argument("--syncnet", metavar="DIR", help="SyncNet, converted by vasa_hf.convert.syncnet")
+    networks.add_argument("--lpips", metavar="DIR", help="LPIPS, converted by vasa_hf.convert.lpips")
+    networks.add_argument("--fid-network", metavar="FILE", help="Inception: TorchScript")
+    networks.add_argument("--fvd-network", metavar="FILE", help="I3D: TorchScript")
 
     inspect = command(
         "inspect",
@@ -203,6 +253,8 @@ def _talk(options: argparse.Namespace) -> int:
     for name, path in (("image", options.image), ("audio", options.audio)):
         if not os.path.isfile(path):
             raise ValueError(f"`{name}` must be an existing file, got {path!r}.")
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise ValueError(f"`seed` must be a whole number from 0 to 2**63 - 1, got {options.seed}.")
     _check_target("output", options.output, ".mp4")
     if options.motion is not None:
         _check_target("motion", options.motion, ".safetensors")
@@ -349,6 +401,67 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _eval(options: argparse.Namespace) -> int:
+    from vasa_hf.metrics import evaluate, tables
+
+    for name in ("limit", "samples"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}.")
+    parts, metrics = (None if text is None else text.split(",") for text in (options.parts, options.metrics))
+    evaluate.check_names(parts, metrics)
+    if options.remake:
+        tables.remake(options.output)
+        missing = evaluate.missing_metrics(options.output, parts, metrics)
+    else:
+        if options.data is None:
+            raise ValueError("`data` must be given: --data DIR (or --remake).")
+        missing = evaluate.evaluate(
+            _load_pipeline(options),
+            options.data,
+            options.output,
+            parts,
+            metrics=metrics,
+            networks=_metric_networks(options),
+            limit=options.limit,
+            samples=options.samples,
+            seed=options.seed,
+            sheets=options.sheets,
+        )
+    for name in missing:
+        print(f"vasa-hf: not computed: {name}", file=sys.stderr)
+    print(os.path.join(options.output, "table.md"))
+    return 1 if missing else 0
+
+
+def _metric_networks(options: argparse.Namespace) -> dict[str, Any]:
+    """Networks of metrics: those that were named, else those in the model's folder; others are absent."""
+    from vasa_hf import Capp, FaceRecognizer, SyncExpert, SyncNet, pretrained_features
+    from vasa_hf.metrics.frechet import load_i3d, load_inception
+    from vasa_hf.metrics.lpips import Lpips
+
+    networks: dict[str, Any] = {}
+    folder = resolve(options.model)
+    own = {"face_recognizer": FaceRecognizer, "sync_expert": SyncExpert, "capp": Capp}
+    for name, kind in own.items():
+        if os.path.isfile(os.path.join(folder, name, "config.json")):
+            networks[name] = kind.from_pretrained(folder, subfolder=name).float()
+    if options.recognizer is not None:
+        networks["face_recognizer"] = pretrained_features(options.recognizer)
+    for name, kind in (("sync_expert", SyncExpert), ("capp", Capp), ("syncnet", SyncNet)):
+        if (path := getattr(options, name)) is not None:
+            if not os.path.isfile(os.path.join(path, "config.json")):
+                raise ValueError(f"`{name}` must be a folder with config.json, got {path!r}.")
+            networks[name] = kind.from_pretrained(path).float()
+    if options.lpips is not None:
+        networks["lpips"] = Lpips.load(options.lpips)
+    networks = {name: network.eval().to(options.device) for name, network in networks.items()}
+    if options.fid_network is not None:
+        networks["fid"] = load_inception(options.fid_network, options.device)
+    if options.fvd_network is not None:
+        networks["fvd"] = load_i3d(options.fvd_network, options.device)
+    return networks
+
+
 def _inspect(options: argparse.Namespace) -> int:
     from vasa_hf.media import MARK_THRESHOLD, detect_mark, read_provenance, read_video
 
@@ -400,6 +513,8 @@ def _check_target(name: str, path: str, suffix: str) -> None:
         raise ValueError(f"`{name}` must end in {suffix}, got {path!r}.")
     if not os.path.isdir(os.path.dirname(path) or "."):
         raise ValueError(f"`{name}` must lie in an existing folder, got {path!r}.")
+    if os.path.isdir(path) or not os.access(os.path.dirname(path) or ".", os.W_OK):
+        raise ValueError(f"`{name}` must be a file that can be written, got {path!r}.")
 
 
 def _save_png(picture: Any, path: str) -> None:

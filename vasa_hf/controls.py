@@ -1,5 +1,7 @@
 """Controls of the talking face: main gaze, head distance and emotion, constant or keyframed (VASA-1 §3.2).
 
+From what the user writes (`parse_controls`) to the conditions of a window and the place of the head in the picture.
+
 A control is one value for the whole video, or keyframes `[(seconds, value), ...]`: linear in between, still before the
 first and after the last. `None` leaves the choice to the model (the condition is null).
 
@@ -18,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from vasa_hf.motion import POSE_DIM, from_relative, to_relative
 
 MAX_GAZE_RAD = 0.8
 HEAD_DISTANCE_RANGE = (0.5, 2.0)
@@ -84,6 +88,72 @@ def parse_controls(
         "head_distance": _track("head_distance", "a number", head_distance, _distance_value),
         "emotion": _track("emotion", "a dict of weights", emotion, lambda value: _emotion_value(value, emotions)),
     }
+
+
+def window_controls(
+    controls: Mapping[str, ControlTrack | None], start_frame: int, stop_frames: Sequence[int], fps: Fraction | float
+) -> dict[str, Tensor | None]:
+    """Conditions `(batch, channels)` of one window: each control averaged over its frames.
+
+    Args:
+        controls (`Mapping`): As `parse_controls` gives it.
+        start_frame (`int`): First frame of the window.
+        stop_frames (`Sequence[int]`): Its end for each of the batch.
+        fps (`Fraction` or `float`): Frames a second.
+    """
+    tracks = dict(controls)
+    if tracks["head_distance"] is not None:
+        tracks["head_distance"] = tracks["head_distance"].learnt_distance()
+    return {
+        name: None if track is None else torch.stack([track.mean(start_frame, stop, fps) for stop in stop_frames])
+        for name, track in tracks.items()
+    }
+
+
+def place_motion(
+    relative: Tensor,
+    own: Tensor,
+    start_frame: int,
+    fps: Fraction | float,
+    head_motion: float = 1.0,
+    head_distance: ControlTrack | None = None,
+) -> Tensor:
+    """Put generated motion onto a portrait's own pose.
+
+    # Not in the paper: `head_motion` scales the head's movement about the portrait's pose at the wanted distance.
+    # Not in the paper: distances beyond `LEARNT_HEAD_DISTANCE` are reached by scaling; within, the model does it.
+
+    Args:
+        relative (`torch.Tensor` of shape `(1, frames, channels)`): Motion relative to the portrait's pose.
+        own (`torch.Tensor` of shape `(1, channels)`): The portrait's own motion.
+        start_frame (`int`): Place of its first frame in the video.
+        fps (`Fraction` or `float`): Frames a second.
+        head_motion (`float`, defaults to 1.0): 0 holds the head still, 1 leaves it as generated.
+        head_distance (`ControlTrack`, *optional*): The wanted distance.
+
+    Returns:
+        `torch.Tensor` of shape `(1, frames, channels)`: absolute motion.
+    """
+    num_frames = relative.shape[1]
+    rest = relative.new_zeros(num_frames, POSE_DIM)  # the head at the wanted distance, not moving
+    beyond = rest[:, 5:6].clone()
+    if head_distance is not None:
+        seconds = torch.arange(start_frame, start_frame + num_frames, dtype=torch.float64) / fps
+        distance, learnt = head_distance.at(seconds), head_distance.learnt_distance().at(seconds)
+        rest[:, 5:6], beyond = -distance.log().to(rest), (learnt / distance).log().to(rest)
+    pose, dynamics = relative[..., :POSE_DIM].clone(), relative[..., POSE_DIM:]
+    pose[..., 5:6] += beyond
+    if head_motion != 1.0:
+        pose = rest + head_motion * (pose - rest)
+    return from_relative(torch.cat([pose, dynamics], dim=-1), own.to(relative.device))
+
+
+def rebase_motion(motion: Tensor, own: Tensor) -> Tensor:
+    """Start an absolute motion `(1, frames, channels)` from a portrait's own pose and dynamics `(1, channels)`."""
+    own, first = own.to(motion), motion[:, 0]
+    relative = to_relative(motion, first)
+    dynamics = relative[..., POSE_DIM:] - first[:, None, POSE_DIM:] + own[:, None, POSE_DIM:]
+    return from_relative(torch.cat([relative[..., :POSE_DIM], dynamics], dim=-1), own)
 
 
 def _track(name: str, form: str, control: Any, parse: Callable[[Any], list[float] | None]) -> ControlTrack | None:

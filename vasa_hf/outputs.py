@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,14 +101,37 @@ class TalkingFaceOutput(BaseOutput):
         if self.audio is not None:
             several = isinstance(self.audio, (list, tuple)) or (len(videos) > 1 and np.ndim(self.audio) > 1)
             audio = (self.audio[index] if several else self.audio, self.sampling_rate)
-        if provenance is not False:
-            extra = provenance if isinstance(provenance, Mapping) else {}
-            provenance = {**({"model": self.model_name} if self.model_name else {}), **extra}
+        provenance = named_provenance(provenance, self.model_name)
         size = (first.shape[1], first.shape[0])
         with VideoWriter(path, parse_fps(self.fps), size, audio, provenance=provenance, crf=crf) as writer:
             writer.write(first)
             for frame in frames:
                 writer.write(frame)
+
+
+def named_provenance(provenance: bool | Mapping[str, Any], model_name: str | None) -> bool | dict[str, Any]:
+    """The argument `provenance` of `VideoWriter`, with the model's name in the manifest."""
+    if provenance is False:
+        return False
+    extra = provenance if isinstance(provenance, Mapping) else {}
+    return {**({"model": model_name} if model_name else {}), **extra}
+
+
+def to_pictures(frames: torch.Tensor, output_type: str) -> Any:
+    """Frames `(n, 3, height, width)` in [0, 1] as PIL images, an array `(n, height, width, 3)`, or as they are."""
+    if output_type == "pt":
+        return frames
+    if output_type == "np":
+        return frames.permute(0, 2, 3, 1).numpy()
+    array = (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return [Image.fromarray(frame) for frame in array]
+
+
+def join_pictures(parts: Sequence[Any], output_type: str) -> Any:
+    """Join what `to_pictures` gave for the parts of one video."""
+    if output_type == "pt":
+        return torch.cat(list(parts))
+    return np.concatenate(parts) if output_type == "np" else list(itertools.chain.from_iterable(parts))
 
 
 def to_uint8(video: Sequence[Image.Image] | np.ndarray | torch.Tensor) -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ A stream uses the same windows as soon as their audio is known, so that it gives
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -71,6 +71,10 @@ class MotionWindows:
             self.position = stop
             yield piece
 
+    def count(self, num_frames: int) -> int:
+        """Number of windows that a whole sequence takes."""
+        return 1 + max(0, -(-(num_frames - self.first_window) // self.window))
+
     def generate(self, audio: Tensor, sample_window: Callable[..., Tensor]) -> Tensor:
         """Generate the motion of one window and remember its end.
 
@@ -120,3 +124,20 @@ def smooth_seam(previous: Tensor, motion: Tensor, frames: int) -> Tensor:
     weight = 0.5 + 0.5 * torch.cos(torch.arange(frames, device=motion.device, dtype=torch.float32) * torch.pi / frames)
     fade = 0.5 * weight.to(motion.dtype)[None, :, None] * step[:, None]
     return torch.cat([motion[:, :frames] - fade, motion[:, frames:]], dim=1)
+
+
+def entry_of_windows(windows: Iterable[Tensor], index: int, num_frames: int) -> Iterator[Tensor]:
+    """Windows `(1, frames, channels)` of one entry of a batch, up to its own length."""
+    start = 0
+    for window in windows:
+        part = window[index : index + 1, : max(num_frames - start, 0)]
+        start += window.shape[1]
+        if part.shape[1]:
+            yield part
+
+
+def hold_last(motions: Sequence[Tensor]) -> Tensor:
+    """Join motions `(1, frames, channels)` to a batch; shorter ones hold their last frame."""
+    longest = max(motion.shape[1] for motion in motions)
+    held = [torch.cat([motion, motion[:, -1:].expand(-1, longest - motion.shape[1], -1)], dim=1) for motion in motions]
+    return torch.cat(held)

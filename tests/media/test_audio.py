@@ -1,11 +1,12 @@
 import os
+import tracemalloc
 import wave
 
 import numpy as np
 import pytest
 import torch
 
-from vasa_hf.media import load_audio, save_wav
+from vasa_hf.media import audio_blocks, load_audio, save_wav
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.flac", "a.m4a", "a.ogg", "a.mp4", "a.webm"])
@@ -31,6 +32,47 @@ def test_a_late_track_gets_silence_first(ffmpeg):
     )
     sound, rate = load_audio(path)
     assert abs(np.argmax(abs(sound[0]) > 0.01) / rate - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
+def test_blocks_are_the_whole(ffmpeg, name):
+    path = ffmpeg("-f", "lavfi", "-i", "sine=f=440:r=44100:d=2.3", "-ac", "2", name)
+    whole, rate = load_audio(path)
+    blocks = list(audio_blocks(path, seconds=0.1))
+    assert {block_rate for _, block_rate in blocks} == {rate} and all(len(block) == 2 for block, _ in blocks)
+    assert {block.shape[1] for block, _ in blocks[:-1]} == {4410} and 0 < blocks[-1][0].shape[1] <= 4410
+    np.testing.assert_array_equal(np.concatenate([block for block, _ in blocks], axis=1), whole)
+
+
+def test_a_long_file_takes_no_more_memory_than_a_short_one(ffmpeg):
+    path = ffmpeg("-f", "lavfi", "-i", "sine=r=16000:d=120", "-c:a", "pcm_u8", "a.wav")
+    tracemalloc.start()
+    try:
+        assert sum(block.shape[1] for block, _ in audio_blocks(path)) == 120 * 16_000
+        # The whole of it is 7.7 MB; a block, 64 kB.
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_stopping_in_the_middle_leaves_no_process(ffmpeg):
+    blocks = audio_blocks(ffmpeg("-f", "lavfi", "-i", "sine=r=48000:d=60", "a.wav"))
+    next(blocks)
+    process = blocks.gi_frame.f_locals["process"]
+    blocks.close()
+    assert process.poll() is not None
+
+
+def test_damage_is_told_once(ffmpeg, caplog):
+    path = ffmpeg("-f", "lavfi", "-i", "sine=r=16000:d=4", "a.flac")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    path.write_bytes(data)
+    list(audio_blocks(path))
+    assert "a.flac is damaged and was read as far as possible" in caplog.text
+    caplog.clear()
+    list(audio_blocks(path, quiet=True))
+    assert not caplog.text
 
 
 def test_arrays_and_tensors():

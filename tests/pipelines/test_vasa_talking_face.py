@@ -1,4 +1,7 @@
+import json
 import logging
+import shutil
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,13 +16,13 @@ from tests.testing_utils.pipelines import (
     generator,
     make_audio,
     make_image,
-    make_scheduler,
     make_vasa1_components,
 )
 from vasa_hf import VasaTalkingFacePipeline
 from vasa_hf.hub import embedded_path
-from vasa_hf.media import VideoWriter, read_provenance, read_video, save_wav
+from vasa_hf.media import VideoWriter, load_audio, read_provenance, read_video, save_wav
 from vasa_hf.motion import to_relative
+from vasa_hf.processors.audio import resample
 
 
 class TestVasaTalkingFacePipeline(PipelineTesterMixin):
@@ -136,6 +139,19 @@ def test_paste_back_changes_the_face_alone(pipe):
     assert difference[:60].max() < 0.003 and difference[160:].max() < 0.003
     assert difference[:, :105].max() < 0.003 and difference[:, 205:].max() < 0.003
     assert difference[75:145, 120:190].mean() > 0.01
+
+
+def test_frames_decoded_side_by_side_are_the_same(pipe):
+    before, expected = torch.get_num_threads(), call(pipe)
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            portrait = pipe.prepare_portrait(make_image(), box=BOX)
+            decoded = torch.cat(list(pipe.decode_frames(portrait, expected.motion[0])))
+            # Another number of threads may sum in another order, in bfloat16 where the CPU has it.
+            torch.testing.assert_close(decoded, expected.frames, rtol=0, atol=1e-2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_saved_video_is_whole_and_says_what_it_is(pipe, tmp_path):
@@ -364,6 +380,96 @@ def test_talk_to_file_leaves_nothing_behind_after_an_error(pipe, tmp_path):
         pipe.talk_to_file(tmp_path / "out.avi", make_image(), make_audio(0.5))
     with pytest.raises(ValueError, match="`path` must lie in an existing folder"):
         pipe.talk_to_file(tmp_path / "no" / "out.mp4", make_image(), make_audio(0.5))
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(ValueError, match="`path` must be a file that can be written, got '.*folder.mp4'"):
+        pipe.talk_to_file(tmp_path / "folder.mp4", make_image(), make_audio(0.5))
+    with pytest.raises(ValueError, match=r"`crf` must be a whole number in \[0, 51\], got 99"):
+        pipe.talk_to_file(tmp_path / "out.mp4", make_image(), make_audio(0.5), crf=99)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_a_file_heard_bit_by_bit_gives_what_the_whole_gives(pipe, tmp_path, rate):
+    stereo = np.stack([make_audio(2.3, 0, rate), make_audio(2.3, 1, rate)])
+    save_wav(tmp_path / "a.wav", stereo, rate)
+    options = {"num_inference_steps": 2, "box": BOX, "generator": generator()}
+    out = pipe.talk_to_file(tmp_path / "out.mp4", make_image(), tmp_path / "a.wav", **options)
+    offline = call(pipe, audio=tmp_path / "a.wav")
+    assert out.motion.shape == offline.motion.shape == (1, 58, 10)
+    # Nothing is resampled at 16 kHz; else the same products are summed in another grouping.
+    torch.testing.assert_close(out.motion, offline.motion, rtol=0, atol=0 if rate == 16_000 else 1e-4)
+    sound, sound_rate = load_audio(tmp_path / "out.mp4")
+    assert abs(sound.shape[1] / sound_rate - 58 / 25) <= 1 / 25
+    middle = resample(stereo.mean(0), rate, 16_000)[3000:33_000]
+    heard = resample(sound[0], sound_rate, 16_000)[3000:33_000]
+    assert np.corrcoef(middle, heard)[0, 1] > 0.98  # AAC is not lossless, but nothing has moved
+
+
+def write_float_wav(path, samples, rate=16_000):
+    """A WAV of 32-bit floats, which can hold what integers cannot."""
+    data = samples.astype("<f4").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, rate, 4 * rate, 4, 32)
+    path.write_bytes(
+        b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVE" + form + b"data" + struct.pack("<I", len(data)) + data
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda path: write_float_wav(path, np.r_[make_audio(1.5), np.nan]),
+            "`audio` must be finite; got 1 NaN .* of 24001",
+        ),
+        (
+            lambda path: write_float_wav(path, np.r_[make_audio(1.5), np.inf]),
+            "`audio` must be finite; got 1 NaN or inf",
+        ),
+        (lambda path: write_float_wav(path, make_audio(0.1)), "`audio` must be at least 0.2 s long; got 0.100 s"),
+        (lambda path: write_float_wav(path, np.zeros(0)), "`audio` must not have zero length"),
+        (
+            lambda path: write_float_wav(path, make_audio(1.0), 4000),
+            "`sampling_rate` must lie in .8000, 96000. Hz; got 4000",
+        ),
+        (lambda path: path.write_bytes(b"no sound at all"), "`audio` must be a readable sound file, got '.*a.wav'"),
+        (lambda path: path.touch(), "`audio` must not be empty, but '.*a.wav' has 0 bytes"),
+        (lambda path: None, "`audio` must be an existing sound or video file, got '.*a.wav'"),
+    ],
+)
+def test_bad_sound_files_are_told_before_any_heavy_work(pipe, tmp_path, make, message):
+    """Also what is bad at the very end of a file that is not read as a whole."""
+    make(tmp_path / "a.wav")
+    before = sorted(tmp_path.iterdir())
+    with Watch(pipe.face_autoencoder.appearance_encoder) as encoded, Watch(pipe.motion_transformer) as generated:
+        for run in (
+            lambda: pipe.talk_to_file(tmp_path / "out.mp4", make_image(), tmp_path / "a.wav", box=BOX),
+            lambda: pipe.stream(make_image(), tmp_path / "a.wav", box=BOX),
+            lambda: call(pipe, audio=tmp_path / "a.wav"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                run()
+    assert not encoded and not generated
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros(8000), "`audio` is silent"),
+        (np.sign(make_audio(0.5)), "`audio` is clipped"),
+        (9 * make_audio(0.5), "`audio` exceeds full scale"),
+    ],
+)
+def test_doubtful_sound_files_are_told_once_and_used(pipe, tmp_path, caplog, samples, message):
+    write_float_wav(tmp_path / "a.wav", samples)
+    pipe.talk_to_file(tmp_path / "out.mp4", make_image(), tmp_path / "a.wav", box=BOX, num_inference_steps=1)
+    assert caplog.text.count(message) == 1
+    assert len(list(read_video(tmp_path / "out.mp4"))) == 13
+
+
+def test_rate_of_a_file_must_agree(pipe, tmp_path):
+    save_wav(tmp_path / "a.wav", make_audio(0.5), 16_000)
+    with pytest.raises(ValueError, match="`sampling_rate` must agree with the rate of `audio`, 16000, got 8000"):
+        pipe.talk_to_file(tmp_path / "out.mp4", make_image(), tmp_path / "a.wav", box=BOX, sampling_rate=8000)
 
 
 # --- other drivers ----------------------------------------------------------------------------------------------------
@@ -561,14 +667,53 @@ def test_components_that_do_not_fit_are_told(change, message):
         VasaTalkingFacePipeline(**components)
 
 
-def test_weights_of_another_class_are_told(tmp_path):
-    VasaTalkingFacePipeline(**make_vasa1_components()).save_pretrained(tmp_path)
-    make_scheduler().save_pretrained(tmp_path / "face_autoencoder")
-    (tmp_path / "face_autoencoder" / "config.json").write_text(
-        '{"_class_name": "Vasa1FaceAutoencoder", "image_size": 40}'
-    )
-    with pytest.raises((ValueError, RuntimeError), match="face_autoencoder|size mismatch|shape"):
-        VasaTalkingFacePipeline.from_pretrained(tmp_path)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    VasaTalkingFacePipeline(**make_vasa1_components()).save_pretrained(folder)
+    return folder
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def take_another_class(folder):
+    change_json(folder / "model_index.json", face_autoencoder=["vasa_hf.models.face_analyzer", "FaceAnalyzer"])
+    shutil.rmtree(folder / "face_autoencoder")
+    shutil.copytree(folder / "face_analyzer", folder / "face_autoencoder")
+
+
+def take_anothers_weights(folder):
+    name = "diffusion_pytorch_model.safetensors"
+    shutil.copy(folder / "face_analyzer" / name, folder / "motion_transformer" / name)
+
+
+def cut_off(folder):
+    path = folder / "motion_transformer" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (take_another_class, "`face_autoencoder` must be a Vasa1FaceAutoencoder, got FaceAnalyzer"),
+        (take_anothers_weights, "`motion_transformer` must find all weights of Vasa1MotionTransformer .*, such as "),
+        (lambda folder: change_json(folder / "face_autoencoder" / "config.json", identity_dim=8), "expected shape"),
+        (lambda folder: change_json(folder / "audio_encoder" / "config.json", intermediate_size=24), "mismatched"),
+        (cut_off, "Unable to load weights from .*motion_transformer"),
+        (lambda folder: shutil.rmtree(folder / "scheduler"), "scheduler"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json' is not a valid JSON file"),
+        (shutil.rmtree, "neither a valid local path nor a valid repo id"),
+    ],
+)
+def test_weights_of_another_class_or_shape_are_told(saved, tmp_path, spoil, message):
+    shutil.copytree(saved, tmp_path / "model")
+    spoil(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=f"(?s)`pretrained_model_name_or_path` must hold a whole pipeline, got '.*{message}"
+    ):
+        VasaTalkingFacePipeline.from_pretrained(tmp_path / "model")
 
 
 # --- the embedded weights ---------------------------------------------------------------------------------------------

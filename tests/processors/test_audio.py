@@ -7,6 +7,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from vasa_hf.media.audio import save_wav
 from vasa_hf.processors.audio import (
+    AudioCheck,
     StreamingResampler,
     VasaAudioProcessor,
     feature_geometry,
@@ -129,6 +130,20 @@ def test_doubtful_audio_is_used_with_a_warning(audio, message, caplog):
     assert message in caplog.text
     assert out["num_frames"] == 13
     assert out["input_values"].abs().max() <= 1
+
+
+def test_audio_in_pieces_is_judged_as_a_whole(caplog):
+    """Few clipped or bad samples of one piece count as a share of all."""
+    loud, quiet = np.ones((1, 10), np.float32), np.full((1, 9_990), 0.1, np.float32)
+    for pieces, told in (([quiet, loud], False), ([quiet[:, :4_000], loud], True)):
+        check = AudioCheck(16_000)
+        for piece in pieces:
+            check.add(piece)
+        check.finish()
+        assert ("clipped in 0.2 %" in caplog.text) == told
+    check.add(np.full((1, 7), np.nan, np.float32))
+    with pytest.raises(ValueError, match="`audio` must be finite; got 7 NaN or infinite samples of 4017"):
+        check.finish()
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])

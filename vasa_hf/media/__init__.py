@@ -1,6 +1,6 @@
 """Reading and writing video and sound files, and the marks of synthetic media. The only place that imports moviepy."""
 
-from .audio import load_audio, save_wav
+from .audio import audio_blocks, load_audio, save_wav
 from .provenance import MARK_THRESHOLD, detect_mark, embed_mark, read_provenance
 from .video import VideoReader, VideoWriter, read_video
 
@@ -8,6 +8,7 @@ __all__ = [
     "MARK_THRESHOLD",
     "VideoReader",
     "VideoWriter",
+    "audio_blocks",
     "detect_mark",
     "embed_mark",
     "load_audio",

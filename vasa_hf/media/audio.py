@@ -8,6 +8,7 @@ import struct
 import subprocess
 import tempfile
 import wave
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ def load_audio(
         ValueError: If there is no such file, no sound in it, no samples, or no known rate.
     """
     if isinstance(audio, (str, os.PathLike)):
-        samples, rate = _decode(audio)
+        blocks = list(audio_blocks(audio))
+        samples, rate = np.concatenate([samples for samples, _ in blocks], axis=1), blocks[0][1]
     elif isinstance(audio, tuple) and len(audio) == 2 and any(isinstance(part, (int, np.integer)) for part in audio):
         samples, rate = audio if isinstance(audio[1], (int, np.integer)) else audio[::-1]
         samples = as_channels(samples)
@@ -80,25 +82,53 @@ def as_channels(audio: Any, argument: str = "audio") -> np.ndarray:
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-def _decode(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """Decode the first sound track of a file at its own rate; a track that starts late gets silence first."""
+def audio_blocks(
+    path: str | os.PathLike, seconds: float = 1.0, quiet: bool = False
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Decode the first sound track of a file at its own rate, block by block: memory does not grow with its length.
+
+    A track that starts late gets silence first.
+
+    Args:
+        path (`str` or `os.PathLike`): Any container and codec that ffmpeg reads.
+        seconds (`float`, defaults to 1.0): Length of a block; the last one may be shorter.
+        quiet (`bool`, defaults to `False`): Whether to pass over damage in silence, as when reading for a second time.
+
+    Yields:
+        `tuple`: `np.ndarray` of shape `(channels, samples)`, float32, and the sampling rate.
+
+    Raises:
+        ValueError: If there is no such file, no sound in it, or (after the last block) it could not be read whole.
+    """
     command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", input_url(path, "audio"), "-map", "0:a:0"]
     command += ["-af", "aresample=async=1:first_pts=0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
-    with tempfile.TemporaryFile() as file:  # AU: the simplest header with rate and channels that needs no seeking
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE)
-        if done.returncode != 0:
-            if b"matches no streams" in done.stderr:
-                raise ValueError(f"`audio` must hold sound, but {os.fspath(path)!r} has no audio stream.")
-            reason = shortened(done.stderr)
-            raise ValueError(f"`audio` must be a readable sound file, got {os.fspath(path)!r}: {reason}")
-        file.seek(0)
-        _, offset, _, _, rate, channels = struct.unpack(">4s5I", file.read(24))
-        samples = np.fromfile(file, dtype=">f4", offset=offset - 24)
-    if samples.size == 0:
+    count = 0
+    with tempfile.TemporaryFile() as messages:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
+        try:
+            header = process.stdout.read(24)  # AU: the simplest header with rate and channels that needs no seeking
+            if len(header) == 24:
+                _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
+                process.stdout.read(offset - 24)
+                while data := process.stdout.read(max(round(seconds * rate), 1) * channels * 4):
+                    samples = np.frombuffer(data, ">f4", len(data) // 4 // channels * channels).reshape(-1, channels)
+                    count += len(samples)
+                    yield np.ascontiguousarray(samples.T, dtype=np.float32), rate
+            process.wait()
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+        messages.seek(0)
+        stderr = messages.read()
+    if process.returncode != 0:
+        if b"matches no streams" in stderr:
+            raise ValueError(f"`audio` must hold sound, but {os.fspath(path)!r} has no audio stream.")
+        raise ValueError(f"`audio` must be a readable sound file, got {os.fspath(path)!r}: {shortened(stderr)}")
+    if count == 0:
         raise ValueError(f"`audio` must not have zero length, but {os.fspath(path)!r} holds no samples.")
-    if done.stderr:
-        logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shortened(done.stderr))
-    return np.ascontiguousarray(samples.reshape(-1, channels).T, dtype=np.float32), rate
+    if stderr and not quiet:
+        logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shortened(stderr))
 
 
 def save_wav(path: str | os.PathLike, audio: Any, sampling_rate: int) -> None:

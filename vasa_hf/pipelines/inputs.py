@@ -1,21 +1,98 @@
-"""Checks of what users give to a pipeline, before any heavy work. Each error names the argument."""
+"""What users give to a pipeline: checked before any heavy work, and read. Each error names the argument."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from vasa_hf.media.audio import as_channels
-from vasa_hf.processors.audio import MAX_RATE, MIN_RATE, MIN_SECONDS, StreamingResampler, VasaAudioProcessor
+from vasa_hf.media.audio import as_channels, audio_blocks, load_audio
+from vasa_hf.media.ffmpeg import parse_fps
+from vasa_hf.models.face_autoencoder_vasa1 import FaceAppearance, Vasa1FaceAutoencoder
+from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
+from vasa_hf.motion import MotionSpec, load_motion
+from vasa_hf.processors.audio import MAX_RATE, MIN_RATE, MIN_SECONDS, AudioCheck, StreamingResampler, VasaAudioProcessor
+from vasa_hf.processors.image import FaceCrop
 
 ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
 AudioInput = str | os.PathLike | np.ndarray | Tensor | tuple
+
+
+@dataclass
+class Portrait:
+    """A portrait made ready by `prepare_portrait`; give it as `image` to save that work.
+
+    Attributes:
+        appearance (`FaceAppearance`): What the decoder needs of the person, a batch of one.
+        picture (`torch.Tensor` of shape `(3, height, width)`): The whole picture in [-1, 1].
+        crop (`FaceCrop`): Where the face's square lies in it.
+    """
+
+    appearance: FaceAppearance
+    picture: Tensor
+    crop: FaceCrop
+
+    @property
+    def motion(self) -> Tensor:
+        """The portrait's own pose and dynamics, `(1, 6 + dynamics_dim)`, float32."""
+        return self.appearance.motion.float()
+
+    @property
+    def output_size(self) -> int:
+        """Side of the decoded square in pixels."""
+        return self.crop.image.shape[-1]
+
+
+class Sound:
+    """A whole sound that has been read through and found good. Iterating reads it again, in blocks.
+
+    A file is decoded anew each time: its length does not count in memory.
+
+    Args:
+        audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): See `load_audio`.
+        sampling_rate (`int`, *optional*): Rate of bare samples in Hz; must agree with that of others.
+
+    Attributes:
+        sampling_rate (`int`): Its rate in Hz.
+        num_samples (`int`): Samples of each channel.
+
+    Raises:
+        ValueError: If it cannot be read or used, see `AudioCheck`.
+    """
+
+    def __init__(self, audio: AudioInput, sampling_rate: int | None = None):
+        check_audios([audio])
+        self._path = audio if isinstance(audio, str | os.PathLike) else None
+        self._whole = None if self._path is not None else load_audio(audio, sampling_rate)
+        check = None
+        for samples, rate in self._blocks(quiet=False):
+            if sampling_rate not in (None, rate):
+                raise ValueError(f"`sampling_rate` must agree with the rate of `audio`, {rate}, got {sampling_rate}.")
+            check = AudioCheck(rate) if check is None else check
+            check.add(samples)
+        check.finish()
+        self.sampling_rate, self.num_samples = check.sampling_rate, check.num_samples
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield blocks `(channels, n)`, float32."""
+        return (samples for samples, _ in self._blocks(quiet=True))
+
+    def _blocks(self, quiet: bool) -> Iterator[tuple[np.ndarray, int]]:
+        if self._path is not None:
+            yield from audio_blocks(self._path, quiet=quiet)
+        else:
+            samples, rate = self._whole
+            for start in range(0, samples.shape[1], rate):
+                yield samples[:, start : start + rate], rate
 
 
 def image_list(image: Any) -> tuple[list, bool]:
@@ -37,19 +114,35 @@ def audio_list(audio: Any) -> tuple[list, bool]:
 
 def is_whole_audio(audio: Any) -> bool:
     """Whether this is one sound, rather than an iterable of its pieces."""
-    return isinstance(audio, str | os.PathLike | np.ndarray | Tensor) or _is_pair(audio)
+    return isinstance(audio, str | os.PathLike | np.ndarray | Tensor | Sound) or _is_pair(audio)
 
 
 def _is_pair(audio: Any) -> bool:
     return isinstance(audio, tuple) and len(audio) == 2 and (np.ndim(audio[0]) == 0) != (np.ndim(audio[1]) == 0)
 
 
-def check_images(images: Sequence[Any], ready: type) -> None:
-    """Raise `ValueError` unless all are existing files, pictures, arrays, or of the type `ready`."""
+def only_image(image: Any) -> Any:
+    """Return the one image of an argument.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    images, many = image_list(image)
+    if many and len(images) != 1:
+        raise ValueError(f"`image` must be one portrait here, got {len(images)}.")
+    return images[0]
+
+
+def check_images(images: Sequence[Any], output_size: int | None = None) -> None:
+    """Raise `ValueError` unless all are existing files, pictures, arrays, or portraits prepared for this size."""
     if not images:
         raise ValueError("`image` must be at least one image, got an empty list.")
     for image in images:
-        if not isinstance(image, str | os.PathLike | Image.Image | np.ndarray | Tensor | ready):
+        if isinstance(image, Portrait) and output_size not in (None, image.output_size):
+            raise ValueError(
+                f"`output_size` must be {image.output_size}, as the portrait was prepared for, got {output_size}."
+            )
+        if not isinstance(image, str | os.PathLike | Image.Image | np.ndarray | Tensor | Portrait):
             kind = type(image).__name__
             raise ValueError(f"`image` must be a file, a PIL image, an array, a tensor, or a list of them, got {kind}.")
         check_file("image", "picture", image)
@@ -66,6 +159,20 @@ def check_audios(audios: Sequence[Any]) -> None:
         check_file("audio", "sound or video", audio)
 
 
+def check_batch(images: Sequence[Any], audios: Sequence[Any]) -> int:
+    """Return the number of videos that images and sounds make.
+
+    Raises:
+        ValueError: If they are not equally many, nor one of them one.
+    """
+    batch_size = max(len(images), len(audios))
+    if min(len(images), len(audios)) not in (1, batch_size):
+        raise ValueError(
+            f"`image` and `audio` must be equally many, or one of them one: got {len(images)} and {len(audios)}."
+        )
+    return batch_size
+
+
 def check_file(name: str, kind: str, value: Any) -> None:
     """Raise `ValueError` if `value` is a path and no file is there."""
     if isinstance(value, str | os.PathLike) and not os.path.isfile(value):
@@ -79,6 +186,8 @@ def check_output(path: str | os.PathLike) -> None:
         raise ValueError(f"`path` must end in .mp4, got {os.fspath(path)!r}.")
     if not os.path.isdir(folder or "."):
         raise ValueError(f"`path` must lie in an existing folder, got {os.fspath(path)!r}.")
+    if os.path.isdir(path) or not os.access(folder or ".", os.W_OK):
+        raise ValueError(f"`path` must be a file that can be written, got {os.fspath(path)!r}.")
 
 
 def check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
@@ -101,6 +210,64 @@ def check_generator(generator: Any, batch_size: int) -> None:
     for one in generator if isinstance(generator, list) else [generator]:
         if one is not None and not isinstance(one, torch.Generator):
             raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
+
+
+def check_components(
+    face_autoencoder: Any, audio_encoder: Any, audio_processor: Any, motion_transformer: Any, scheduler: Any
+) -> None:
+    """Raise `ValueError` if components are of another class, or do not fit each other."""
+    for component, name, wanted in (
+        (face_autoencoder, "face_autoencoder", Vasa1FaceAutoencoder),
+        (audio_encoder, "audio_encoder", PreTrainedModel),  # HuBERT and WavLM have the features of Wav2Vec2
+        (audio_processor, "audio_processor", VasaAudioProcessor),
+        (motion_transformer, "motion_transformer", Vasa1MotionTransformer),
+        (scheduler, "scheduler", SchedulerMixin),
+    ):
+        if not isinstance(component, wanted):
+            raise ValueError(f"`{name}` must be a {wanted.__name__}, got {type(component).__name__}.")
+    autoencoder, encoder, transformer = face_autoencoder, audio_encoder.config, motion_transformer.config
+    prediction_type = scheduler.config.prediction_type
+    for component, name, got, wanted, other in (
+        ("motion_transformer", "motion_dim", transformer.motion_dim, autoencoder.motion_dim, "face_autoencoder"),
+        ("motion_transformer", "audio_dim", transformer.audio_dim, encoder.hidden_size, "audio_encoder"),
+        ("audio_processor", "fps", audio_processor.fps, transformer.fps, "motion_transformer"),
+        ("scheduler", "prediction_type", prediction_type, "sample", "motion_transformer"),
+    ):
+        if got != wanted:
+            raise ValueError(f"`{component}` must have `{name}` {wanted!r} to fit the `{other}`, got {got!r}.")
+
+
+def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: int) -> tuple[Tensor, Fraction]:
+    """Check a motion, or read it from its file.
+
+    Args:
+        motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): Absolute motion.
+        motion_fps (`Fraction`, `float`, `str` or `None`): Its rate; by default the file's own.
+        spec (`MotionSpec`): What the channels must be.
+        default_fps (`int`): Rate of a tensor without `motion_fps`.
+
+    Returns:
+        `tuple`: motion `(1, frames, channels)` and its rate.
+
+    Raises:
+        ValueError: If it is unfit.
+    """
+    check_file("motion", "motion", motion)
+    if isinstance(motion, str | os.PathLike):
+        motion, saved_spec, saved_fps, _ = load_motion(motion)
+        motion_fps = saved_fps if motion_fps is None else motion_fps
+        if saved_spec != spec:
+            raise ValueError(f"`motion` must have the parts {spec.dynamics}, the file has {saved_spec.dynamics}.")
+    if not isinstance(motion, Tensor) or motion.ndim not in (2, 3) or motion.numel() == 0:
+        got = tuple(motion.shape) if isinstance(motion, Tensor) else type(motion).__name__
+        raise ValueError(f"`motion` must be a file or a tensor of shape ([1,] frames, {spec.dim}), got {got}.")
+    spec.check(motion)
+    motion = motion if motion.ndim == 3 else motion[None]
+    if len(motion) != 1:
+        raise ValueError(f"`motion` must be a single one, got {len(motion)}: take `motion[i]`.")
+    if not torch.isfinite(motion).all() or (motion[..., spec.slices["scale"]] <= 0).any():
+        raise ValueError("`motion` must be finite, and its scales above 0, got others.")
+    return motion, parse_fps(default_fps if motion_fps is None else motion_fps)
 
 
 def listen(

@@ -8,7 +8,7 @@
 with the same random numbers, so they give the same frames.
 
 # Not in the paper: the generated head pose is relative to the portrait's own pose; other frame rates than 25 by linear
-interpolation of the motion; `head_motion`; pasting the face back into the picture; driving by a video.
+interpolation of the motion; `head_motion`; pasting the face back into the picture. Other drivers: `driving.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,28 +27,29 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2Model
 
-from vasa_hf.controls import ControlTrack, parse_controls
+from vasa_hf.controls import ControlTrack, parse_controls, place_motion, window_controls
 from vasa_hf.guidance import check_guidance_scale, guided_prediction
-from vasa_hf.hub import resolve
 from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import parse_fps
-from vasa_hf.media.video import VideoReader, VideoWriter
+from vasa_hf.media.video import VideoWriter
 from vasa_hf.models.face_analyzer import FaceAnalyzer
-from vasa_hf.models.face_autoencoder_vasa1 import FaceAppearance, Vasa1FaceAutoencoder
+from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
-from vasa_hf.motion import POSE_DIM, from_relative, load_motion, resample_motion, to_relative
-from vasa_hf.outputs import TalkingFaceOutput, to_uint8
+from vasa_hf.outputs import TalkingFaceOutput, join_pictures, named_provenance, to_pictures, to_uint8
+from vasa_hf.pipelines.driving import FaceDrivingMixin
 from vasa_hf.pipelines.inputs import (
     AudioInput,
     ImageInput,
+    Portrait,
+    Sound,
     audio_list,
     check_audios,
+    check_batch,
     check_choice,
-    check_file,
+    check_components,
     check_generator,
     check_images,
     check_number,
@@ -58,44 +57,22 @@ from vasa_hf.pipelines.inputs import (
     image_list,
     is_whole_audio,
     listen,
+    only_image,
 )
+from vasa_hf.pipelines.loading import EmbeddedWeightsMixin
 from vasa_hf.processors.audio import MAX_RATE, MIN_RATE, VasaAudioProcessor
-from vasa_hf.processors.image import FaceCrop, FaceImageProcessor
-from vasa_hf.streaming import AudioBuffer, resampled
-from vasa_hf.windowing import MotionWindows
+from vasa_hf.processors.image import FaceImageProcessor
+from vasa_hf.streaming import AudioBuffer, audio_windows, map_ahead, resampled
+from vasa_hf.windowing import MotionWindows, entry_of_windows, hold_last
 
 # VASA-1 §4, "Implementation details": CFG scales, forward-facing gaze, average distance, empty emotion offset.
 DEFAULT_GUIDANCE_SCALE = {"audio": 0.5, "gaze": 1.0}
 MAX_HEAD_MOTION = 3.0
+MAX_DECODE_WORKERS = 4  # on a CPU; each holds the activations of `decode_batch_size` frames
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-@dataclass
-class Portrait:
-    """A portrait made ready by `prepare_portrait`; give it as `image` to save that work.
-
-    Attributes:
-        appearance (`FaceAppearance`): What the decoder needs of the person, a batch of one.
-        picture (`torch.Tensor` of shape `(3, height, width)`): The whole picture in [-1, 1].
-        crop (`FaceCrop`): Where the face's square lies in it.
-    """
-
-    appearance: FaceAppearance
-    picture: Tensor
-    crop: FaceCrop
-
-    @property
-    def motion(self) -> Tensor:
-        """The portrait's own pose and dynamics, `(1, 6 + dynamics_dim)`, float32."""
-        return self.appearance.motion.float()
-
-    @property
-    def output_size(self) -> int:
-        """Side of the decoded square in pixels."""
-        return self.crop.image.shape[-1]
-
-
-class VasaTalkingFacePipeline(DiffusionPipeline):
+class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionPipeline):
     """Talking face from one portrait and one voice, after VASA-1.
 
     Args:
@@ -143,48 +120,9 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
             motion_transformer=motion_transformer,
             scheduler=scheduler,
         )
-        _check_components(face_autoencoder, audio_encoder, audio_processor, motion_transformer, scheduler)
+        check_components(face_autoencoder, audio_encoder, audio_processor, motion_transformer, scheduler)
         self.decode_batch_size: int | None = None
         self.cpu_bfloat16 = True
-        self.model_name: str | None = None
-
-    # --- loading and saving -------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
-    ) -> VasaTalkingFacePipeline:
-        """Load a pipeline from the embedded weights, a folder, or the Hub.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Name of embedded weights (`"vasa-small"`, no network), a folder, or a repository of the Hub.
-            **kwargs: As for `DiffusionPipeline.from_pretrained`. `dtype` defaults to float32.
-
-        Raises:
-            ValueError: If `use_safetensors=False` is asked for: other weights are never loaded here.
-        """
-        if not kwargs.setdefault("use_safetensors", True):
-            raise ValueError("`use_safetensors` must be True: pickled weights are never loaded, got False.")
-        pipeline = super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
-        if not kwargs.keys() & {"dtype", "torch_dtype"}:  # older versions of diffusers know the second name only
-            for component in pipeline.components.values():
-                if isinstance(component, torch.nn.Module):
-                    component.float()
-        pipeline.model_name = Path(os.fspath(pretrained_model_name_or_path)).name
-        return pipeline
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, safe_serialization: bool = True, **kwargs: Any
-    ) -> None:
-        """Save all components as safetensors; see `DiffusionPipeline.save_pretrained`.
-
-        Raises:
-            ValueError: If `safe_serialization=False` is asked for.
-        """
-        if not safe_serialization:
-            raise ValueError("`safe_serialization` must be True: weights are saved as safetensors only, got False.")
-        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -192,36 +130,41 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         self,
         image: Any,
         audio: Any = None,
-        *,
         sampling_rate: Any = None,
+        face: Any = None,
+        output_size: Any = None,
+        fps: Any = 25,
+        output_type: str = "pil",
+    ) -> None:
+        """Raise `ValueError` for what can be seen to be wrong of pictures, sounds and output before any work.
+
+        Controls are checked by `parse_controls`, what is in pictures and sounds when they are read; all before the
+        models run.
+        """
+        images, audios = image_list(image)[0], [None] if audio is None else audio_list(audio)[0]
+        if output_size is not None:
+            check_choice("output_size", output_size, self.output_sizes)
+        check_images(images, output_size)
+        if audio is not None:
+            check_audios(audios)
+        check_batch(images, audios)
+        if sampling_rate is not None:
+            check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
+        if face is not None:
+            check_number("face", face, 0, 1000, whole=True)
+        parse_fps(fps)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+
+    def check_sampling(
+        self,
         guidance_scale: Any = None,
         num_inference_steps: Any = 10,
         head_motion: Any = 1.0,
-        fps: Any = 25,
-        generator: Any = None,
-        face: Any = None,
-        output_size: Any = None,
         first_window: Any = None,
-        output_type: str = "pil",
-        callback_on_step_end: Any = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        generator: Any = None,
+        batch_size: int = 1,
     ) -> None:
-        """Raise `ValueError` for what can be seen to be wrong before any work.
-
-        Controls are checked by `parse_controls`, pictures and sounds when they are read; all before the models run.
-        """
-        images, _ = image_list(image)
-        audios, _ = audio_list(audio) if audio is not None else ([None], False)
-        check_images(images, ready=Portrait)
-        if audio is not None:
-            check_audios(audios)
-        batch_size = max(len(images), len(audios))
-        if min(len(images), len(audios)) not in (1, batch_size):
-            raise ValueError(
-                f"`image` and `audio` must be equally many, or one of them one: got {len(images)} and {len(audios)}."
-            )
-        if sampling_rate is not None:
-            check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
+        """Raise `ValueError` for settings of the motion's generation that are wrong."""
         if not isinstance(guidance_scale, Mapping | None):
             raise ValueError(
                 f"`guidance_scale` must be a dict with a scale for each condition, got {guidance_scale!r}."
@@ -230,21 +173,13 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         most_steps = self.scheduler.config.num_train_timesteps
         check_number("num_inference_steps", num_inference_steps, 1, most_steps, whole=True)
         check_number("head_motion", head_motion, 0.0, MAX_HEAD_MOTION)
-        parse_fps(fps)
-        check_generator(generator, batch_size)
-        if face is not None:
-            check_number("face", face, 0, 1000, whole=True)
-        if output_size is not None:
-            check_choice("output_size", output_size, self.output_sizes)
-        for ready in images:
-            if isinstance(ready, Portrait) and output_size not in (None, ready.output_size):
-                raise ValueError(
-                    f"`output_size` must be {ready.output_size}, as the portrait was prepared for, got {output_size}."
-                )
         if first_window is not None:
             config = self.motion_transformer.config
             check_number("first_window", first_window, max(config.context, 1), config.window, whole=True)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_generator(generator, batch_size)
+
+    def check_callback(self, callback_on_step_end: Any, callback_on_step_end_tensor_inputs: Sequence[str]) -> None:
+        """Raise `ValueError` for a callback that cannot be called with what it asks for."""
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"`callback_on_step_end` must be callable, got {type(callback_on_step_end).__name__}.")
         for name in callback_on_step_end_tensor_inputs:
@@ -301,11 +236,17 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         Returns:
             `tuple`: samples for the encoder `(1, n)`; the sound as it was, mono `(samples,)`; and its rate.
         """
-        bare = not isinstance(audio, str | os.PathLike | tuple)
-        rate = self.audio_processor.sampling_rate if bare and sampling_rate is None else sampling_rate
-        sound, rate = load_audio(audio, rate)
+        sound, rate = load_audio(audio, self._rate_of(audio, sampling_rate))
         samples = self.audio_processor.load((sound, rate))
         return torch.from_numpy(samples)[None], sound.mean(0), rate
+
+    def open_audio(self, audio: AudioInput | Sound, sampling_rate: int | None = None) -> Sound:
+        """Read a sound through and check it, but do not keep it: `prepare_audio` for long files."""
+        return audio if isinstance(audio, Sound) else Sound(audio, self._rate_of(audio, sampling_rate))
+
+    def _rate_of(self, audio: AudioInput, sampling_rate: int | None) -> int | None:
+        bare = not isinstance(audio, str | os.PathLike | tuple)
+        return self.audio_processor.sampling_rate if bare and sampling_rate is None else sampling_rate
 
     @torch.no_grad()
     def generate_motion(
@@ -340,49 +281,23 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         config, processor = self.motion_transformer.config, self.audio_processor
         windows = MotionWindows(config.window, config.context, first_window)
         before, after, unit = processor.context_frames, processor.lookahead_frames, processor.samples_per_frame
-        guidance_scale = {**DEFAULT_GUIDANCE_SCALE, **(guidance_scale or {})}
-        buffer, steps = None, 0
-        for samples in itertools.chain(audio, [None]):
-            finished = samples is None
-            if not finished:
-                buffer = AudioBuffer(len(samples)) if buffer is None else buffer
-                buffer.append(samples)
-            if buffer is None:
-                return
-            known = -(-buffer.stop // unit) if finished else buffer.stop // unit - after
-            for window in windows.take(known, finished):
-                # A short last window is made at full length, its end masked, so that a batch of unequal lengths equals
-                # single calls.
-                size = windows.window if window.start else windows.first_window
-                cut = buffer.cut((window.start - before) * unit, (window.start + size + after) * unit)
-                features = processor.window_features(self.audio_encoder, cut, before, size)
-                buffer.forget((window.stop - before) * unit)
-                ends = [window.stop] * len(cut) if num_frames is None else [min(n, window.stop) for n in num_frames]
-                sample_window = partial(
-                    self.sample_window,
-                    lengths=[end - window.start for end in ends],
-                    controls=self._window_controls(controls, window.start, ends),
-                    guidance_scale=guidance_scale,
-                    num_inference_steps=num_inference_steps,
-                    generator=generator,
-                    on_step=None if on_step is None else lambda step, *args, first=steps: on_step(first + step, *args),
-                )
-                motion = windows.generate(features, sample_window)[:, : window.stop - window.start]
-                steps += len(self.scheduler.timesteps)
-                yield self.motion_transformer.denormalize(motion.float())
-
-    def _window_controls(
-        self, controls: Mapping[str, ControlTrack | None], start: int, ends: Sequence[int]
-    ) -> dict[str, Tensor | None]:
-        """Conditions `(batch, channels)` of one window: each control averaged over its frames."""
-        fps = self.audio_processor.fps
-        tracks = dict(controls)
-        if tracks["head_distance"] is not None:
-            tracks["head_distance"] = tracks["head_distance"].learnt_distance()
-        return {
-            name: None if track is None else torch.stack([track.mean(start, end, fps) for end in ends])
-            for name, track in tracks.items()
-        }
+        steps = 0
+        for window, samples in audio_windows(audio, windows, unit, before, after):
+            size = samples.shape[1] // unit - before - after
+            features = processor.window_features(self.audio_encoder, samples, before, size)
+            ends = [window.stop] * len(samples) if num_frames is None else [min(n, window.stop) for n in num_frames]
+            sample_window = partial(
+                self.sample_window,
+                lengths=[end - window.start for end in ends],
+                controls=window_controls(controls, window.start, ends, processor.fps),
+                guidance_scale={**DEFAULT_GUIDANCE_SCALE, **(guidance_scale or {})},
+                num_inference_steps=num_inference_steps,
+                generator=generator,
+                on_step=None if on_step is None else lambda step, *args, first=steps: on_step(first + step, *args),
+            )
+            motion = windows.generate(features, sample_window)[:, : window.stop - window.start]
+            steps += len(self.scheduler.timesteps)
+            yield self.motion_transformer.denormalize(motion.float())
 
     @torch.no_grad()
     def sample_window(
@@ -404,12 +319,7 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         Source: VASA-1 Eq. 2.
         """
         model, device = self.motion_transformer, self._execution_device
-        prepared = {
-            "audio": audio,
-            "previous_motion": previous_motion,
-            "previous_audio": previous_audio,
-            **controls,
-        }
+        prepared = {"audio": audio, "previous_motion": previous_motion, "previous_audio": previous_audio, **controls}
         prepared = {name: None if value is None else value.to(device, model.dtype) for name, value in prepared.items()}
         limits = torch.tensor(lengths, device=device)[:, None]
         frame_mask = frame_mask.to(device) & (torch.arange(audio.shape[1], device=device) < limits)
@@ -441,36 +351,15 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         head_motion: float = 1.0,
         head_distance: ControlTrack | None = None,
     ) -> Iterator[Tensor]:
-        """Put generated motion onto the portrait's own pose.
-
-        # Not in the paper: `head_motion` scales the head's movement about the portrait's pose at the wanted distance.
-        # Not in the paper: distances beyond `LEARNT_HEAD_DISTANCE` are reached by scaling; within, the model does it.
-
-        Args:
-            windows (`Iterable` of `torch.Tensor` of shape `(1, frames, channels)`): As `generate_motion` yields them.
-            portrait (`Portrait`): The portrait.
-            head_motion (`float`): 0 holds the head still, 1 leaves it as generated.
-            head_distance (`ControlTrack`, *optional*): The wanted distance.
+        """Put generated motion, window by window, onto the portrait's own pose; see `vasa_hf.controls.place_motion`.
 
         Yields:
             `torch.Tensor` of shape `(1, frames, channels)`: absolute motion.
         """
-        start = 0
+        start, fps = 0, self.audio_processor.fps
         for relative in windows:
-            num_frames = relative.shape[1]
-            rest = relative.new_zeros(num_frames, POSE_DIM)  # the head at the wanted distance, not moving
-            beyond = rest[:, 5:6].clone()
-            if head_distance is not None:
-                seconds = torch.arange(start, start + num_frames, dtype=torch.float64) / self.audio_processor.fps
-                distance, learnt = head_distance.at(seconds), head_distance.learnt_distance().at(seconds)
-                rest[:, 5:6], beyond = -distance.log().to(rest), (learnt / distance).log().to(rest)
-            pose, dynamics = relative[..., :POSE_DIM].clone(), relative[..., POSE_DIM:]
-            pose[..., 5:6] += beyond
-            if head_motion != 1.0:
-                pose = rest + head_motion * (pose - rest)
-            relative = torch.cat([pose, dynamics], dim=-1)
-            start += num_frames
-            yield from_relative(relative, portrait.motion.to(relative.device))
+            yield place_motion(relative, portrait.motion, start, fps, head_motion, head_distance)
+            start += relative.shape[1]
 
     @torch.no_grad()
     def decode_frames(
@@ -490,17 +379,21 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
             `torch.Tensor` of shape `(n, 3, height, width)` on the CPU, float32 in [0, 1].
         """
         model, device = self.face_autoencoder, self._execution_device
-        batch_size = self.decode_batch_size or (4 if device.type == "cpu" else 16)
-        precision = self._decoder_precision(device)
-        for part in motion.split(batch_size):
-            with precision:
-                frames = model.decode(
-                    portrait.appearance.expand(len(part)), part.to(device), output_size=portrait.output_size
-                )
+        on_cpu = device.type == "cpu"
+
+        @torch.no_grad()
+        def decode(part: Tensor) -> Tensor:
+            appearance = portrait.appearance.expand(len(part))
+            with self._decoder_precision(device):
+                frames = model.decode(appearance, part.to(device), output_size=portrait.output_size)
             frames = frames.float().cpu()
             if paste_back:
                 frames = self.image_processor.paste_back(portrait.picture, frames, portrait.crop)
-            yield (frames * 0.5 + 0.5).clamp(0, 1)
+            return (frames * 0.5 + 0.5).clamp_(0, 1)
+
+        batch_size = self.decode_batch_size or (4 if on_cpu else 16)
+        workers = min(torch.get_num_threads(), MAX_DECODE_WORKERS) if on_cpu else 1
+        yield from map_ahead(decode, motion.split(batch_size), workers)
 
     def _decoder_precision(self, device: torch.device) -> torch.autocast:
         wanted = self.cpu_bfloat16 and device.type == "cpu" and self.face_autoencoder.dtype == torch.float32
@@ -509,12 +402,7 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
     @staticmethod
     def postprocess(frames: Tensor, output_type: str) -> Any:
         """Frames `(n, 3, height, width)` in [0, 1] as PIL images, an array `(n, height, width, 3)`, or as they are."""
-        if output_type == "pt":
-            return frames
-        if output_type == "np":
-            return frames.permute(0, 2, 3, 1).numpy()
-        array = (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-        return [Image.fromarray(frame) for frame in array]
+        return to_pictures(frames, output_type)
 
     # --- the story ----------------------------------------------------------------------------------------------------
 
@@ -584,25 +472,12 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is unfit; its name is in the message.
         """
-        self.check_inputs(
-            image,
-            audio,
-            sampling_rate=sampling_rate,
-            guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps,
-            head_motion=head_motion,
-            fps=fps,
-            generator=generator,
-            face=face,
-            output_size=output_size,
-            first_window=first_window,
-            output_type=output_type,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        controls = parse_controls(gaze, head_distance, emotion, self.motion_transformer.config.emotions)
+        self.check_inputs(image, audio, sampling_rate, face, output_size, fps, output_type)
         (images, many_images), (audios, many_audios) = image_list(image), audio_list(audio)
-        batch_size, single = max(len(images), len(audios)), not (many_images or many_audios)
+        batch_size, single = check_batch(images, audios), not (many_images or many_audios)
+        self.check_sampling(guidance_scale, num_inference_steps, head_motion, first_window, generator, batch_size)
+        self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        controls = parse_controls(gaze, head_distance, emotion, self.motion_transformer.config.emotions)
 
         # 1. Everything is read, and faces are found, before anything is generated.
         sounds = [self.prepare_audio(one, sampling_rate) for one in audios]
@@ -611,7 +486,8 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
 
         # 2. Motion of all videos together, window by window.
         samples, num_motion_frames = self._join_audio([samples for samples, _, _ in sounds])
-        num_windows = self._count_windows(max(num_motion_frames), first_window)
+        config = self.motion_transformer.config
+        num_windows = MotionWindows(config.window, config.context, first_window).count(max(num_motion_frames))
         with self.progress_bar(total=num_windows * num_inference_steps) as progress_bar:
             progress_bar.set_description("motion")
 
@@ -633,7 +509,7 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         with self.progress_bar(total=sum(num_frames) if output_type != "latent" else 0) as progress_bar:
             progress_bar.set_description("frames")
             for index, portrait in enumerate(portraits):
-                relative = _windows_of(windows, index, num_motion_frames[index])
+                relative = entry_of_windows(windows, index, num_motion_frames[index])
                 placed = list(self.place_motion(relative, portrait, head_motion, controls["head_distance"]))
                 motions.append(torch.cat(placed, dim=1))
                 if output_type == "latent":
@@ -644,7 +520,7 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
                     for part in self.decode_frames(portrait, motion[0], paste_back):
                         parts.append(self.postprocess(part, output_type))
                         progress_bar.update(len(part))
-                videos.append(_join(parts, output_type))
+                videos.append(join_pictures(parts, output_type))
 
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -656,7 +532,7 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
             sounds[0][1] if single else [sound for _, sound, _ in sounds],
             sounds[0][2],
             fps,
-            _hold_last(motions),
+            hold_last(motions),
         )
 
     def stream(
@@ -687,7 +563,7 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         - `image` is one portrait.
         - `audio_chunks` are pieces of any length: arrays `(samples,)` or `(channels, samples)`, (samples, rate).
           Frames come as soon as a window of audio and the encoder's look-ahead have arrived. Audio as `__call__` takes
-          it counts as one piece.
+          it is one of its own; a file is read bit by bit, however long it is.
         - `first_window` (`int`, *optional*, defaults to the model window) is the length of the first window in frames;
           fewer let the first frames come earlier. # Not in the paper.
 
@@ -701,25 +577,14 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         whole = is_whole_audio(audio_chunks)
         if not whole and (isinstance(audio_chunks, bytes) or not isinstance(audio_chunks, Iterable)):
             raise ValueError(f"`audio_chunks` must be an iterable of samples, got {type(audio_chunks).__name__}.")
-        self.check_inputs(
-            image,
-            audio_chunks if whole else None,
-            sampling_rate=sampling_rate,
-            guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps,
-            head_motion=head_motion,
-            fps=fps,
-            generator=generator,
-            face=face,
-            output_size=output_size,
-            first_window=first_window,
-            output_type=output_type,
-        )
+        self.check_inputs(image, audio_chunks if whole else None, sampling_rate, face, output_size, fps, output_type)
+        self.check_sampling(guidance_scale, num_inference_steps, head_motion, first_window, generator)
         controls = parse_controls(gaze, head_distance, emotion, self.motion_transformer.config.emotions)
-        # A whole sound is read here, so that a bad one is told before the portrait is encoded.
-        pieces = [self.prepare_audio(audio_chunks, sampling_rate)[0]] if whole else None
-        portrait = self.prepare_portrait(_only(image), face, box, output_size)
-        pieces = listen(audio_chunks, self.audio_processor, sampling_rate) if pieces is None else pieces
+        if whole:  # read through here, so that a bad one is told before the portrait is encoded
+            sound = self.open_audio(audio_chunks, sampling_rate)
+            audio_chunks = ((block.clip(-1.0, 1.0).mean(0), sound.sampling_rate) for block in sound)
+        portrait = self.prepare_portrait(only_image(image), face, box, output_size)
+        pieces = listen(audio_chunks, self.audio_processor, sampling_rate)
         settings = (controls, guidance_scale, num_inference_steps, generator, first_window)
         return self._stream(portrait, pieces, settings, head_motion, parse_fps(fps), paste_back, output_type)
 
@@ -765,7 +630,7 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         on_frames: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> TalkingFaceOutput:
-        """Write a talking video frame by frame: `stream` into a file, with the sound as it was.
+        """Write a talking video frame by frame: `stream` into a file, with the sound as it was, in constant memory.
 
         Args:
             path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
@@ -780,19 +645,18 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
             `TalkingFaceOutput` without frames and sound: its motion (at the video's rate) can be saved.
         """
         check_output(path)
-        options = {**options, "output_type": "np"}
-        chunks = self.stream(image, audio, **options)
-        _, sound, rate = self.prepare_audio(audio, options.get("sampling_rate"))
+        check_number("crf", crf, 0, 51, whole=True)
+        check_audios([audio])
+        sound = self.open_audio(audio, options.get("sampling_rate"))
+        chunks = self.stream(image, sound, **{**options, "output_type": "np"})
         fps = parse_fps(options.get("fps", 25))
-        num_frames = math.ceil(len(sound) * fps / rate)
-        first = next(chunks)
+        num_frames = math.ceil(sound.num_samples * fps / sound.sampling_rate)
+        first, motions = next(chunks), []
         size = (first.frames.shape[2], first.frames.shape[1])
-        if provenance is not False:
-            extra = provenance if isinstance(provenance, Mapping) else {}
-            provenance = {**({"model": self.model_name} if self.model_name else {}), **extra}
-        motions = []
-        with VideoWriter(path, fps, size, (sound, rate), provenance=provenance, crf=crf) as writer:
-            del sound
+        provenance = named_provenance(provenance, self.model_name)
+        with VideoWriter(path, fps, size, provenance=provenance, crf=crf) as writer:
+            for block in sound:
+                writer.write_audio(block.mean(0), sound.sampling_rate)
             for chunk in itertools.chain([first], chunks):
                 for frame in to_uint8(chunk.frames):
                     writer.write(frame)
@@ -801,190 +665,6 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
                     on_frames(writer.num_frames, num_frames)
         return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
 
-    # --- other drivers ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def animate(
-        self,
-        image: ImageInput | Portrait,
-        driving_video: str | os.PathLike | Sequence,
-        *,
-        relative: bool = True,
-        fps: Fraction | float | str | None = None,
-        driving_face: int | None = None,
-        driving_box: Sequence[float] | None = None,
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        output_size: int | None = None,
-        paste_back: bool = False,
-        output_type: str = "pil",
-        return_dict: bool = True,
-    ) -> TalkingFaceOutput | tuple:
-        """Let a portrait do what the face of a video does.
-
-        # Not in the paper: VASA-1 only shows such transfer (Fig. A.1). One square, around the first frame's face, is
-        cut out of all frames, as the training clips were.
-
-        The arguments are those of `__call__`, and:
-
-        - `driving_video` (`str`, `os.PathLike` or a sequence of pictures): a video file, or frames of one size.
-        - `relative` (`bool`, defaults to `True`): add the change since the first driving frame to the portrait's own
-          pose and expression. Otherwise the driving pose and expression are taken as they are.
-        - `fps` (`Fraction`, `float` or `str`, *optional*): defaults to the video's own rate, 25 for frames.
-        - `driving_face` (`int`, *optional*), `driving_box` (`Sequence[float]`, *optional*): `face` and `box` of the
-          first driving frame.
-
-        Returns:
-            `TalkingFaceOutput` with the driving video's sound, if it has any.
-
-        Raises:
-            ValueError: If an argument is unfit; its name is in the message.
-        """
-        self.check_inputs(
-            image, fps=25 if fps is None else fps, face=face, output_size=output_size, output_type=output_type
-        )
-        check_file("driving_video", "video", driving_video)
-        audio = rate = None
-        if isinstance(driving_video, str | os.PathLike):
-            video = VideoReader(driving_video, fps)
-            fps, num_frames = video.fps, video.num_frames
-            if video.has_audio:
-                audio, rate = load_audio(driving_video)
-                audio = audio.mean(0)
-        elif isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
-            video, fps, num_frames = driving_video, parse_fps(25 if fps is None else fps), len(driving_video)
-        else:
-            kind = type(driving_video).__name__
-            raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
-        driving = self.encode_video(video, driving_face, driving_box, num_frames)
-        portrait = self.prepare_portrait(_only(image), face, box, output_size)
-        motion = rebase_motion(driving, portrait.motion) if relative else driving
-        return self._render(portrait, motion, fps, fps, (audio, rate), paste_back, output_type, return_dict)
-
-    @torch.no_grad()
-    def encode_video(
-        self,
-        frames: Iterable[ImageInput],
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        num_frames: int | None = None,
-    ) -> Tensor:
-        """Motion `(1, frames, channels)` of the face in a video, float32, absolute.
-
-        Args:
-            frames (`Iterable`): Pictures of one size, as `FaceImageProcessor.load` takes them.
-            face (`int`, *optional*): Which face of the first frame, 0 is the largest.
-            box (`Sequence[float]`, *optional*): Its box, instead of looking for it.
-            num_frames (`int`, *optional*): Their number for the progress bar, if it is known.
-        """
-        model, motions = self.face_autoencoder, []
-        with self.progress_bar(total=num_frames or 0) as progress_bar:
-            progress_bar.set_description("driving")
-            for frame in frames:
-                try:
-                    picture = self.image_processor.load(frame)
-                    if not motions:
-                        around = self._find_face(picture, face, box)
-                    crop = self.image_processor.crop(picture, **around, size=model.config.image_size)
-                except ValueError as error:
-                    raise ValueError(f"`driving_video`, frame {len(motions)}: {error}") from error
-                motions.append(model.encode_motion(crop.image[None].to(self._execution_device, model.dtype)).float())
-                progress_bar.update()
-        return torch.stack(motions, dim=1)
-
-    @torch.no_grad()
-    def render(
-        self,
-        image: ImageInput | Portrait,
-        motion: Tensor | str | os.PathLike,
-        *,
-        motion_fps: Fraction | float | str | None = None,
-        relative: bool = False,
-        fps: Fraction | float | str = 25,
-        audio: AudioInput | None = None,
-        sampling_rate: int | None = None,
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        output_size: int | None = None,
-        paste_back: bool = False,
-        output_type: str = "pil",
-        return_dict: bool = True,
-    ) -> TalkingFaceOutput | tuple:
-        """Render a given motion: edited, saved by `output.save("motion.safetensors")`, or of another portrait.
-
-        The arguments are those of `__call__`, and:
-
-        - `motion` (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): absolute motion.
-        - `motion_fps` (`Fraction`, `float` or `str`, *optional*): its rate; defaults to the file's own, 25 for tensors.
-        - `relative` (`bool`, defaults to `False`): whether to start from the portrait's own pose and expression, as
-          `animate` does.
-        - `audio` (*optional*): sound for the video; the motion does not heed it.
-
-        Returns:
-            `TalkingFaceOutput`.
-
-        Raises:
-            ValueError: If an argument is unfit; its name is in the message.
-        """
-        self.check_inputs(
-            image,
-            audio,
-            sampling_rate=sampling_rate,
-            fps=fps,
-            face=face,
-            output_size=output_size,
-            output_type=output_type,
-        )
-        motion, motion_fps = self._read_motion(motion, motion_fps)
-        sound = (None, None) if audio is None else self.prepare_audio(audio, sampling_rate)[1:]
-        portrait = self.prepare_portrait(_only(image), face, box, output_size)
-        motion = motion.to(portrait.motion)
-        motion = rebase_motion(motion, portrait.motion) if relative else motion
-        return self._render(portrait, motion, motion_fps, parse_fps(fps), sound, paste_back, output_type, return_dict)
-
-    def _read_motion(self, motion: Any, motion_fps: Any) -> tuple[Tensor, Fraction]:
-        """Check the motion that `render` was given, or read it from its file: `(1, frames, channels)` and its rate."""
-        spec = self.motion_transformer.motion_spec
-        check_file("motion", "motion", motion)
-        if isinstance(motion, str | os.PathLike):
-            motion, saved_spec, saved_fps, _ = load_motion(motion)
-            motion_fps = saved_fps if motion_fps is None else motion_fps
-            if saved_spec != spec:
-                raise ValueError(f"`motion` must have the parts {spec.dynamics}, the file has {saved_spec.dynamics}.")
-        if not isinstance(motion, Tensor) or motion.ndim not in (2, 3) or motion.numel() == 0:
-            got = tuple(motion.shape) if isinstance(motion, Tensor) else type(motion).__name__
-            raise ValueError(f"`motion` must be a file or a tensor of shape ([1,] frames, {spec.dim}), got {got}.")
-        spec.check(motion)
-        motion = motion if motion.ndim == 3 else motion[None]
-        if len(motion) != 1:
-            raise ValueError(f"`motion` must be a single one, got {len(motion)}: take `motion[i]`.")
-        if not torch.isfinite(motion).all() or (motion[..., spec.slices["scale"]] <= 0).any():
-            raise ValueError("`motion` must be finite, and its scales above 0, got others.")
-        return motion, parse_fps(self.audio_processor.fps if motion_fps is None else motion_fps)
-
-    def _render(
-        self,
-        portrait: Portrait,
-        motion: Tensor,
-        motion_fps: Fraction,
-        fps: Fraction,
-        sound: tuple[np.ndarray | None, int | None],
-        paste_back: bool,
-        output_type: str,
-        return_dict: bool,
-    ) -> TalkingFaceOutput | tuple:
-        frames = motion[0]
-        if output_type != "latent":
-            wanted, parts = resample_motion(motion, motion_fps, fps), []
-            with self.progress_bar(total=wanted.shape[1]) as progress_bar:
-                progress_bar.set_description("frames")
-                for part in self.decode_frames(portrait, wanted[0], paste_back):
-                    parts.append(self.postprocess(part, output_type))
-                    progress_bar.update(len(part))
-            frames = _join(parts, output_type)
-        self.maybe_free_model_hooks()
-        return self._output(frames, *sound, fps, motion, motion_fps) if return_dict else (frames,)
-
     # --- small parts --------------------------------------------------------------------------------------------------
 
     def _join_audio(self, sounds: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
@@ -992,11 +672,6 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
         longest = max(sound.shape[1] for sound in sounds)
         batch = torch.cat([torch.nn.functional.pad(sound, (0, longest - sound.shape[1])) for sound in sounds])
         return batch, [-(-sound.shape[1] // self.audio_processor.samples_per_frame) for sound in sounds]
-
-    def _count_windows(self, num_frames: int, first_window: int | None) -> int:
-        config = self.motion_transformer.config
-        windows = MotionWindows(config.window, config.context, first_window)
-        return sum(1 for _ in windows.take(num_frames, finished=True))
 
     def _output(
         self,
@@ -1017,62 +692,6 @@ class VasaTalkingFacePipeline(DiffusionPipeline):
             motion_fps=Fraction(self.audio_processor.fps) if motion_fps is None else motion_fps,
             model_name=self.model_name,
         )
-
-
-def rebase_motion(motion: Tensor, own: Tensor) -> Tensor:
-    """Start a motion `(1, frames, channels)` from a portrait's own pose and dynamics `(1, channels)`."""
-    own, first = own.to(motion), motion[:, 0]
-    relative = to_relative(motion, first)
-    dynamics = relative[..., POSE_DIM:] - first[:, None, POSE_DIM:] + own[:, None, POSE_DIM:]
-    return from_relative(torch.cat([relative[..., :POSE_DIM], dynamics], dim=-1), own)
-
-
-def _check_components(
-    autoencoder: Vasa1FaceAutoencoder,
-    encoder: Wav2Vec2Model,
-    processor: VasaAudioProcessor,
-    transformer: Vasa1MotionTransformer,
-    scheduler: Any,
-) -> None:
-    """Raise `ValueError` if components do not fit each other."""
-    for component, name, got, wanted, other in (
-        ("motion_transformer", "motion_dim", transformer.config.motion_dim, autoencoder.motion_dim, "face_autoencoder"),
-        ("motion_transformer", "audio_dim", transformer.config.audio_dim, encoder.config.hidden_size, "audio_encoder"),
-        ("audio_processor", "fps", processor.fps, transformer.config.fps, "motion_transformer"),
-        ("scheduler", "prediction_type", scheduler.config.prediction_type, "sample", "motion_transformer"),
-    ):
-        if got != wanted:
-            raise ValueError(f"`{component}` must have `{name}` {wanted!r} to fit the `{other}`, got {got!r}.")
-
-
-def _windows_of(windows: Iterable[Tensor], index: int, num_frames: int) -> Iterator[Tensor]:
-    """One entry of windows of a batch, up to its own length."""
-    start = 0
-    for window in windows:
-        part = window[index : index + 1, : max(num_frames - start, 0)]
-        start += window.shape[1]
-        if part.shape[1]:
-            yield part
-
-
-def _hold_last(motions: Sequence[Tensor]) -> Tensor:
-    """Join motions `(1, frames, channels)`; shorter ones hold their last frame."""
-    longest = max(motion.shape[1] for motion in motions)
-    held = [torch.cat([motion, motion[:, -1:].expand(-1, longest - motion.shape[1], -1)], dim=1) for motion in motions]
-    return torch.cat(held)
-
-
-def _join(parts: list, output_type: str) -> Any:
-    if output_type == "pt":
-        return torch.cat(parts)
-    return np.concatenate(parts) if output_type == "np" else list(itertools.chain.from_iterable(parts))
-
-
-def _only(image: Any) -> Any:
-    images, many = image_list(image)
-    if many and len(images) != 1:
-        raise ValueError(f"`image` must be one portrait here, got {len(images)}.")
-    return images[0]
 
 
 def _cpu_computes_bfloat16() -> bool:

@@ -198,32 +198,53 @@ def window_features(
     return frame_features(encoder, cut, total, do_normalize)[:, context_frames : context_frames + num_frames]
 
 
-def check_audio(samples: np.ndarray, sampling_rate: int) -> None:
-    """Raise for audio that cannot be used, warn about audio that is doubtful.
+class AudioCheck:
+    """Raise for audio that cannot be used, warn about audio that is doubtful; the audio may come in pieces.
 
     Args:
-        samples (`np.ndarray` of shape `(channels, n)`): Audio, full scale = 1.
         sampling_rate (`int`): Its rate in Hz.
 
     Raises:
-        ValueError: If the rate is outside 8 to 96 kHz, a sample is NaN or infinite, or there is less than 0.2 s.
+        ValueError: If the rate is outside 8 to 96 kHz.
     """
-    if not MIN_RATE <= sampling_rate <= MAX_RATE:
-        raise ValueError(f"`sampling_rate` must lie in [{MIN_RATE}, {MAX_RATE}] Hz; got {sampling_rate}.")
-    bad = int(np.count_nonzero(~np.isfinite(samples)))
-    if bad:
-        raise ValueError(f"`audio` must be finite; got {bad} NaN or infinite samples of {samples.size}.")
-    seconds = samples.shape[-1] / sampling_rate
-    if seconds < MIN_SECONDS:
-        raise ValueError(f"`audio` must be at least {MIN_SECONDS} s long; got {seconds:.3f} s.")
-    peak = float(np.abs(samples).max())
-    if peak < SILENCE_PEAK:
-        logger.warning("`audio` is silent (peak %.1e): the face will move, but it will not speak.", peak)
-    clipped = float(np.mean(np.abs(samples) >= 0.999))
-    if clipped > CLIPPED_SHARE:
-        logger.warning("`audio` is clipped in %.1f %% of its samples: lips may follow it less well.", 100 * clipped)
-    if peak > 1.0:
-        logger.warning("`audio` exceeds full scale (peak %.2f); what lies beyond is cut off.", peak)
+
+    def __init__(self, sampling_rate: int):
+        if not MIN_RATE <= sampling_rate <= MAX_RATE:
+            raise ValueError(f"`sampling_rate` must lie in [{MIN_RATE}, {MAX_RATE}] Hz; got {sampling_rate}.")
+        self.sampling_rate = sampling_rate
+        self.num_samples = 0  # of each channel
+        self.num_values, self.num_bad, self.num_clipped, self.peak = 0, 0, 0, 0.0
+
+    def add(self, samples: np.ndarray) -> None:
+        """Look at the next samples `(channels, n)`, full scale = 1."""
+        level = np.abs(samples)
+        finite = np.isfinite(level)
+        self.num_samples += samples.shape[1]
+        self.num_values += samples.size
+        self.num_bad += samples.size - int(np.count_nonzero(finite))
+        self.num_clipped += int(np.count_nonzero(level >= 0.999))
+        self.peak = max(self.peak, float(level.max(initial=0.0, where=finite)))
+
+    def finish(self) -> None:
+        """Judge all that was heard.
+
+        Raises:
+            ValueError: If a sample is NaN or infinite, or there is less than 0.2 s.
+        """
+        if self.num_bad:
+            raise ValueError(
+                f"`audio` must be finite; got {self.num_bad} NaN or infinite samples of {self.num_values}."
+            )
+        seconds = self.num_samples / self.sampling_rate
+        if seconds < MIN_SECONDS:
+            raise ValueError(f"`audio` must be at least {MIN_SECONDS} s long; got {seconds:.3f} s.")
+        if self.peak < SILENCE_PEAK:
+            logger.warning("`audio` is silent (peak %.1e): the face will move, but it will not speak.", self.peak)
+        clipped = self.num_clipped / self.num_values
+        if clipped > CLIPPED_SHARE:
+            logger.warning("`audio` is clipped in %.1f %% of its samples: lips may follow it less well.", 100 * clipped)
+        if self.peak > 1.0:
+            logger.warning("`audio` exceeds full scale (peak %.2f); what lies beyond is cut off.", self.peak)
 
 
 class VasaAudioProcessor(FeatureExtractionMixin):
@@ -280,7 +301,9 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         """
         bare = not isinstance(audio, (str, os.PathLike, tuple))
         samples, rate = load_audio(audio, self.sampling_rate if bare and sampling_rate is None else sampling_rate)
-        check_audio(samples, rate)
+        check = AudioCheck(rate)
+        check.add(samples)
+        check.finish()
         return resample(samples.clip(-1.0, 1.0).mean(0), rate, self.sampling_rate).clip(-1.0, 1.0)
 
     def __call__(self, audio, sampling_rate: int | None = None) -> dict:
