@@ -205,7 +205,7 @@ class MotionSequences(Dataset):
         num_emotions (`int`): Width of e.
         seed (`int`): Seed.
         natural (`float`, defaults to 0.35): Share of samples cut out of one clip, without pauses.
-        silent (`float`, defaults to 0.12): Share of samples that are silence alone.
+        silent (`float`, defaults to 0.16): Share of samples that are silence alone.
         drop_condition (`float`, defaults to 0.1): Drop probability of each condition (paper).
         drop_previous (`float`, defaults to 0.5): Drop probability of X_pre and A_pre (paper).
         drop_audio_tail (`float`, defaults to 0.15): How often the last frames are dropped.
@@ -221,7 +221,7 @@ class MotionSequences(Dataset):
         num_emotions: int,
         seed: int = 0,
         natural: float = 0.35,
-        silent: float = 0.12,
+        silent: float = 0.16,
         drop_condition: float = 0.1,
         drop_previous: float = 0.5,
         drop_audio_tail: float = 0.15,
@@ -408,8 +408,8 @@ class MotionSequences(Dataset):
         if self.priors.blink is None:
             return
         own = self._shut_share(motion)
-        # Few sampling steps draw too little of what is rare and has no cause, so that silence needs some in excess.
-        rate = rng.uniform(10, 25) / (60 * 25) * (1 + 1.5 * pause)
+        # Few sampling steps draw too little of what is rare and has no cause, so silence needs much in excess.
+        rate = rng.uniform(10, 25) / (60 * 25) * (1 + 3.5 * pause)
         shape = [0.5, 1.0, *([1.0] * int(rng.integers(1, 3))), 0.8, 0.5, 0.22, 0.06]
         closed = np.zeros(len(motion) + len(shape), np.float32)
         for start in np.flatnonzero(rng.random(len(motion)) < rate):

@@ -448,18 +448,20 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         flow = flow + self.flow_heads[1](F.leaky_relu(x, 0.2)).float()
 
         size = self.config.image_size
-        source = appearance.source
+        source = appearance.source.float()
         small = source if source.shape[-1] == size else F.interpolate(source, size, mode="area")
         flow = _resize(flow, size)
-        x = self.fuse[2](torch.cat([self.ups[2](x), _sample(small, flow).to(x.dtype)], 1))
+        moved = _sample(small, flow)
+        x = self.fuse[2](torch.cat([self.ups[2](x), moved.to(x.dtype)], 1))
         rgb, blend = self.to_rgb(F.leaky_relu(x, 0.2)).float().chunk(2, 1)
         generated, blend = torch.tanh(rgb), blend.softmax(1)
         if output_size != size:
             flow, generated, blend = (_resize(t, output_size) for t in (flow, generated, blend))
         if source.shape[-1] != output_size:
             source = F.interpolate(source, output_size, mode="bilinear", antialias=True, align_corners=False)
-        source = source.float()
-        sample = blend[:, :1] * _sample(source, flow) + blend[:, 1:2] * source + blend[:, 2:] * generated
+        if source is not small:
+            moved = _sample(source, flow)
+        sample = blend[:, :1] * moved + blend[:, 1:2] * source + blend[:, 2:] * generated
         return Vasa1FaceAutoencoderOutput(
             sample=sample.to(code.dtype), flow=flow.permute(0, 2, 3, 1), blend=blend, generated=generated
         )
