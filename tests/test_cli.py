@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,11 @@ def test_stopping_leaves_nothing_behind(files, tmp_path, number, code):
     words += ["--box", "20,20,70,76", "--steps", "1", "--size", "64"]
     command = [sys.executable, "-m", "vasa_hf.cli", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell that runs the tests in the background has its children ignore Ctrl-C.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen
+    )
     deadline = time.monotonic() + 300
     while len(os.listdir(tmp_path)) == 1 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)  # until the video is being written, in a folder beside its place
