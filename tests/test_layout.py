@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "training": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
     "convert": FOUNDATION | TOOLS | NETWORKS,
     "bench": {"hub", "media"},
-    "cli": {"hub", "media", "bench"},
+    "cli": {"hub", "media", "bench", "metrics", "convert"},
 }
 # The front doors take classes by their public names, as every user does.
 FRONT_DOORS = {"bench", "cli"}
@@ -62,6 +62,7 @@ SHARED_MODELS = {
     "face_analyzer_mediapipe",
     "face_recognizer",
     "sync_expert",
+    "syncnet",
     "capp",
     "forgery_detector",
 }

@@ -9,15 +9,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Capp": "models.capp",
     "FaceAnalyzer": "models.face_analyzer",
     "FaceImageProcessor": "processors.image",
+    "FaceRecognizer": "models.face_recognizer",
+    "MediaPipeFaceAnalyzer": "models.face_analyzer_mediapipe",
     "MotionSpec": "motion",
+    "SyncExpert": "models.sync_expert",
+    "SyncNet": "models.syncnet",
     "TalkingFaceOutput": "outputs",
     "Vasa1FaceAutoencoder": "models.face_autoencoder_vasa1",
     "Vasa1MotionTransformer": "models.motion_transformer_vasa1",
     "VasaAudioProcessor": "processors.audio",
     "VasaTalkingFacePipeline": "pipelines.vasa_talking_face",
     "load_motion": "motion",
+    "pretrained_features": "models.face_recognizer",
     "save_motion": "motion",
 }
 

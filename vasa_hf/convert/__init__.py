@@ -1,0 +1,1 @@
+"""Original checkpoints of other projects, brought into this one's classes and safetensors."""
