@@ -11,6 +11,7 @@ from tests.testing_utils.models import ModelTesterMixin
 from vasa_hf.geometry.crops import landmark_box, standard_crop, transform_points
 from vasa_hf.geometry.landmarks import EXPRESSIONS, GROUPS, LANDMARK_IDS, eye_openness, rows, transform_pose
 from vasa_hf.geometry.rotations import matrix_from_euler
+from vasa_hf.media.video import VideoReader
 from vasa_hf.models.face_analyzer import FaceAnalyzer, rotation_from_6d, suppress
 from vasa_hf.models.face_analyzer_mediapipe import MediaPipeFaceAnalyzer, face_from_mesh
 
@@ -139,6 +140,28 @@ def test_embedded_weights_find_and_measure_faces(analyzer):
     assert found >= 38
     assert torch.stack(errors).median() < 0.05
     assert math.degrees(torch.stack(angles).median()) < 4
+
+
+@needs_pictures
+def test_embedded_weights_see_blinks(analyzer):
+    labels = np.load(EVAL / "clips.npz")
+    predicted, true = [], []
+    for clip in (3, 8, 40, 45):  # clips with a blink
+        first, last = labels["offsets"][clip : clip + 2]
+        frames = list(VideoReader(EVAL / "clips" / f"{labels['names'][clip]}.mp4"))
+        for row in range(first, min(last, first + len(frames)), 1):
+            opening = labels["eye_open"][row].max()
+            if 0.1 <= opening and row % 8:  # all closed eyes, and some others
+                continue
+            points = torch.from_numpy(labels["landmarks"][row].astype(np.float32) - 8192) / 8192 * 256
+            face = analyzer.measure(frames[row - first], landmark_box(points)[None])[0]
+            predicted.append(face.eye_open.mean())
+            true.append(opening)
+    predicted, true = torch.stack(predicted), torch.tensor(true)
+    closed, wide = predicted[true < 0.1], predicted[true > 0.2]
+    assert len(closed) > 8 and len(wide) > 8
+    assert (closed < 0.17).float().mean() > 0.7 and (wide > 0.17).float().mean() > 0.8
+    assert wide.mean() - closed.mean() > 0.1
 
 
 @needs_pictures

@@ -3,9 +3,19 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS
+from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS, eye_openness, rows
 from vasa_hf.models.face_analyzer import FaceAnalyzer
-from vasa_hf.training.train_face_analyzer import TrainFaceAnalyzerConfig, detector_loss, overlap, train
+from vasa_hf.training.train_face_analyzer import (
+    LabelledFaces,
+    TrainFaceAnalyzerConfig,
+    detector_loss,
+    draw,
+    landmark_loss,
+    overlap,
+    rare_kinds,
+    read_folder,
+    train,
+)
 
 TINY = {
     "detector_widths": (4, 8, 8, 8, 8),
@@ -75,6 +85,60 @@ def test_decoded_frames_are_kept_in_the_cache(data, tmp_path):
     first = train(tiny(data, tmp_path / "a", **options))
     assert np.load(tmp_path / "cache" / f"{data.name}_portraits.npy").shape == (6, 256, 256, 3)
     assert train(tiny(data, tmp_path / "b", **options)) == first
+
+
+def closed(points):
+    """The same faces with their lids shut."""
+    points = points.clone()
+    for upper, lower in ((159, 145), (386, 374)):
+        points[:, rows(upper)] = points[:, rows(lower)]
+    return points
+
+
+def test_rare_frames_are_drawn_often(data):
+    points = read_folder(data, "portraits", None)[0].points
+    many = torch.cat([points] * 20)
+    many[7] = closed(many[7:8])[0]
+    kinds = rare_kinds(many)
+    assert [7] in [kind.tolist() for kind in kinds] and all(len(kind) for kind in kinds)
+    frames = np.zeros((len(many), 256, 256, 3), np.uint8)
+    drawn = {}
+    for share in (0.0, 0.9):
+        faces = LabelledFaces(frames, many, torch.zeros(len(many), 7), rare_share=share)
+        _, drawn[share], _ = faces.random(64, np.random.default_rng(0))
+    shut = {share: (eye_openness(points).amin(1) < 0.05).sum() for share, points in drawn.items()}
+    assert shut[0.9] > 10 > shut[0.0]
+
+
+def test_rendered_faces_join_the_photographs(data, tmp_path):
+    with np.load(data / "portraits.npz") as labels:
+        np.savez(tmp_path / "rendered.npz", **labels)
+    np.save(tmp_path / "rendered.npy", np.full((6, 256, 256, 3), 200, np.uint8))
+    rendered = read_folder(tmp_path, "rendered", None)[0]
+    sets = {"portraits": read_folder(data, "portraits", None)[0], "rendered": rendered}
+    config = tiny(data, tmp_path, rendered_share=0.25)
+    frames, points, pose = draw(sets, 40, config, np.random.default_rng(0))
+    assert frames.shape == (40, 3, 256, 256) and points.shape == (40, 162, 2) and pose.shape == (40, 7)
+    assert (frames.flatten(1).std(1) == 0).sum() == 10
+    assert len(draw({"rendered": rendered}, 5, config, np.random.default_rng(0))[0]) == 5
+    options = {"max_steps": 2, "parts": "landmarker", "rendered": str(tmp_path)}
+    assert len(train(tiny(data, tmp_path / "model", **options))["landmarker"]) == 2
+
+
+def test_nothing_is_asked_of_irises_behind_closed_lids(data):
+    points = read_folder(data, "portraits", None)[0].points
+    away = points.clone()
+    away[:, rows(468, 473)] += 0.02
+
+    def loss(true, said):
+        count = len(true)
+        pose = (torch.eye(3).expand(count, 3, 3), torch.zeros(count, 3), torch.full((count,), 0.25))
+        batch = dict(zip(("rotation", "translation", "scale"), pose, strict=True))
+        batch |= {"points": true, "present": torch.ones(count)}
+        return sum(landmark_loss((said, *pose, torch.full((count,), 9.0), None), batch).values())
+
+    open_error, shut_error = loss(points, away) - loss(points, points), loss(closed(points), closed(away))
+    assert shut_error < 0.2 * open_error
 
 
 def test_bad_options(data, tmp_path):

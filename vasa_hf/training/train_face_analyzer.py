@@ -2,8 +2,10 @@
 
 `--data` is a folder with `clips.npz`, `clips/*.mp4`, `portraits.npz`, `portraits/*` (either pair may be missing):
 square crops with one face each, `landmarks` (frames, 162, 2) uint16 as (value - 8192) / 8192 of the crop, `pose`
-(frames, 7) and the `canonical` mesh. Two networks are trained, one after the other: the landmarker on turned, shifted,
-scaled and spoilt crops, then the detector on scenes composed of pasted faces and of backgrounds that hold none.
+(frames, 7) and the `canonical` mesh. `--rendered` adds what `vasa_hf.data.synthetic.rendered_faces` wrote: the closed
+eyes, averted gazes and turned heads that photographs lack, with exact labels. Two networks are trained, one after the
+other: the landmarker on turned, shifted, scaled and spoilt crops, then the detector on scenes composed of pasted faces
+and of backgrounds that hold none.
 """
 
 import argparse
@@ -21,7 +23,15 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vasa_hf.geometry.crops import crop_matrix, landmark_box, sampling_grid, transform_points
-from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS, mirror_permutation, rows
+from vasa_hf.geometry.landmarks import (
+    GROUPS,
+    LANDMARK_IDS,
+    eye_openness,
+    iris_offset,
+    mirror_permutation,
+    mouth_openness,
+    rows,
+)
 from vasa_hf.geometry.rotations import matrix_from_euler
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 
@@ -46,7 +56,10 @@ class TrainFaceAnalyzerConfig:
     weight_decay: float = 1e-4
     warmup_steps: int = 100
     portrait_share: float = 0.5
+    rendered: str | None = None  # folder with rendered.npz and rendered.npy of `vasa_hf.data.synthetic.rendered_faces`
+    rendered_share: float = 0.35  # of all faces, when there are such
     clip_stride: int = 4  # neighbouring frames of a clip are nearly the same
+    rare_share: float = 0.4  # frames drawn from those with closed eyes, averted gaze or an open mouth
     negative_share: float = 0.25
     ema_decay: float = 0.998
     mixed_precision: bool = True
@@ -59,10 +72,15 @@ class TrainFaceAnalyzerConfig:
 
 
 class LabelledFaces:
-    """Frames [N, 256, 256, 3] uint8 with points [N, 162, 2] in fractions and pose [N, 7]."""
+    """Frames [N, 256, 256, 3] uint8 with points [N, 162, 2] in fractions and pose [N, 7].
 
-    def __init__(self, frames: np.ndarray, points: Tensor, pose: Tensor, stride: int = 1):
+    Eyes are open and look ahead, mouths are shut in most frames. A network that only sees such ones learns the mean, so
+    `rare_share` of the draws are taken from frames of `rare_kinds`, each kind as often.
+    """
+
+    def __init__(self, frames: np.ndarray, points: Tensor, pose: Tensor, stride: int = 1, rare_share: float = 0.0):
         self.frames, self.points, self.pose, self.stride = frames, points, pose, stride
+        self.rare_share, self.rare = rare_share, rare_kinds(points)
 
     def __len__(self) -> int:
         return len(self.points)
@@ -70,8 +88,18 @@ class LabelledFaces:
     def random(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [B, 3, 256, 256] in [-1, 1], points and pose of random rows."""
         index = rng.integers(-(-len(self) // self.stride), size=count) * self.stride
+        for i in np.flatnonzero(rng.random(count) < self.rare_share) if self.rare else ():
+            index[i] = rng.choice(self.rare[rng.integers(len(self.rare))])
         frames = torch.from_numpy(np.stack([self.frames[i] for i in index])).permute(0, 3, 1, 2)
         return frames.float() / 127.5 - 1.0, self.points[index], self.pose[index]
+
+
+def rare_kinds(points: Tensor) -> list[np.ndarray]:
+    """Rows of the frames [N, 162, 2] with closed or half closed eyes, averted irises, open mouths; no empty kinds."""
+    eyes, irises = eye_openness(points).amin(dim=-1), iris_offset(points)
+    aside = (irises - irises.median(dim=0).values).norm(dim=-1).amax(dim=-1)
+    kinds = (eyes < 0.12, (eyes >= 0.12) & (eyes < 0.2), aside > 0.15, mouth_openness(points)[:, 0] > 0.15)
+    return [kind.nonzero()[:, 0].numpy() for kind in kinds if kind.any()]
 
 
 def read_folder(data: Path, kind: str, cache: Path | None) -> tuple[LabelledFaces, Tensor] | None:
@@ -84,7 +112,9 @@ def read_folder(data: Path, kind: str, cache: Path | None) -> tuple[LabelledFace
         raise ValueError(f"`data`: {label_file.name} must hold the {len(LANDMARK_IDS)} landmarks of vasa_hf.")
     count = int(labels["offsets"][-1])
     cached = cache / f"{data.name}_{kind}.npy" if cache else None
-    if cached is not None and cached.is_file():
+    if (data / f"{kind}.npy").is_file():  # rendered frames come as an array
+        frames = np.load(data / f"{kind}.npy", mmap_mode="r")
+    elif cached is not None and cached.is_file():
         frames = np.load(cached, mmap_mode="r")
     else:
         shape = (count, FRAME_SIZE, FRAME_SIZE, 3)
@@ -214,7 +244,7 @@ def sample(frame: Tensor, grid: Tensor, shrink: float) -> Tensor:
 
 def landmark_batch(sets, config, model, permutation, generator, rng) -> dict[str, Tensor]:
     """One training batch of the landmarker: crops and their true points and poses."""
-    frames, points, pose = draw(sets, config.batch_size, config.portrait_share, rng)
+    frames, points, pose = draw(sets, config.batch_size, config, rng)
     batch = len(frames)
     mirrored = torch.rand(batch, generator=generator) < 0.5
     frames[mirrored] = frames[mirrored].flip(-1)
@@ -274,20 +304,29 @@ def landmark_batch(sets, config, model, permutation, generator, rng) -> dict[str
     }
 
 
-def draw(sets: dict[str, LabelledFaces], count: int, portrait_share: float, rng: np.random.Generator):
-    """Frames, points and poses of random rows, a share of them portraits."""
-    portraits = count if "clips" not in sets else round(count * portrait_share) if "portraits" in sets else 0
-    parts = [sets[kind].random(n, rng) for kind, n in (("portraits", portraits), ("clips", count - portraits)) if n]
+def draw(sets: dict[str, LabelledFaces], count: int, config: TrainFaceAnalyzerConfig, rng: np.random.Generator):
+    """Frames, points and poses of random rows: so many rendered, of the others so many portraits."""
+    real = 1 - config.rendered_share
+    portraits = config.portrait_share if "clips" in sets else 1.0
+    portraits *= "portraits" in sets
+    shares = {"rendered": config.rendered_share, "portraits": real * portraits, "clips": real * (1 - portraits)}
+    shares = {kind: shares[kind] + 1e-6 for kind in sets}
+    bounds = np.round(np.cumsum(list(shares.values())) / sum(shares.values()) * count).astype(int)
+    counts = np.diff(bounds, prepend=0)
+    parts = [sets[kind].random(n, rng) for kind, n in zip(shares, counts, strict=True) if n]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 _GAPS = (
-    rows(159, 386, 13, 61, 468, 473, 468, 473, 158, 160, 385, 387),
-    rows(145, 374, 14, 291, 33, 263, 133, 362, 153, 144, 380, 373),
+    rows(159, 386, 158, 160, 385, 387, 468, 473, 468, 473, 468, 473, 13, 82, 312, 61),
+    rows(145, 374, 153, 144, 380, 373, 33, 263, 133, 362, 145, 374, 14, 87, 317, 291),
 )
+_IRISES = [*GROUPS["left_iris"], *GROUPS["right_iris"]]
+# Lids and irises move by hundredths of the face, and all that is said of eyes comes from them.
+_GAP_WEIGHTS = torch.tensor([4.0] * 6 + [3.0] * 6 + [2.0] * 4)
 _WEIGHTS = torch.ones(len(LANDMARK_IDS))
-_WEIGHTS[list({*GROUPS["left_iris"], *GROUPS["right_iris"], *GROUPS["left_eye"], *GROUPS["right_eye"]})] = 2.0
-_WEIGHTS[list({*GROUPS["lips_inner"], *GROUPS["lips_outer"]})] = 1.5
+_WEIGHTS[[*_IRISES, *GROUPS["left_eye"], *GROUPS["right_eye"]]] = 3.0
+_WEIGHTS[[*GROUPS["lips_inner"], *GROUPS["lips_outer"]]] = 1.5
 
 
 def landmark_loss(outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -295,6 +334,8 @@ def landmark_loss(outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> dict
     points, rotation, translation, scale, logit, _ = outputs
     present, unit = batch["present"], batch["scale"][:, None, None]
     inside = ((batch["points"] > 0.01) & (batch["points"] < 0.99)).all(-1).float() * present[:, None]
+    # Behind closed lids nobody knows where the iris is.
+    inside[:, _IRISES] *= (eye_openness(batch["points"]) / 0.12).clamp(0.05, 1).repeat_interleave(5, dim=1)
     error = F.smooth_l1_loss(points / unit, batch["points"] / unit, beta=0.01, reduction="none").sum(-1)
     count = inside.sum().clamp_min(1)
     a, b = _GAPS
@@ -309,7 +350,7 @@ def landmark_loss(outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> dict
 
     return {
         "points": 4 * (error * inside * _WEIGHTS).sum() / count,
-        "gaps": 8 * (gap_error * both).sum() / both.sum().clamp_min(1),
+        "gaps": 8 * (gap_error * both * _GAP_WEIGHTS).sum() / both.sum().clamp_min(1),
         "rotation": mean((rotation - batch["rotation"]).abs().mean(dim=(1, 2))),
         "translation": mean(((translation - batch["translation"]) / unit[..., 0]).abs().mean(dim=-1)),
         "scale": mean((scale.log() - batch["scale"].log()).abs()),
@@ -414,7 +455,7 @@ def scene_batch(sets, config, model, generator, rng) -> dict[str, Tensor]:
     """Composed pictures [B, 3, S, S] with `boxes` [N, 5]: scene, x0, y0, x1, y1 in pixels."""
     size, batch = model.config.detector_size, config.scenes_per_batch
     counts = rng.choice([0, 1, 1, 2, 3, 4], size=batch)
-    frames, points, _ = draw(sets, int(counts.sum()) + batch, max(config.portrait_share, 0.6), rng)
+    frames, points, _ = draw(sets, int(counts.sum()) + batch, config, rng)
     shuffle = torch.from_numpy(rng.permutation(len(frames)))
     frames, points = frames[shuffle], points[shuffle]
     mirrored = torch.rand(len(frames), generator=generator) < 0.5
@@ -575,9 +616,13 @@ def train(config: TrainFaceAnalyzerConfig) -> dict[str, list[float]]:
     rng = np.random.default_rng(config.seed)
     cache = Path(config.cache) if config.cache else None
     found = {kind: read_folder(Path(config.data), kind, cache) for kind in ("portraits", "clips")}
+    if config.rendered:
+        found["rendered"] = read_folder(Path(config.rendered), "rendered", cache)
     sets = {kind: part[0] for kind, part in found.items() if part is not None}
     if "clips" in sets:
         sets["clips"].stride = config.clip_stride
+    for part in sets.values():
+        part.rare_share = config.rare_share
     if not sets:
         raise ValueError(f"`data` must hold clips.npz or portraits.npz, but {config.data} has neither.")
     canonical = next(part[1] for part in found.values() if part is not None)
