@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
@@ -329,3 +330,12 @@ def test_video_of_the_demo_is_readable_by_others(files, tmp_path):
     assert talk(files, tmp_path / "out.mp4", "--seed", "1") == 0
     frames = list(read_video(tmp_path / "out.mp4"))
     assert len(frames) == 23 and frames[0].shape == (32, 32, 3)
+
+
+def test_convert_writes_only_what_fits(tmp_path, capsys):
+    torch.save({"netcnnaud.0.weight": torch.zeros(64, 1, 3, 3)}, tmp_path / "part.model")
+    assert main(["convert", "syncnet", str(tmp_path / "part.model"), str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "`source` does not fit SyncNet, nothing was written" in err and not (tmp_path / "out").exists()
+    assert main(["convert", "lpips", str(tmp_path / "part.model"), str(tmp_path / "out")]) == 2
+    assert "`source` must be 2 file(s) for lpips, got 1" in capsys.readouterr().err

@@ -170,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--no-sheets", dest="sheets", action="store_false", help="write no pictures of frames")
     judge.add_argument("--remake", action="store_true", help="only make the tables anew from the rows in the folder")
     networks = judge.add_argument_group("networks of metrics", "those of the model's folder are used if it has them")
+    networks.add_argument("--mediapipe", metavar="FILE", help="measure faces by MediaPipe: its face_landmarker.task")
     networks.add_argument("--recognizer", metavar="NAME", help="face recogniser: folder, or vision model of the Hub")
     networks.add_argument("--sync-expert", metavar="DIR", help="our sync expert")
     networks.add_argument("--capp", metavar="DIR", help="our CAPP")
@@ -177,6 +178,18 @@ def _parser() -> argparse.ArgumentParser:
     networks.add_argument("--lpips", metavar="DIR", help="LPIPS, converted by vasa_hf.convert.lpips")
     networks.add_argument("--fid-network", metavar="FILE", help="Inception: TorchScript")
     networks.add_argument("--fvd-network", metavar="FILE", help="I3D: TorchScript")
+
+    convert = command(
+        "convert",
+        _convert,
+        "turn a public checkpoint of a metric's network into a folder of safetensors, without running what it pickles",
+        "examples:\n"
+        "  vasa-hf convert syncnet syncnet_v2.model syncnet\n"
+        "  vasa-hf convert lpips alexnet.pth lpips_alex.pth lpips\n",
+    )
+    convert.add_argument("kind", choices=("syncnet", "lpips"), help="what it is")
+    convert.add_argument("source", nargs="+", help="checkpoint; for lpips the backbone's, then the linear layers'")
+    convert.add_argument("destination", help="folder to write")
 
     inspect = command(
         "inspect",
@@ -415,8 +428,16 @@ def _eval(options: argparse.Namespace) -> int:
     else:
         if options.data is None:
             raise ValueError("`data` must be given: --data DIR (or --remake).")
+        if not os.path.isdir(options.data):
+            raise ValueError(f"`data` must be an existing folder, got {options.data!r}.")
+        pipe = _load_pipeline(options)
+        detector = None
+        if options.mediapipe is not None:
+            from vasa_hf import MediaPipeFaceAnalyzer
+
+            detector = MediaPipeFaceAnalyzer(options.mediapipe, pipe.face_analyzer.canonical)
         missing = evaluate.evaluate(
-            _load_pipeline(options),
+            pipe,
             options.data,
             options.output,
             parts,
@@ -426,6 +447,7 @@ def _eval(options: argparse.Namespace) -> int:
             samples=options.samples,
             seed=options.seed,
             sheets=options.sheets,
+            detector=detector,
         )
     for name in missing:
         print(f"vasa-hf: not computed: {name}", file=sys.stderr)
@@ -460,6 +482,17 @@ def _metric_networks(options: argparse.Namespace) -> dict[str, Any]:
     if options.fvd_network is not None:
         networks["fvd"] = load_i3d(options.fvd_network, options.device)
     return networks
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from vasa_hf.convert.lpips import convert_lpips
+    from vasa_hf.convert.syncnet import convert_syncnet
+
+    convert, files = {"syncnet": (convert_syncnet, 1), "lpips": (convert_lpips, 2)}[options.kind]
+    if len(options.source) != files:
+        raise ValueError(f"`source` must be {files} file(s) for {options.kind}, got {len(options.source)}.")
+    print(convert(*options.source, options.destination))
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

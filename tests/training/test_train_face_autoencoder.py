@@ -9,7 +9,7 @@ from PIL import Image
 import vasa_hf
 from tests.testing_utils.face_data import make_face_data
 from tests.testing_utils.pipelines import make_vasa1_components
-from vasa_hf.data.face_pairs import FacePairs, thin_plate_flow, warp_by_landmarks
+from vasa_hf.data.face_pairs import FacePairs
 from vasa_hf.geometry.crops import cut_crop, standard_crop, transform_points
 from vasa_hf.hub import embedded_path
 from vasa_hf.models.face_analyzer import FaceAnalyzer, picture_tensor
@@ -46,19 +46,6 @@ def test_pairs_are_two_frames_of_one_clip(pairs):
         assert all(torch.equal(first[name], again[name]) for name in first)
         same = [i for i in range(18) if np.array_equal(pairs.frames[i], first["source"].permute(1, 2, 0).numpy())]
         assert bool(first["is_portrait"]) != bool(same)
-
-
-def test_thin_plate_moves_landmarks_and_holds_the_border():
-    source = torch.tensor([[[0.4, 0.5], [0.6, 0.5], [0.5, 0.7]]])
-    target = source + torch.tensor([0.05, 0.0])
-    flow = (thin_plate_flow(source, target, 101, 1e-6) + 1) / 2
-    for before, after in zip(source[0], target[0], strict=True):
-        x, y = (after * 101).long().tolist()
-        torch.testing.assert_close(flow[0, y, x], before, atol=0.01, rtol=0)
-    assert (flow[0, 0, :, 1]).abs().max() < 0.02
-    image = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
-    torch.testing.assert_close(warp_by_landmarks(image, source, source), image, atol=0.01, rtol=0)
-    assert (warp_by_landmarks(image, source, target) - image).abs().max() > 0.03
 
 
 def test_augmentation_keeps_picture_landmarks_and_pose_together(pairs):

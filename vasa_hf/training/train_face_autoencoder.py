@@ -21,10 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vasa_hf.data.face_pairs import FacePairs, decode_frames, warp_by_landmarks
+from vasa_hf.data.face_pairs import FacePairs, decode_frames
 from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.geometry.landmarks import gaze_angles
 from vasa_hf.geometry.rotations import euler_from_matrix
+from vasa_hf.geometry.thin_plate import warp_by_landmarks
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import PAPER_CONFIG, POSE_DIM, SMALL_CONFIG, Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import pretrained_features

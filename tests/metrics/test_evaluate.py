@@ -1,0 +1,299 @@
+"""The whole evaluation on a made-up folder with a tiny pipeline: tables, reasons, exit status."""
+
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.testing_utils.pipelines import make_audio, make_vasa1_components
+from vasa_hf import FaceAnalyzer, FaceImageProcessor, Vasa1FaceAutoencoder, VasaTalkingFacePipeline
+from vasa_hf.hub import embedded_path
+from vasa_hf.media import VideoWriter, save_wav
+from vasa_hf.metrics import tables
+from vasa_hf.metrics.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
+from vasa_hf.metrics.evaluate import evaluate, missing_metrics
+from vasa_hf.metrics.faces import FaceTrack, measure_faces
+from vasa_hf.metrics.motion import keypoint_distance, pose_variation
+from vasa_hf.metrics.scoring import fit_lip_motion, loudness_track, other_motion
+from vasa_hf.models.face_recognizer import FaceRecognizer
+
+CARD = embedded_path("vasa-small")
+ASSETS = CARD.parents[1] / "vasa_hf" / "assets"
+pytestmark = pytest.mark.skipif(not (CARD / "face_analyzer").is_dir(), reason="the embedded weights are not here")
+
+
+@pytest.fixture(scope="module")
+def analyzer():
+    return FaceAnalyzer.from_pretrained(CARD, subfolder="face_analyzer").float().eval()
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    """The demo portrait, small."""
+    return Image.open(ASSETS / "portrait.jpg").convert("RGB").resize((128, 128), Image.Resampling.LANCZOS)
+
+
+def moved(picture, shift):
+    """The picture moved to the right, its edge repeated."""
+    array = np.asarray(picture)
+    return array[:, np.clip(np.arange(array.shape[1]) - shift, 0, None)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, portrait):
+    """Two good clips of unequal length and size, one without a face, one without sound, one of a single frame."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("clips", "portraits", "speech"):
+        (folder / name).mkdir()
+    grey = Image.new("RGB", (96, 96), (128, 128, 128))
+    clips = {"a_good": (portrait, 12, True), "b_wide": (portrait.resize((160, 160)), 9, True)}
+    clips |= {"c_grey": (grey, 8, True), "d_mute": (portrait, 8, False), "e_one": (portrait, 1, True)}
+    for seed, (name, (picture, frames, sound)) in enumerate(clips.items()):
+        audio = (make_audio(frames / 25 + 0.1, seed), 16_000) if sound else None
+        with VideoWriter(folder / "clips" / f"{name}.mp4", 25, picture.size, audio, provenance=False) as writer:
+            for index in range(frames):
+                writer.write(moved(picture, index % 4))
+    shutil.copy(ASSETS / "portrait.jpg", folder / "portraits" / "face.jpg")
+    grey.save(folder / "portraits" / "grey.png")
+    save_wav(folder / "speech" / "long.wav", make_audio(3.1, 7), 16_000)
+    save_wav(folder / "speech" / "short.wav", make_audio(1.0, 8), 16_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(analyzer):
+    components = make_vasa1_components()
+    config = {**components["face_autoencoder"].config, "image_size": 64}
+    components |= {"face_autoencoder": Vasa1FaceAutoencoder.from_config(config).eval(), "face_analyzer": analyzer}
+    return VasaTalkingFacePipeline(**components | {"image_processor": FaceImageProcessor(size=64)})
+
+
+@pytest.fixture(scope="module")
+def result(pipeline, data, tmp_path_factory):
+    """All parts with one sample and a made-up recogniser; returns folder and missing metrics."""
+    torch.manual_seed(0)
+    recognizer = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=4, num_feature_maps=2).eval()
+    output = tmp_path_factory.mktemp("output")
+    parts = ["self", "cross", "audio", "studies"]
+    missing = evaluate(pipeline, data, output, parts, networks={"face_recognizer": recognizer}, samples=1)
+    return output, missing
+
+
+def values(output, part, system, metric):
+    return {
+        row["item"]: row["value"]
+        for row in tables.read_rows(output)
+        if (row["part"], row["system"], row["metric"]) == (part, system, metric) and row["value"] is not None
+    }
+
+
+def reasons(output, part, item):
+    return {row["why"] for row in tables.read_rows(output) if row["part"] == part and row["item"] == item} - {""}
+
+
+def test_every_system_has_its_rows(result, pipeline):
+    output, _ = result
+    model = type(pipeline).__name__
+    assert set(values(output, "self", model, "psnr")) == {"a_good", "b_wide", "d_mute"}
+    for system in (COPY, WARP):
+        assert set(values(output, "self", system, "ssim")) == {"a_good", "b_wide", "d_mute"}
+    assert values(output, "self", TRUTH, "delta_pose")
+    assert set(values(output, "cross", COPY, "pose_error")) == {"face"}
+    for system in (COPY, LOUD, OTHER, model):
+        assert {"a_good", "long@0s"} <= set(values(output, "audio", system, "delta_pose"))
+    assert set(values(output, "self", model, "fid_recognizer")) == {"*"}
+
+
+def test_copying_and_warping_score_what_they_must(result):
+    output, _ = result
+    assert max(values(output, "self", COPY, "delta_pose").values()) == pytest.approx(0, abs=1e-4)
+    assert set(values(output, "self", COPY, "lip_correlation").values()) == {0.0}
+    assert values(output, "cross", COPY, "identity")["face"] == pytest.approx(1, abs=1e-5)
+    copy, warp = (values(output, "self", system, "akd") for system in (COPY, WARP))
+    assert sum(warp.values()) < sum(copy.values())
+
+
+def test_unfit_files_get_rows_that_say_why(result):
+    output, _ = result
+    assert any("no face" in why for why in reasons(output, "self", "c_grey"))
+    assert any("no audio stream" in why for why in reasons(output, "audio", "d_mute"))
+    assert any("single frame" in why for why in reasons(output, "self", "e_one"))
+    assert any("shorter than a window" in why for why in reasons(output, "audio", "short"))
+    assert any("face" in why for why in reasons(output, "cross", "grey"))
+
+
+def test_tables_hold_ours_the_papers_and_the_reasons(result, pipeline):
+    output, _ = result
+    text = (output / "table.md").read_text()
+    for part in ("self", "cross", "audio"):
+        for system in PAPERS[part]:
+            assert f"| *{system}* |" in text
+    assert f"| **{type(pipeline).__name__}** |" in text and "7.957" in text and "23.942" not in text  # two decimals
+    assert "needs SyncNet: --syncnet" in text and "shorter than a window" in text
+    content = json.loads((output / "table.json").read_text())
+    assert {entry["part"] for entry in content["summary"]} >= {"self", "cross", "audio"}
+    with open(output / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    psnr = next(row for row in rows if row["metric"] == "psnr" and row["role"] == "model")
+    assert float(psnr["low"]) <= float(psnr["value"]) <= float(psnr["high"]) and psnr["items"] == "3"
+    assert Image.open(output / "sheets" / "self_a_good.jpg").size == (640, 654)
+
+
+def test_tables_are_remade_from_the_rows_alone(result, tmp_path):
+    output, _ = result
+    shutil.copytree(output / "rows", tmp_path / "rows")
+    tables.remake(tmp_path, plots=False)
+    for name in ("table.md", "card.md", "table.csv", "table.json"):
+        assert (tmp_path / name).read_text() == (output / name).read_text()
+    with pytest.raises(ValueError, match="rows/"):
+        tables.remake(tmp_path / "rows")
+
+
+def test_what_was_asked_for_and_is_absent_is_missing(result):
+    """Without networks for them, S_C and CAPP are told but not asked for, unless by name."""
+    output, missing = result
+    assert not [name for name in missing if "sync" in name or "capp" in name]
+    assert missing_metrics(output, ["audio"], ["delta_pose"]) == []
+    assert missing_metrics(output, ["audio"], ["sync_c"]) == ["audio: sync_c"]
+    assert missing_metrics(output, ["self"], ["capp"]) == ["capp: in none of the parts self"]
+
+
+def test_only_the_asked_for_metrics_are_computed(pipeline, data, tmp_path):
+    evaluate(pipeline, data, tmp_path, ["self"], metrics=["psnr"], limit=1, sheets=False)
+    assert {row["metric"] for row in tables.read_rows(tmp_path)} == {"psnr"}
+    assert not (tmp_path / "sheets").exists()
+
+
+def test_wrong_names_and_folders_are_told(pipeline, data, tmp_path):
+    with pytest.raises(ValueError, match="`metrics` must be of"):
+        evaluate(pipeline, data, tmp_path, metrics=["nonsense"])
+    with pytest.raises(ValueError, match="`parts` must be of"):
+        evaluate(pipeline, data, tmp_path, ["nonsense"])
+    with pytest.raises(ValueError, match="`data` must be an existing folder"):
+        evaluate(pipeline, tmp_path / "nowhere", tmp_path)
+    with pytest.raises(ValueError, match="`data` must hold clips"):
+        evaluate(pipeline, tmp_path, tmp_path)
+
+
+def summary_of(**systems):
+    """Rows of PSNR: role_name -> values by item."""
+    rows = []
+    for key, scores in systems.items():
+        role, system = key.split("_")
+        for item, value in enumerate(scores):
+            row = {"part": "self", "role": role, "system": system, "item": str(item), "sample": "0", "metric": "psnr"}
+            rows.append({**row, "value": value, "why": ""})
+    return tables.summarize(rows)
+
+
+def test_a_model_below_its_baseline_is_told():
+    verdicts = tables.below_baselines(summary_of(model_ours=[20, 21, 22.0], baseline_copy=[23, 24, 25.0]))
+    assert [(v["system"], v["baseline"], v["certain"]) for v in verdicts] == [("ours", "copy", True)]
+    doubtful = tables.below_baselines(summary_of(model_ours=[20, 25, 22.0], baseline_copy=[23, 23.5, 21.0]))
+    assert [v["certain"] for v in doubtful] == [False]
+    assert not tables.below_baselines(summary_of(model_ours=[26, 27.0], baseline_copy=[23, 24.0]))
+    # Only the items that both have are compared.
+    assert not tables.below_baselines(summary_of(model_ours=[20.0], baseline_copy=[19, 40.0]))
+
+
+def test_samples_are_averaged_before_clips():
+    rows = [
+        {"part": "audio", "role": "model", "system": "m", "item": item, "sample": sample, "metric": "msi", "why": ""}
+        for item, sample in (("a", 0), ("a", 1), ("a", 2), ("b", 0))
+    ]
+    for row, value in zip(rows, (1.0, 2.0, 3.0, 4.0), strict=True):
+        row["value"] = value
+    (entry,) = tables.summarize(rows)
+    assert entry["value"] == 3.0 and entry["items"] == 2 and entry["per_item"] == {"a": 2.0, "b": 4.0}
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    covered = 0
+    for seed in range(200):
+        values = torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        low, high = tables.bootstrap_interval(values, resamples=300, seed=seed)
+        covered += low <= 0 <= high
+        assert low <= values.mean() <= high
+    assert 0.88 <= covered / 200 <= 0.98  # percentile intervals are a little narrow; 200 trials
+    assert all(math.isnan(end) for end in tables.bootstrap_interval([1.0]))
+    assert tables.bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+
+
+def test_papers_rows_are_of_known_metrics():
+    for part, systems in PAPERS.items():
+        for row in systems.values():
+            assert set(row) <= set(PARTS[part]) <= set(METRICS)
+    assert PAPERS["audio"]["VASA-1 (Table 1, OneMin-32)"] == {
+        "sync_c": 7.957, "sync_d": 6.635, "capp_paper": 0.465, "delta_pose": 0.316, "fvd": 105.88,
+    }  # fmt: skip
+
+
+# --- the detector's track ---------------------------------------------------------------------------------------------
+
+
+def frames_of(portrait, shifts, size=128):
+    pictures = [np.asarray(Image.fromarray(moved(portrait, shift)).resize((size, size))) for shift in shifts]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def test_track_follows_a_moving_face(analyzer, portrait):
+    shifts = [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    track = measure_faces(analyzer, frames_of(portrait, shifts))
+    assert track.found.all() and track.landmarks.shape == (10, 162, 2) and track.pose.shape == (10, 7)
+    center = track.landmarks.mean(1)[:, 0] * 128
+    assert torch.allclose(center - center[0], torch.tensor(shifts, dtype=torch.float32), atol=1.0)
+    single = analyzer.detect(frames_of(portrait, [0])[0] * 2 - 1)[0]
+    alone = FaceTrack.of(single.landmarks[None] / 128, track.pose[:1])
+    assert keypoint_distance(track[:1], alone) < 2.5  # pixels at 256: another crop of the same face
+    frozen = measure_faces(analyzer, frames_of(portrait, [0] * 10))
+    assert pose_variation(frozen) < pose_variation(track)
+    with pytest.raises(ValueError, match="must show a face"):
+        measure_faces(analyzer, torch.full((3, 3, 64, 64), 0.5))
+
+
+class DetectsOnly:
+    """Another detector has `detect` and `canonical` alone, as `MediaPipeFaceAnalyzer` does."""
+
+    def __init__(self, analyzer):
+        self.detect, self.canonical = analyzer.detect, analyzer.canonical
+
+
+def test_another_detector_is_asked_frame_by_frame(analyzer, portrait):
+    frames = frames_of(portrait, [0, 3, 6])
+    frames[1] = 0.5  # nobody there
+    track, ours = measure_faces(DetectsOnly(analyzer), frames), measure_faces(analyzer, frames)
+    assert track.found.tolist() == [True, False, True]
+    assert keypoint_distance(track, ours) < 2.5
+    assert torch.allclose(track.pose[2], ours.pose[2], atol=0.03)
+
+
+def test_transplanted_movement_keeps_the_face_and_takes_the_pose(analyzer, portrait):
+    canonical = analyzer.canonical.float()
+    track = measure_faces(analyzer, frames_of(portrait, [0, 4, 8]))
+    assert torch.allclose(track.transplanted(track[:1], canonical), track.landmarks, atol=2e-3)
+    larger = FaceTrack.of(track.landmarks[:1] * 1.2, track.pose[:1] * torch.tensor([1, 1, 1, 1.2, 1.2, 1.2, 1.2]))
+    assert torch.allclose(track.transplanted(larger, canonical), track.landmarks, atol=2e-3)
+
+
+def test_loudness_moves_the_lower_lip_alone(analyzer, portrait):
+    still = measure_faces(analyzer, frames_of(portrait, [0]))
+    samples = torch.zeros(16000)
+    samples[8000:] = 0.3 * torch.sin(torch.arange(8000) * 0.2)
+    track = loudness_track(still, samples, 25)
+    assert track.lip_gap[3] < 0.02 and track.lip_gap[20] > 0.1
+    assert pose_variation(track) == pytest.approx(0, abs=1e-4)
+    assert torch.equal(track.eye_open, still.eye_open.expand(25))
+
+
+def test_parts_of_the_baselines():
+    assert other_motion(torch.arange(4.0), 9).tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+    assert other_motion(torch.arange(9.0), 3).tolist() == [0, 1, 2]
+    gaps = [torch.rand(20), torch.rand(30) + 1]
+    direction = torch.tensor([0.0, 2.0, -1.0])
+    latents = [gap[:, None] * direction + offset for gap, offset in zip(gaps, (0.5, -3.0), strict=True)]
+    assert torch.allclose(fit_lip_motion(latents, gaps), direction, atol=1e-4)

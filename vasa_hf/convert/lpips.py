@@ -1,0 +1,69 @@
+"""The public LPIPS weights as one safetensors file.
+
+    python -m vasa_hf.convert.lpips alexnet-owt-7be5be79.pth alex.pth FOLDER
+
+The first file is torchvision's AlexNet or VGG-16, the second the linear layers of the `lpips` package (`weights/v0.1`).
+Both are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from vasa_hf.metrics.lpips import FILE_NAME, Lpips
+
+
+def convert_lpips(backbone: str | os.PathLike, linear: str | os.PathLike, destination: str | os.PathLike) -> Path:
+    """Write `lpips.safetensors`.
+
+    Args:
+        backbone (`str` or `os.PathLike`): State dict with `features.N.weight` and `features.N.bias`.
+        linear (`str` or `os.PathLike`): State dict with `lin0.model.1.weight` to `lin4.model.1.weight`.
+        destination (`str` or `os.PathLike`): Folder; made if need be.
+
+    Raises:
+        ValueError: If a file cannot be read or tensors are missing or of another shape.
+    """
+    features, layers = _read("backbone", backbone), _read("linear", linear)
+    state = {name: value.float().contiguous() for name, value in features.items() if name.startswith("features.")}
+    network = Lpips("vgg" if "features.28.weight" in state else "alex")
+    for index, weight in enumerate(network.weights):
+        name = f"lin{index}.model.1.weight"
+        if name not in layers or layers[name].numel() != weight.numel():
+            got = tuple(layers[name].shape) if name in layers else "nothing"
+            raise ValueError(f"`linear` must hold {name} with {weight.numel()} numbers, got {got}.")
+        state[f"weights.{index}"] = layers[name].reshape(-1).float().contiguous()
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"`backbone` must be torchvision's AlexNet or VGG-16: {error}") from error
+    target = Path(destination) / FILE_NAME
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    save_file(state, partial)
+    partial.rename(target)
+    return target
+
+
+def _read(argument: str, path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(
+            f"`{argument}` must be a state dict saved by torch, got {os.fspath(path)!r}: {error}"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"`{argument}` must be a state dict, {os.fspath(path)!r} holds a {type(state).__name__}.")
+    return state
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: python -m vasa_hf.convert.lpips BACKBONE.pth LINEAR.pth FOLDER")
+    print(convert_lpips(*sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""Thin-plate splines: a picture's landmarks moved to other places, everything else bent as little as possible."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def warp_by_landmarks(image: Tensor, source: Tensor, target: Tensor, stiffness: float = 1e-3) -> Tensor:
+    """Move a picture's landmarks by a thin-plate spline, its border held still.
+
+    Args:
+        image (`torch.Tensor` of shape `(batch, 3, size, size)`): Pictures.
+        source (`torch.Tensor` of shape `(batch, points, 2)`): Landmarks in the pictures, fractions of the crop.
+        target (`torch.Tensor` of shape `(batch, points, 2)`): Where they go.
+        stiffness (`float`): Smoothing of the spline.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 3, size, size)`.
+    """
+    flow = thin_plate_flow(source, target, 48, stiffness)
+    flow = F.interpolate(flow.permute(0, 3, 1, 2), image.shape[-1], mode="bicubic", align_corners=False)
+    return F.grid_sample(image, flow.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+
+
+def thin_plate_flow(source: Tensor, target: Tensor, size: int, stiffness: float = 1e-3) -> Tensor:
+    """Dense backward flow of a thin-plate spline: `(batch, size, size, 2)` source positions, xy in [-1, 1]."""
+    ticks = torch.linspace(0, 1, 9, device=source.device)
+    edge = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), -1).reshape(-1, 2)
+    edge = edge[((edge == 0) | (edge == 1)).any(1)].expand(len(source), -1, -1)
+    points = torch.cat([target, edge], 1)
+    values = torch.cat([source - target, torch.zeros_like(edge)], 1)
+    kernel = _plate(torch.cdist(points, points)) + stiffness * torch.eye(points.shape[1], device=points.device)
+    affine = torch.cat([torch.ones_like(points[..., :1]), points], -1)
+    system = torch.cat(
+        [torch.cat([kernel, affine], 2), torch.cat([affine.mT, affine.new_zeros(len(points), 3, 3)], 2)], 1
+    )
+    weights = torch.linalg.solve(system, torch.cat([values, values.new_zeros(len(points), 3, 2)], 1))
+    axis = (torch.arange(size, device=source.device) + 0.5) / size
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2).expand(len(source), -1, -1)
+    basis = torch.cat([_plate(torch.cdist(grid, points)), torch.ones_like(grid[..., :1]), grid], -1)
+    return ((grid + basis @ weights) * 2 - 1).unflatten(1, (size, size))
+
+
+def _plate(distance: Tensor) -> Tensor:
+    return distance.square() * distance.clamp_min(1e-6).log()

@@ -1,0 +1,205 @@
+"""Names, units and directions of all metrics, and the numbers that the papers print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of a table.
+
+    Attributes:
+        label (`str`): Heading.
+        better (`int`): 1 if more is better, -1 if less is, 0 if neither.
+        decimals (`int`): Digits behind the point.
+        about (`str`): One sentence for the foot of the table.
+        needs (`str`, *optional*): Network it needs: a key of `evaluate`'s `networks`.
+        trivial (`tuple[str, ...]`): Baselines that are perfect in it by construction, and so no yardstick.
+    """
+
+    label: str
+    better: int
+    decimals: int
+    about: str
+    needs: str | None = None
+    trivial: tuple[str, ...] = ()
+
+
+COPY, WARP, OTHER, LOUD = (
+    "copy of the source frame",
+    "thin-plate warp by the true driving landmarks",
+    "motion of another clip",
+    "mouth that follows loudness",
+)
+TRUTH = "true frames"
+NO_CONTROL = "control ignored"
+NOT_DEFINED = "not defined here"  # beginning of the reasons that are no failure
+
+METRICS: dict[str, Metric] = {
+    "psnr": Metric("PSNR dB", 1, 2, "peak signal-to-noise ratio of the whole crop"),
+    "psnr_face": Metric("PSNR face dB", 1, 2, "the same inside the true landmarks' box"),
+    "ssim": Metric("SSIM", 1, 3, "structural similarity, Gaussian window of 11 pixels"),
+    "l1": Metric("L1", -1, 4, "mean absolute difference of colours in [0, 1]"),
+    "lpips": Metric("LPIPS", -1, 3, "with the public weights", "lpips"),
+    "perceptual": Metric("perceptual", -1, 3, "feature distance of the recogniser; not LPIPS", "face_recognizer"),
+    "fid": Metric("FID", -1, 2, "Fréchet distance of Inception features", "fid"),
+    "fid_recognizer": Metric(
+        "FID (recogniser)",
+        -1,
+        4,
+        "Fréchet distance of the recogniser's embeddings; not FID",
+        "face_recognizer",
+        (COPY,),
+    ),
+    "fvd": Metric("FVD₂₅", -1, 1, "Fréchet distance of I3D features of 25-frame clips at 224²", "fvd"),
+    "identity": Metric(
+        "identity", 1, 3, "cosine of identity embeddings to the source", "face_recognizer", (COPY, WARP)
+    ),
+    "akd": Metric("AKD px", -1, 2, "mean landmark distance at 256², our detector on both", None, (WARP,)),
+    "akd_labels": Metric("AKD to labels px", -1, 2, "the same against the data's own labels", None, (WARP,)),
+    "pose_error": Metric("pose error °", -1, 2, "angle to the true head rotation", None, (WARP,)),
+    "lip_correlation": Metric("lip corr.", 1, 3, "correlation of the lip gap with the true one", None, (WARP,)),
+    "gaze_error": Metric("gaze error °", -1, 2, "angle to the wanted or true gaze (E_θg)", None, (WARP, COPY)),
+    "distance_error": Metric("distance error", -1, 3, "relative error of the head's size (E_s)", None, (WARP, COPY)),
+    "msi": Metric("MSI", 1, 3, "1 / variance of the landmarks' acceleration at 256²", None, (COPY, LOUD)),
+    "smoothness": Metric("smoothness", 1, 4, "1 - difference from the neighbours' mean", None, (COPY,)),
+    "delta_pose": Metric("ΔP °", 0, 3, "head rotation a frame"),
+    "blink_rate": Metric("blinks/min", 0, 1, "lids closing and opening again, by our detector"),
+    "closed_in_silence": Metric("closed in pauses", 1, 3, "share of silent frames with shut lips", None, (COPY, LOUD)),
+    "sync_c": Metric("S_C", 1, 3, "SyncNet confidence", "syncnet"),
+    "sync_d": Metric("S_D", -1, 3, "SyncNet distance", "syncnet"),
+    "expert_c": Metric(
+        "S_C (ours)", 1, 3, "our sync expert's confidence with the sound where it is; not SyncNet's", "sync_expert"
+    ),
+    "expert_d": Metric("S_D (ours)", -1, 3, "its distance, likewise", "sync_expert"),
+    "expert_offset": Metric("offset frames", -1, 2, "how far off it finds the sound", "sync_expert"),
+    "capp_paper": Metric("CAPP (VASA-1's)", 1, 3, "the paper's own network, not published", "nobody"),
+    "capp": Metric("CAPP (ours)", 1, 3, "audio-pose alignment by our network", "capp"),
+    "found": Metric("face found", 1, 3, "share of frames in which our detector sees a face", None, (COPY,)),
+    "gaze_yaw_slope": Metric("gaze yaw slope", 0, 2, "measured over asked change; 1 is right"),
+    "gaze_pitch_slope": Metric("gaze pitch slope", 0, 2, "likewise"),
+    "gaze_control_error": Metric("gaze error °", -1, 2, "mean |measured - asked| over the asked directions"),
+    "distance_slope": Metric("distance slope", 0, 2, "measured over asked change of the log of the head's size"),
+    "distance_control_error": Metric("distance error", -1, 3, "mean |log measured - log asked|"),
+    "emotion_change": Metric("emotion change", 1, 3, "rise of the asked expression's score over neutral"),
+    "emotion_hit": Metric("emotion hits", 1, 2, "share of emotions whose own score rises most"),
+}
+
+# Part -> its metrics. `capp_paper` is there for the papers' rows.
+MOVING = ("msi", "smoothness", "delta_pose", "blink_rate", "found")
+SYNC = ("sync_c", "sync_d", "expert_c", "expert_d", "expert_offset", "capp_paper", "capp")
+PARTS: dict[str, tuple[str, ...]] = {
+    "self": (
+        *("psnr", "psnr_face", "ssim", "l1", "lpips", "perceptual", "fid", "fid_recognizer", "fvd", "identity"),
+        *("akd", "akd_labels", "pose_error", "lip_correlation", "gaze_error", "distance_error"),
+        *MOVING,
+    ),
+    "cross": (
+        *("fid", "fid_recognizer", "identity", "akd", "pose_error", "lip_correlation", "gaze_error"),
+        *("distance_error", *MOVING),
+    ),
+    "audio": (
+        *SYNC,
+        *("delta_pose", "fvd", "fid", "fid_recognizer", "identity", "lip_correlation", "closed_in_silence"),
+        *("gaze_error", "distance_error", "msi", "smoothness", "blink_rate", "found"),
+    ),
+    "ablations": (*SYNC, "delta_pose", "fvd", "gaze_error", "distance_error"),
+    "controls": (
+        *("gaze_yaw_slope", "gaze_pitch_slope", "gaze_control_error", "distance_slope", "distance_control_error"),
+        *("emotion_change", "emotion_hit"),
+    ),
+    "studies": (),
+}
+TITLES = {
+    "self": "Self-reconstruction",
+    "cross": "Cross-reenactment",
+    "audio": "Audio-driven generation",
+    "ablations": "Ablation of guidance scales and steps (VASA-1, Table 4)",
+    "controls": "Controllability",
+    "studies": "Studies of the learned metrics on real clips (VASA-1, Tables 2 and 3)",
+}
+
+
+def _rows(names: str, table: dict[str, tuple]) -> dict[str, dict[str, float]]:
+    columns = names.split()
+    return {
+        system: {name: value for name, value in zip(columns, values, strict=True) if value is not None}
+        for system, values in table.items()
+    }
+
+
+# What the papers print, on their own data with their own networks. None: not given.
+PAPERS: dict[str, dict[str, dict[str, float]]] = {
+    "self": _rows(
+        "fid lpips psnr akd msi",
+        {
+            "FOMM (GAIA, Table 2)": (23.843, 0.196, 22.669, 2.160, 0.839),
+            "HeadGAN (GAIA, Table 2)": (21.499, 0.278, 18.555, 2.990, 0.835),
+            "face-vid2vid (GAIA, Table 2)": (18.604, 0.184, 23.681, 2.195, 0.813),
+            "GAIA (Table 2)": (15.730, 0.167, 23.942, 1.442, 0.856),
+        },
+    ),
+    "cross": _rows(
+        "fid akd msi",
+        {
+            "FOMM (GAIA, Table 2)": (45.951, 3.404, 0.838),
+            "HeadGAN (GAIA, Table 2)": (90.746, 5.964, 0.788),
+            "face-vid2vid (GAIA, Table 2)": (28.093, 3.630, 0.853),
+            "GAIA (Table 2)": (15.200, 2.003, 1.102),
+        },
+    ),
+    "audio": {
+        **_rows(
+            "sync_c sync_d capp_paper delta_pose fvd",
+            {
+                "MakeItTalk (VASA-1, Table 1, OneMin-32)": (-0.123, 14.340, 0.002, 0.190, 304.83),
+                "Audio2Head (VASA-1, Table 1, OneMin-32)": (5.992, 8.211, 0.205, 0.239, 209.77),
+                "SadTalker (VASA-1, Table 1, OneMin-32)": (5.501, 8.850, 0.383, 0.252, 214.51),
+                "VASA-1 (Table 1, OneMin-32)": (7.957, 6.635, 0.465, 0.316, 105.88),
+                "real video (VASA-1, Table 1, OneMin-32)": (7.192, 7.254, 0.559, 0.405, 29.25),
+                "VASA-1 (Table 1, VoxCeleb2)": (8.841, 6.312, 0.468, 0.304, None),
+                "real video (VASA-1, Table 1, VoxCeleb2)": (7.640, 7.189, 0.588, 0.505, None),
+            },
+        ),
+        **_rows(
+            "sync_d msi fid",
+            {
+                "SadTalker (GAIA, Table 3)": (8.606, 1.165, 22.322),
+                "GAIA (Table 3)": (8.528, 1.181, 22.924),
+            },
+        ),
+        **_rows(
+            "fvd fid sync_c sync_d smoothness",
+            {
+                "JoyVASA (MoDA, Table 1, HDTF)": (229.634, 32.584, 5.255, 9.600, 0.9968),
+                "Ditto (MoDA, Table 1, HDTF)": (243.491, 32.200, 6.102, 8.790, 0.9970),
+                "MoDA (Table 1, HDTF)": (174.622, 28.182, 7.369, 7.744, 0.9971),
+                "real video (MoDA, Table 1, HDTF)": (None, None, 7.267, 7.586, 0.9959),
+            },
+        ),
+    },
+    "ablations": _rows(
+        "sync_c sync_d capp_paper delta_pose fvd gaze_error distance_error",
+        {
+            "VASA-1, λ_A = 0, λ_g = 0": (7.087, 7.391, 0.414, 0.291, 117.425, 5.730, 0.004),
+            "VASA-1, λ_A = 0, λ_g = 1": (7.134, 7.345, 0.421, 0.290, 116.547, 5.329, 0.004),
+            "VASA-1, λ_A = 0, λ_g = 2": (7.108, 7.386, 0.414, 0.298, 117.784, 5.064, 0.005),
+            "VASA-1, λ_A = 0.5, λ_g = 1": (7.957, 6.635, 0.465, 0.316, 105.884, 5.253, 0.005),
+            "VASA-1, λ_A = 1, λ_g = 1": (8.218, 6.437, 0.474, 0.342, 104.886, 5.333, 0.005),
+            "VASA-1, λ_A = 2, λ_g = 1": (8.295, 6.397, 0.455, 0.395, 104.293, 5.531, 0.005),
+            "VASA-1, λ_A = 0.5, λ_g = 1, 10 steps": (8.293, 6.363, 0.523, 0.243, 117.060, 5.469, 0.006),
+            "VASA-1, real video": (7.192, 7.254, 0.559, 0.405, 29.244, None, None),
+        },
+    ),
+}
+# Table 4's settings: audio scale, gaze scale, steps.
+ABLATIONS = (
+    (0.0, 0.0, 50),
+    (0.0, 1.0, 50),
+    (0.0, 2.0, 50),
+    (0.5, 1.0, 50),
+    (1.0, 1.0, 50),
+    (2.0, 1.0, 50),
+    (0.5, 1.0, 10),
+)

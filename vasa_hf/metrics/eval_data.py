@@ -1,0 +1,158 @@
+"""The folder that `vasa-hf eval` reads: clips, portraits, speech, and labels where there are some.
+
+```
+clips/*.mp4            talking people; with clips.npz beside it they are face crops already, and their labels are used
+portraits/*.jpg        faces that shall be driven
+speech/*.flac          voices without pictures
+identities.csv         clip,identity (optional): which clips show the same person
+```
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vasa_hf.geometry.crops import cut_crop, standard_crop
+from vasa_hf.media.audio import load_audio
+from vasa_hf.media.video import VideoReader
+from vasa_hf.metrics.faces import FaceTrack
+from vasa_hf.metrics.motion import SAMPLES_PER_FRAME
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
+SOUNDS = {".flac", ".wav", ".mp3", ".m4a", ".ogg"}
+
+
+@dataclass
+class Clip:
+    """One real clip as square face crops.
+
+    Attributes:
+        name (`str`): File name without suffix.
+        frames (`torch.Tensor` of shape `(frames, 3, size, size)`): RGB in [0, 1].
+        samples (`torch.Tensor` of shape `(n,)` or `None`): Mono at 16 kHz, cut to the frames.
+        silent_because (`str`): Why there are no samples.
+        labels (`FaceTrack` or `None`): The data's own landmarks and poses.
+    """
+
+    name: str
+    frames: Tensor
+    samples: Tensor | None
+    silent_because: str
+    labels: FaceTrack | None
+
+
+class EvalData:
+    """What a folder holds.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+        limit (`int`, *optional*): Take so many clips, portraits and voices at most, evenly spread.
+
+    Raises:
+        ValueError: If the folder does not exist or holds neither clips nor portraits nor speech.
+    """
+
+    def __init__(self, folder: str | os.PathLike, limit: int | None = None):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"`data` must be an existing folder, got {os.fspath(folder)!r}.")
+        self.clips = _spread(_files(self.folder / "clips", VIDEOS), limit)
+        self.portraits = _spread(_files(self.folder / "portraits", PICTURES), limit)
+        self.speech = _spread(_files(self.folder / "speech", SOUNDS), limit)
+        if not (self.clips or self.portraits or self.speech):
+            raise ValueError(f"`data` must hold clips/, portraits/ or speech/, {os.fspath(folder)!r} has none.")
+        self.people = {path.stem: path.stem for path in self.clips}
+        if (self.folder / "identities.csv").is_file():
+            with open(self.folder / "identities.csv", newline="") as file:
+                self.people.update({row["clip"]: row["identity"] for row in csv.DictReader(file)})
+        self._labels = _read_labels(self.folder / "clips.npz")
+
+    def load_clip(self, path: Path, size: int, analyzer, audio_processor) -> Clip:
+        """Read one clip as face crops of `size`, at 25 frames a second and 16 kHz.
+
+        Args:
+            path (`Path`): One of `clips`.
+            size (`int`): Side of the crops.
+            analyzer (`FaceAnalyzer`): Finds the face of a clip without labels.
+            audio_processor (`VasaAudioProcessor`): Resamples the sound.
+
+        Raises:
+            ValueError: If it cannot be read, shows no face, or does not fit its labels.
+        """
+        frames = list(VideoReader(path, 25))
+        labels = self._labels.get(path.stem)
+        if labels is None:
+            frames = _cut_faces(frames, size, analyzer)
+        else:
+            if abs(len(frames) - len(labels)) > 1:
+                raise ValueError(f"the clip has {len(frames)} frames, its labels {len(labels)}.")
+            if frames[0].shape[0] != frames[0].shape[1]:
+                raise ValueError(f"a labelled clip must be square face crops, got {frames[0].shape[:2]} pixels.")
+            frames = torch.stack([picture(frame, size) for frame in frames[: len(labels)]])
+            labels = labels[: len(frames)]
+        samples, because = None, ""
+        try:
+            samples = load_samples(path, audio_processor)[: len(frames) * SAMPLES_PER_FRAME]
+        except ValueError as error:
+            because = str(error)
+        return Clip(path.stem, frames, samples, because, labels)
+
+
+def picture(array: np.ndarray, size: int) -> Tensor:
+    """A square uint8 picture `(height, width, 3)` as `(3, size, size)` in [0, 1]."""
+    if array.shape[:2] != (size, size):
+        array = np.asarray(Image.fromarray(array).resize((size, size), Image.Resampling.LANCZOS))
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1).float() / 255
+
+
+def to_uint8(frames: Tensor) -> list[np.ndarray]:
+    """Frames `(n, 3, size, size)` in [0, 1] as uint8 pictures."""
+    return list((frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def load_samples(path: str | os.PathLike, audio_processor) -> Tensor:
+    """The sound of a file, mono at 16 kHz, `(n,)`."""
+    return torch.from_numpy(audio_processor.load(load_audio(path))).reshape(-1)
+
+
+def _files(folder: Path, suffixes: set[str]) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in suffixes)
+
+
+def _spread(paths: list[Path], limit: int | None) -> list[Path]:
+    if limit is None or len(paths) <= limit:
+        return paths
+    return [paths[round(index)] for index in np.linspace(0, len(paths) - 1, limit)]
+
+
+def _read_labels(path: Path) -> dict[str, FaceTrack]:
+    if not path.is_file():
+        return {}
+    with np.load(path) as arrays:
+        landmarks = torch.from_numpy((arrays["landmarks"].astype(np.float32) - 8192) / 8192)
+        pose, offsets = torch.from_numpy(arrays["pose"].astype(np.float32)), arrays["offsets"]
+        return {
+            str(name): FaceTrack.of(landmarks[first:last], pose[first:last])
+            for name, first, last in zip(arrays["names"], offsets[:-1], offsets[1:], strict=True)
+        }
+
+
+def _cut_faces(frames: list[np.ndarray], size: int, analyzer) -> Tensor:
+    """One still standard crop around the face of the first frame that has one, cut out of all frames."""
+    for frame in frames[:: max(1, len(frames) // 8)]:
+        if faces := analyzer.detect(frame):
+            matrix = standard_crop(faces[0].box)
+            break
+    else:
+        raise ValueError(f"the clip shows no face in its {len(frames)} frames.")
+    cut = [cut_crop(torch.from_numpy(frame).permute(2, 0, 1).float() / 255, matrix, size) for frame in frames]
+    return torch.stack(cut)

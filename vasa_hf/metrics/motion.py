@@ -1,0 +1,232 @@
+"""Movement of heads, lips, lids and eyes: how much, how smooth, and how close to what was wanted.
+
+Functions of `FaceTrack`s (what a detector sees) unless they say otherwise. Frames without a face do not count.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vasa_hf.metrics.faces import FaceTrack
+
+PIXELS = 256  # distances in pixels are those of a picture of this side, whatever its own
+FPS = 25
+SAMPLES_PER_FRAME = 640
+CLOSED_LIDS = 0.6  # of the clip's usual opening
+CLOSED_LIPS = 0.03  # of the distance of the outer eye corners
+
+
+def _mean(values: Tensor, found: Tensor, what: str) -> float:
+    values = values[found]
+    if not len(values):
+        raise ValueError(f"`{what}` must show a face in enough frames, got none.")
+    return float(values.mean())
+
+
+def _both(track: FaceTrack, truth: FaceTrack) -> Tensor:
+    if len(track) != len(truth):
+        raise ValueError(f"`track` and `truth` must have equally many frames, got {len(track)} and {len(truth)}.")
+    return track.found & truth.found
+
+
+def angle_between(a: Tensor, b: Tensor) -> Tensor:
+    """Angle in degrees of the rotation from one to the other: rotations `(..., 3, 3)` -> `(...)`."""
+    cosine = ((a.mT @ b).diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    # For small angles the cosine is all rounding: the sine comes from the antisymmetric part.
+    turn = a.mT @ b - b.mT @ a
+    sine = torch.stack([turn[..., 2, 1], turn[..., 0, 2], turn[..., 1, 0]], -1).norm(dim=-1) / 2
+    return torch.atan2(sine, cosine).rad2deg()
+
+
+def pose_variation(track: FaceTrack) -> float:
+    """ΔP, VASA-1 §4.1: the mean angle between the head's rotations in adjacent frames, in degrees.
+
+    # Not in the paper: the unit, and which difference of angles is meant; this is the angle of the rotation between.
+
+    Args:
+        track (`FaceTrack`): Of a video at 25 frames a second.
+    """
+    rotation = track.rotation
+    return _mean(angle_between(rotation[:-1], rotation[1:]), track.found[:-1] & track.found[1:], "track")
+
+
+def keypoint_distance(track: FaceTrack, truth: FaceTrack) -> float:
+    """AKD: mean distance of the 162 landmarks from the true ones, in pixels at 256².
+
+    Args:
+        track (`FaceTrack`): What is judged.
+        truth (`FaceTrack`): Equally many frames.
+    """
+    both = _both(track, truth)
+    return _mean((track.landmarks - truth.landmarks).norm(dim=-1).mean(-1) * PIXELS, both, "track")
+
+
+def pose_error(track: FaceTrack, truth: FaceTrack) -> float:
+    """Mean angle between the head's rotation and the true one, in degrees."""
+    both = _both(track, truth)
+    return _mean(angle_between(track.rotation, truth.rotation), both, "track")
+
+
+def gaze_error(track: FaceTrack, wanted: Tensor) -> float:
+    """Mean angle between the direction of the eyes and the wanted one, in degrees (E_θg of VASA-1's Table 4).
+
+    Args:
+        track (`FaceTrack`): What is judged.
+        wanted (`torch.Tensor` of shape `(2,)` or `(frames, 2)`): Yaw and pitch in radians.
+    """
+    seen, wanted = _direction(track.gaze), _direction(wanted.expand(len(track), 2))
+    return _mean((seen * wanted).sum(-1).clamp(-1, 1).acos().rad2deg(), track.found, "track")
+
+
+def _direction(angles: Tensor) -> Tensor:
+    """Yaw and pitch `(..., 2)` as unit vectors."""
+    yaw, pitch = angles.unbind(-1)
+    return torch.stack([yaw.sin() * pitch.cos(), pitch.sin(), yaw.cos() * pitch.cos()], -1)
+
+
+def distance_error(track: FaceTrack, wanted_scale: Tensor | float) -> float:
+    """Mean relative error of the head's distance, from its size: |wanted scale / seen scale - 1|.
+
+    Args:
+        track (`FaceTrack`): What is judged.
+        wanted_scale (`torch.Tensor` of shape `(frames,)` or `float`): Size the head should have.
+    """
+    return _mean((wanted_scale / track.scale - 1).abs(), track.found, "track")
+
+
+def motion_stability(track: FaceTrack) -> float:
+    """MSI (StableFace, Ling et al. 2022; used by GAIA): the reciprocal of the variance of the landmarks' acceleration.
+
+    # Not in the papers at hand: units (here pixels at 256², frames), and that the variances of the points' x and y are
+    # averaged before the reciprocal, so that one still point does not make the index infinite.
+
+    Args:
+        track (`FaceTrack`): At least 4 frames with a face.
+    """
+    points = track.landmarks * PIXELS
+    acceleration = points[2:] - 2 * points[1:-1] + points[:-2]
+    acceleration = acceleration[track.found[2:] & track.found[1:-1] & track.found[:-2]]
+    if len(acceleration) < 2:
+        raise ValueError(f"`track` must have 4 frames with a face, got {int(track.found.sum())}.")
+    return 1 / max(float(acceleration.var(0).mean()), 1e-6)
+
+
+def smoothness(frames: Tensor) -> float:
+    """How well frames are foretold by their neighbours: 1 minus the mean difference from the average of both.
+
+    VBench's motion smoothness (MoDA's "Smo") with the average in place of a frame interpolation network.
+
+    Args:
+        frames (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
+    """
+    if len(frames) < 3:
+        raise ValueError(f"`frames` must be at least 3, got {len(frames)}.")
+    middle = frames[1:-1:2]
+    return 1 - float((middle - (frames[:-2:2] + frames[2::2]) / 2).abs().mean())
+
+
+def blink_rate(track: FaceTrack, closed: float = CLOSED_LIDS) -> float:
+    """Blinks a minute: times that the lids fall below a share of their usual opening, having been half way above it.
+
+    # Not in the paper: VASA-1 shows blinks but counts none.
+
+    Args:
+        track (`FaceTrack`): Of a video at 25 frames a second, at least 10 frames with a face.
+        closed (`float`, defaults to 0.6): That share; larger for detectors that do not see eyes quite shut.
+    """
+    openness = track.eye_open[track.found]
+    if len(openness) < 10:
+        raise ValueError(f"`track` must have 10 frames with a face, got {len(openness)}.")
+    share, shut, blinks = openness / openness.quantile(0.8), False, 0
+    for value in share.tolist():
+        if not shut and value < closed:
+            shut, blinks = True, blinks + 1
+        elif shut and value > (1 + closed) / 2:
+            shut = False
+    return blinks * 60 * FPS / len(openness)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson correlation of two series `(frames,)`.
+
+    Raises:
+        ValueError: If one of them does not change: then there is none.
+    """
+    if len(a) != len(b) or len(a) < 5:
+        raise ValueError(f"`a` and `b` must have the same length of at least 5, got {len(a)} and {len(b)}.")
+    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    if min(a.norm(), b.norm()) < 1e-9:
+        raise ValueError("`a` and `b` must change over time, got a constant.")
+    return float((a @ b) / (a.norm() * b.norm()))
+
+
+def lip_correlation(track: FaceTrack, truth: FaceTrack) -> float:
+    """Correlation over time of the lip gap with the true (or driving) one; 0 for lips that do not move."""
+    both = _both(track, truth)
+    gap = track.lip_gap[both]
+    if len(gap) and float(gap.std()) < 1e-6:
+        return 0.0
+    return correlation(gap, truth.lip_gap[both])
+
+
+def loudness(samples: Tensor, num_frames: int) -> Tensor:
+    """Root mean square of the sound in each frame, `(frames,)`; silence after its end.
+
+    Args:
+        samples (`torch.Tensor` of shape `(n,)`): Mono at 16 kHz.
+        num_frames (`int`): Frames at 25 a second.
+    """
+    samples = samples[: num_frames * SAMPLES_PER_FRAME].float()
+    samples = torch.nn.functional.pad(samples, (0, num_frames * SAMPLES_PER_FRAME - len(samples)))
+    return samples.unflatten(0, (num_frames, -1)).square().mean(1).sqrt()
+
+
+def silent_frames(samples: Tensor, num_frames: int, hold: int = 3) -> Tensor:
+    """Frames inside pauses, `(frames,)` bool: 30 dB below the loudest, and so for `hold` frames before and after.
+
+    Args:
+        samples (`torch.Tensor` of shape `(n,)`): Mono at 16 kHz.
+        num_frames (`int`): Frames at 25 a second.
+        hold (`int`): Lips open before a sound and close after it.
+    """
+    level = loudness(samples, num_frames)
+    loud = level > max(float(level.max()) * 10 ** (-30 / 20), 1e-4)
+    near = torch.nn.functional.max_pool1d(loud[None, None].float(), 2 * hold + 1, 1, hold)[0, 0]
+    return near == 0
+
+
+def closed_in_silence(track: FaceTrack, samples: Tensor) -> float:
+    """Share of the frames inside pauses in which the mouth is shut (lip gap below 0.03 outer eye distances).
+
+    Args:
+        track (`FaceTrack`): What is judged.
+        samples (`torch.Tensor` of shape `(n,)`): Its sound, mono at 16 kHz.
+
+    Raises:
+        ValueError: If the sound has no pause.
+    """
+    silent = silent_frames(samples, len(track)) & track.found
+    if not silent.any():
+        raise ValueError("`samples` must have a pause of 7 frames, got none.")
+    return _mean((track.lip_gap < CLOSED_LIPS).float(), silent, "track")
+
+
+def control_response(asked: Tensor, measured: Tensor) -> dict[str, float]:
+    """How a measured quantity follows a control: straight line through all points, and how well it fits.
+
+    Args:
+        asked (`torch.Tensor` of shape `(n,)`): Values of the control, not all the same.
+        measured (`torch.Tensor` of shape `(n,)`): What came of it, in the same unit.
+
+    Returns:
+        `dict` with `slope` (1: the change is the one asked for), `correlation` (0 if nothing changes), and `error`
+        (mean absolute difference).
+    """
+    a, m = asked.double(), measured.double()
+    if len(a) != len(m) or len(a) < 2 or float(a.std()) == 0:
+        raise ValueError(f"`asked` must hold different values, as many as `measured`, got {asked.tolist()}.")
+    slope = float(((a - a.mean()) * (m - m.mean())).sum() / (a - a.mean()).square().sum())
+    spread = float(m.std())
+    fit = slope * float(a.std()) / spread if spread > 1e-9 else 0.0
+    return {"slope": slope, "correlation": fit, "error": float((m - a).abs().mean())}
