@@ -14,3 +14,17 @@ def test_thin_plate_moves_landmarks_and_holds_the_border():
     image = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
     torch.testing.assert_close(warp_by_landmarks(image, source, source), image, atol=0.01, rtol=0)
     assert (warp_by_landmarks(image, source, target) - image).abs().max() > 0.03
+
+
+def test_batches_do_not_depend_on_the_number_of_threads():
+    """Several threads once broke the batched solver: rows must equal rows solved alone."""
+    torch.manual_seed(0)
+    source = torch.rand(12, 162, 2)
+    target = source + 0.01 * torch.randn_like(source)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        flow = thin_plate_flow(source, target, 8, 1e-2)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(flow[3:4], thin_plate_flow(source[3:4], target[3:4], 8, 1e-2), atol=1e-3, rtol=0)

@@ -34,7 +34,11 @@ def thin_plate_flow(source: Tensor, target: Tensor, size: int, stiffness: float 
     system = torch.cat(
         [torch.cat([kernel, affine], 2), torch.cat([affine.mT, affine.new_zeros(len(points), 3, 3)], 2)], 1
     )
-    weights = torch.linalg.solve(system, torch.cat([values, values.new_zeros(len(points), 3, 2)], 1))
+    values = torch.cat([values, values.new_zeros(len(points), 3, 2)], 1)
+    if system.is_cuda:
+        weights = torch.linalg.solve(system, values)
+    else:  # MKL's batched LU of systems of this size fails with several threads
+        weights = torch.stack([torch.linalg.solve(a, b) for a, b in zip(system, values, strict=True)])
     axis = (torch.arange(size, device=source.device) + 0.5) / size
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2).expand(len(source), -1, -1)
     basis = torch.cat([_plate(torch.cdist(grid, points)), torch.ones_like(grid[..., :1]), grid], -1)
