@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
     DDPMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from vasa_hf import FaceAnalyzer, FaceImageProcessor, Vasa1FaceAutoencoder, Vasa1MotionTransformer, VasaAudioProcessor
+from vasa_hf.training.train_motion_transformer import make_scheduler
 
 BOX = (20, 20, 70, 76)
 
@@ -58,17 +58,6 @@ def make_audio(seconds, seed=0, rate=16_000):
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def make_scheduler():
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="sample",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        timestep_spacing="trailing",
-    )
 
 
 def make_vasa1_components(source_passthrough=True):

@@ -168,6 +168,19 @@ def smooth_in_time(values: np.ndarray, sigma: float) -> np.ndarray:
     return (windows @ (kernel / kernel.sum())).astype(values.dtype)
 
 
+def rows_at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rows at fractional places, by linear interpolation; the ends are held.
+
+    Args:
+        values (`numpy.ndarray` of shape `(rows, channels)`): At least two rows.
+        places (`numpy.ndarray` of shape `(count,)`): Row numbers.
+    """
+    places = places.clip(0, len(values) - 1)
+    left = np.minimum(places.astype(int), len(values) - 2)
+    weight = (places - left)[:, None].astype(np.float32)
+    return values[left] * (1 - weight) + values[left + 1] * weight
+
+
 def main_gaze(gaze: np.ndarray, bin_rad: float = 0.08) -> np.ndarray:
     """Main gaze of a clip by a histogram (VASA-1 §3.2: "a simple histogram-based clustering algorithm").
 

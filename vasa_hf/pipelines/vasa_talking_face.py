@@ -543,7 +543,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
         sampling_rate: int | None = None,
         gaze: Any = (0.0, 0.0),
         head_distance: Any = 1.0,
-        emotion: Any = {},  # noqa: B006
+        emotion: Any = {},  # noqa: B006 - never written to
         guidance_scale: Mapping[str, float] | None = None,
         num_inference_steps: int = 10,
         head_motion: float = 1.0,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 
-from vasa_hf.data.clips import MotionData, smooth_in_time
+from vasa_hf.data.clips import MotionData, rows_at, smooth_in_time
 from vasa_hf.metrics.capp import PAPER_SCALE, PAPER_SHIFT, Clip, scale_study, shift_study, shuffled_capp
 from vasa_hf.models.capp import PRESETS, Capp
 from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, train
@@ -89,19 +89,12 @@ class CappSamples(Dataset):
         audio = self.data.audio[first : first + needed].astype(np.float32)
         if self.augment:
             places = np.linspace(0, min((length - 1) * speed, needed - 1), length)
-            pose, audio = _at(pose, places), _at(audio, places)
+            pose, audio = rows_at(pose, places), rows_at(audio, places)
             if rng.random() < 0.5:
                 pose = pose * np.array([-1, 1, -1], np.float32)
             pose = smooth_in_time(pose, rng.uniform(0.3, 1.5))
             pose = pose + rng.normal(0, rng.uniform(0, 0.0006), pose.shape).astype(np.float32)
         return {"pose": torch.from_numpy(pose[:length].copy()), "audio": torch.from_numpy(audio[:length].copy())}
-
-
-def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Rows at fractional places, by linear interpolation."""
-    left = np.minimum(places.astype(int), len(values) - 2)
-    weight = (places - left)[:, None].astype(np.float32)
-    return values[left] * (1 - weight) + values[left + 1] * weight
 
 
 def clip_loss(pose_embeds: Tensor, audio_embeds: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

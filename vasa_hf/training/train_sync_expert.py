@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vasa_hf.data.clips import MotionData, motion_from_labels, smooth_in_time
+from vasa_hf.data.clips import MotionData, motion_from_labels, rows_at, smooth_in_time
 from vasa_hf.metrics.sync import LEAST_PAIRS, sync_study
 from vasa_hf.models.sync_expert import COLUMNS_PER_FRAME, POWER_FLOOR, SAMPLES_PER_FRAME, SyncExpert
 from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, train
@@ -94,10 +94,10 @@ class SyncSamples(Dataset):
         mel = self.data.audio[first : first + needed].astype(np.float32).reshape(needed * COLUMNS_PER_FRAME, -1)
         if self.augment:
             speed = min(speed, (needed - 1) / (self.frames - 1))
-            motion = _stretch(motion, np.arange(self.frames) * speed)
+            motion = rows_at(motion, np.arange(self.frames) * speed)
             # A column's centre is (k + 1/2) / 4 - 1/2 frames after the first frame's centre.
             columns = (np.arange(self.frames * COLUMNS_PER_FRAME) + 0.5) / COLUMNS_PER_FRAME - 0.5
-            mel = _stretch(mel, (columns * speed + 0.5) * COLUMNS_PER_FRAME - 0.5)
+            mel = rows_at(mel, (columns * speed + 0.5) * COLUMNS_PER_FRAME - 0.5)
             motion, mel = self._change_motion(rng, motion), _change_sound(rng, mel)
         else:
             motion, mel = motion[: self.frames], mel[: self.frames * COLUMNS_PER_FRAME]
@@ -117,18 +117,10 @@ class SyncSamples(Dataset):
         return motion
 
 
-def _stretch(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Linear interpolation of rows at fractional places, ends held."""
-    places = places.clip(0, len(values) - 1)
-    left = np.minimum(places.astype(int), len(values) - 2)
-    weight = (places - left)[:, None].astype(np.float32)
-    return values[left] * (1 - weight) + values[left + 1] * weight
-
-
 def _change_sound(rng: np.random.Generator, mel: np.ndarray) -> np.ndarray:
     """Another level, vocal tract, noise and lost bands, all in the spectrogram."""
     bands = mel.shape[1]
-    mel = _stretch(np.ascontiguousarray(mel.T), np.arange(bands) * np.exp(rng.uniform(-0.12, 0.12))).T
+    mel = rows_at(np.ascontiguousarray(mel.T), np.arange(bands) * np.exp(rng.uniform(-0.12, 0.12))).T
     mel = mel + rng.normal(0, 1.0) * 1.5 + rng.normal(0, 0.5) * np.linspace(-1, 1, bands)
     power = np.maximum(np.exp(mel) - POWER_FLOOR, 0.0)
     if rng.random() < 0.5:
