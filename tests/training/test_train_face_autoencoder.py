@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,21 @@ def test_pairs_are_two_frames_of_one_clip(pairs):
         assert all(torch.equal(first[name], again[name]) for name in first)
         same = [i for i in range(18) if np.array_equal(pairs.frames[i], first["source"].permute(1, 2, 0).numpy())]
         assert bool(first["is_portrait"]) != bool(same)
+
+
+def test_rendered_faces_are_drawn_with_the_motion_of_their_labels(data, pairs, tmp_path):
+    """The clips themselves stand in for renderings that wear them: the same pictures must get nearly the same motion."""
+    shutil.copy(data[0] / "clips.npz", tmp_path / "rendered.npz")
+    np.save(tmp_path / "rendered.npy", pairs.frames)
+    dataset = FacePairs(*data, portrait_share=0.3, rendered=tmp_path, rendered_share=0.7)
+    torch.testing.assert_close(dataset.rendered_motion, dataset.clip_motion, atol=1.0, rtol=0)
+    samples = [dataset[i] for i in range(60)]
+    assert 0.15 < np.mean([bool(s["is_portrait"]) for s in samples]) < 0.45
+    for sample in samples:
+        if not sample["is_portrait"]:
+            assert not torch.equal(sample["source"], sample["driving"])
+            row = next(i for i in range(18) if np.array_equal(pairs.frames[i], sample["driving"].permute(1, 2, 0)))
+            assert torch.equal(sample["driving_motion"], dataset.rendered_motion[row])
 
 
 def test_augmentation_keeps_picture_landmarks_and_pose_together(pairs):

@@ -1,7 +1,7 @@
 """Pairs of frames of one person, with landmarks and motion, for the face autoencoder.
 
-Reads the folder layout `clips/*.mp4 + clips.npz + identities.csv` and `portraits/*.jpg + portraits.npz`; decodes every
-frame once into a memory-mapped array.
+Reads the folder layout `clips/*.mp4 + clips.npz + identities.csv` and `portraits/*.jpg + portraits.npz`, decodes every
+frame once into a memory-mapped array, and adds rendered faces (`data/synthetic/rendered_faces.py`).
 """
 
 import csv
@@ -56,7 +56,7 @@ def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path, siz
 
 
 class FacePairs(Dataset):
-    """Source and driving frames of the same clip, or one portrait twice.
+    """Source and driving frames of the same clip, of one rendered face, or one portrait twice.
 
     Sample `i` is a function of `i` and the seed: a dict of `source` and `driving` (uint8, `(3, size, size)`), their
     `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another person's `other_motion` `(34,)`, and `is_portrait`.
@@ -68,6 +68,9 @@ class FacePairs(Dataset):
         portrait_share (`float`): Share of samples that are portraits.
         long_clip_share (`float`): Share of clip samples taken from clips of more than 60 frames.
         dynamics (`str` or `Path`, *optional*): Saved `LandmarkDynamics` that defines z_dyn; fitted when absent.
+        rendered (`str` or `Path`, *optional*): Folder of faces rendered from this data: averted gaze, closed eyes and
+            turned heads, which recorded clips seldom show.
+        rendered_share (`float`): Share of samples that are rendered faces.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class FacePairs(Dataset):
         portrait_share: float = 0.25,
         long_clip_share: float = 0.3,
         dynamics: str | Path | None = None,
+        rendered: str | Path | None = None,
+        rendered_share: float = 0.35,
     ):
         data, cache = Path(data), Path(cache)
         self.seed, self.portrait_share, self.long_clip_share = seed, portrait_share, long_clip_share
@@ -97,6 +102,17 @@ class FacePairs(Dataset):
         self.portrait_motion = motion_of(self.portraits, self.dynamics.encode(self.portraits))
         lengths = np.diff(self.clips.offsets)
         self.long, self.short = np.flatnonzero(lengths > 60), np.flatnonzero(lengths <= 60)
+        self.rendered_share = rendered_share if rendered else 0.0
+        if rendered:
+            self.rendered = FaceLabels.load(Path(rendered) / "rendered.npz")
+            self.rendered_frames = np.load(Path(rendered) / "rendered.npy", mmap_mode="r")
+            # What a face looks like at rest is known from the photograph it wears.
+            at_rest = dict(zip(self.portraits.names, self.dynamics.neutral_shapes(self.portraits), strict=True))
+            of_clips = self.dynamics.neutral_shapes(self.clips, people)[self.clips.offsets[:-1]]
+            at_rest |= dict(zip(self.clips.names, of_clips, strict=True))
+            neutral = torch.stack([at_rest[name] for name in self.rendered.names])
+            neutral = neutral.repeat_interleave(torch.from_numpy(np.diff(self.rendered.offsets)), 0)
+            self.rendered_motion = motion_of(self.rendered, self.dynamics.encode(self.rendered, neutral=neutral))
 
     def __len__(self) -> int:
         return 2**40
@@ -104,11 +120,16 @@ class FacePairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Draw sample `index`."""
         rng = np.random.default_rng([self.seed, index])
-        is_portrait = rng.random() < self.portrait_share
+        kind = rng.random()
+        is_portrait = kind < self.portrait_share
         other = self.clip_motion[rng.integers(len(self.clip_motion))]
         if is_portrait:
             row = int(rng.integers(len(self.pictures)))
             rows, pictures, labels, motion = (row, row), self.pictures, self.portraits, self.portrait_motion
+        elif kind < self.portrait_share + self.rendered_share:
+            face = int(rng.integers(len(self.rendered.names)))
+            rows = rng.choice(np.arange(*self.rendered.offsets[face : face + 2]), 2, replace=False)
+            pictures, labels, motion = self.rendered_frames, self.rendered, self.rendered_motion
         else:
             pool = self.long if rng.random() < self.long_clip_share or not len(self.short) else self.short
             clip = int(rng.choice(pool)) if len(pool) else int(rng.integers(len(self.clips.names)))

@@ -246,22 +246,35 @@ class LandmarkDynamics:
         gaze = (iris_offset - self.tensors["iris_mean"]) / self.tensors["iris_std"]
         return torch.cat([*codes, gaze.flatten(1)], 1)
 
-    def encode(self, labels: FaceLabels, people: list[str] | None = None) -> Tensor:
+    def encode(self, labels: FaceLabels, people: list[str] | None = None, neutral: Tensor | None = None) -> Tensor:
         """Dynamics codes of labelled frames.
 
         Args:
             labels (`FaceLabels`): Landmarks, poses and irises.
             people (`list[str]`, *optional*): One person's name per clip: codes are then about each person's own neutral
                 shape. Without them they are posterior means over neutral shapes.
+            neutral (`torch.Tensor` of shape `(frames, 162, 2)`, *optional*): Known neutral shapes, see `neutral_shapes`.
 
         Returns:
             `torch.Tensor` of shape `(frames, 28)`.
         """
-        shape, neutral = unposed_landmarks(labels), None
         if people is not None:
-            person = person_of_frames(labels, people)
-            neutral = self._neutral_shapes(shape, labels, person)[person]
-        return self._encode(shape, labels.iris_offset, neutral)
+            neutral = self.neutral_shapes(labels, people)
+        return self._encode(unposed_landmarks(labels), labels.iris_offset, neutral)
+
+    def neutral_shapes(self, labels: FaceLabels, people: list[str] | None = None) -> Tensor:
+        """Shape of each frame's face at rest: `(frames, 162, 2)`, canonical units.
+
+        Args:
+            labels (`FaceLabels`): Landmarks, poses and irises.
+            people (`list[str]`, *optional*): One person's name per clip: taken from that person's calm frames. Without
+                them, from each frame alone: what is left when the dynamics it seems to have are taken out.
+        """
+        shape = unposed_landmarks(labels)
+        if people is None:
+            return shape - (self.encode(labels) @ self.tensors["basis"]).unflatten(1, (-1, 2))
+        person = person_of_frames(labels, people)
+        return self._neutral_shapes(shape, labels, person)[person]
 
     def move(self, landmarks: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Where landmarks of one picture go when pose and dynamics change.

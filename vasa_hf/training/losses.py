@@ -144,7 +144,7 @@ def landmark_flow_loss(
         flow (`torch.Tensor` of shape `(batch, size, size, 2)`): Source position of each pixel, xy in [-1, 1].
         target_landmarks (`torch.Tensor` of shape `(batch, points, 2)`): Fractions of the crop.
         source_landmarks (`torch.Tensor` of shape `(batch, points, 2)`): Fractions of the crop.
-        weight (`torch.Tensor` of shape `(points,)`, *optional*): Importance of each landmark.
+        weight (`torch.Tensor` of shape `(points,)` or `(batch, points)`, *optional*): Importance of each landmark.
         beta (`float`): Error in pixels of a 256-pixel crop under which the loss is quadratic.
 
     Returns:
@@ -154,7 +154,7 @@ def landmark_flow_loss(
     found = F.grid_sample(flow.permute(0, 3, 1, 2), grid, align_corners=False)[..., 0].mT
     inside = ((target_landmarks > 0) & (target_landmarks < 1)).all(-1, keepdim=True).float()
     if weight is not None:
-        inside = inside * weight[:, None]
+        inside = inside * weight[..., None]
     error = F.smooth_l1_loss(found * 128, (source_landmarks * 2 - 1) * 128, beta=beta, reduction="none")
     return (error * inside).sum() / (2 * inside.sum().clamp_min(1))
 

@@ -70,6 +70,8 @@ class FaceAutoencoderOptions(LoopOptions):
     train_size: int | None = option(None, "train at this picture size (default: the model's)")
     dynamics: str | None = option(None, "landmark dynamics file that defines z_dyn, such as vasa-small's")
     portrait_share: float = option(0.25, "share of samples that are single portraits")
+    rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
+    rendered_share: float = option(0.35, "share of samples that are rendered faces")
     label_share: float = option(0.0, "stage joint: share of the samples whose motion still comes from the labels")
     weight_flow: float = option(0.1, "landmark flow (px); renderer and joint")
     weight_l1: float = option(1.0, "reconstruction L1")
@@ -163,6 +165,14 @@ def _mouth_box(points: Tensor, ids: Any) -> tuple[Tensor, Tensor, Tensor]:
     return (left + right + top + bottom) / 4, (left - right).norm(dim=1), (bottom - top).norm(dim=1)
 
 
+def _lid_gap(points: Tensor, ids: Any) -> Tensor:
+    """Lid gap over eye width, `(..., points, 2)` -> `(..., 2)`."""
+    row = {int(n): i for i, n in enumerate(ids)}
+    eyes = ((159, 145, 33, 133), (386, 374, 263, 362))
+    upper, lower, a, b = (points[..., [row[eye[i]] for eye in eyes], :] for i in range(4))
+    return (upper - lower).norm(dim=-1) / (a - b).norm(dim=-1).clamp_min(1e-6)
+
+
 def _offsets(size: int, center: Tensor) -> Tensor:
     axis = (torch.arange(size, device=center.device) + 0.5) / size
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1) - center[:, None, None]
@@ -224,6 +234,8 @@ def renderer_loss(
     visible, importance = visibility(dynamics), torch.ones(len(dynamics.ids))
     importance[dynamics.tensors["rows_lids"]] = 3
     importance[dynamics.tensors["rows_lips"]] = 2
+    irises = torch.from_numpy(dynamics.ids >= 468)
+    importance[irises] = 3
 
     def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         model = modules["autoencoder"]
@@ -248,9 +260,10 @@ def renderer_loss(
         terms["pyramid"] = losses.pyramid_loss(prediction, driving, weight)
         if output.generated is not None:
             terms["generated"] = losses.reconstruction_loss(output.generated, driving, weight)
-            terms["flow"] = losses.landmark_flow_loss(
-                output.flow, sample["driving_landmarks"], sample["source_landmarks"], importance.to(source.device)
-            )
+            points = torch.stack([sample["source_landmarks"], sample["driving_landmarks"]])
+            seen = importance.to(source.device).repeat(len(source), 1)
+            seen[:, irises] *= (_lid_gap(points, dynamics.ids).amin((0, 2)) > 0.12)[:, None]  # shut lids hide irises
+            terms["flow"] = losses.landmark_flow_loss(output.flow, points[1], points[0], seen)
         if options.weight_perceptual:
             terms["perceptual"] = losses.perceptual_loss(features.feature_maps, prediction, driving)
         if options.weight_gaze:
@@ -382,7 +395,15 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     if options.weight_gaze and not options.gaze_network:
         raise ValueError("`gaze_network` must name a face analyzer folder when `weight_gaze` is not 0.")
     torch.manual_seed(options.seed)
-    dataset = FacePairs(options.data, options.cache, options.seed, options.portrait_share, dynamics=options.dynamics)
+    dataset = FacePairs(
+        options.data,
+        options.cache,
+        options.seed,
+        options.portrait_share,
+        dynamics=options.dynamics,
+        rendered=options.rendered,
+        rendered_share=options.rendered_share,
+    )
     if options.initial:
         model = Vasa1FaceAutoencoder.from_pretrained(options.initial, torch_dtype=torch.float32)
     else:
