@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,33 @@ class MotionData:
         if set(tensors) != expected:
             raise ValueError(f"`path`: {Path(path).name} must hold {sorted(expected)}, got {sorted(tensors)}.")
         return cls(**{name: tensor.numpy() for name, tensor in tensors.items()})
+
+    def joined(self, others: Sequence[MotionData]) -> MotionData:
+        """These clips and then those of others, whose people are other people.
+
+        Args:
+            others (`Sequence` of `MotionData`): Such as talkers of `data.synthetic.talkers`; their silence is not used.
+
+        Raises:
+            ValueError: If the widths of motion or audio features differ.
+        """
+        parts = [self, *others]
+        for name in ("motion", "audio"):
+            widths = [getattr(part, name).shape[1] for part in parts]
+            if len(set(widths)) > 1:
+                raise ValueError(f"`others` must have {name} of {widths[0]} channels as these clips, got {widths[1:]}.")
+        starts = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+        people = np.cumsum([0, *(part.person.max() + 1 for part in parts)])
+        return MotionData(
+            motion=np.concatenate([part.motion for part in parts]),
+            audio=np.concatenate([part.audio for part in parts]),
+            offsets=np.concatenate(
+                [[0], *(part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True))]
+            ),
+            person=np.concatenate([part.person + first for part, first in zip(parts, people[:-1], strict=True)]),
+            speaks=np.concatenate([part.speaks for part in parts]),
+            silence=self.silence,
+        )
 
 
 @dataclass

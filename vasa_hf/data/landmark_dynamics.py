@@ -37,7 +37,7 @@ _MULTI_PIE = {
     60: 78, 61: 82, 62: 13, 63: 312, 64: 308, 65: 317, 66: 14, 67: 87,
 }  # fmt: skip
 # FACS-like mixtures of ICT-FaceKit shapes for the emotion offset e.
-_EMOTIONS = {
+EMOTION_SHAPES = {
     "angry": {"browDown": 1.0, "eyeSquint": 0.4, "mouthPress": 0.5, "mouthFrown": 0.3, "noseSneer": 0.3},
     "disgusted": {"noseSneer": 1.0, "browDown": 0.5, "mouthUpperUp": 0.5, "mouthFrown": 0.4, "eyeSquint": 0.4},
     "fearful": {"browInnerUp": 1.0, "browOuterUp": 0.4, "eyeWide": 0.8, "mouthStretch": 0.6},
@@ -349,8 +349,8 @@ class LandmarkDynamics:
             `tuple[list[str], torch.Tensor]`: names and offsets of shape `(6, 28)`.
         """
         shapes = self.project_head_shapes(head)
-        rows = [sum(weight * shapes[name] for name, weight in mixture.items()) for mixture in _EMOTIONS.values()]
-        return list(_EMOTIONS), torch.stack(rows)
+        rows = [sum(weight * shapes[name] for name, weight in mixture.items()) for mixture in EMOTION_SHAPES.values()]
+        return list(EMOTION_SHAPES), torch.stack(rows)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted arrays as safetensors."""

@@ -40,6 +40,7 @@ class CappOptions(LoopOptions):
     data: str = option("", "folder with clips/*.mp4")
     motion: str | None = option(None, "motion of all frames (.npy), instead of the face autoencoder")
     prepared: str | None = option(None, "motion_data.safetensors of an earlier run, instead of --pipeline and --data")
+    talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers to learn from beside the clips")
     study: str | None = option(None, "folder of a trained CAPP: no training, only the studies on the clips")
     lips: list[int] = option([], "first and one past the last channel of the lips: studies also without them")
     hold_out: list[int] = option([], "numbers of people who are not trained on; with --study, only they are judged")
@@ -231,6 +232,7 @@ def run(options: CappOptions) -> TrainingState | dict[str, dict]:
             cpu=options.cpu,
         )
     )
+    data = data.joined([MotionData.load(path) for path in options.talkers])
     if options.hold_out:
         held = np.isin(data.person, options.hold_out)
         data.speaks = data.speaks & (held if options.study else ~held)

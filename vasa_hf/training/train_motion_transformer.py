@@ -49,6 +49,7 @@ class MotionTransformerOptions(LoopOptions):
     )
     head: str | None = option(None, "ict_facekit.npz, for the emotion directions that go with --labels")
     priors: str | None = option(None, "safetensors file of known directions in z_dyn, see data.clips.MotionPriors")
+    talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers to learn from beside the clips")
     initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
     preset: str = option("paper", "paper or small")
     dynamics: list[str] = option([], "parts of z_dyn as name=width, in order; one part if left out")
@@ -226,7 +227,7 @@ def prepare_motion_data(options: MotionTransformerOptions) -> MotionData:
         # A clip that is quiet throughout shows a face without its sound.
         speaks.append(bool(np.sqrt((samples**2).mean()) > 3e-3))
         if not options.audio_cache:
-            audios.append(_encode_audio(processor, encoder, samples, frames, options.window))
+            audios.append(encode_audio(processor, encoder, samples, frames, options.window))
         offsets.append(offsets[-1] + frames)
     data = MotionData(
         motion=np.concatenate(motions) if motion is None else motion,
@@ -234,7 +235,7 @@ def prepare_motion_data(options: MotionTransformerOptions) -> MotionData:
         offsets=np.array(offsets),
         person=np.unique(people, return_inverse=True)[1],
         speaks=np.array(speaks),
-        silence=np.stack([_encode_audio(processor, encoder, x, 75, options.window) for x in silent_recordings(24, 75)]),
+        silence=np.stack([encode_audio(processor, encoder, x, 75, options.window) for x in silent_recordings(24, 75)]),
     )
     kept.parent.mkdir(parents=True, exist_ok=True)
     data.save(kept)
@@ -298,7 +299,7 @@ def _encode_frames(autoencoder: nn.Module, frames) -> np.ndarray:
 
 
 @torch.no_grad()
-def _encode_audio(processor, encoder: nn.Module, samples: np.ndarray, frames: int, window: int) -> np.ndarray:
+def encode_audio(processor, encoder: nn.Module, samples: np.ndarray, frames: int, window: int) -> np.ndarray:
     """Audio features of one clip, window by window as the pipeline computes them, [T, A] float16."""
     values = torch.from_numpy(samples)[None].to(encoder.device)
     starts = range(0, frames, window)
@@ -358,6 +359,7 @@ def run(options: MotionTransformerOptions) -> TrainingState:
     if options.save_dtype not in ("float32", "float16"):
         raise ValueError(f"`save_dtype` must be float32 or float16, got {options.save_dtype!r}.")
     data = prepare_motion_data(options)
+    data = data.joined([MotionData.load(path) for path in options.talkers])
     spec = MotionSpec({"dynamics": data.motion.shape[-1] - 6})
     if options.dynamics:
         spec = MotionSpec({name: int(width) for name, width in (part.split("=") for part in options.dynamics)})

@@ -54,14 +54,14 @@ from vasa_hf.geometry.landmarks import (
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
 
 # Lid margins from the outer to the inner corner, the picture's left eye first.
-_UPPER_LIDS = (rows(33, 246, 161, 160, 159, 158, 157, 173, 133), rows(263, 466, 388, 387, 386, 385, 384, 398, 362))
-_LOWER_LIDS = (rows(33, 7, 163, 144, 145, 153, 154, 155, 133), rows(263, 249, 390, 373, 374, 380, 381, 382, 362))
-_LIDS = tuple((*upper, *lower[-2:0:-1]) for upper, lower in zip(_UPPER_LIDS, _LOWER_LIDS, strict=True))
-_IRISES = (list(GROUPS["left_iris"]), list(GROUPS["right_iris"]))
-_SIDES = ("R", "L")  # the picture's left eye is the person's right one
+UPPER_LIDS = (rows(33, 246, 161, 160, 159, 158, 157, 173, 133), rows(263, 466, 388, 387, 386, 385, 384, 398, 362))
+LOWER_LIDS = (rows(33, 7, 163, 144, 145, 153, 154, 155, 133), rows(263, 249, 390, 373, 374, 380, 381, 382, 362))
+_LIDS = tuple((*upper, *lower[-2:0:-1]) for upper, lower in zip(UPPER_LIDS, LOWER_LIDS, strict=True))
+IRISES = (list(GROUPS["left_iris"]), list(GROUPS["right_iris"]))
+SIDES = ("R", "L")  # the picture's left eye is the person's right one
 _LIPS = list(GROUPS["lips_inner"])
 _TEETH, _GUMS, _CAVITY = (0.84, 0.80, 0.74), (0.55, 0.24, 0.24), (0.10, 0.04, 0.04)
-_NECK_CM = (0.0, 4.0, 9.0)  # what heads turn about, from the origin of the landmarks' canonical face
+NECK_CM = (0.0, 4.0, 9.0)  # what heads turn about, from the origin of the landmarks' canonical face
 _BEND = 64  # side of the grid on which the surroundings are bent
 
 
@@ -205,7 +205,7 @@ class RenderedHead:
         """Blink offsets [V, 3] that shut this person's lids exactly, and the picture with its eyes painted over."""
         mesh, side = self.mesh, self.portrait.shape[-1]
         self.blinks = []
-        for name, upper, lower in zip(_SIDES, _UPPER_LIDS, _LOWER_LIDS, strict=True):
+        for name, upper, lower in zip(SIDES, UPPER_LIDS, LOWER_LIDS, strict=True):
             above, below = self.landmarks[upper[1:-1]], self.landmarks[lower[1:-1]]
             meet = below + 0.15 * (above - below)  # the upper lid does most of the way
             wanted = torch.cat([meet - above, meet - below])
@@ -226,7 +226,7 @@ class RenderedHead:
     def _prepare_eyes(self) -> None:
         """The eyeballs as the photograph shows them."""
         self.eyes = []
-        for weights, lids, iris in zip(self.mesh.eye_centers, _LIDS, _IRISES, strict=True):
+        for weights, lids, iris in zip(self.mesh.eye_centers, _LIDS, IRISES, strict=True):
             center = self.head.project((weights @ self.head.vertices)[None])[0]
             radius = self.mesh.eye_radius_cm * self.unit
             # Keep the ball amid its lids, wherever the fit's last bend took them.
@@ -272,17 +272,17 @@ class RenderedHead:
             if not 0 <= value <= 1:
                 raise ValueError(f"`expression`: {name} must lie in [0, 1], but is {value}.")
             if name.startswith("eyeBlink_"):
-                closed[_SIDES.index(name[-1])] = value
+                closed[SIDES.index(name[-1])] = value
             else:
                 weights[row] = value
-        for side in _SIDES:  # lids follow the eyes up and down
+        for side in SIDES:  # lids follow the eyes up and down
             for name, pitch in ((f"eyeLookDown_{side}", state.gaze[1]), (f"eyeLookUp_{side}", -state.gaze[1])):
                 if name in self.mesh.expression_names and name not in state.expression:
                     weights[self.mesh.index(name)] = min(max(pitch / 0.6, 0.0), 1.0)
         turn = torch.eye(3)
         if state.rotation is not None:
             turn = matrix_from_euler(*torch.as_tensor(state.rotation, dtype=torch.float32)) @ self.rotation.mT
-        pivot = self.origin + self.unit * self.head.rotation @ torch.tensor(_NECK_CM)
+        pivot = self.origin + self.unit * self.head.rotation @ torch.tensor(NECK_CM)
         return _Motion(weights, closed, turn, pivot, torch.tensor([*state.shift, 0.0]), state.zoom)
 
     def _move(self, motion: _Motion) -> Tensor:
@@ -290,7 +290,7 @@ class RenderedHead:
         offset = ((motion.weights - self.head.expression) @ self.mesh.expression.flatten(1)).view(-1, 3)
         moved = self.rest + self.unit * offset @ self.head.rotation.mT
         down = self.head.rotation[:2, 1]
-        for share, blink, upper, lower in zip(motion.closed, self.blinks, _UPPER_LIDS, _LOWER_LIDS, strict=True):
+        for share, blink, upper, lower in zip(motion.closed, self.blinks, UPPER_LIDS, LOWER_LIDS, strict=True):
             if share == 0:
                 continue
             moved = moved + share * blink
@@ -331,7 +331,7 @@ class RenderedHead:
         moved, eyes = self._move(motion), self._moved_eyes(motion, state.gaze)
         landmarks = torch.empty_like(self.landmarks)
         landmarks[:NUM_SKIN_LANDMARKS] = moved[self.mesh.landmarks, :2]
-        for eye, iris in zip(eyes, _IRISES, strict=True):
+        for eye, iris in zip(eyes, IRISES, strict=True):
             landmarks[iris] = (eye.iris @ eye.turn.mT * eye.radius + eye.center)[:, :2]
         canvas, light = self._draw_skin(moved, landmarks, motion, state.light, size)
         for index, eye in enumerate(eyes):
@@ -343,7 +343,7 @@ class RenderedHead:
         pose[3:6] += motion.place(self.origin) - self.origin
         pose[6] *= state.zoom
         weights = motion.weights
-        for side, share in zip(_SIDES, motion.closed, strict=True):
+        for side, share in zip(SIDES, motion.closed, strict=True):
             row = self.mesh.index(f"eyeBlink_{side}")
             weights[row] += share * (1 - weights[row])
         return HeadFrame(
@@ -401,8 +401,8 @@ class RenderedHead:
     def _draw_eye(self, canvas: Tensor, landmarks: Tensor, eye: _Eye, index: int, motion: _Motion) -> None:
         """Put an eyeball behind its lids, and lashes on lids that close."""
         size, closed = canvas.shape[-1], motion.closed[index]
-        lids, upper, lower = list(_LIDS[index]), _UPPER_LIDS[index], _LOWER_LIDS[index]
-        part = [*lids, *_IRISES[index]]
+        lids, upper, lower = list(_LIDS[index]), UPPER_LIDS[index], LOWER_LIDS[index]
+        part = [*lids, *IRISES[index]]
         if (landmarks[part] - self.landmarks[part]).abs().amax() < 1e-5:
             return
         gap = (landmarks[upper[3:6]] - landmarks[lower[3:6]]).norm(dim=1).mean() * size

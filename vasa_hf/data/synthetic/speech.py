@@ -400,8 +400,51 @@ def random_text(rng: np.random.Generator, language: str = "en", num_words: int |
     return " ".join(text) + "."
 
 
+@dataclass
+class Voice:
+    """Who speaks and how: the arguments of `synthesize`, and the language of the texts."""
+
+    language: str
+    name: str
+    words_per_minute: int
+    pitch: int
+    pitch_range: int
+
+    def say(self, text: str) -> Speech:
+        """Speak a text at 16 kHz."""
+        return synthesize(text, self.name, self.words_per_minute, self.pitch, self.pitch_range)
+
+
+def random_voice(
+    rng: np.random.Generator,
+    held_out: bool = False,
+    engines: tuple[str, ...] | None = None,
+    words_per_minute: tuple[int, int] = (110, 260),
+) -> Voice:
+    """A random voice, language, speed and pitch.
+
+    Args:
+        rng (`np.random.Generator`): Source of all choices.
+        held_out (`bool`, defaults to `False`): Take the voices that training never hears.
+        engines (`tuple[str, ...]`, *optional*, defaults to those installed): Synthesisers to use.
+        words_per_minute (`tuple[int, int]`, defaults to (110, 260)): Least and greatest speed.
+
+    Returns:
+        `Voice`.
+    """
+    engines = available_engines() if engines is None else engines
+    speed, pitch = int(rng.integers(*words_per_minute)), int(rng.integers(15, 90))
+    if "flite" in engines and ("espeak" not in engines or rng.random() < 0.2):
+        name = f"flite:{rng.choice(HELD_OUT_FLITE_VOICES if held_out else _FLITE_VOICES)}"
+        return Voice("en", name, speed, pitch, 50)
+    language = str(rng.choice(LANGUAGES, p=_LANGUAGE_SHARES))
+    name = str(rng.choice(_VOICES.get(language, [language])))
+    variant = rng.choice(HELD_OUT_VARIANTS if held_out else _VARIANTS)
+    return Voice(language, f"espeak:{name}+{variant}", speed, pitch, int(rng.integers(20, 90)))
+
+
 def random_speech(rng: np.random.Generator, held_out: bool = False, engines: tuple[str, ...] | None = None) -> Speech:
-    """One utterance of a random voice, language, speed and pitch at 16 kHz.
+    """One utterance of a `random_voice` at 16 kHz.
 
     Args:
         rng (`np.random.Generator`): Source of all choices.
@@ -411,16 +454,8 @@ def random_speech(rng: np.random.Generator, held_out: bool = False, engines: tup
     Returns:
         `Speech`.
     """
-    engines = available_engines() if engines is None else engines
-    speed, pitch = int(rng.integers(110, 260)), int(rng.integers(15, 90))
-    if "flite" in engines and ("espeak" not in engines or rng.random() < 0.2):
-        voice = f"flite:{rng.choice(HELD_OUT_FLITE_VOICES if held_out else _FLITE_VOICES)}"
-        return synthesize(random_text(rng), voice, speed, pitch)
-    language = str(rng.choice(LANGUAGES, p=_LANGUAGE_SHARES))
-    name = str(rng.choice(_VOICES.get(language, [language])))
-    variant = rng.choice(HELD_OUT_VARIANTS if held_out else _VARIANTS)
-    voice = f"espeak:{name}+{variant}"
-    return synthesize(random_text(rng, language), voice, speed, pitch, int(rng.integers(20, 90)))
+    voice = random_voice(rng, held_out, engines)
+    return voice.say(random_text(rng, voice.language))
 
 
 _LANGUAGE_SHARES = np.array([{"en": 5.0, "ar": 4.0}.get(language, 1.0) for language in LANGUAGES])
