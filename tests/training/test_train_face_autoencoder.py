@@ -49,8 +49,20 @@ def test_pairs_are_two_frames_of_one_clip(pairs):
         assert bool(first["is_portrait"]) != bool(same)
 
 
+def test_streamed_frames_equal_decoded_ones_and_portraits_may_be_absent(data, pairs, tmp_path):
+    folder = shutil.copytree(data[0], tmp_path / "data")
+    (folder / "portraits.npz").unlink()
+    with pytest.raises(ValueError, match="portrait_share"):
+        FacePairs(folder, data[1])
+    streamed = FacePairs(folder, data[1], portrait_share=0, dynamics=None, stream=True)
+    assert len(streamed.frames) == len(pairs.frames)
+    for row in (0, 5, len(pairs.frames) - 1):
+        assert np.array_equal(streamed.frames[row], pairs.frames[row])
+    assert streamed[3]["source"].shape == pairs[3]["source"].shape
+
+
 def test_rendered_faces_are_drawn_with_the_motion_of_their_labels(data, pairs, tmp_path):
-    """The clips themselves stand in for renderings that wear them: the same pictures must get nearly the same motion."""
+    """The clips themselves stand in for renderings that wear them: the same pictures get nearly the same motion."""
     shutil.copy(data[0] / "clips.npz", tmp_path / "rendered.npz")
     np.save(tmp_path / "rendered.npy", pairs.frames)
     dataset = FacePairs(*data, portrait_share=0.3, rendered=tmp_path, rendered_share=0.7)

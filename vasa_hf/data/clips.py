@@ -12,7 +12,6 @@ show nobody silent, sequences are composed:
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
+from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics, person_of_frames
 from vasa_hf.motion import POSE_DIM, MotionSpec, to_relative
 
@@ -144,7 +144,8 @@ def motion_from_labels(
     """Motion of labelled clips by the landmark model that teaches the small face autoencoder, and priors.
 
     Args:
-        folder (`str` or `os.PathLike`): Holds `clips.npz`, `portraits.npz` and `identities.csv` (clip,identity).
+        folder (`str` or `os.PathLike`):
+            Holds `clips.npz`; `identities.csv` (clip,identity) and `portraits.npz` if there are any.
         head (`str` or `os.PathLike`, *optional*): `ict_facekit.npz`; without it there are no emotion directions.
         dynamics (`str` or `os.PathLike`, *optional*): Saved `LandmarkDynamics` that defines z_dyn; fitted when absent.
 
@@ -152,10 +153,9 @@ def motion_from_labels(
         `tuple[numpy.ndarray, MotionPriors]`: motion of shape `(frames, 34)` and the priors.
     """
     folder = Path(folder)
-    clips, portraits = FaceLabels.load(folder / "clips.npz"), FaceLabels.load(folder / "portraits.npz")
-    with open(folder / "identities.csv", newline="") as file:
-        identity = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
-    people = [identity[name] for name in clips.names]
+    clips, portraits = FaceLabels.load(folder / "clips.npz"), folder / "portraits.npz"
+    portraits = FaceLabels.load(portraits) if portraits.exists() else None
+    people = people_of_clips(folder, clips.names)
     model = LandmarkDynamics.load(dynamics) if dynamics else LandmarkDynamics.fit(clips, people, portraits)
     person = person_of_frames(clips, people)
     codes = model.encode(clips, people)  # z_dyn, [F, 28]

@@ -1,7 +1,8 @@
 """Pairs of frames of one person, with landmarks and motion, for the face autoencoder.
 
-Reads the folder layout `clips/*.mp4 + clips.npz + identities.csv` and `portraits/*.jpg + portraits.npz`, decodes every
-frame once into a memory-mapped array, and adds rendered faces (`data/synthetic/rendered_faces.py`).
+Reads the folder layout `clips/*.mp4 + clips.npz + identities.csv` (or shards of it) and, where they are, portraits
+`portraits/*.jpg + portraits.npz` and rendered faces (`data/synthetic/rendered_faces.py`). Frames are decoded once into
+a memory-mapped array, or, where the disk has no room for that (196 kB a frame), each time they are drawn.
 """
 
 import csv
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics
+from vasa_hf.data.shards import training_folder
 from vasa_hf.motion import POSE_DIM
 
 LIDS = slice(PARTS["lips"], PARTS["lips"] + PARTS["lids"])
@@ -46,13 +48,46 @@ def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path, siz
                 (path,) = (data / folder).glob(f"{name}.*")
                 pictures = [np.asarray(Image.open(path).convert("RGB"))]
             for row in range(first, last):  # a clip may hold a frame less than its labels
-                picture = pictures[min(row - first, len(pictures) - 1)]
-                if picture.shape[:2] != (size, size):
-                    picture = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
-                frames[row] = picture
+                frames[row] = _resized(pictures[min(row - first, len(pictures) - 1)], size)
         frames.flush()
         partial.rename(target)
     return np.load(target, mmap_mode="r")
+
+
+class StreamedFrames:
+    """Frames of labelled clips, decoded whenever they are asked for: `frames[row]` is `(size, size, 3)` uint8.
+
+    Args:
+        data (`Path`): Folder that holds `clips`.
+        labels (`FaceLabels`): Names and frame counts.
+        size (`int`): Side of the frames.
+    """
+
+    def __init__(self, data: Path, labels: FaceLabels, size: int = 256):
+        self.data, self.labels, self.size = data, labels, size
+
+    def __len__(self) -> int:
+        return int(self.labels.offsets[-1])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Decode a clip up to the row."""
+        from vasa_hf.media.video import VideoReader
+
+        clip = int(np.searchsorted(self.labels.offsets, row, "right")) - 1
+        reader = iter(VideoReader(self.data / "clips" / f"{self.labels.names[clip]}.mp4"))
+        for _ in range(row - int(self.labels.offsets[clip]) + 1):
+            picture = next(reader, None)
+            if picture is None:  # a clip may hold a frame less than its labels
+                break
+            last = picture
+        reader.close()
+        return _resized(last, self.size)
+
+
+def _resized(picture: np.ndarray, size: int) -> np.ndarray:
+    if picture.shape[:2] == (size, size):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
 
 
 class FacePairs(Dataset):
@@ -62,7 +97,7 @@ class FacePairs(Dataset):
     `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another person's `other_motion` `(34,)`, and `is_portrait`.
 
     Args:
-        data (`str` or `Path`): Folder with clips, portraits and labels.
+        data (`str` or `Path`): Folder with clips and labels, and portraits if there are any; or shards.
         cache (`str` or `Path`): Folder for decoded frames.
         seed (`int`): Seed of the draws.
         portrait_share (`float`): Share of samples that are portraits.
@@ -71,6 +106,10 @@ class FacePairs(Dataset):
         rendered (`str` or `Path`, *optional*): Folder of faces rendered from this data: averted gaze, closed eyes and
             turned heads, which recorded clips seldom show.
         rendered_share (`float`): Share of samples that are rendered faces.
+        stream (`bool`): Decode the clips' frames whenever they are drawn, rather than once into `cache`.
+
+    Raises:
+        ValueError: If portraits are asked for and there are none.
     """
 
     def __init__(
@@ -83,23 +122,29 @@ class FacePairs(Dataset):
         dynamics: str | Path | None = None,
         rendered: str | Path | None = None,
         rendered_share: float = 0.35,
+        stream: bool = False,
     ):
-        data, cache = Path(data), Path(cache)
+        data, cache = training_folder(data), Path(cache)
         self.seed, self.portrait_share, self.long_clip_share = seed, portrait_share, long_clip_share
         self.clips = FaceLabels.load(data / "clips.npz")
-        self.portraits = FaceLabels.load(data / "portraits.npz")
-        with open(data / "identities.csv") as file:
-            people = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
-        people = [people[name] for name in self.clips.names]
+        people = people_of_clips(data, self.clips.names)
+        portrait_labels = data / "portraits.npz"
+        self.portraits = FaceLabels.load(portrait_labels) if portrait_labels.exists() else None
+        if self.portraits is None and portrait_share:
+            raise ValueError(f"`portrait_share` must be 0 where there are no portraits, got {portrait_share}.")
         # Weights in training mean by z_dyn what this model says: keep it with them, never fit it anew beside them.
         if dynamics is None:
             self.dynamics = LandmarkDynamics.fit(self.clips, people, self.portraits)
         else:
             self.dynamics = LandmarkDynamics.load(dynamics)
-        self.frames = decode_frames(data, self.clips, "clips", cache / f"{data.name}_clips.npy")
-        self.pictures = decode_frames(data, self.portraits, "portraits", cache / f"{data.name}_portraits.npy")
+        if stream:
+            self.frames = StreamedFrames(data, self.clips)
+        else:
+            self.frames = decode_frames(data, self.clips, "clips", cache / f"{data.name}_clips.npy")
         self.clip_motion = motion_of(self.clips, self.dynamics.encode(self.clips, people))
-        self.portrait_motion = motion_of(self.portraits, self.dynamics.encode(self.portraits))
+        if self.portraits is not None:
+            self.pictures = decode_frames(data, self.portraits, "portraits", cache / f"{data.name}_portraits.npy")
+            self.portrait_motion = motion_of(self.portraits, self.dynamics.encode(self.portraits))
         lengths = np.diff(self.clips.offsets)
         self.long, self.short = np.flatnonzero(lengths > 60), np.flatnonzero(lengths <= 60)
         self.rendered_share = rendered_share if rendered else 0.0
@@ -107,9 +152,10 @@ class FacePairs(Dataset):
             self.rendered = FaceLabels.load(Path(rendered) / "rendered.npz")
             self.rendered_frames = np.load(Path(rendered) / "rendered.npy", mmap_mode="r")
             # What a face looks like at rest is known from the photograph it wears.
-            at_rest = dict(zip(self.portraits.names, self.dynamics.neutral_shapes(self.portraits), strict=True))
             of_clips = self.dynamics.neutral_shapes(self.clips, people)[self.clips.offsets[:-1]]
-            at_rest |= dict(zip(self.clips.names, of_clips, strict=True))
+            at_rest = dict(zip(self.clips.names, of_clips, strict=True))
+            if self.portraits is not None:
+                at_rest |= zip(self.portraits.names, self.dynamics.neutral_shapes(self.portraits), strict=True)
             neutral = torch.stack([at_rest[name] for name in self.rendered.names])
             neutral = neutral.repeat_interleave(torch.from_numpy(np.diff(self.rendered.offsets)), 0)
             self.rendered_motion = motion_of(self.rendered, self.dynamics.encode(self.rendered, neutral=neutral))
@@ -148,6 +194,15 @@ class FacePairs(Dataset):
             sample[f"{name}_landmarks"] = labels.landmarks[row]
             sample[f"{name}_motion"] = motion[row]
         return sample
+
+
+def people_of_clips(data: Path, names: list[str]) -> list[str]:
+    """One person's name a clip, by `identities.csv` (clip,identity); a clip not named there is a person of its own."""
+    known = {}
+    if (data / "identities.csv").exists():
+        with open(data / "identities.csv", newline="") as file:
+            known = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
+    return [known.get(name, f"clip {name}") for name in names]
 
 
 def motion_of(labels: FaceLabels, dynamics: Tensor) -> Tensor:

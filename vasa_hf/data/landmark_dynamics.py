@@ -157,13 +157,13 @@ class LandmarkDynamics:
         }
 
     @classmethod
-    def fit(cls, labels: FaceLabels, people: list[str], portraits: FaceLabels) -> "LandmarkDynamics":
+    def fit(cls, labels: FaceLabels, people: list[str], portraits: FaceLabels | None = None) -> "LandmarkDynamics":
         """Fit the model on clips of known people, with portraits to learn how neutral shapes vary.
 
         Args:
             labels (`FaceLabels`): Labels of the clips.
             people (`list[str]`): One person's name per clip.
-            portraits (`FaceLabels`): Labels of single pictures.
+            portraits (`FaceLabels`, *optional*): Labels of single pictures.
         """
         ids, canonical = labels.ids, labels.canonical
         shape = unposed_landmarks(labels)  # [F, 162, 2]
@@ -175,9 +175,11 @@ class LandmarkDynamics:
         mirrored = moved[:, flip] * moved.new_tensor([-1.0, 1.0])
         both = torch.cat([moved, mirrored])
 
-        portrait_shape = unposed_landmarks(portraits)
-        still = (portraits.mouth[:, 0] < 0.02) & (portraits.pose[:, 0].abs() < 0.5) & (portraits.eye_open.amin(1) > 0.2)
-        shapes = torch.cat([neutral, portrait_shape[still]])
+        shapes = neutral
+        if portraits is not None:
+            still = (portraits.mouth[:, 0] < 0.02) & (portraits.pose[:, 0].abs() < 0.5)
+            still &= portraits.eye_open.amin(1) > 0.2
+            shapes = torch.cat([neutral, unposed_landmarks(portraits)[still]])
         shapes = torch.cat([shapes, shapes[:, flip] * shapes.new_tensor([-1.0, 1.0])])
         tensors = {
             "ids": torch.from_numpy(ids),
@@ -253,7 +255,7 @@ class LandmarkDynamics:
             labels (`FaceLabels`): Landmarks, poses and irises.
             people (`list[str]`, *optional*): One person's name per clip: codes are then about each person's own neutral
                 shape. Without them they are posterior means over neutral shapes.
-            neutral (`torch.Tensor` of shape `(frames, 162, 2)`, *optional*): Known neutral shapes, see `neutral_shapes`.
+            neutral (`torch.Tensor` of shape `(frames, 162, 2)`, *optional*): Known shapes, `neutral_shapes`.
 
         Returns:
             `torch.Tensor` of shape `(frames, 28)`.

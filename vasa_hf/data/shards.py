@@ -517,6 +517,22 @@ def unpack(shards: str | os.PathLike, folder: str | os.PathLike) -> int:
     return len(index)
 
 
+def training_folder(data: str | os.PathLike) -> Path:
+    """The folder that trainers read: `data` itself, or if it holds shards, `data/unpacked`, made when it is not there.
+
+    Args:
+        data (`str` or `os.PathLike`): Folder of shards, or of `clips/`, `clips.npz` and so on.
+    """
+    data = Path(data)
+    if not shard_paths(data):
+        return data
+    unpacked = data / "unpacked"
+    last = unpacked / "identities.csv"
+    if not last.exists() or last.stat().st_mtime < (data / MANIFEST).stat().st_mtime:
+        unpack(data, unpacked)
+    return unpacked
+
+
 def _merged(labels: list[dict[str, np.ndarray]], keys: list[str]) -> dict[str, np.ndarray]:
     """Labels of many clips as one table, frames one after another."""
     shared = {name: labels[0][name] for name in ("landmark_ids", "canonical") if name in labels[0]}

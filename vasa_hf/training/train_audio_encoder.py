@@ -13,7 +13,6 @@ noise.
 The heads are thrown away. # Not in the paper: VASA-1 takes a published Wav2Vec2; all of this page is ours.
 """
 
-import csv
 import logging
 import math
 from collections import Counter
@@ -28,6 +27,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from vasa_hf.data.face_pairs import people_of_clips
+from vasa_hf.data.shards import training_folder
 from vasa_hf.data.synthetic.speech import PHONES, articulation, available_engines, random_speech
 from vasa_hf.processors.audio import VasaAudioProcessor, feature_geometry, resample, window_features
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
@@ -236,11 +237,9 @@ def load_clips(folder: Path, audio_cache: Path | None = None) -> dict[str, list[
         sound = {n: np.int16(32767 * processor.load(folder / "clips" / f"{n}.mp4").clip(-1, 1)) for n in names}
         if audio_cache is not None:
             np.savez(audio_cache, **sound)
-    with open(folder / "identities.csv", newline="") as file:
-        person_of = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
     rows: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        rows.setdefault(person_of.get(name, name), []).append(index)
+    for index, person in enumerate(people_of_clips(folder, names)):
+        rows.setdefault(person, []).append(index)
     people = {}
     for person, indices in rows.items():
         own = np.concatenate([mouth[offsets[i] : offsets[i + 1]] for i in indices])
@@ -460,7 +459,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     held_out = make_utterances(max(4, min(80, options.num_utterances // 10)), options.seed + 1, held_out=True)
     clips, validation, recordings = [], [], []
     if options.data:
-        folder = Path(options.data)
+        folder = training_folder(options.data)
         people = load_clips(folder, Path(options.audio_cache) if options.audio_cache else None)
         sizes = Counter({person: len(own) for person, own in people.items() if len(own) >= 20})
         kept = {person for person, _ in sizes.most_common()[::-1][: options.validation_people]}

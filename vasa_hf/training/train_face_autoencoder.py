@@ -58,7 +58,7 @@ PRESETS = {"paper": PAPER_CONFIG, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
 class FaceAutoencoderOptions(LoopOptions):
     """Options of this stage."""
 
-    data: str = option("data/train", "folder with clips, portraits and labels")
+    data: str = option("data/train", "folder with clips and labels, with portraits if there are any; or shards")
     cache: str = option("cache", "folder for decoded frames")
     stage: str = option("renderer", "encoders, renderer, joint or evaluate")
     preset: str = option("small", "paper, small or tiny")
@@ -69,6 +69,7 @@ class FaceAutoencoderOptions(LoopOptions):
     learning_rate: float = option(4e-4, "peak learning rate")
     train_size: int | None = option(None, "train at this picture size (default: the model's)")
     dynamics: str | None = option(None, "landmark dynamics file that defines z_dyn, such as vasa-small's")
+    stream: bool = option(False, "decode frames whenever they are drawn, for data too large to keep decoded")
     portrait_share: float = option(0.25, "share of samples that are single portraits")
     rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
     rendered_share: float = option(0.35, "share of samples that are rendered faces")
@@ -403,6 +404,7 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         dynamics=options.dynamics,
         rendered=options.rendered,
         rendered_share=options.rendered_share,
+        stream=options.stream,
     )
     if options.initial:
         model = Vasa1FaceAutoencoder.from_pretrained(options.initial, torch_dtype=torch.float32)

@@ -10,7 +10,6 @@ clips is a class, and so is every portrait.
 # Not in the paper: all of it; VASA-1 uses recognisers that others have trained on millions of faces.
 """
 
-import csv
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vasa_hf.data.face_pairs import decode_frames
+from vasa_hf.data.face_pairs import decode_frames, people_of_clips
 from vasa_hf.data.landmark_dynamics import FaceLabels
+from vasa_hf.data.shards import training_folder
 from vasa_hf.models.face_recognizer import FaceRecognizer
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
 
@@ -65,15 +65,13 @@ class FaceClasses(Dataset):
     """
 
     def __init__(self, data: str | Path, cache: str | Path, seed: int = 0, portrait_share: float = 0.6):
-        data, cache = Path(data), Path(cache)
+        data, cache = training_folder(data), Path(cache)
         self.seed, self.portrait_share = seed, portrait_share
         clips, portraits = FaceLabels.load(data / "clips.npz"), FaceLabels.load(data / "portraits.npz")
         self.frames = decode_frames(data, clips, "clips", cache / f"{data.name}_clips.npy")
         self.pictures = decode_frames(data, portraits, "portraits", cache / f"{data.name}_portraits.npy")
         self.frame_boxes, self.picture_boxes = _boxes(clips.landmarks), _boxes(portraits.landmarks)
-        with open(data / "identities.csv") as file:
-            known = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
-        self.people, self.person = np.unique([known[name] for name in clips.names], return_inverse=True)
+        self.people, self.person = np.unique(people_of_clips(data, clips.names), return_inverse=True)
         self.offsets = clips.offsets
         self.clips_of = [np.flatnonzero(self.person == index) for index in range(len(self.people))]
         # People with many clips are seen more often, but not in proportion.
@@ -282,9 +280,7 @@ def evaluate(model: FaceRecognizer, data: str | Path, cache: str | Path) -> dict
     labels, portraits = FaceLabels.load(data / "clips.npz"), FaceLabels.load(data / "portraits.npz")
     frames = decode_frames(data, labels, "clips", cache / f"{data.name}_clips.npy")
     pictures = decode_frames(data, portraits, "portraits", cache / f"{data.name}_portraits.npy")
-    with open(data / "identities.csv") as file:
-        known = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
-    people = np.array([known[name] for name in labels.names])
+    people = np.array(people_of_clips(data, labels.names))
     several = {name for name in people if (people == name).sum() > 1}
     clips = [index for index, name in enumerate(people) if name in several]
     rows = np.concatenate([np.linspace(*labels.offsets[i : i + 2] - [0, 1], 3).astype(int) for i in clips])

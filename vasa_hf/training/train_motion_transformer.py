@@ -10,7 +10,6 @@ folder.
 
 from __future__ import annotations
 
-import csv
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vasa_hf.data.clips import MotionData, MotionPriors, MotionSequences, motion_from_labels
+from vasa_hf.data.face_pairs import people_of_clips
+from vasa_hf.data.shards import training_folder
 from vasa_hf.guidance import guided_prediction
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
@@ -191,7 +192,7 @@ def prepare_motion_data(options: MotionTransformerOptions) -> MotionData:
         raise ValueError("`data` and `pipeline` must be given unless `prepared` is.")
     motion = None
     if options.labels:
-        motion, priors = motion_from_labels(options.data, options.head, options.landmark_dynamics)
+        motion, priors = motion_from_labels(training_folder(options.data), options.head, options.landmark_dynamics)
         kept.parent.mkdir(parents=True, exist_ok=True)
         priors.save(kept.with_name("priors.safetensors"))
     elif options.motion_cache:
@@ -210,9 +211,9 @@ def prepare_motion_data(options: MotionTransformerOptions) -> MotionData:
         autoencoder = Vasa1FaceAutoencoder.from_pretrained(options.pipeline, subfolder="face_autoencoder")
         autoencoder = autoencoder.to(device).eval()
 
-    folder = Path(options.data)
+    folder = training_folder(options.data)
     names, counts = _clip_names(folder)
-    people = _people(folder, names)
+    people = people_of_clips(folder, names)
     if counts is None and motion is not None:
         raise ValueError("`motion_cache` needs `data` with a clips.npz, whose `offsets` say where each clip begins.")
     motions, audios, offsets, speaks = [], [], [0], []
@@ -266,15 +267,6 @@ def _clip_names(folder: Path) -> tuple[list[str], np.ndarray | None]:
     if not names:
         raise ValueError(f"`data` must hold clips/*.mp4, but {str(folder)!r} has none.")
     return names, None
-
-
-def _people(folder: Path, names: list[str]) -> list[str]:
-    """One person's name a clip; a clip that identities.csv does not name is a person of its own."""
-    known = {}
-    if (folder / "identities.csv").exists():
-        with open(folder / "identities.csv", newline="") as file:
-            known = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
-    return [known.get(name, f"clip {name}") for name in names]
 
 
 @torch.no_grad()

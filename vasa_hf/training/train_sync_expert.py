@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vasa_hf.data.clips import MotionData, motion_from_labels, rows_at, smooth_in_time
+from vasa_hf.data.shards import training_folder
 from vasa_hf.metrics.sync import LEAST_PAIRS, sync_study
 from vasa_hf.models.sync_expert import COLUMNS_PER_FRAME, POWER_FLOOR, SAMPLES_PER_FRAME, SyncExpert
 from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, train
@@ -200,7 +201,7 @@ def prepare_sync_data(options: SyncExpertOptions) -> MotionData:
     from vasa_hf.media.video import VideoReader
     from vasa_hf.processors.audio import VasaAudioProcessor
 
-    folder = Path(options.data)
+    folder = training_folder(options.data)
     if not (folder / "clips.npz").exists():
         raise ValueError(f"`data` must hold clips.npz with `names` and `offsets`, but {folder.name!r} does not.")
     with np.load(folder / "clips.npz") as labels:
