@@ -332,6 +332,9 @@ def checkpoints(folder: str | Path) -> list[Path]:
 def parse_options(options_class: type, arguments: list[str] | None = None, description: str | None = None) -> Any:
     """Make an options dataclass from the command line: `--batch-size 8`, `--cpu`, `--no-cpu`.
 
+    `--config` names a JSON file of options, or one of `training/configs/` without its ending; the rest of the command
+    line has the last word.
+
     Args:
         options_class (`type`): A dataclass whose fields are made with `option`.
         arguments (`list[str]`, *optional*, defaults to the process' own): What to parse.
@@ -339,8 +342,12 @@ def parse_options(options_class: type, arguments: list[str] | None = None, descr
 
     Returns:
         An instance of `options_class`.
+
+    Raises:
+        ValueError: If the config is missing, or holds what is no option.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--config", help=f"JSON file of options, or one of {', '.join(sorted(configs()))}")
     hints = typing.get_type_hints(options_class)
     for field in dataclasses.fields(options_class):
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
@@ -355,4 +362,25 @@ def parse_options(options_class: type, arguments: list[str] | None = None, descr
             parser.add_argument(name, nargs="*", type=inner, default=default, help=text)
         else:
             parser.add_argument(name, type=kind, default=default, help=text)
-    return options_class(**vars(parser.parse_args(arguments)))
+    config = parser.parse_known_args(arguments)[0].config
+    if config:
+        parser.set_defaults(**read_config(config, options_class))
+    chosen = vars(parser.parse_args(arguments))
+    del chosen["config"]
+    return options_class(**chosen)
+
+
+def configs() -> dict[str, Path]:
+    """Name and file of each set of options that comes with the package."""
+    return {path.stem: path for path in (Path(__file__).parent / "configs").glob("*.json")}
+
+
+def read_config(config: str, options_class: type) -> dict[str, Any]:
+    """Options of a JSON file, or of a named set; see `parse_options`."""
+    path = configs().get(config, Path(config))
+    if not path.is_file():
+        raise ValueError(f"`config` must be a JSON file or one of {sorted(configs())}, got {config!r}.")
+    values = json.loads(path.read_text())
+    if unknown := set(values) - {field.name for field in dataclasses.fields(options_class)}:
+        raise ValueError(f"`config`: {path.name} holds {sorted(unknown)}, which are no options of this training.")
+    return values

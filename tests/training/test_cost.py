@@ -1,0 +1,41 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
+from vasa_hf.training.cost import days, face_autoencoder_cost, motion_transformer_cost
+from vasa_hf.training.loop import LoopOptions, parse_options
+from vasa_hf.training.train_face_autoencoder import TINY_CONFIG, FaceAutoencoderOptions
+from vasa_hf.training.train_motion_transformer import MotionTransformerOptions
+
+
+def test_counted_arithmetic_is_that_of_a_real_step():
+    """A real forward and backward pass with memory: backward costs about two forwards, the first layer less."""
+    options = FaceAutoencoderOptions(preset="tiny")
+    parameters, flop = face_autoencoder_cost(options)
+    model = Vasa1FaceAutoencoder(**TINY_CONFIG)
+    assert parameters == sum(p.numel() for p in model.parameters())
+    image = torch.rand(1, 3, 64, 64)
+    with FlopCounterMode(display=False) as counter:
+        motion = model(image.repeat(2, 1, 1, 1), motion_only=True)
+        nn.functional.l1_loss(model(image, image, motion[:1], motion[1:]).sample, image).backward()
+    assert counter.get_total_flops() == pytest.approx(flop, rel=0.15)
+    more = face_autoencoder_cost(dataclasses.replace(options, weight_consist=1.0, weight_cross_id=1.0))[1]
+    assert 1.5 * flop < more < 4 * flop
+
+
+def test_paper_sizes():
+    """About 200M and 29M parameters (paper §4)."""
+    face = parse_options(FaceAutoencoderOptions, ["--config", "paper_face_autoencoder"])
+    motion = parse_options(MotionTransformerOptions, ["--config", "paper_motion_transformer"])
+    assert face_autoencoder_cost(face)[0] == pytest.approx(200e6, rel=0.1)
+    assert motion_transformer_cost(motion)[0] == pytest.approx(29e6, rel=0.05)
+
+
+def test_days():
+    options = LoopOptions(max_steps=1000, batch_size=10)
+    assert days(options, 8.64e12, 1, 10.0, 1.0) == pytest.approx(0.1)
+    assert days(options, 8.64e12, 4, 10.0, 0.5) == pytest.approx(0.2)  # each GPU has its own batch
