@@ -29,4 +29,5 @@ def test_embedded_names_win_over_folders_of_that_name(tmp_path, monkeypatch, pla
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     assert Path(hub.resolve("vasa-small")) == folder
+    assert Path(hub.resolve("vasa-small/scheduler")) == folder / "scheduler"
     assert Path(hub.embedded_path("vasa-small")) == folder

@@ -29,7 +29,8 @@ def embedded_path(name: str) -> Path:
 def resolve(name_or_path: str | os.PathLike) -> str:
     """Turn the name of an embedded model into its folder; a path or the name of a Hub repository stays as it is.
 
-    An embedded name wins over a folder of that name in the working directory: write `./vasa-small` for that.
+    An embedded name wins over a folder of that name in the working directory: write `./vasa-small` for that. A part of
+    an embedded model is named `vasa-small/motion_transformer`.
 
     Args:
         name_or_path (`str` or `os.PathLike`): What `from_pretrained` was given.
@@ -40,13 +41,13 @@ def resolve(name_or_path: str | os.PathLike) -> str:
     Raises:
         FileNotFoundError: If the package was installed without the weights that it should carry.
     """
-    name = os.fspath(name_or_path)
+    name, _, part = os.fspath(name_or_path).partition("/")
     if name not in EMBEDDED:
-        return name
+        return os.fspath(name_or_path)
     folder = embedded_path(name)
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
             f"The embedded weights {name!r} are missing: no model_index.json in {str(folder)!r}. Reinstall vasa-hf "
             "from a complete checkout or wheel."
         )
-    return str(folder)
+    return str(folder / part)

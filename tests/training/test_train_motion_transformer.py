@@ -21,7 +21,9 @@ from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.media.video import VideoWriter
 from vasa_hf.models.motion_transformer_vasa1 import EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
+from vasa_hf.pipelines.vasa_talking_face import VasaTalkingFacePipeline
 from vasa_hf.training import train_motion_transformer as trainer
+from vasa_hf.training.saving import save_pipeline
 from vasa_hf.training.train_motion_transformer import MotionTransformerOptions, motion_loss, sample_motion
 
 LABELS = Path(__file__).parents[3] / "shared" / "data" / "train" / "clips.npz"
@@ -242,6 +244,39 @@ def test_resume_equals_uninterrupted_run(tmp_path, data, priors, monkeypatch):
         assert torch.equal(value, resumed.modules["motion_transformer"].state_dict()[name]), name
 
 
+def test_training_from_a_pipeline_ends_in_a_pipeline_that_loads(tmp_path):
+    """Nothing but videos and a pipeline goes in; the new pipeline keeps all other parts."""
+    base = VasaTalkingFacePipeline(**make_vasa1_components())
+    base.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("A card of other weights.")
+    make_clips(tmp_path / "data", {"a": 14, "b": 9, "mute": 12})
+    config = base.motion_transformer.config
+    options = MotionTransformerOptions(
+        pipeline=str(tmp_path / "base"),
+        data=str(tmp_path / "data"),
+        initial=str(tmp_path / "base" / "motion_transformer"),
+        output=str(tmp_path / "run"),
+        dynamics=[f"{name}={width}" for name, width in base.motion_transformer.motion_spec.dynamics.items()],
+        window=config.window,
+        context=config.context,
+        batch_size=4,
+        max_steps=3,
+        sample_every=0,
+        cpu=True,
+    )
+    trainer.run(options)
+    assert not (tmp_path / "run" / "pipeline" / "README.md").exists()
+    loaded = VasaTalkingFacePipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    before, after = (p.motion_transformer.state_dict() for p in (base, loaded))
+    assert any(not torch.equal(before[name], after[name].float()) for name in before)
+    for name, value in base.face_autoencoder.state_dict().items():
+        assert torch.equal(value, loaded.face_autoencoder.state_dict()[name].float()), name
+    with pytest.raises(ValueError, match="`base`"):
+        save_pipeline(tmp_path / "data", tmp_path / "new")
+    with pytest.raises(ValueError, match="`components`.*no_such_part"):
+        save_pipeline(tmp_path / "base", tmp_path / "new", no_such_part=trainer.make_scheduler())
+
+
 def test_bad_options_and_data_are_named(tmp_path, data, priors, monkeypatch):
     with pytest.raises(ValueError, match="`dynamics`"):
         tiny_run(tmp_path, data, priors, monkeypatch, output=str(tmp_path / "a"), dynamics=["lips=2"])
@@ -255,18 +290,23 @@ def test_bad_options_and_data_are_named(tmp_path, data, priors, monkeypatch):
         MotionData(data.motion, data.audio, data.offsets, data.person, data.speaks, data.silence[..., :2])
 
 
+def make_clips(folder, lengths):
+    """Video files of so many frames with sound, except one called mute."""
+    (folder / "clips").mkdir(parents=True)
+    for seed, (name, frames) in enumerate(lengths.items()):
+        sound = None if name == "mute" else (make_audio(frames / 25, seed), 16_000)
+        with VideoWriter(folder / "clips" / f"{name}.mp4", 25, (32, 32), sound, provenance=False) as writer:
+            for i in range(frames):
+                writer.write(make_image(seed, (32, 32 + i))[:, -32:])
+
+
 def test_motion_and_audio_features_of_a_folder_of_videos(tmp_path):
     """Three real video files through real (tiny) networks; then the file that is kept, and the caches."""
     components = make_vasa1_components()
     for name in ("face_autoencoder", "audio_encoder", "audio_processor"):
         components[name].save_pretrained(tmp_path / "pipe" / name)
-    (tmp_path / "data" / "clips").mkdir(parents=True)
     lengths = {"a": 14, "b": 9, "mute": 12}
-    for seed, (name, frames) in enumerate(lengths.items()):
-        sound = None if name == "mute" else (make_audio(frames / 25, seed), 16_000)
-        with VideoWriter(tmp_path / "data" / "clips" / f"{name}.mp4", 25, (32, 32), sound, provenance=False) as writer:
-            for i in range(frames):
-                writer.write(make_image(seed, (32, 32 + i))[:, -32:])
+    make_clips(tmp_path / "data", lengths)
     (tmp_path / "data" / "identities.csv").write_text("clip,identity\na,anna\nb,anna\n")
     options = MotionTransformerOptions(
         pipeline=str(tmp_path / "pipe"), data=str(tmp_path / "data"), output=str(tmp_path / "run"), window=10, cpu=True

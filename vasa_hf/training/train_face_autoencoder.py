@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,11 +27,13 @@ from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.geometry.landmarks import gaze_angles
 from vasa_hf.geometry.rotations import euler_from_matrix
 from vasa_hf.geometry.thin_plate import warp_by_landmarks
+from vasa_hf.hub import resolve
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import PAPER_CONFIG, POSE_DIM, SMALL_CONFIG, Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import pretrained_features
 from vasa_hf.training import losses
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
+from vasa_hf.training.saving import save_pipeline
 
 TINY_CONFIG = {
     **SMALL_CONFIG,
@@ -62,6 +65,9 @@ class FaceAutoencoderOptions(LoopOptions):
     cache: str = option("cache", "folder for decoded frames")
     stage: str = option("renderer", "encoders, renderer, joint or evaluate")
     preset: str = option("small", "paper, small or tiny")
+    pipeline: str | None = option(
+        None, "pipeline to start from, such as vasa-small; OUTPUT/pipeline gets the new weights"
+    )
     initial: str | None = option(None, "face autoencoder folder to start from")
     analyzer: str | None = option(None, "face analyzer folder whose landmarker the motion encoders start from")
     save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/face_autoencoder)")
@@ -387,7 +393,7 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     if options.stage == "evaluate":
         if options.initial is None:
             raise ValueError("`initial` must name the face autoencoder folder to evaluate.")
-        model = Vasa1FaceAutoencoder.from_pretrained(options.initial, torch_dtype=torch.float32).eval()
+        model = Vasa1FaceAutoencoder.from_pretrained(resolve(options.initial), torch_dtype=torch.float32).eval()
         for name, value in evaluate(model, Path(options.data), Path(options.cache)).items():
             print(f"{name}: {value:.2f}")
         return model
@@ -395,19 +401,25 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         raise ValueError("`perceptual` must name a face recogniser folder when its losses have a weight.")
     if options.weight_gaze and not options.gaze_network:
         raise ValueError("`gaze_network` must name a face analyzer folder when `weight_gaze` is not 0.")
+    if options.pipeline:
+        start = Path(resolve(options.pipeline))
+        options.initial = options.initial or str(start / "face_autoencoder")
+        options.dynamics = options.dynamics or str(start / "landmark_dynamics.safetensors")
     torch.manual_seed(options.seed)
-    dataset = FacePairs(
-        options.data,
-        options.cache,
-        options.seed,
-        options.portrait_share,
-        dynamics=options.dynamics,
-        rendered=options.rendered,
-        rendered_share=options.rendered_share,
-        stream=options.stream,
-    )
+    process = PartialState(cpu=options.cpu)
+    with process.main_process_first():
+        dataset = FacePairs(
+            options.data,
+            options.cache,
+            options.seed,
+            options.portrait_share,
+            dynamics=resolve(options.dynamics) if options.dynamics else None,
+            rendered=options.rendered,
+            rendered_share=options.rendered_share,
+            stream=options.stream,
+        )
     if options.initial:
-        model = Vasa1FaceAutoencoder.from_pretrained(options.initial, torch_dtype=torch.float32)
+        model = Vasa1FaceAutoencoder.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
     else:
         model = Vasa1FaceAutoencoder(**PRESETS[options.preset])
     channels_last(model)
@@ -427,9 +439,9 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         learns_motion = options.stage == "joint"
         freeze(model, lambda name: learns_motion or not name.startswith(("pose_encoder", "dynamics_encoder")))
         if options.perceptual:
-            modules["features"] = pretrained_features(options.perceptual)
+            modules["features"] = pretrained_features(resolve(options.perceptual))
         if options.gaze_network:
-            analyzer = FaceAnalyzer.from_pretrained(options.gaze_network, torch_dtype=torch.float32)
+            analyzer = FaceAnalyzer.from_pretrained(resolve(options.gaze_network), torch_dtype=torch.float32)
             modules["analyzer"] = analyzer.eval().requires_grad_(False)
         loss = renderer_loss(options, dataset.dynamics, modules.get("features"), modules.get("analyzer"))
     players = [Player("generator", ("autoencoder",), loss, options.learning_rate)]
@@ -442,11 +454,15 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     log = lambda step, values: print(step, {k: round(v, 4) for k, v in values.items()}, flush=True)  # noqa: E731
     state = train(options, modules, players, dataset, ("autoencoder",), log, on_sample)
     state.ema["autoencoder"].copy_to(model)
+    if not process.is_main_process:
+        return model
     model.register_to_config(image_size=final_size)
     model.requires_grad_(True)
     target = Path(options.save or Path(options.output) / "face_autoencoder")
     model.half().save_pretrained(target, max_shard_size="15MB")
     dataset.dynamics.save(Path(options.output) / "landmark_dynamics.safetensors")
+    if options.pipeline:
+        save_pipeline(options.pipeline, Path(options.output) / "pipeline", face_autoencoder=model)
     return model.float()
 
 
@@ -458,7 +474,7 @@ def freeze(model: nn.Module, learns: Any) -> None:
 
 def start_from_landmarker(model: Vasa1FaceAutoencoder, folder: str) -> None:
     """Give the pose and dynamics encoders the backbone and heat maps of a trained landmarker."""
-    landmarker = FaceAnalyzer.from_pretrained(folder, torch_dtype=torch.float32).landmarker
+    landmarker = FaceAnalyzer.from_pretrained(resolve(folder), torch_dtype=torch.float32).landmarker
     for encoder in (model.pose_encoder, model.dynamics_encoder):
         encoder.backbone.load_state_dict(landmarker.backbone.state_dict())
         encoder.heat.load_state_dict(landmarker.heat.state_dict())

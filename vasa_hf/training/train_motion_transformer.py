@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
@@ -26,9 +27,11 @@ from vasa_hf.data.clips import MotionData, MotionPriors, MotionSequences, motion
 from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.shards import training_folder
 from vasa_hf.guidance import guided_prediction
+from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
 from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, train
+from vasa_hf.training.saving import save_pipeline
 
 # The paper's size is the model's default; the small one is for CPUs.
 PRESETS = {"paper": {}, "small": {"hidden_size": 192, "num_layers": 6, "num_heads": 6}}
@@ -39,7 +42,11 @@ SAMPLES_PER_FRAME = 640  # 16 kHz, 25 frames a second
 class MotionTransformerOptions(LoopOptions):
     """Options of this stage; those of the loop are in `LoopOptions`."""
 
-    pipeline: str = option("", "folder with face_autoencoder/ and audio_encoder/ to compute motion and features with")
+    pipeline: str = option(
+        "",
+        "pipeline whose face autoencoder and audio encoder compute motion and features, such as "
+        "vasa-small; OUTPUT/pipeline gets the new weights",
+    )
     data: str = option("", "folder with clips/*.mp4")
     prepared: str | None = option(None, "motion_data.safetensors of an earlier run, instead of --pipeline and --data")
     motion_cache: str | None = option(None, "motion of all frames (.npy), instead of the face autoencoder")
@@ -192,7 +199,11 @@ def prepare_motion_data(options: MotionTransformerOptions) -> MotionData:
         raise ValueError("`data` and `pipeline` must be given unless `prepared` is.")
     motion = None
     if options.labels:
-        motion, priors = motion_from_labels(training_folder(options.data), options.head, options.landmark_dynamics)
+        motion, priors = motion_from_labels(
+            training_folder(options.data),
+            options.head,
+            resolve(options.landmark_dynamics) if options.landmark_dynamics else None,
+        )
         kept.parent.mkdir(parents=True, exist_ok=True)
         priors.save(kept.with_name("priors.safetensors"))
     elif options.motion_cache:
@@ -204,11 +215,11 @@ def prepare_motion_data(options: MotionTransformerOptions) -> MotionData:
     from vasa_hf.processors.audio import VasaAudioProcessor
 
     device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
-    processor = VasaAudioProcessor.from_pretrained(options.pipeline, subfolder="audio_processor")
-    encoder = Wav2Vec2Model.from_pretrained(options.pipeline, subfolder="audio_encoder").to(device).eval()
+    processor = VasaAudioProcessor.from_pretrained(resolve(options.pipeline), subfolder="audio_processor")
+    encoder = Wav2Vec2Model.from_pretrained(resolve(options.pipeline), subfolder="audio_encoder").to(device).eval()
     autoencoder = None
     if motion is None:
-        autoencoder = Vasa1FaceAutoencoder.from_pretrained(options.pipeline, subfolder="face_autoencoder")
+        autoencoder = Vasa1FaceAutoencoder.from_pretrained(resolve(options.pipeline), subfolder="face_autoencoder")
         autoencoder = autoencoder.to(device).eval()
 
     folder = training_folder(options.data)
@@ -350,7 +361,9 @@ def run(options: MotionTransformerOptions) -> TrainingState:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
     if options.save_dtype not in ("float32", "float16"):
         raise ValueError(f"`save_dtype` must be float32 or float16, got {options.save_dtype!r}.")
-    data = prepare_motion_data(options)
+    process = PartialState(cpu=options.cpu)
+    with process.main_process_first():
+        data = prepare_motion_data(options)
     data = data.joined([MotionData.load(path) for path in options.talkers])
     spec = MotionSpec({"dynamics": data.motion.shape[-1] - 6})
     if options.dynamics:
@@ -362,7 +375,7 @@ def run(options: MotionTransformerOptions) -> TrainingState:
     dataset = MotionSequences(data, spec, priors, options.window, options.context, len(EMOTIONS), options.seed)
     torch.manual_seed(options.seed)
     if options.initial:  # with the statistics that its weights are used to
-        model = Vasa1MotionTransformer.from_pretrained(options.initial, torch_dtype=torch.float32)
+        model = Vasa1MotionTransformer.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
     else:
         model = Vasa1MotionTransformer(
             motion_dim=spec.dim,
@@ -387,9 +400,14 @@ def run(options: MotionTransformerOptions) -> TrainingState:
         on_sample=make_sample_sheet(dataset),
     )
     state.ema[name].copy_to(model)
+    if not process.is_main_process:
+        return state
     model.register_to_config(dropout=0.0)
     model.to(dtype=getattr(torch, options.save_dtype)).save_pretrained(Path(options.output) / name)
     make_scheduler().save_pretrained(Path(options.output) / "scheduler")
+    if options.pipeline:
+        parts = {name: model, "scheduler": make_scheduler()}
+        save_pipeline(options.pipeline, Path(options.output) / "pipeline", **parts)
     return state
 
 
