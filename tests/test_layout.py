@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "training": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
     "convert": FOUNDATION | TOOLS | NETWORKS,
     "bench": {"hub", "media"},
-    "cli": {"hub", "media", "bench", "metrics", "convert"},
+    "cli": {"hub", "media", "bench", "metrics", "convert", "data"},
 }
 # The front doors take classes by their public names, as every user does.
 FRONT_DOORS = {"bench", "cli"}
@@ -53,6 +53,7 @@ KEPT_APART = {
     "imageio": ("media/",),
     "pickle": ("convert/",),
     "mediapipe": ("models/face_analyzer_mediapipe.py",),
+    "ray": ("data/prepare_ray.py",),
 }
 # Development tools and libraries that the project does not depend on.
 NOT_OURS = {"cv2", "torchvision", "torchaudio", "librosa", "scipy", "skimage", "pytest", "requests"}

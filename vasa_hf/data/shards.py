@@ -58,6 +58,9 @@ class ShardWriter:
         about (`Mapping`, *optional*): What else the manifest shall say; JSON.
         append (`bool`, defaults to `False`): Whether to add shards to those that are there.
 
+    Attributes:
+        num_closed (`int`): Shards that this writer has finished.
+
     Raises:
         ValueError: If a number is too small, or the folder holds shards already and `append` is off.
     """
@@ -84,6 +87,7 @@ class ShardWriter:
         self._keys = {key for path in there for key, _ in scan_tar(path)}
         self._tar: tarfile.TarFile | None = None
         self._count = 0
+        self.num_closed = 0
 
     def __enter__(self) -> ShardWriter:
         """Return itself."""
@@ -144,6 +148,7 @@ class ShardWriter:
         self._file.close()
         os.replace(self._file.name, self.folder / f"clip-{self._next:06d}.tar")
         self._next += 1
+        self.num_closed += 1
         self._tar = None
 
 

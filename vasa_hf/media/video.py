@@ -48,6 +48,7 @@ class VideoReader:
         size (`tuple[int, int]`): Width and height.
         num_frames (`int` or `None`): Estimate from the header; `None` where it gives no duration.
         has_audio (`bool`): Whether there is a sound track.
+        damage (`str` or `None`): What ffmpeg had to say of the file, known when all frames have been read.
 
     Raises:
         ValueError: If the file is missing, empty, no video, or (while iterating) broken.
@@ -59,6 +60,7 @@ class VideoReader:
         self.fps = self._info.fps if fps is None else parse_fps(fps)
         self.size = self._info.size
         self.has_audio = self._info.has_audio
+        self.damage: str | None = None
 
     @property
     def num_frames(self) -> int | None:
@@ -103,7 +105,8 @@ class VideoReader:
                 f"(expected {self.num_frames or 'some'}): {shortened(stderr)}"
             )
         if stderr:
-            logger.warning("%s is damaged in places: %s", self.path, shortened(stderr))
+            self.damage = shortened(stderr)
+            logger.warning("%s is damaged in places: %s", self.path, self.damage)
 
 
 def read_video(path: str | os.PathLike, fps: Fraction | float | str | None = None) -> VideoReader:
