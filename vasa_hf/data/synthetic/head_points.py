@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics, unposed_landmarks
 from vasa_hf.data.synthetic.head_mesh import NUM_SKIN_LANDMARKS, HeadMesh, fit_head
-from vasa_hf.data.synthetic.heads import IRISES, LOWER_LIDS, NECK_CM, SIDES, UPPER_LIDS, RenderedHead
+from vasa_hf.data.synthetic.heads import IRISES, LOWER_LIDS, NECK_CM, SIDES, UPPER_LIDS, HeadState, RenderedHead
 from vasa_hf.geometry.landmarks import NUM_LANDMARKS, eye_openness, iris_offset, mouth_openness, rows
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
 
@@ -45,6 +45,17 @@ class HeadTrack:
 
     def __len__(self) -> int:
         return len(self.zoom)
+
+    def state(self, frame: int, light: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> HeadState:
+        """One frame, to be rendered."""
+        return HeadState(
+            dict(zip(self.names, self.weights[frame].tolist(), strict=True)),
+            self.rotation[frame],
+            tuple(self.shift[frame].tolist()),
+            float(self.zoom[frame]),
+            tuple(self.gaze[frame].tolist()),
+            light,
+        )
 
 
 class HeadPoints:

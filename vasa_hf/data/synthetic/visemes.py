@@ -90,7 +90,7 @@ def _contact(start, end, rest_start, rest_end, num_frames: int) -> np.ndarray:
         contact = np.maximum(contact, (1 - distance / 0.06).clip(0, 1) ** 1.5)
         nearest = int(np.abs(middle - (begin + stop) / 2).argmin())
         contact[nearest] = 1.0
-    for begin, stop in zip(rest_start, rest_end, strict=True):
+    for begin, stop in zip(np.where(rest_start > 0, rest_start, -1.0), rest_end, strict=True):
         # After speech lips take a while; before it they part a little early.
         easing = np.minimum((middle - begin) / 0.14, (stop - middle) / 0.12).clip(0, 1)
         contact = np.maximum(contact, easing * easing * (3 - 2 * easing))
