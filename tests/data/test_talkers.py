@@ -1,18 +1,20 @@
 """Talkers: lips that follow phones, heads that follow the voice, eyes that blink and look."""
 
 import dataclasses
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.data.test_heads import canonical, head, labels, mesh, portrait  # noqa: F401 (fixtures)
+from tests.data.test_heads import POSE, canonical, head, labels, mesh, portrait  # noqa: F401 (fixtures)
 from vasa_hf.data.clips import MotionData
-from vasa_hf.data.landmark_dynamics import LandmarkDynamics
-from vasa_hf.data.synthetic.head_mesh import HeadMesh
+from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
+from vasa_hf.data.shards import ShardWriter, decode, shard_paths
 from vasa_hf.data.synthetic.head_points import HeadPoints, HeadTrack, random_face
 from vasa_hf.data.synthetic.prosody import measure_prosody
+from vasa_hf.data.synthetic.rendered_talkers import Camera, TalkingPhotograph, write_clip
 from vasa_hf.data.synthetic.speech import Speech, Voice, available_engines
 from vasa_hf.data.synthetic.talkers import (
     RealFaces,
@@ -25,10 +27,12 @@ from vasa_hf.data.synthetic.talkers import (
     talk,
     talkers,
 )
+from vasa_hf.data.synthetic.template_head import load_head, template_head
 from vasa_hf.data.synthetic.visemes import CLOSURES, CONTACT, FPS, OPENING, ROUND, articulate, mouth_shapes
-from vasa_hf.geometry.landmarks import eye_openness, mouth_openness
+from vasa_hf.geometry.landmarks import GROUPS, eye_openness, mouth_openness
 from vasa_hf.geometry.rotations import matrix_from_euler
 from vasa_hf.hub import resolve
+from vasa_hf.media.video import VideoReader
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ICT = SHARED / "head" / "ict_facekit.npz"
@@ -61,10 +65,15 @@ SAID = spoken(
 
 
 @pytest.fixture(scope="module")
-def face():
-    """The mean person on the real head, and the dynamics of the embedded weights."""
-    dynamics = LandmarkDynamics.load(Path(resolve("vasa-small")) / "landmark_dynamics.safetensors")
-    return random_face(HeadMesh.load(ICT), dynamics, np.random.default_rng(0)), dynamics
+def dynamics():
+    """The landmark dynamics of the embedded weights."""
+    return LandmarkDynamics.load(Path(resolve("vasa-small")) / "landmark_dynamics.safetensors")
+
+
+@pytest.fixture(scope="module")
+def face(dynamics):
+    """A person on the built-in head."""
+    return random_face(template_head(dynamics.canonical), dynamics, np.random.default_rng(0)), dynamics
 
 
 # --- lips -----------------------------------------------------------------------------------------------------------
@@ -209,10 +218,10 @@ def test_points_without_drawing_are_those_of_the_picture(head):  # noqa: F811
         torch.testing.assert_close(pose[frame], drawn.pose, atol=2e-6, rtol=0)
 
 
-@needs_head
 @needs_voice
-def test_a_talker_shuts_the_mouth_where_it_must(face):
-    points, dynamics = face
+@pytest.mark.parametrize("kind", ["built-in", pytest.param("ict", marks=needs_head)])
+def test_a_talker_shuts_the_mouth_where_it_must(kind, dynamics):
+    points = random_face(load_head(ICT if kind == "ict" else None, dynamics), dynamics, np.random.default_rng(0))
     gaps, silent, blinks, frames = [], [], 0, 0
     for _, _, talker in talkers([points], 1.0, seed=5):
         landmarks, _ = points.landmarks(talker.track)
@@ -229,7 +238,6 @@ def test_a_talker_shuts_the_mouth_where_it_must(face):
     assert 8 < blinks / (frames / FPS / 60) < 35
 
 
-@needs_head
 @needs_voice
 def test_same_seed_same_talker(face):
     """For a given recording; espeak-ng itself varies by samples from call to call."""
@@ -243,7 +251,6 @@ def test_same_seed_same_talker(face):
         assert torch.equal(one, again) and not torch.equal(one, other)
 
 
-@needs_head
 def test_head_turns_do_not_leak_into_the_dynamics(face):
     points, dynamics = face
     still = points.still()
@@ -253,7 +260,6 @@ def test_head_turns_do_not_leak_into_the_dynamics(face):
     assert motion[0, 6:30].abs().max() < 1e-3
 
 
-@needs_head
 @needs_voice
 def test_file_holds_motion_and_sound_of_the_same_frames(face, tmp_path):
     points, dynamics = face
@@ -267,7 +273,6 @@ def test_file_holds_motion_and_sound_of_the_same_frames(face, tmp_path):
     assert np.array_equal(both.motion[both.offsets[len(data.person)] :], data.motion)
 
 
-@needs_head
 @needs_voice
 @pytest.mark.skipif(not (SHARED / "eval" / "clips.npz").is_file(), reason="no eval/clips.npz")
 def test_talkers_take_over_how_real_mouths_open(face):
@@ -284,7 +289,6 @@ def test_talkers_take_over_how_real_mouths_open(face):
 
 
 @needs_voice
-@needs_head
 def test_the_speech_can_be_given(face):
     """Another text on the same face, and the track is as long as asked for."""
     points, _ = face
@@ -294,3 +298,53 @@ def test_the_speech_can_be_given(face):
     speech = manner.voice.say("mama baba.")
     assert len(perform(rng, manner, points, speech, 50).track) == 50
     assert len(talk(rng, manner, points, 3.0).track) == 75
+
+
+# --- the built-in head and pictures -----------------------------------------------------------------------------------
+
+
+def test_built_in_head_is_a_head(dynamics):
+    """Landmarks are those of the mean face; shapes do what their names say; sides are mirrored."""
+    built_in = template_head(dynamics.canonical)
+    assert built_in.vertices.isfinite().all() and built_in.skin.max() < len(built_in.vertices)
+    face = random_face(built_in, dynamics, np.random.default_rng(0), strength=0.0)
+    gaps = face.gap_of_shape()
+    assert gaps["jawOpen"] > 0.25 and abs(gaps["jawOpen"] + gaps["mouthClose"]) < 0.1 and gaps["mouthLowerDown"] > 0
+
+    def measured(name, weight=1.0):
+        still = face.still()
+        track = dataclasses.replace(still, names=(name,), weights=torch.full((1, 1), weight))
+        points, _ = face.landmarks(track)
+        return mouth_openness(points)[0], eye_openness(points)[0], points[0]
+
+    rest = measured("jawOpen", 0.0)
+    assert rest[0][0] < 0.02 and rest[1].min() > 0.25
+    assert measured("mouthPucker")[0][1] < rest[0][1] - 0.05 and measured("mouthSmile_L")[0][1] > rest[0][1]
+    assert measured("eyeBlink_L")[1][1] < 0.08 and measured("eyeBlink_L")[1][0] > 0.25  # the picture's right eye
+    brow = list(GROUPS["left_brow"])
+    assert (measured("browOuterUp_R")[2][brow, 1] < rest[2][brow, 1] - 0.001).any()
+    with pytest.raises(ValueError, match="`canonical`"):
+        template_head(torch.zeros(68, 3))
+
+
+@needs_voice
+def test_a_clip_is_written_with_the_labels_of_its_pictures(dynamics, portrait, labels, tmp_path):  # noqa: F811
+    """The hand-made portrait on the built-in head: frames, sound and labels of one length, read back by key."""
+    photograph = TalkingPhotograph(template_head(dynamics.canonical), portrait, labels, POSE)
+    with ShardWriter(tmp_path) as writer:
+        frames = write_clip(writer, "one", "nobody", photograph, dynamics, [3], size=64, seconds=1.0)
+    (shard,) = shard_paths(tmp_path)
+    with tarfile.open(shard) as tar:
+        files = {name.partition(".")[2]: tar.extractfile(name).read() for name in tar.getnames()}
+    assert sorted(files) == ["json", "mp4", "npz", "wav"] and decode("json", files["json"])["frames"] == frames == 25
+    (tmp_path / "clip.mp4").write_bytes(files["mp4"])
+    (tmp_path / "clip.npz").write_bytes(files["npz"])
+    assert len(list(VideoReader(tmp_path / "clip.mp4"))) == frames and len(decode("wav", files["wav"])) == 640 * frames
+    read = FaceLabels.load(tmp_path / "clip.npz")
+    rng = np.random.default_rng([3])
+    camera = Camera.draw(rng)
+    track = photograph.talk(rng, camera, 1.0).track
+    assert len(read.landmarks) == frames == len(track)
+    drawn = photograph.head.render(track.state(0), 64)  # starts in silence: no chance in the sound
+    torch.testing.assert_close(read.landmarks[0], drawn.landmarks, atol=2e-4, rtol=0)
+    torch.testing.assert_close(read.pose[0], drawn.pose, atol=1e-3, rtol=0)

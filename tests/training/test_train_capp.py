@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -132,3 +133,21 @@ def test_what_lips_explain_is_taken_out_of_the_poses():
 def test_wrong_options_raise(prepared, name, change):
     with pytest.raises(ValueError, match=f"`{name}`"):
         run(CappOptions(**{**prepared, **change}))
+
+
+def test_talkers_are_more_clips_of_other_people(prepared, tmp_path, monkeypatch):
+    """Clips of the other file are drawn, too, and its people can be held out by their numbers after the first ones."""
+    data = make_data(clips=2)
+    data.motion[:, 2] = 7.0
+    data.save(tmp_path / "talkers.safetensors")
+    seen = []
+    real = CappSamples.__getitem__
+    monkeypatch.setattr(
+        CappSamples, "__getitem__", lambda self, i: seen.append((real(self, i))["pose"][:, 2].mean()) or real(self, i)
+    )
+    run(CappOptions(**prepared, talkers=[str(tmp_path / "talkers.safetensors")]))
+    assert 0 < np.mean([abs(abs(value) - 7.0) < 0.1 for value in seen]) < 1
+    joined = make_data().joined([data])
+    assert joined.person[-1] > make_data().person.max() and joined.offsets[-1] == len(joined.motion)
+    with pytest.raises(ValueError, match="`others`"):
+        make_data().joined([dataclasses.replace(data, audio=data.audio[:, :1], silence=data.silence[..., :1])])

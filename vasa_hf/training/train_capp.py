@@ -5,7 +5,8 @@
 
 The clips' motion and the features of their sound are made and kept in the output folder as by
 `train_motion_transformer`; its `motion_data.safetensors` can be given as `--prepared`. Windows are cut out of single
-clips, never across a cut.
+clips, never across a cut. Where clips are short, `--talkers FILE` adds those of `vasa_hf.data.synthetic.talkers` and
+`--window-seconds 3` makes the small preset's windows as long as the paper's.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from vasa_hf.data.synthetic.heads import RenderedHead
 from vasa_hf.data.synthetic.rendered_faces import sources, usable
 from vasa_hf.data.synthetic.speech import PHONES
 from vasa_hf.data.synthetic.talkers import CLIP_SECONDS, EMOTION_SHAPES, FPS, Talker, random_manner, talk
+from vasa_hf.data.synthetic.template_head import load_head
 from vasa_hf.geometry.landmarks import eye_openness, gaze_angles, mouth_openness
 from vasa_hf.media.video import VideoWriter
 
@@ -123,7 +124,8 @@ def talking_photographs(
     """Labelled portraits in random order: open eyes into the camera, lips nearly shut, whole and not far turned."""
     for name, picture, landmarks, pose in sources(data, cache, 0, np.random.default_rng(seed)):
         calm = mouth_openness(landmarks)[0] < 0.05 and gaze_angles(landmarks, pose).abs().amax() < 0.25
-        if calm and pose[0].abs() < 0.45 and usable(landmarks, pose, eye_openness(landmarks)):
+        upright = pose[1].abs() < 0.3 and pose[2].abs() < 0.25
+        if calm and upright and pose[0].abs() < 0.45 and usable(landmarks, pose, eye_openness(landmarks)):
             yield name, TalkingPhotograph(mesh, torch.from_numpy(np.array(picture)), landmarks, pose)
 
 
@@ -159,8 +161,9 @@ def write_clip(
     seed: list[int],
     size: int = 256,
     held_out: bool = False,
+    seconds: float | None = None,
 ) -> int:
-    """Render one clip into the shards and return its number of frames; the same seed gives the same clip.
+    """Render one clip into the shards and return its number of frames.
 
     Args:
         writer (`ShardWriter`): Of the shards.
@@ -171,10 +174,11 @@ def write_clip(
         seed (`list` of `int`): Of voice, motion and camera.
         size (`int`, defaults to 256): Side of the frames.
         held_out (`bool`, defaults to `False`): Voices that training never hears.
+        seconds (`float`, *optional*): Length; 4 to 12 seconds if left out.
     """
     rng = np.random.default_rng(seed)
     camera = Camera.draw(rng)
-    talker = photograph.talk(rng, camera, float(rng.uniform(*CLIP_SECONDS)), held_out)
+    talker = photograph.talk(rng, camera, seconds or float(rng.uniform(*CLIP_SECONDS)), held_out)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         sound = (talker.speech.samples[None], talker.speech.sampling_rate)
@@ -245,7 +249,7 @@ def main() -> None:
     """Write clips or a contact sheet."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with portraits.npz and portraits/")
-    parser.add_argument("--head", type=Path, required=True, help="ict_facekit.npz")
+    parser.add_argument("--head", type=Path, help="ict_facekit.npz; the built-in head if left out")
     parser.add_argument("--pipeline", type=Path, required=True, help="folder with landmark_dynamics.safetensors")
     parser.add_argument("--output", type=Path, required=True, help="folder of the shards, or the sheet's file")
     parser.add_argument("--sheet", type=int, default=0, help="a contact sheet of so many talkers instead of shards")
@@ -256,13 +260,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    mesh = HeadMesh.load(options.head)
+    dynamics = LandmarkDynamics.load(options.pipeline / "landmark_dynamics.safetensors")
+    mesh = load_head(options.head, dynamics)
     photographs = talking_photographs(mesh, options.data, options.cache or options.output.parent, options.seed)
     if options.sheet:
         chosen = [photograph for _, (_, photograph) in zip(range(options.sheet), photographs, strict=False)]
         contact_sheet(chosen).save(options.output)
         return
-    dynamics = LandmarkDynamics.load(options.pipeline / "landmark_dynamics.safetensors")
     frames, clip, start, busy = 0, 0, time.monotonic(), time.process_time()
     with ShardWriter(options.output, about={"made by": "vasa_hf.data.synthetic.rendered_talkers"}) as writer:
         for name, photograph in photographs:

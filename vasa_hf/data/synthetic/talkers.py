@@ -31,10 +31,10 @@ from vasa_hf.data.landmark_dynamics import (
     LandmarkDynamics,
     person_of_frames,
 )
-from vasa_hf.data.synthetic.head_mesh import HeadMesh
 from vasa_hf.data.synthetic.head_points import HeadPoints, HeadTrack, random_face
 from vasa_hf.data.synthetic.prosody import RATE, Prosody, measure_prosody
 from vasa_hf.data.synthetic.speech import Speech, Voice, random_text, random_voice
+from vasa_hf.data.synthetic.template_head import load_head
 from vasa_hf.data.synthetic.visemes import FPS, articulate, mouth_shapes
 from vasa_hf.motion import POSE_DIM
 
@@ -489,7 +489,7 @@ def motion_data(
 def main() -> None:
     """Write motion and audio features of talkers for training."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--head", type=Path, required=True, help="ict_facekit.npz")
+    parser.add_argument("--head", type=Path, help="ict_facekit.npz; the built-in head if left out")
     parser.add_argument("--pipeline", type=Path, required=True, help="folder with audio_encoder/ and audio_processor/")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--dynamics", type=Path, help="landmark dynamics; the pipeline's if left out")
@@ -511,7 +511,7 @@ def main() -> None:
     encoder = Wav2Vec2Model.from_pretrained(options.pipeline, subfolder="audio_encoder").eval()
     encode = lambda samples, frames: encode_audio(processor, encoder, samples, frames, options.window)  # noqa: E731
     rng = np.random.default_rng([options.seed, int(options.held_out), 1])
-    mesh = HeadMesh.load(options.head)
+    mesh = load_head(options.head, dynamics)
     faces = [random_face(mesh, dynamics, rng) for _ in range(options.faces)]
     silence = np.stack([encode(samples, 75) for samples in silent_recordings(24, 75)])
     clips = talkers(faces, options.minutes, options.seed, options.held_out)
