@@ -31,6 +31,10 @@ from vasa_hf.motion import POSE_DIM, MotionSpec, to_relative
 SMOOTHING = {"rotation": 2.0, "translation": 2.0, "scale": 2.5, "lips": 0.7, "lids": 0.8, "brows": 2.0, "gaze": 1.2}
 
 
+# Clips of 3 s hold head motion, blinks, pauses and glances of their own: none are added.
+LONG_FRAMES = 75
+
+
 @dataclass
 class MotionData:
     """Motion and audio features of clips, frames one after another.
@@ -283,6 +287,7 @@ class MotionSequences(Dataset):
         self.motion, self.main_gaze = self._relative_clips()
         lengths = np.diff(data.offsets)
         self.share = lengths / lengths.sum()
+        self.long = lengths >= LONG_FRAMES
         self.clips_of = {person: np.flatnonzero(data.person == person) for person in np.unique(data.person)}
         length = window + context
         self.slow, self.fast = _smoothing_matrix(length, 14.0), _smoothing_matrix(length, 4.0)
@@ -327,10 +332,13 @@ class MotionSequences(Dataset):
         length = self.window + (self.context if has_previous else 0)
         kind = rng.random()
         first = rng.choice(len(self.share), p=self.share)
-        if kind < self.natural or self.priors.neutral is None:
+        own = bool(self.long[first]) and kind >= self.silent
+        if own or kind < self.natural or self.priors.neutral is None:
             motion, audio, pause, speaks = self._cut(rng, first, length)
         else:
-            motion, audio, pause, speaks = self._compose(rng, first, length, kind < self.natural + self.silent)
+            motion, audio, pause, speaks = self._compose(
+                rng, first, length, self.long[first] or kind < self.natural + self.silent
+            )
 
         valid = len(motion)
         if rng.random() < self.drop_audio_tail:
@@ -343,8 +351,9 @@ class MotionSequences(Dataset):
         flipped = self.priors.flip is not None and rng.random() < 0.5
         if flipped:
             motion = motion @ self.priors.flip.T
-        self._add_head_motion(rng, motion, pause)
-        self._add_blinks(rng, motion, pause)
+        if not own:
+            self._add_head_motion(rng, motion, pause)
+            self._add_blinks(rng, motion, pause)
         conditions = self._add_controls(rng, motion, self.main_gaze[first], flipped)
 
         drop = {name: rng.random() < self.drop_condition for name in ("audio", "gaze", "head_distance", "emotion")}
