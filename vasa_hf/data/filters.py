@@ -64,7 +64,7 @@ class Filters:
         min_sharpness (`float`): Least `FaceFrames.sharpness`.
         max_blocks (`float`): Largest `FaceFrames.blocks`.
         min_bits (`float`): Least bits that the file spends on a pixel.
-        min_change (`float`): Least change of the picture within a second, of its range; a photograph has none.
+        min_change (`float`): Least mean change of the picture from frame to frame within a second; a photograph's is 0.
         max_pause (`float`): Longest pause of the speech in seconds; 0 leaves sound and lips alone.
         min_lip_motion (`float`): Least standard deviation of the lip gap within `max_pause`, in outer eye distances.
         min_sync (`float`): Least sync confidence by the expert; 0 does not ask.
@@ -164,16 +164,21 @@ def jumps(faces: FaceFrames) -> Tensor:
 
 
 def over_time(values: Tensor, width: int, kind: str) -> Tensor:
-    """Median, mean, standard deviation or maximum over `width` frames around each frame; the ends are continued."""
-    width = min(width // 2, (len(values) - 1)) * 2 + 1
+    """Median or maximum over `width` frames (an odd number) around each frame; the ends are continued."""
     half = width // 2
     padded = torch.cat([values[:1].expand(half), values, values[-1:].expand(half)])
     windows = padded.unfold(0, width, 1)
-    if kind == "median":
-        return windows.nanmedian(1).values
-    if kind == "std":
-        return windows.std(1) if width > 1 else torch.zeros_like(values)
-    return windows.mean(1) if kind == "mean" else windows.amax(1)
+    return windows.nanmedian(1).values if kind == "median" else windows.amax(1)
+
+
+def calm(values: Tensor, width: int, kind: str, least: float) -> Tensor:
+    """Frames in a stretch of `width` frames (or all, if there are fewer) whose mean or deviation is below `least`."""
+    windows = values.unfold(0, min(width, len(values)), 1)
+    found = (windows.mean(1) if kind == "mean" else windows.std(1, correction=0)) < least
+    out = torch.zeros(len(values), dtype=torch.bool)
+    for first in found.nonzero()[:, 0].tolist():
+        out[first : first + windows.shape[1]] = True
+    return out
 
 
 def speaking(samples: Tensor | None, num_frames: int) -> Tensor:
@@ -232,19 +237,17 @@ def frame_reasons(
 
 def _slow_reasons(faces: FaceFrames, speech: Tensor, part: Tensor, filters: Filters) -> dict[str, Tensor]:
     """Reasons that are seen over several frames of one shot, whose rows are `part`."""
-    second = lambda values, kind: over_time(values[part], FPS, kind)  # noqa: E731
     reasons = {
         "blurred": over_time(faces.sharpness[part], 9, "median") < filters.min_sharpness,
         "starved of bits": over_time(faces.blocks[part], 9, "median") > filters.max_blocks,
         "mouth covered": over_time(faces.lips_seen[part], 9, "median") < filters.min_lips,
-        "still picture": second(faces.change.nan_to_num(), "mean") < filters.min_change,
+        "still picture": calm(faces.change[part], FPS, "mean", filters.min_change),
     }
     if filters.max_pause > 0:
         width = round(filters.max_pause * FPS)
         gap = mouth_openness(faces.landmarks[part])[:, 0].nan_to_num()
         reasons["silent"] = _long_runs(~speech[part], width)
-        calm = over_time(gap, width, "std") < filters.min_lip_motion
-        reasons["lips still"] = over_time(calm.float(), width, "max") > 0
+        reasons["lips still"] = calm(gap, width, "std", filters.min_lip_motion)
     return reasons
 
 
@@ -300,7 +303,7 @@ def cut_into_pieces(
             edges = np.linspace(first, stop, -(-(stop - first) // most) + 1).astype(int).tolist()
             for start, end in zip(edges[:-1], edges[1:], strict=True):
                 pieces += _within_square(faces, start, end, least, scale)
-    return _merged(pieces)
+    return pieces
 
 
 def _within_square(faces: FaceFrames, first: int, stop: int, least: int, scale: float) -> list[Piece]:
@@ -313,17 +316,6 @@ def _within_square(faces: FaceFrames, first: int, stop: int, least: int, scale: 
         return [Piece(first, stop, "moves too far")]
     middle = (first + stop) // 2
     return [*_within_square(faces, first, middle, least, scale), *_within_square(faces, middle, stop, least, scale)]
-
-
-def _merged(pieces: list[Piece]) -> list[Piece]:
-    """Neighbours that were dropped for the same reason as one."""
-    out: list[Piece] = []
-    for piece in pieces:
-        if out and piece.reason is not None and out[-1].reason == piece.reason:
-            out[-1] = Piece(out[-1].first, piece.stop, piece.reason)
-        else:
-            out.append(piece)
-    return out
 
 
 def clip_square(faces: FaceFrames, scale: float = STANDARD_SCALE) -> Tensor:

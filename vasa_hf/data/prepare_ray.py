@@ -1,9 +1,9 @@
 """The videos of `prepare_job` on a Ray cluster: `pip install "vasa_hf[ray]"`, `vasa-hf prepare --engine ray`.
 
 Each worker holds the networks and prepares video after video. What it makes goes to the output folder, which all
-machines must see under the same path (NFS, Lustre, a mounted bucket); only the video's key goes through Ray. The process
-that started the job packs the shards in the order of the keys: they have the same bytes as those of one process. A
-cluster is joined by `RAY_ADDRESS`; without it, Ray starts on this machine.
+machines must see under the same path (NFS, Lustre, a mounted bucket); only the video's key goes through Ray. The
+process that started the job packs the shards in the order of the keys: they have the same bytes as those of one
+process. A cluster is joined by `RAY_ADDRESS`; without it, Ray starts on this machine.
 """
 
 from __future__ import annotations

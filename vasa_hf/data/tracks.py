@@ -129,8 +129,7 @@ class CutFinder:
 def shrunk(frame: np.ndarray, size: int = 16) -> np.ndarray:
     """Mean colours of `size`² cells (fewer pixels where the picture is large), float32 in [0, 1]."""
     height, width = frame.shape[:2]
-    step = max(1, min(height, width) // (size * 8))
-    part = frame[::step, ::step]
+    part = frame[:: max(1, height // (size * 8)), :: max(1, width // (size * 8))]
     height, width = part.shape[0] // size * size, part.shape[1] // size * size
     if not height or not width:
         return np.asarray(part, np.float32).mean((0, 1), keepdims=True) / 255
