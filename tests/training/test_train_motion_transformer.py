@@ -149,6 +149,18 @@ def test_smoothing_keeps_straight_lines_and_takes_off_noise():
     assert smooth_in_time(line[:2], 2.0).shape == (2, 1)
 
 
+def test_exact_clips_keep_their_quick_nods(data, priors):
+    """Label noise is taken off clips, but not off those that have none."""
+    exact = np.arange(len(data.person)) % 2 == 1
+    dataset, smoothed = dataset_of(data, priors, exact=exact), dataset_of(data, priors)
+    for clip, sharp in enumerate(exact):
+        rows = slice(*data.offsets[clip : clip + 2])
+        speed, calmer = (np.abs(np.diff(d.motion[rows, :3], axis=0)).mean() for d in (dataset, smoothed))
+        assert speed > 1.1 * calmer if sharp else speed == calmer
+    with pytest.raises(ValueError, match="`exact`"):
+        dataset_of(data, priors, exact=exact[1:])
+
+
 def test_a_pause_starts_and_ends_where_its_neighbours_are():
     before, after = np.array([1.0, 2.0]), np.array([-1.0, 0.5])
     pause = ease_through(np.zeros(2), before, after, 20, np.array([4.0, 8.0]))

@@ -254,6 +254,8 @@ class MotionSequences(Dataset):
         drop_condition (`float`, defaults to 0.1): Drop probability of each condition (paper).
         drop_previous (`float`, defaults to 0.5): Drop probability of X_pre and A_pre (paper).
         drop_audio_tail (`float`, defaults to 0.15): How often the last frames are dropped.
+        exact (`numpy.ndarray` of shape `(clips,)`, *optional*): True for clips without label noise, such as talkers:
+            they are not smoothed, which would blur their nods.
     """
 
     def __init__(
@@ -270,11 +272,15 @@ class MotionSequences(Dataset):
         drop_condition: float = 0.1,
         drop_previous: float = 0.5,
         drop_audio_tail: float = 0.15,
+        exact: np.ndarray | None = None,
     ):
         self.data, self.spec, self.priors = data, spec, priors
         self.window, self.context, self.num_emotions, self.seed = window, context, num_emotions, seed
         self.natural, self.silent = natural, silent
         self.drop_condition, self.drop_previous, self.drop_audio_tail = drop_condition, drop_previous, drop_audio_tail
+        self.exact = np.zeros(len(data.person), bool) if exact is None else np.asarray(exact, bool)
+        if len(self.exact) != len(data.person):
+            raise ValueError(f"`exact` must have {len(data.person)} entries, got {len(self.exact)}.")
         self.neutral = np.zeros(spec.dim, np.float32)
         if priors.neutral is not None:
             self.neutral[POSE_DIM:] = priors.neutral
@@ -302,7 +308,7 @@ class MotionSequences(Dataset):
         for i, (start, stop) in enumerate(zip(self.data.offsets[:-1], self.data.offsets[1:], strict=True)):
             clip = torch.from_numpy(np.asarray(self.data.motion[start:stop], dtype=np.float32))
             clip = to_relative(clip[None], clip.mean(0, keepdim=True))[0].numpy()
-            for name, channels in self.spec.slices.items():
+            for name, channels in ({} if self.exact[i] else self.spec.slices).items():
                 clip[:, channels] = smooth_in_time(clip[:, channels], SMOOTHING.get(name, 0.7))
             if self.priors.gaze is not None:
                 self._hold_gaze_in_blinks(clip)

@@ -5,7 +5,8 @@
 `DIR/clips/*.mp4` are square face crops with sound at 25 frames a second; `DIR/identities.csv` (clip,identity) says
 which clips show one person, if given; the order of the clips is that of `names` in `DIR/clips.npz`, else alphabetical.
 Motion and audio features are computed once by the pipeline's face autoencoder and audio encoder and kept in the output
-folder.
+folder. `--talkers FILE` adds talkers made by `vasa_hf.data.synthetic.talkers`: clips of 4 to 12 seconds in which
+heads follow the voice, which short clips cannot show.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class MotionTransformerOptions(LoopOptions):
         None, "landmark dynamics file that defines z_dyn, such as vasa-small's; goes with --labels"
     )
     head: str | None = option(None, "ict_facekit.npz, for the emotion directions that go with --labels")
-    priors: str | None = option(None, "safetensors file of known directions in z_dyn, see data.clips.MotionPriors")
+    priors: str | None = option(
+        None, "safetensors file of known directions in z_dyn, such as vasa-small/motion_priors.safetensors"
+    )
     talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers to learn from beside the clips")
     initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
     preset: str = option("paper", "paper or small")
@@ -364,6 +367,7 @@ def run(options: MotionTransformerOptions) -> TrainingState:
     process = PartialState(cpu=options.cpu)
     with process.main_process_first():
         data = prepare_motion_data(options)
+    num_clips = len(data.person)
     data = data.joined([MotionData.load(path) for path in options.talkers])
     spec = MotionSpec({"dynamics": data.motion.shape[-1] - 6})
     if options.dynamics:
@@ -371,8 +375,17 @@ def run(options: MotionTransformerOptions) -> TrainingState:
     if spec.dim != data.motion.shape[-1]:
         raise ValueError(f"`dynamics` must have {data.motion.shape[-1] - 6} channels in all, got {spec.dynamics}.")
     priors_file = options.priors or Path(options.output) / "priors.safetensors"  # the latter is written by --labels
-    priors = MotionPriors.load(priors_file) if options.priors or options.labels else MotionPriors()
-    dataset = MotionSequences(data, spec, priors, options.window, options.context, len(EMOTIONS), options.seed)
+    priors = MotionPriors.load(resolve(priors_file)) if options.priors or options.labels else MotionPriors()
+    dataset = MotionSequences(
+        data,
+        spec,
+        priors,
+        options.window,
+        options.context,
+        len(EMOTIONS),
+        options.seed,
+        exact=np.arange(len(data.person)) >= num_clips,  # talkers
+    )
     torch.manual_seed(options.seed)
     if options.initial:  # with the statistics that its weights are used to
         model = Vasa1MotionTransformer.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
