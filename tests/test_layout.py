@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "data": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
     "training": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
     "convert": FOUNDATION | TOOLS | NETWORKS,
-    "bench": {"hub", "media"},
+    "bench": {"hub", "media", "metrics"},
     "cli": {"hub", "media", "bench", "metrics", "convert", "data"},
 }
 # The front doors take classes by their public names, as every user does.

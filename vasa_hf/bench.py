@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import vasa_hf
+from vasa_hf.metrics.memory import peak_memory_mb
 
 STAGES = ("audio", "motion", "decode", "write")
 MOST_FRAMES = 250  # decoded and written for the speed of these stages
@@ -127,7 +128,7 @@ def measure(
         result["total_seconds"] = total
         result["real_time_factor"] = total / seconds
         # Before the stages are measured one by one, which keeps more in memory than a run does.
-        result["peak_memory_mb"] = _peak_memory_mb()
+        result["peak_memory_mb"] = peak_memory_mb()
 
         stage_seconds = dict.fromkeys(STAGES, 0.0)
         portrait = pipe.prepare_portrait(image, output_size=output_size)
@@ -155,22 +156,6 @@ def measure(
     counts = {"audio": num_frames, "motion": num_frames, "decode": len(pictures), "write": len(pictures)}
     result["frames_per_second"] = {stage: counts[stage] / stage_seconds[stage] for stage in STAGES}
     return result
-
-
-def _peak_memory_mb() -> float | None:
-    """Largest resident memory of this process so far; `None` where the system does not tell."""
-    try:
-        # The other count, on Linux, begins with the memory of the process that started this one.
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 2**10
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -12,6 +12,8 @@ from vasa_hf.metrics.capp import (
     shift_study,
     shuffled_capp,
 )
+from vasa_hf.metrics.faces import FaceTrack
+from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.models.capp import Capp
 from vasa_hf.training.train_capp import CappLoss, CappOptions, CappSamples, fit_statistics, talking_clips
 
@@ -64,6 +66,20 @@ def test_strangers_frozen_and_reversed_heads_score_lower(trained):
     assert shuffled_capp(model, clips) < 0.3 * right
     for change in (lambda pose: pose[:1].repeat(len(pose), 0), lambda pose: pose[::-1].copy()):
         assert np.mean([capp_score(model, change(pose), audio) for pose, audio in clips]) < 0.5 * right
+
+
+def test_evaluation_sets_a_strangers_sound_beside_the_right_one(trained):
+    model, clips = trained
+    scorer, names = Scorer(None, {"capp": model}), ("capp", "capp_shuffled")
+    scores = []
+    for (pose, audio), (_, wrong) in zip(clips, clips[1:] + clips[:1], strict=True):
+        track = FaceTrack.of(torch.zeros(len(pose), 162, 2), torch.as_tensor(pose)[:, :7])
+        case = Case(track=track, audio_features=torch.as_tensor(audio), wrong_features=torch.as_tensor(wrong))
+        scores.append(scorer.score(names, case))
+    right, wrong = (np.mean([score[name] for score in scores]) for name in names)
+    assert right == pytest.approx(np.mean([capp_score(model, pose[:, :7], audio) for pose, audio in clips]), abs=1e-5)
+    assert wrong < 0.3 * right
+    assert "no wrong features" in scorer.score(names, Case(track=track, audio_features=torch.zeros(40, 4)))[names[1]]
 
 
 def test_score_is_the_mean_cosine_of_the_windows(trained):

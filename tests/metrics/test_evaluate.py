@@ -16,7 +16,8 @@ from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoWriter, save_wav
 from vasa_hf.metrics import tables
 from vasa_hf.metrics.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
-from vasa_hf.metrics.evaluate import evaluate, missing_metrics
+from vasa_hf.metrics.eval_data import load_samples
+from vasa_hf.metrics.evaluate import Evaluation, evaluate, missing_metrics
 from vasa_hf.metrics.faces import FaceTrack, measure_faces
 from vasa_hf.metrics.motion import keypoint_distance, pose_variation
 from vasa_hf.metrics.scoring import fit_lip_motion, loudness_track, other_motion
@@ -107,6 +108,17 @@ def test_every_system_has_its_rows(result, pipeline):
     for system in (COPY, LOUD, OTHER, model):
         assert {"a_good", "long@0s"} <= set(values(output, "audio", system, "delta_pose"))
     assert set(values(output, "self", model, "fid_recognizer")) == {"*"}
+
+
+def test_the_wrong_sound_is_a_strangers_and_long_enough(pipeline, data, tmp_path):
+    run = Evaluation(pipeline, data, tmp_path)
+    own = load_samples(data / "speech" / "long.wav", pipeline.audio_processor)
+    other = load_samples(data / "speech" / "short.wav", pipeline.audio_processor)
+    for index in range(8):
+        wrong = run.wrong_sound("long", 25, index)["wrong_samples"]  # nobody else speaks for so long
+        assert torch.equal(wrong, other[: 25 * 640]) and not torch.equal(wrong, own[: 25 * 640])
+    assert run.wrong_sound("long", 60, 0) == {}
+    assert len(run.wrong_sound("a_good", 60, 3)["wrong_samples"]) == 60 * 640
 
 
 def test_copying_and_warping_score_what_they_must(result):

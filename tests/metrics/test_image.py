@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vasa_hf.metrics import image
+from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.models.face_recognizer import FaceRecognizer
 
 
@@ -92,17 +93,40 @@ def test_blur_makes_every_distance_worse():
     for measure, sign in ((image.psnr, 1), (image.ssim, 1), (image.l1, -1)):
         better, worse = measure(little, truth).mean(), measure(much, truth).mean()
         assert sign * better > sign * worse
-    distance = lambda made: image.perceptual_distance(network, made, truth).mean()  # noqa: E731
-    assert 0 == distance(truth) < distance(little) < distance(much)
+    maps = [network.feature_maps(made * 2 - 1) for made in (truth, little, much)]
+    distances = [image.feature_distance(made, maps[0]).mean() for made in maps]
+    assert 0 == distances[0] < distances[1] < distances[2]
 
 
 def test_another_identity_is_less_alike():
     network = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=8, num_feature_maps=1).eval()
     person, other = pictures(1), 1 - pictures(1)
-    same = image.identity_similarity(network, (person + 0.01 * torch.randn(3, 3, 32, 32)).clamp(0, 1), person)
-    assert same.shape == (3,) and (same <= 1 + 1e-6).all()
-    assert image.identity_similarity(network, person, person).item() == pytest.approx(1.0, abs=1e-5)
-    assert same.min() > image.identity_similarity(network, other, person).item()
+    scorer = Scorer(None, {"face_recognizer": network})
+    identity = lambda frames: scorer.score(("identity",), Case(frames=frames, source=person))["identity"]  # noqa: E731
+    assert identity(person) == pytest.approx(1.0, abs=1e-5)
+    assert 1 + 1e-6 > identity((person + 0.01 * torch.randn(9, 3, 32, 32)).clamp(0, 1)) > identity(other)
+
+
+def test_a_picture_that_stands_still_is_looked_at_once_with_the_same_result():
+    network = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=8, num_feature_maps=2).eval()
+    person, truth = pictures(1), pictures(11)
+    scorer, results = Scorer(None, {"face_recognizer": network}), []
+    for frames in (person.expand(11, -1, -1, -1), person.repeat(11, 1, 1, 1)):
+        scorer.collect("self", "copy", frames)
+        case = Case(frames=frames, truth=truth, source=truth[:1])
+        results.append(scorer.score(("identity", "perceptual", "ssim", "psnr"), case))
+    assert results[0] == pytest.approx(results[1], abs=1e-5)
+    still, moving = scorer.features["self", "copy"]["fid_recognizer"]
+    assert torch.allclose(still, moving, atol=1e-6) and len(still) == 3
+
+
+@pytest.mark.parametrize("size", [(11, 11), (12, 40), (64, 48), (57, 256)])
+def test_ssim_blurs_pictures_of_any_size(size):
+    """The tiles against one convolution with the whole window."""
+    line = torch.softmax(torch.randn(11), 0)
+    frames = torch.rand(2, 3, *size)
+    expected = F.conv2d(frames.flatten(0, 1)[:, None], (line[:, None] * line)[None, None])[:, 0].unflatten(0, (2, 3))
+    assert torch.allclose(image._blur(frames, line), expected, atol=1e-5)
 
 
 def test_unequal_shapes_are_told():

@@ -174,7 +174,10 @@ def test_open_mouth_in_silence_is_told():
     half[28:38] = 0.1
     assert motion.closed_in_silence(shut, samples) == 1
     assert motion.closed_in_silence(gaping, samples) == 0
-    assert motion.closed_in_silence(still(face_points(gap=half, frames=75)), samples) == pytest.approx(9 / 19)
+    assert motion.closed_in_silence(still(face_points(gap=half, frames=75)), samples) == pytest.approx(7 / 15)
+    near = torch.zeros(75)
+    near[25:30] = near[45:50] = 0.1  # within 0.2 s of a sound lips may be open
+    assert motion.closed_in_silence(still(face_points(gap=near, frames=75)), samples) == 1
     with pytest.raises(ValueError, match="pause"):
         motion.closed_in_silence(shut[:20], samples[:12800])
 

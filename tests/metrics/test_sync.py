@@ -9,6 +9,7 @@ from transformers import Wav2Vec2Model
 import vasa_hf
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
 from vasa_hf.hub import embedded_path
+from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.metrics.sync import (
     expert_embeds,
     expert_sync,
@@ -316,8 +317,9 @@ def test_embedded_expert_follows_the_embedded_generator(expert):
         generator.eval(), {"audio": torch.cat(audio)}, None, {"audio": 0.5}, generator=torch.Generator().manual_seed(0)
     )
     sounds = samples[0, : count * frames * 640].view(count, -1)
-    right = [expert_sync(expert, motion[i], sounds[i]) for i in range(count)]
-    wrong = [expert_sync(expert, motion[i], sounds[i - 1]) for i in range(count)]
-    assert np.mean([score.aligned_confidence for score in right]) > 0.1
-    assert np.mean([score.aligned_confidence for score in wrong]) < 0.05
-    assert all(abs(score.offset_frames) <= 1 for score in right)
+    scorer = Scorer(None, {"sync_expert": expert})
+    cases = [Case(latent=motion[i], samples=sounds[i], wrong_samples=sounds[i - 1]) for i in range(count)]
+    scores = [scorer.score(("expert_c", "expert_c_shuffled", "expert_offset"), case) for case in cases]
+    assert np.mean([score["expert_c"] for score in scores]) > 0.1
+    assert np.mean([score["expert_c_shuffled"] for score in scores]) < 0.05
+    assert all(score["expert_offset"] <= 1 for score in scores)

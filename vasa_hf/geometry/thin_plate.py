@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FLOW_SIZE = 48
+
 
 def warp_by_landmarks(image: Tensor, source: Tensor, target: Tensor, stiffness: float = 1e-3) -> Tensor:
     """Move a picture's landmarks by a thin-plate spline, its border held still.
@@ -17,9 +19,12 @@ def warp_by_landmarks(image: Tensor, source: Tensor, target: Tensor, stiffness: 
     Returns:
         `torch.Tensor` of shape `(batch, 3, size, size)`.
     """
-    flow = thin_plate_flow(source, target, 48, stiffness)
-    flow = F.interpolate(flow.permute(0, 3, 1, 2), image.shape[-1], mode="bicubic", align_corners=False)
-    return F.grid_sample(image, flow.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+    flow = thin_plate_flow(source, target, FLOW_SIZE, stiffness)
+    # Bicubic interpolation as a matrix, one axis at a time: several times as fast as in two dimensions.
+    cubic = torch.eye(FLOW_SIZE, device=flow.device)[None, None]
+    cubic = F.interpolate(cubic, (image.shape[-1], FLOW_SIZE), mode="bicubic", align_corners=False)[0, 0]
+    flow = (cubic @ flow.permute(0, 3, 1, 2) @ cubic.T).permute(0, 2, 3, 1)
+    return F.grid_sample(image, flow.contiguous(), padding_mode="border", align_corners=False)
 
 
 def thin_plate_flow(source: Tensor, target: Tensor, size: int, stiffness: float = 1e-3) -> Tensor:
@@ -29,7 +34,7 @@ def thin_plate_flow(source: Tensor, target: Tensor, size: int, stiffness: float 
     edge = edge[((edge == 0) | (edge == 1)).any(1)].expand(len(source), -1, -1)
     points = torch.cat([target, edge], 1)
     values = torch.cat([source - target, torch.zeros_like(edge)], 1)
-    kernel = _plate(torch.cdist(points, points)) + stiffness * torch.eye(points.shape[1], device=points.device)
+    kernel = _plate(points, points) + stiffness * torch.eye(points.shape[1], device=points.device)
     affine = torch.cat([torch.ones_like(points[..., :1]), points], -1)
     system = torch.cat(
         [torch.cat([kernel, affine], 2), torch.cat([affine.mT, affine.new_zeros(len(points), 3, 3)], 2)], 1
@@ -41,9 +46,12 @@ def thin_plate_flow(source: Tensor, target: Tensor, size: int, stiffness: float 
         weights = torch.stack([torch.linalg.solve(a, b) for a, b in zip(system, values, strict=True)])
     axis = (torch.arange(size, device=source.device) + 0.5) / size
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2).expand(len(source), -1, -1)
-    basis = torch.cat([_plate(torch.cdist(grid, points)), torch.ones_like(grid[..., :1]), grid], -1)
+    basis = torch.cat([_plate(grid, points), torch.ones_like(grid[..., :1]), grid], -1)
     return ((grid + basis @ weights) * 2 - 1).unflatten(1, (size, size))
 
 
-def _plate(distance: Tensor) -> Tensor:
-    return distance.square() * distance.clamp_min(1e-6).log()
+def _plate(a: Tensor, b: Tensor) -> Tensor:
+    """d² log d of all distances: points `(batch, n, 2)` and `(batch, m, 2)` -> `(batch, n, m)`."""
+    x, y = (a[:, :, None, axis] - b[:, None, :, axis] for axis in (0, 1))
+    squares = x.square_().add_(y.square_())
+    return squares.clamp_min(1e-12).log_().mul_(squares).mul_(0.5)

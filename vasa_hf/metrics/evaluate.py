@@ -8,6 +8,7 @@ every video; the tables are made from those files alone (`remake`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -27,10 +28,12 @@ from vasa_hf.metrics import tables
 from vasa_hf.metrics.catalogue import METRICS, NOT_DEFINED, PARTS, TRUTH
 from vasa_hf.metrics.eval_data import Clip, EvalData, load_samples, to_uint8
 from vasa_hf.metrics.faces import FaceTrack
+from vasa_hf.metrics.memory import peak_memory_mb
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
 from vasa_hf.metrics.parts import EXCERPT_FRAMES, RUN
 from vasa_hf.metrics.plots import write_sheet
 from vasa_hf.metrics.scoring import Case, Scorer, fit_lip_motion
+from vasa_hf.streaming import map_ahead
 
 NOTHING = "the data folder holds nothing for this part"
 
@@ -115,7 +118,12 @@ class Evaluation:
         facts |= {"seconds": round(time.perf_counter() - started, 1), "threads": torch.get_num_threads()}
         facts |= {"cpu_seconds": round(time.process_time() - worked, 1)}
         facts |= {f"{name}_cpu_seconds": round(value, 1) for name, value in self.cpu_seconds.items()}
-        facts |= {"memory_mb": _peak_memory_mb(), "model": self.model, "seed": self.seed, "samples": self.num_samples}
+        facts |= {
+            "memory_mb": round(peak_memory_mb() or 0) or None,
+            "model": self.model,
+            "seed": self.seed,
+            "samples": self.num_samples,
+        }
         facts |= {"networks": {name: _describe(network) for name, network in self.networks.items()}}
         facts |= {"detector": type(self.detector).__name__}
         facts |= {"vasa_hf": vasa_hf.__version__, "torch": torch.__version__, "machine": platform.machine()}
@@ -241,6 +249,32 @@ class Evaluation:
         """Frames `(frames, 3, size, size)` in [0, 1] of a motion."""
         return self.pipeline.render(portrait, latent, output_type="pt").frames
 
+    @functools.cached_property
+    def sounds(self) -> list[tuple[str, Tensor]]:
+        """Who speaks, and the samples, of all clips and voices that can be heard."""
+        sounds = []
+        for path in (*self.data.clips, *self.data.speech):
+            with contextlib.suppress(ValueError, OSError):
+                samples = load_samples(path, self.pipeline.audio_processor)
+                sounds.append((self.data.people.get(path.stem, path.stem), samples))
+        return sounds
+
+    def wrong_sound(self, person: str, num_frames: int, index: int) -> dict[str, Tensor | None]:
+        """A stranger's sound that lasts so long, and its features, as a `Case` has them; none if nobody speaks so long.
+
+        Args:
+            person (`str`): Who is speaking.
+            num_frames (`int`): Frames to be filled.
+            index (`int`): Chooses among the strangers.
+        """
+        size = num_frames * SAMPLES_PER_FRAME
+        others = [samples for who, samples in self.sounds if who != person and len(samples) >= size]
+        if not others:
+            return {}
+        samples = others[7 * index % len(others)][:size]
+        features = self.audio_features(samples, num_frames) if self.has("capp") else None
+        return {"wrong_samples": samples, "wrong_features": features}
+
     def audio_features(self, samples: Tensor, num_frames: int) -> Tensor:
         """The audio encoder's features `(frames, dim)`."""
         processor, encoder = self.pipeline.audio_processor, self.pipeline.audio_encoder
@@ -262,11 +296,30 @@ class Evaluation:
         except ValueError:
             return None
 
-    def keep(self, part: str, role: str, system: str, item: str, sample: int, names: Sequence[str], case: Case) -> None:
-        """Score one video; keep its features for the metrics of sets, unless there are no true frames to set beside."""
-        self.scorer.record(part, role, system, item, sample, self.scorer.score(tuple(names), case))
-        if part != "audio" or case.truth_track is not None or role == "truth":
-            self.scorer.collect(part, system, case.frames)
+    def keep(self, part: str, item: str, videos: Sequence[tuple[str, str, int, Sequence[str], Case]]) -> None:
+        """Score videos of one item side by side; keep their features for the metrics of sets.
+
+        Args:
+            part (`str`): One of `PARTS`.
+            item (`str`): The clip, portrait or voice.
+            videos (`Sequence` of tuples): Role, system, sample, metrics and case of each. A case without a track is
+                measured.
+        """
+
+        def score(video: tuple[str, str, int, Sequence[str], Case]) -> dict[str, float | str]:
+            *_, names, case = video
+            if case.track is None:
+                case.track = self.track(case.frames)
+            if case.track is None:
+                case.lacks = {**case.lacks, "track": "our detector sees no face in the generated frames"}
+            return self.scorer.score(tuple(names), case)
+
+        scores = map_ahead(score, videos, min(torch.get_num_threads(), len(videos)))
+        for (role, system, sample, _, case), values in zip(videos, scores, strict=True):
+            self.scorer.record(part, role, system, item, sample, values)
+            if part != "audio" or case.truth_track is not None or role == "truth":  # else nothing true to set beside
+                self.scorer.collect(part, system, case.frames)
+        self.scorer.forget()
 
     def score_sets(self, part: str, names: Sequence[str]) -> None:
         """Score the sets of videos of all systems against the true ones."""
@@ -365,11 +418,3 @@ def _describe(network: Any) -> str:
     inner = getattr(network, "backbone", network)
     name = getattr(getattr(inner, "config", None), "_name_or_path", "") or ""
     return " ".join(filter(None, (type(inner).__name__, Path(str(name)).name)))
-
-
-def _peak_memory_mb() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))

@@ -22,7 +22,7 @@ from vasa_hf.geometry.landmarks import (
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
 
-BATCH = 32
+BATCH = 8  # what is worked on stays in the processor's cache
 KEY_STRIDE = 8  # frames between those in which the face is looked for twice
 LEAST_PRESENCE = 0.5
 

@@ -3,11 +3,12 @@
 All pictures are RGB float `(frames, 3, height, width)` in [0, 1]; every function returns one number a frame.
 """
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-BATCH = 8
+BATCH = 2  # what is worked on stays in the processor's cache
 
 
 def _check_pair(pictures: Tensor, truth: Tensor) -> None:
@@ -77,53 +78,46 @@ def ssim(pictures: Tensor, truth: Tensor, sigma: float = 1.5, kernel_size: int =
     distance = torch.arange(kernel_size, dtype=pictures.dtype, device=pictures.device) - (kernel_size - 1) / 2
     line = torch.exp(-0.5 * (distance / sigma) ** 2)
     line = line / line.sum()
-    bands = [_band(line, side) for side in pictures.shape[-2:]]
     # A few at a time: four blurred pictures for each colour of each frame.
     parts = zip(pictures.split(BATCH), truth.split(BATCH), strict=True)
-    return torch.cat([_ssim_maps(a, b, *bands).mean((1, 2, 3)) for a, b in parts])
+    return torch.cat([_ssim_maps(a, b, line).mean((1, 2, 3)) for a, b in parts])
 
 
-def _band(line: Tensor, side: int) -> Tensor:
-    """The filter as a matrix `(side - k + 1, side)`: two products blur faster than a convolution of one channel."""
-    rows = torch.arange(side - len(line) + 1, device=line.device)[:, None]
-    band = line.new_zeros(len(rows), side)
-    return band.scatter_(1, rows + torch.arange(len(line), device=line.device), line.expand(len(rows), -1))
+def _blur(pictures: Tensor, line: Tensor) -> Tensor:
+    """Filter both axes where the window fits: `(..., height, width)` -> `(..., height - k + 1, width - k + 1)`.
+
+    Small dense products, a tile of rows at a time, are faster than a convolution of one channel, and than one large
+    product with a matrix that is nearly all zeros.
+    """
+    taps = len(line)
+    for _ in range(2):
+        count = pictures.shape[-2] - taps + 1
+        tile = next(size for size in range(min(2 * taps, count), count + 1) if count % size == 0)
+        places = torch.arange(tile, device=line.device)[:, None] + torch.arange(taps, device=line.device)
+        band = line.new_zeros(tile, tile + taps - 1).scatter_(1, places, line.expand(tile, -1))
+        tiles = pictures.unfold(-2, tile + taps - 1, tile) @ band.T  # [..., tiles, width, tile]
+        pictures = tiles.transpose(-3, -2).flatten(-2)  # the other axis is next
+    return pictures
 
 
-def _ssim_maps(x: Tensor, y: Tensor, down: Tensor, across: Tensor) -> Tensor:
+def _ssim_maps(x: Tensor, y: Tensor, line: Tensor) -> Tensor:
     """SSIM of each place where the window fits: `(frames, 3, height - k + 1, width - k + 1)`."""
-    stacked = torch.stack([x, y, x * x + y * y, x * y])
-    mean_x, mean_y, squares, product = down @ stacked @ across.T
-    means = mean_x**2 + mean_y**2
-    covariance = product - mean_x * mean_y
+    mean_x, mean_y, squares, product = _blur(torch.stack([x, y, x * x + y * y, x * y]), line)
+    means, cross = mean_x**2 + mean_y**2, mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    value = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    value = (2 * cross + c1) * (2 * (product - cross) + c2)
     return value / ((means + c1) * (squares - means + c2))
 
 
-@torch.no_grad()
-def perceptual_distance(network, pictures: Tensor, truth: Tensor) -> Tensor:
-    """Distance of feature maps, `(frames,)`: mean square difference of unit-power features, summed over the maps.
+def feature_distance(maps: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+    """Distance of feature maps, `(frames,)`: mean square difference, summed over the maps.
 
     Not LPIPS, and on another scale: for when its weights are not at hand.
 
     Args:
-        network (`FaceRecognizer` or another with `feature_maps`): Pictures in [-1, 1] to feature maps.
-        pictures (`torch.Tensor` of shape `(frames, 3, height, width)`): What is judged.
-        truth (`torch.Tensor` of shape `(frames, 3, height, width)`): What it should be.
+        maps (`Sequence[torch.Tensor]` of shape `(frames or 1, channels, height, width)`): Of what is judged, such as
+            `FaceRecognizer.feature_maps`, which have unit power.
+        truth (`Sequence[torch.Tensor]` of shape `(frames, channels, height, width)`): Of what it should be.
     """
-    _check_pair(pictures, truth)
-    maps = zip(network.feature_maps(pictures * 2 - 1), network.feature_maps(truth * 2 - 1), strict=True)
-    return torch.stack([(a.float() - b.float()).square().mean((1, 2, 3)) for a, b in maps]).sum(0)
-
-
-@torch.no_grad()
-def identity_similarity(network, pictures: Tensor, source: Tensor) -> Tensor:
-    """Cosine of identity embeddings, `(frames,)`: 1 is the same person as far as the network can tell.
-
-    Args:
-        network (`FaceRecognizer` or another): Pictures in [-1, 1] to embeddings `(frames, dim)`.
-        pictures (`torch.Tensor` of shape `(frames, 3, height, width)`): What is judged.
-        source (`torch.Tensor` of shape `(1 or frames, 3, height, width)`): The person.
-    """
-    return F.cosine_similarity(network(pictures * 2 - 1).float(), network(source * 2 - 1).float())
+    pairs = zip(maps, truth, strict=True)
+    return torch.stack([(a.float() - b.float()).square().mean((1, 2, 3)) for a, b in pairs]).sum(0)

@@ -15,6 +15,7 @@ FPS = 25
 SAMPLES_PER_FRAME = 640
 CLOSED_LIDS = 0.6  # of the clip's usual opening
 CLOSED_LIPS = 0.03  # of the distance of the outer eye corners
+PAUSE_MARGIN = 5  # frames, 0.2 s: lips open before a sound and close after it
 
 
 def _mean(values: Tensor, found: Tensor, what: str) -> float:
@@ -197,7 +198,7 @@ def silent_frames(samples: Tensor, num_frames: int, hold: int = 3) -> Tensor:
 
 
 def closed_in_silence(track: FaceTrack, samples: Tensor) -> float:
-    """Share of the frames inside pauses in which the mouth is shut (lip gap below 0.03 outer eye distances).
+    """Share of silent frames with a shut mouth: lip gap below 0.03 outer eye distances, 0.2 s or more from any sound.
 
     Args:
         track (`FaceTrack`): What is judged.
@@ -206,9 +207,9 @@ def closed_in_silence(track: FaceTrack, samples: Tensor) -> float:
     Raises:
         ValueError: If the sound has no pause.
     """
-    silent = silent_frames(samples, len(track)) & track.found
+    silent = silent_frames(samples, len(track), PAUSE_MARGIN) & track.found
     if not silent.any():
-        raise ValueError("`samples` must have a pause of 7 frames, got none.")
+        raise ValueError(f"`samples` must have a pause of {2 * PAUSE_MARGIN + 1} frames, got none.")
     return _mean((track.lip_gap < CLOSED_LIPS).float(), silent, "track")
 
 

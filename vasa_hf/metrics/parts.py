@@ -65,17 +65,15 @@ def _reconstruct(run: Evaluation, part: str, names: Sequence[str], clip: Clip) -
     shared = {"truth": rest, "truth_track": truth.track[1:], "labels": labels, "source": first}
     with run.clock("score"):
         points = truth.best.landmarks
-        sources, warped = first.expand_as(rest), _warped(first, points[:1], points[1:])
-        videos = {
-            run.model: ("model", made, run.track(made)),
-            COPY: ("baseline", sources, _held(truth.track, len(rest))),
-            WARP: ("baseline", warped, run.track(warped)),
-        }
-        for system, (role, frames, track) in videos.items():
-            case = Case(frames=frames, track=track, lacks=_no_face(track), **shared)
-            run.keep(part, role, system, clip.name, 0, names, case)
+        copied = {"frames": first.expand_as(rest), "track": _held(truth.track, len(rest))}
         real = Case(frames=rest, track=truth.track[1:], labels=labels, source=first)
-        run.keep(part, "truth", TRUTH, clip.name, 0, [name for name in names if name in ALONE], real)
+        videos = [
+            ("model", run.model, 0, names, Case(frames=made, **shared)),
+            ("baseline", COPY, 0, names, Case(**copied, **shared)),
+            ("baseline", WARP, 0, names, Case(frames=_warped(first, points[:1], points[1:]), **shared)),
+            ("truth", TRUTH, 0, [name for name in names if name in ALONE], real),
+        ]
+        run.keep(part, clip.name, videos)
     run.sheet(part, clip.name, first, rest, made, rest)
 
 
@@ -101,15 +99,14 @@ def cross_reenactment(run: Evaluation) -> None:
                 still, driving = run.need_track(source), truth.track[: len(made)]
                 shared = {"truth_track": driving, "source": source}
                 target = driving.transplanted(still, canonical)
-                count, warped = len(made), _warped(source, still.landmarks, target)
-                videos = {
-                    run.model: ("model", made, run.track(made)),
-                    COPY: ("baseline", source.expand_as(made), _held(still, count)),
-                    WARP: ("baseline", warped, run.track(warped)),
-                }
-                for system, (role, pictures, track) in videos.items():
-                    case = Case(frames=pictures, track=track, lacks=_no_face(track), **shared)
-                    run.keep(part, role, system, path.stem, 0, names, case)
+                copied = {"frames": source.expand_as(made), "track": _held(still, len(made))}
+                warped = _warped(source, still.landmarks, target)
+                videos = [
+                    ("model", run.model, 0, names, Case(frames=made, **shared)),
+                    ("baseline", COPY, 0, names, Case(**copied, **shared)),
+                    ("baseline", WARP, 0, names, Case(frames=warped, **shared)),
+                ]
+                run.keep(part, path.stem, videos)
                 real = Case(frames=frames, track=driving)
                 kept = ("msi", "smoothness", "delta_pose", "blink_rate", "found")
                 run.scorer.record(part, "truth", TRUTH, path.stem, 0, run.scorer.score(kept, real))
@@ -130,14 +127,18 @@ def audio_driven(run: Evaluation) -> None:
             portrait = run.portrait(to_uint8(clip.frames[:1])[0], run.whole)
             sources = [(clip.name, portrait)] * run.num_samples
             others = [path for path in run.data.clips if run.person(path) != run.data.people.get(clip.name)]
-            features = _talk(run, part, clip.name, sources, clip.samples, count, index, lips, others, truth)
+            person = run.data.people.get(clip.name, clip.name)
+            with run.clock("score"):
+                wrong = run.wrong_sound(person, count, index)
+            features = _talk(run, part, clip.name, sources, clip.samples, wrong, count, index, lips, others, truth)
             real = Case(frames=clip.frames, track=truth.track, labels=clip.labels, source=clip.frames[:1])
             heard = -(-len(clip.samples) // SAMPLES_PER_FRAME)
             real.samples, real.audio_features = clip.samples, features
             real.latent = None if truth.latent is None else truth.latent[:heard]
             kept = [name for name in names if name not in ("gaze_error", "distance_error")]
             with run.clock("score"):
-                run.keep(part, "truth", TRUTH, clip.name, 0, kept, real)
+                real.wrong_samples, real.wrong_features = wrong.get("wrong_samples"), wrong.get("wrong_features")
+                run.keep(part, clip.name, [("truth", TRUTH, 0, kept, real)])
     excerpts = list(run.excerpts(part, names))
     portraits = itertools.cycle(run.data.portraits)
     for index, (name, samples) in enumerate(excerpts):
@@ -152,7 +153,9 @@ def audio_driven(run: Evaluation) -> None:
                     run.scorer.record(part, "model", run.model, name, len(sources), reasons)
             if not sources:
                 raise ValueError("there is no portrait with a face to speak.")
-            _talk(run, part, name, sources, samples, EXCERPT_FRAMES, 1000 + index, lips, run.data.clips, None)
+            with run.clock("score"):
+                wrong = run.wrong_sound(name.rpartition("@")[0], EXCERPT_FRAMES, index)
+            _talk(run, part, name, sources, samples, wrong, EXCERPT_FRAMES, 1000 + index, lips, run.data.clips, None)
     run.score_sets(part, names)
 
 
@@ -162,6 +165,7 @@ def _talk(
     item: str,
     sources: list[tuple[str, Any]],
     samples: Tensor,
+    wrong: dict[str, Tensor | None],
     count: int,
     index: int,
     lips: Tensor | None,
@@ -181,27 +185,29 @@ def _talk(
         )
     with run.clock("score"):
         features = run.audio_features(samples, count) if run.has("capp") else None
-        asked = torch.zeros(2)
+        shared = {"samples": sound, "audio_features": features, "wanted_gaze": torch.zeros(2), **wrong}
+        if truth is not None:
+            length = len(out.frames[0][:count])
+            shared |= {"truth_track": truth.track[:length]}
+            shared |= {"labels": None if truth.labels is None else truth.labels[:length]}
+        else:
+            shared["lacks"] = {"truth_track": f"{NOT_DEFINED}: a voice alone has no true lips"}
+        stills, videos = {}, []
         for number, ((name, portrait), made) in enumerate(zip(sources, out.frames, strict=True)):
-            made = made[:count]
-            source = _picture(portrait, run.size)
-            still = run.need_track(source)
-            shared = {"source": source, "samples": sound, "audio_features": features, "wanted_gaze": asked}
-            if truth is not None:
-                shared |= {"truth_track": truth.track[: len(made)]}
-                shared |= {"labels": None if truth.labels is None else truth.labels[: len(made)]}
-            else:
-                shared["lacks"] = {"truth_track": f"{NOT_DEFINED}: a voice alone has no true lips"}
-            scale = float(still.scale[0])
-            track = run.track(made)
-            case = Case(frames=made, track=track, latent=out.motion[number, : len(made)].cpu(), **shared)
-            case.wanted_scale, case.lacks = scale, {**case.lacks, **_no_face(track)}
-            run.keep(part, "model", run.model, item, number, names, case)
-            if number == 0 or truth is None:
-                run.sheet(part, f"{item}_{name}" if truth is None else item, source, None, made, None)
-            if number == 0:
-                own = out.motion[number, :1].cpu()  # near the portrait's own
-                _audio_baselines(run, part, item, source, still, own, lips, others, index, shared)
+            if name not in stills:
+                source = _picture(portrait, run.size)
+                stills[name] = source, run.need_track(source)
+            source, still = stills[name]
+            case = Case(frames=made[:count], latent=out.motion[number, :count].cpu(), source=source, **shared)
+            case.wanted_scale = float(still.scale[0])
+            videos.append(("model", run.model, number, names, case))
+        run.keep(part, item, videos)
+        source, still = stills[sources[0][0]]
+        own = out.motion[0, :1].cpu()  # near the portrait's own
+        _audio_baselines(run, part, item, still, own, lips, others, index, {"source": source, **shared})
+        for (name, _), (*_, case) in list(zip(sources, videos, strict=True))[: 1 if truth is not None else None]:
+            title = f"{item}_{name}" if truth is None else item
+            run.sheet(part, title, case.source, None, case.frames, None)
     return features
 
 
@@ -209,7 +215,6 @@ def _audio_baselines(
     run: Evaluation,
     part: str,
     item: str,
-    source: Tensor,
     still: FaceTrack,
     own: Tensor,
     lips: Tensor | None,
@@ -438,7 +443,7 @@ def _warped(source: Tensor, landmarks: Tensor, target: Tensor) -> Tensor:
     """One picture warped so that its landmarks `(1, 162, 2)` come to lie at `(frames, 162, 2)`."""
     parts = [
         warp_by_landmarks(source.expand(len(part), -1, -1, -1), landmarks.expand(len(part), -1, -1), part)
-        for part in target.split(16)  # a spline holds megabytes a frame
+        for part in target.split(4)  # a spline holds megabytes a frame: with more of them it leaves the cache
     ]
     return torch.cat(parts).clamp(0, 1)
 
@@ -452,10 +457,6 @@ def _track_of_motion(latent: Tensor) -> FaceTrack:
     """Head pose of motion vectors as a track; it has no landmarks."""
     pose = torch.cat([latent[:, :5], torch.zeros(len(latent), 1), latent[:, 5:6]], 1)
     return FaceTrack.of(torch.full((len(latent), 162, 2), torch.nan), pose)
-
-
-def _no_face(track: FaceTrack | None) -> dict[str, str]:
-    return {} if track is not None else {"track": "our detector sees no face in the generated frames"}
 
 
 RUN: dict[str, Callable[[Evaluation], None]] = {

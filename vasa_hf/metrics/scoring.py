@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ class Case:
         source (`torch.Tensor` of shape `(1, 3, size, size)`): The picture of the person.
         samples (`torch.Tensor` of shape `(n,)`): The sound, mono at 16 kHz.
         audio_features (`torch.Tensor` of shape `(frames, dim)`): The audio encoder's.
+        wrong_samples (`torch.Tensor` of shape `(n,)`): A stranger's sound.
+        wrong_features (`torch.Tensor` of shape `(frames, dim)`): The audio encoder's of it.
         latent (`torch.Tensor` of shape `(frames, channels)`): The motion that was rendered, or that was found.
         wanted_gaze (`torch.Tensor` of shape `(2,)` or `(frames, 2)`): Radians.
         wanted_scale (`torch.Tensor` of shape `(frames,)` or `float`): Size of the head, fraction of the frame.
@@ -65,6 +68,8 @@ class Case:
     source: Tensor | None = None
     samples: Tensor | None = None
     audio_features: Tensor | None = None
+    wrong_samples: Tensor | None = None
+    wrong_features: Tensor | None = None
     latent: Tensor | None = None
     wanted_gaze: Tensor | None = None
     wanted_scale: Tensor | float | None = None
@@ -96,6 +101,8 @@ class Scorer:
         self.analyzer, self.networks, self.metrics = analyzer, networks, metrics
         self.rows: list[dict[str, Any]] = []
         self.features: dict[tuple[str, str], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        # Several metrics and systems look at the same pictures. `forget` lets go of these.
+        self.embeds, self.maps = lru_cache(None)(self._embeds), lru_cache(None)(self._maps)
 
     def wants(self, *names: str) -> bool:
         """Whether one of these metrics is asked for."""
@@ -114,6 +121,7 @@ class Scorer:
         """The face in every frame; see `measure_faces`."""
         return measure_faces(self.analyzer, frames)
 
+    @torch.no_grad()
     def score(self, names: tuple[str, ...], case: Case) -> dict[str, float | str]:
         """Numbers of one video, or reasons.
 
@@ -140,6 +148,24 @@ class Scorer:
         return {name: ABSENT[need] for name, need in wanted.items() if need and self.networks.get(need) is None}
 
     @torch.no_grad()
+    def _embeds(self, frames: Tensor) -> Tensor:
+        """Identity embeddings of some frames, `(some, dim)`."""
+        still = frames.stride(0) == 0  # one picture, expanded
+        embeds = self.networks["face_recognizer"]((frames[:1] if still else frames[::NETWORK_STRIDE]) * 2 - 1)
+        return embeds.float().cpu().expand(-(-len(frames) // NETWORK_STRIDE), -1)
+
+    @torch.no_grad()
+    def _maps(self, frames: Tensor) -> list[Tensor]:
+        """Feature maps of some frames; one of each if they are one picture, expanded."""
+        some = frames[:1] if frames.stride(0) == 0 else frames[::NETWORK_STRIDE]
+        return self.networks["face_recognizer"].feature_maps(some * 2 - 1)
+
+    def forget(self) -> None:
+        """Let go of the pictures that were looked at."""
+        self.embeds.cache_clear()
+        self.maps.cache_clear()
+
+    @torch.no_grad()
     def collect(self, part: str, system: str, frames: Tensor | None) -> None:
         """Keep features of a video for the metrics of sets.
 
@@ -151,10 +177,10 @@ class Scorer:
         kept = self.features[part, system]
         if frames is None:
             return
-        some = frames[::NETWORK_STRIDE] * 2 - 1
-        for name, network in (("fid", "fid"), ("fid_recognizer", "face_recognizer")):
-            if self.networks.get(network) is not None and self.wants(name):
-                kept[name].append(self.networks[network](some).float().cpu())
+        if self.networks.get("fid") is not None and self.wants("fid"):
+            kept["fid"].append(self.networks["fid"](frames[::NETWORK_STRIDE] * 2 - 1).float().cpu())
+        if self.networks.get("face_recognizer") is not None and self.wants("fid_recognizer"):
+            kept["fid_recognizer"].append(self.embeds(frames))
         if self.networks.get("fvd") is not None and self.wants("fvd") and len(frames) >= FVD_FRAMES:
             kept["fvd"].append(video_features(self.networks["fvd"], frames))
 
@@ -200,10 +226,15 @@ def _sync(scorer: Scorer, case: Case, kind: str) -> SyncScore:
     return case.kept[kind]
 
 
-def _capp(scorer: Scorer, case: Case) -> float:
-    pose, features = case.get("track").pose, case.get("audio_features")
+def _capp(scorer: Scorer, case: Case, heard: str) -> float:
+    pose, features = case.get("track").pose, case.get(heard)
     frames = min(len(pose), len(features))
     return capp_score(scorer.networks["capp"], pose[:frames], features[:frames])
+
+
+def _wrong_sync(scorer: Scorer, case: Case) -> float:
+    latent, samples = case.get("latent"), case.get("wrong_samples")
+    return expert_sync(scorer.networks["sync_expert"], latent, samples).aligned_confidence
 
 
 def _gaze(scorer: Scorer, case: Case) -> float:
@@ -222,12 +253,8 @@ SCORES: dict[str, Callable[[Scorer, Case], float]] = {
     "ssim": lambda s, c: _mean(image.ssim(c.get("frames"), c.get("truth"))),
     "l1": lambda s, c: _mean(image.l1(c.get("frames"), c.get("truth"))),
     "lpips": lambda s, c: _mean(s.networks["lpips"](*_some(c, "frames", "truth"))),
-    "perceptual": lambda s, c: _mean(
-        image.perceptual_distance(s.networks["face_recognizer"], *_some(c, "frames", "truth"))
-    ),
-    "identity": lambda s, c: _mean(
-        image.identity_similarity(s.networks["face_recognizer"], *_some(c, "frames"), c.get("source"))
-    ),
+    "perceptual": lambda s, c: _mean(image.feature_distance(s.maps(c.get("frames")), s.maps(c.get("truth")))),
+    "identity": lambda s, c: _mean(F.cosine_similarity(s.embeds(c.get("frames")), s.embeds(c.get("source")))),
     "akd": lambda s, c: motion.keypoint_distance(c.get("track"), c.get("truth_track")),
     "akd_labels": lambda s, c: motion.keypoint_distance(c.get("track"), c.get("labels")),
     "pose_error": lambda s, c: motion.pose_error(c.get("track"), c.get("truth_track")),
@@ -247,7 +274,9 @@ SCORES: dict[str, Callable[[Scorer, Case], float]] = {
     "expert_c": lambda s, c: _sync(s, c, "sync_expert").aligned_confidence,
     "expert_d": lambda s, c: _sync(s, c, "sync_expert").aligned_distance,
     "expert_offset": lambda s, c: float(abs(_sync(s, c, "sync_expert").offset_frames)),
-    "capp": _capp,
+    "expert_c_shuffled": _wrong_sync,
+    "capp": lambda s, c: _capp(s, c, "audio_features"),
+    "capp_shuffled": lambda s, c: _capp(s, c, "wrong_features"),
 }
 
 
