@@ -8,6 +8,7 @@ process. A cluster is joined by `RAY_ADDRESS`; without it, Ray starts on this ma
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +53,9 @@ def run_with_ray(todo: list[Source], settings: PrepareSettings, parts: Path, wor
         raise ImportError('`engine` "ray" needs Ray: pip install "vasa_hf[ray]"') from error
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, include_dashboard=False)
+        # On this machine as many workers as were asked for; a cluster knows its own cores.
+        here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1}
+        ray.init(log_to_driver=False, include_dashboard=False, **here)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{**asdict(source), "path": str(Path(source.path).absolute())} for source in todo]
