@@ -40,6 +40,9 @@ def test_gaze_channels_follow_the_irises(fitted):
     assert directions.shape == (2, 28) and (directions[:, :24] == 0).all()
     right = torch.corrcoef(torch.stack([codes[:, 24], clips.iris_offset[:, 0, 0]]))[0, 1]
     assert right > 0.99 and directions[0, 24] > 0
+    # A small turn moves the iris as `gaze_angles` reads it: 0.4 eye widths a radian.
+    moved = 0.1 * directions[:, 24:].reshape(2, 2, 2) * model.tensors["iris_std"]  # [axis, eye, xy] in eye widths
+    torch.testing.assert_close(moved[[0, 1], :, [0, 1]], torch.full((2, 2), 0.04))
 
 
 def test_channels_keep_their_sign_with_another_number_of_threads(fitted):

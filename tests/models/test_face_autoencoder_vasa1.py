@@ -35,7 +35,7 @@ def test_small_decoder_costs_at_most_10_gflops():
 
 @pytest.mark.parametrize("passthrough", [True, False])
 def test_shapes_range_and_gradients(passthrough):
-    model = tiny(source_passthrough=passthrough)
+    model = tiny(source_passthrough=passthrough, motion_basis=passthrough)
     image = torch.rand(2, 3, 64, 64) * 2 - 1
     output = model(image, image.flip(0)).sample
     assert output.shape == image.shape and output.abs().max() <= 1 + 1e-5
@@ -77,6 +77,21 @@ def test_larger_source_passes_detail_through():
         out = model.decode(appearance, some_motion(1), output_size=128)
         small = model.decode(appearance, some_motion(1))
     assert out.shape[-1] == 128 and small.shape[-1] == 64
+
+
+def test_motion_basis_moves_pixels_as_far_as_its_channel_is_from_the_source():
+    model = tiny().eval()
+    image, motion = torch.rand(1, 3, 64, 64), some_motion(1)
+    driving = motion.clone()
+    driving[:, 6 + 24] += 2.0
+    with torch.no_grad():
+        model.basis_head.weight.zero_()
+        appearance = model.encode_appearance(image, motion)
+        before = [model.decode(appearance, m, return_dict=True).flow for m in (motion, driving)]
+        model.basis_head.bias.unflatten(0, (2, -1))[1, 24] = 0.05  # downwards by 0.05 for each unit of channel 24
+        still, moved = (model.decode(appearance, m, return_dict=True).flow for m in (motion, driving))
+    assert torch.equal(still, before[0])
+    torch.testing.assert_close(moved - before[1], torch.tensor([0.0, 0.1]).expand_as(moved), atol=1e-5, rtol=0)
 
 
 def test_pose_moves_the_picture_the_right_way():
@@ -133,5 +148,5 @@ def test_bad_configs_say_so():
     with pytest.raises(ValueError, match="`pose_size` and `dynamics_size`"):
         tiny(pose_size=16)
     with pytest.raises(ValueError, match="`output_size` must be 64"):
-        model = tiny(source_passthrough=False)
+        model = tiny(source_passthrough=False, motion_basis=False)
         model.decode(model.encode_appearance(torch.zeros(1, 3, 64, 64)), some_motion(1), output_size=128)

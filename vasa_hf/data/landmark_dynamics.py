@@ -297,11 +297,12 @@ class LandmarkDynamics:
         moved = torch.cat([canonical[..., :2] + shape, canonical[..., 2:].expand(len(shape), -1, 1)], -1) @ r_target.mT
         return moved[..., :2] * target[:, 5, None, None] + target[:, None, 3:5]
 
-    def gaze_directions(self, yaw_rad_per_width: float = 1.1) -> Tensor:
+    def gaze_directions(self, yaw_rad_per_width: float = 2.5) -> Tensor:
         """Change of z_dyn per radian of gaze yaw (first row, to the picture's right) and pitch (down).
 
         Args:
-            yaw_rad_per_width (`float`): Radians for one eye width of iris travel; an eyeball is about 1.1 radii wide.
+            yaw_rad_per_width (`float`): Radians for one eye width of iris travel: the iris lies 0.4 eye widths before the
+                ball's centre, as `geometry.landmarks.gaze_angles` has it.
 
         Returns:
             `torch.Tensor` of shape `(2, 28)`.

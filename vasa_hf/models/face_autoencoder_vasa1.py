@@ -12,6 +12,8 @@ P is the rigid warp by head pose, W_src and W_dyn are non-rigid warps made from 
 # Not in the paper (`source_passthrough`, small preset): the two warps are composed into one flow from the target's
 # pixels to the source's, its depth chosen by a learned weight; the source's own pixels, moved by this flow or left in
 # place (background), are blended with the decoder's picture under a learned mask, so a photograph keeps its detail.
+# Not in the paper (`motion_basis`, small preset): at half resolution the flow is refined by a learned field for each
+# channel of z_dyn, times how far that channel is from the source's. Irises and lids are finer than the warps' grids.
 """
 
 from dataclasses import dataclass, fields
@@ -61,6 +63,7 @@ PAPER_CONFIG = {
     "identity_dim": 512,
     "dynamics_dim": 512,
     "source_passthrough": False,
+    "motion_basis": False,
 }
 SMALL_CONFIG = {
     "image_size": 256,
@@ -85,6 +88,7 @@ SMALL_CONFIG = {
     "identity_dim": 64,
     "dynamics_dim": 28,
     "source_passthrough": True,
+    "motion_basis": True,
 }
 
 
@@ -237,6 +241,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         identity_dim (`int`): Length of z_id.
         dynamics_dim (`int`): Length of z_dyn.
         source_passthrough (`bool`): Blend warped source pixels into the output. # Not in the paper.
+        motion_basis (`bool`): Refine the flow by a field for each channel of z_dyn. # Not in the paper.
     """
 
     _supports_gradient_checkpointing = True
@@ -266,6 +271,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         identity_dim: int = 512,
         dynamics_dim: int = 512,
         source_passthrough: bool = False,
+        motion_basis: bool = False,
     ):
         super().__init__()
         if image_size % 8 or image_size < 16:
@@ -274,6 +280,8 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
             raise ValueError("`encoder_channels` and `decoder_channels` must have 4 entries, one for each resolution.")
         if min(pose_size, dynamics_size) < 32:
             raise ValueError(f"`pose_size` and `dynamics_size` must be at least 32, got {pose_size}, {dynamics_size}.")
+        if motion_basis and not source_passthrough:
+            raise ValueError("`motion_basis` refines the flow of `source_passthrough`, which must be on.")
         norm = not source_passthrough
         code_dim = identity_dim + dynamics_dim
         self.appearance_encoder = AppearanceEncoder(encoder_channels, volume_channels, volume_depth, norm)
@@ -299,6 +307,10 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
             for head in self.flow_heads:
                 nn.init.normal_(head.weight, std=1e-4)
                 nn.init.zeros_(head.bias)
+            if motion_basis:
+                self.basis_head = nn.Conv2d(c[2], 2 * dynamics_dim, 3, padding=1)
+                nn.init.normal_(self.basis_head.weight, std=1e-4)
+                nn.init.zeros_(self.basis_head.bias)
         else:
             extra = [0, 0, 0]
         self.fuse = nn.ModuleList(
@@ -416,13 +428,14 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
                     x = self._run(self.fine_blocks[index], x)
             sample = torch.tanh(self.to_rgb(F.leaky_relu(x, 0.2)))
             return Vasa1FaceAutoencoderOutput(sample=sample) if return_dict else sample
-        output = self._decode_passthrough(appearance, code, points, posed, output_size)
+        output = self._decode_passthrough(appearance, motion, points, posed, output_size)
         return output if return_dict else output.sample
 
     def _decode_passthrough(
-        self, appearance: FaceAppearance, code: Tensor, points: Tensor, posed: Tensor, output_size: int
+        self, appearance: FaceAppearance, motion: Tensor, points: Tensor, posed: Tensor, output_size: int
     ) -> Vasa1FaceAutoencoderOutput:
         """Compose the warps into a pixel flow and blend moved, unmoved and generated pixels."""
+        code = torch.cat([appearance.identity, motion[:, POSE_DIM:].to(appearance.identity.dtype)], 1)
         # Where each target voxel comes from in the source crop, then the depth that is seen: [B, 2, h, w].
         origin = posed_from_canonical(
             displace(points, appearance.source_field), appearance.motion[:, :POSE_DIM].float()
@@ -446,6 +459,9 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         x = self.fuse[1](torch.cat([x, _sample(half, flow)], 1))
         x = self._run(self.fine_blocks[1], x)
         flow = flow + self.flow_heads[1](F.leaky_relu(x, 0.2)).float()
+        if self.config.motion_basis:
+            basis = self.basis_head(F.leaky_relu(x, 0.2)).float().unflatten(1, (2, -1))  # [B, 2, D, h, w]
+            flow = flow + torch.einsum("bcdhw,bd->bchw", basis, (motion - appearance.motion)[:, POSE_DIM:].float())
 
         size = self.config.image_size
         source = appearance.source.float()

@@ -242,7 +242,7 @@ def renderer_loss(
     importance[dynamics.tensors["rows_lids"]] = 3
     importance[dynamics.tensors["rows_lips"]] = 2
     irises = torch.from_numpy(dynamics.ids >= 468)
-    importance[irises] = 3
+    importance[irises] = 6
 
     def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         model = modules["autoencoder"]
