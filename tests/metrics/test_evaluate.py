@@ -110,6 +110,15 @@ def test_every_system_has_its_rows(result, pipeline):
     assert set(values(output, "self", model, "fid_recognizer")) == {"*"}
 
 
+def test_the_detector_measures_what_the_analyzer_does(pipeline, data, tmp_path, analyzer, portrait):
+    detector, frames = Evaluation(pipeline, data, tmp_path).detector, frames_of(portrait, [0, 2, 4])
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in detector.landmarker.modules())
+    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in analyzer.landmarker.modules())  # left as it was
+    ours, theirs = measure_faces(detector, frames), measure_faces(analyzer, frames)
+    assert torch.allclose(ours.landmarks, theirs.landmarks, atol=1e-5)
+    assert torch.allclose(ours.pose, theirs.pose, atol=1e-4)
+
+
 def test_the_wrong_sound_is_a_strangers_and_long_enough(pipeline, data, tmp_path):
     run = Evaluation(pipeline, data, tmp_path)
     own = load_samples(data / "speech" / "long.wav", pipeline.audio_processor)
