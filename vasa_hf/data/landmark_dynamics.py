@@ -301,7 +301,7 @@ class LandmarkDynamics:
         """Change of z_dyn per radian of gaze yaw (first row, to the picture's right) and pitch (down).
 
         Args:
-            yaw_rad_per_width (`float`): Radians for one eye width of iris travel: the iris lies 0.4 eye widths before the
+            yaw_rad_per_width (`float`): Radians for one eye width of iris travel: irises lie 0.4 eye widths before the
                 ball's centre, as `geometry.landmarks.gaze_angles` has it.
 
         Returns:
