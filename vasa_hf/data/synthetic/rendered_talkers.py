@@ -30,6 +30,7 @@ from vasa_hf.data.synthetic.speech import PHONES
 from vasa_hf.data.synthetic.talkers import CLIP_SECONDS, EMOTION_SHAPES, FPS, Talker, random_manner, talk
 from vasa_hf.data.synthetic.template_head import load_head
 from vasa_hf.geometry.landmarks import eye_openness, gaze_angles, mouth_openness
+from vasa_hf.hub import resolve
 from vasa_hf.media.video import VideoWriter
 
 logger = logging.getLogger(__name__)
@@ -250,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with portraits.npz and portraits/")
     parser.add_argument("--head", type=Path, help="ict_facekit.npz; the built-in head if left out")
-    parser.add_argument("--pipeline", type=Path, required=True, help="folder with landmark_dynamics.safetensors")
+    parser.add_argument("--pipeline", default="vasa-small", help="pipeline whose z_dyn is meant")
     parser.add_argument("--output", type=Path, required=True, help="folder of the shards, or the sheet's file")
     parser.add_argument("--sheet", type=int, default=0, help="a contact sheet of so many talkers instead of shards")
     parser.add_argument("--cache", type=Path, help="folder of decoded portraits; without it beside the output")
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true", help="voices that training never hears")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    options.pipeline = Path(resolve(options.pipeline))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dynamics = LandmarkDynamics.load(options.pipeline / "landmark_dynamics.safetensors")
     mesh = load_head(options.head, dynamics)

@@ -36,6 +36,7 @@ from vasa_hf.data.synthetic.prosody import RATE, Prosody, measure_prosody
 from vasa_hf.data.synthetic.speech import Speech, Voice, random_text, random_voice
 from vasa_hf.data.synthetic.template_head import load_head
 from vasa_hf.data.synthetic.visemes import FPS, articulate, mouth_shapes
+from vasa_hf.hub import resolve
 from vasa_hf.motion import POSE_DIM
 
 logger = logging.getLogger(__name__)
@@ -490,7 +491,7 @@ def main() -> None:
     """Write motion and audio features of talkers for training."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--head", type=Path, help="ict_facekit.npz; the built-in head if left out")
-    parser.add_argument("--pipeline", type=Path, required=True, help="folder with audio_encoder/ and audio_processor/")
+    parser.add_argument("--pipeline", default="vasa-small", help="pipeline whose audio encoder listens")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--dynamics", type=Path, help="landmark dynamics; the pipeline's if left out")
     parser.add_argument("--data", type=Path, help="labelled real clips, whose way of opening mouths is taken over")
@@ -500,6 +501,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=50, help="frames that audio is encoded in, as in the pipeline")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    options.pipeline = Path(resolve(options.pipeline))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from transformers import Wav2Vec2Model
 
