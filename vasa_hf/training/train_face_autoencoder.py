@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vasa_hf.data.face_pairs import FacePairs, decode_frames
-from vasa_hf.data.landmark_dynamics import FaceLabels
+from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels
 from vasa_hf.geometry.landmarks import gaze_angles
 from vasa_hf.geometry.rotations import euler_from_matrix
 from vasa_hf.geometry.thin_plate import warp_by_landmarks
@@ -148,6 +148,10 @@ def augment(batch: dict[str, Tensor], dynamics: Any, size: int) -> dict[str, Ten
         target[:, :6] += noise * target.new_tensor([0.12, 0.08, 0.06, 0.012, 0.012, 0.0])
         target[:, 5] *= (0.05 * noise[:, 5]).clamp(-0.12, 0.12).exp()
         target[:, POSE_DIM:] = out["other_motion"][alone, POSE_DIM:]
+        # Eyes that look elsewhere, alike, which recorded faces seldom do; irises move by about 0.1 eye widths.
+        gaze = target.shape[1] - PARTS["gaze"]
+        aside = 3 * torch.randn(len(alone), 2, device=device) * (torch.rand(len(alone), 1, device=device) < 0.7)
+        target[:, gaze:] += aside.repeat(1, 2)
         landmarks = out["source_landmarks"][alone]
         moved = dynamics.move(landmarks, source, target)
         out["driving"][alone] = warp_by_landmarks(out["source"][alone], landmarks, moved)
