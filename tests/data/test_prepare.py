@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.testing_utils.talking_video import ASSETS, FRAMES, analyzer, masked, on_canvas, talk, write
+from tests.testing_utils.talking_video import FRAMES, analyzer, masked, on_canvas, talk, write
 from vasa_hf.cli import main
 from vasa_hf.data import prepare_job, shards
 from vasa_hf.data.filters import Filters
 from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.data.prepare import PrepareSettings, VideoPreparer, bits_a_pixel, find_videos, load_voice
 from vasa_hf.geometry.landmarks import LANDMARK_IDS
-from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import ffmpeg_path
 from vasa_hf.media.video import VideoReader
 
@@ -46,8 +45,7 @@ def videos(tmp_path_factory):
     write(folder / "bad" / "mask.mp4", masked(frames[:30]), voice)
     write(folder / "bad" / "silent.mp4", frames[:30])
     write(folder / "bad" / "two.mp4", on_canvas(frames[:17], frames[20:37], size=(256, 540)), voice)
-    later = load_audio(ASSETS / "voice.flac")[0][0, 3 * 16_000 :]
-    write(folder / "bad" / "voice.mp4", frames, later)
+    write(folder / "bad" / "voice.mp4", frames, np.ascontiguousarray(voice[::-1]))
     whole = good.read_bytes()
     (folder / "bad" / "cut_off.mp4").write_bytes(whole[: len(whole) // 3])
     (folder / "bad" / "text.mp4").write_text("not a video")
