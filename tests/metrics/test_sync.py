@@ -319,7 +319,8 @@ def test_embedded_expert_follows_the_embedded_generator(expert):
     sounds = samples[0, : count * frames * 640].view(count, -1)
     scorer = Scorer(None, {"sync_expert": expert})
     cases = [Case(latent=motion[i], samples=sounds[i], wrong_samples=sounds[i - 1]) for i in range(count)]
-    scores = [scorer.score(("expert_c", "expert_c_shuffled", "expert_offset"), case) for case in cases]
+    scores = [scorer.score(("expert_c", "expert_c_shuffled"), case) for case in cases]
     assert np.mean([score["expert_c"] for score in scores]) > 0.1
     assert np.mean([score["expert_c_shuffled"] for score in scores]) < 0.05
-    assert all(score["expert_offset"] <= 1 for score in scores)
+    # Two seconds are too few to tell frames apart; all of them together say where the lips are.
+    assert abs(expert_sync(expert, motion.flatten(0, 1), sounds.flatten()).offset_frames) <= 1

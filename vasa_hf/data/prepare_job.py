@@ -30,6 +30,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vasa_hf import __version__
 from vasa_hf.data.filters import FPS, REASONS
 from vasa_hf.data.prepare import PrepareSettings, Source, VideoPreparer, find_videos
@@ -107,8 +109,16 @@ def _same_settings(output: Path, settings: dict[str, Any]) -> None:
 
 
 def prepare_part(preparer: VideoPreparer, source: Source, parts: Path) -> str:
-    """Prepare one video and leave its clips and its report in `parts`; returns its key."""
-    report = preparer(source, parts / f"{source.key}.tar")
+    """Prepare one video and leave its clips and its report in `parts`; returns its key.
+
+    Networks run on one thread: videos are what runs side by side, and the last digits of labels depend on the number.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        report = preparer(source, parts / f"{source.key}.tar")
+    finally:
+        torch.set_num_threads(threads)
     write_bytes(parts / f"{source.key}.json", json.dumps(report, sort_keys=True, ensure_ascii=False).encode())
     return source.key
 
@@ -132,19 +142,11 @@ def _run_here(todo: list[Source], settings: PrepareSettings, parts: Path, worker
                 yield future.result()
 
 
-def one_thread() -> None:
-    """Use one thread for networks: the videos are what runs side by side."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 _PREPARER: VideoPreparer | None = None  # of a worker process
 
 
 def _begin_worker(settings: PrepareSettings) -> None:
     global _PREPARER
-    one_thread()
     _PREPARER = VideoPreparer(settings)
 
 

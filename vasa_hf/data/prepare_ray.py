@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from vasa_hf.data.prepare import PrepareSettings, Source, VideoPreparer
-from vasa_hf.data.prepare_job import one_thread, prepare_part
+from vasa_hf.data.prepare_job import prepare_part
 
 
 class _Worker:
     """Ray's actor: prepares the video of a row."""
 
     def __init__(self, settings: PrepareSettings, parts: Path):
-        one_thread()
         self.preparer, self.parts = VideoPreparer(settings), parts
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
