@@ -428,14 +428,19 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
                     x = self._run(self.fine_blocks[index], x)
             sample = torch.tanh(self.to_rgb(F.leaky_relu(x, 0.2)))
             return Vasa1FaceAutoencoderOutput(sample=sample) if return_dict else sample
-        output = self._decode_passthrough(appearance, motion, points, posed, output_size)
+        output = self._decode_passthrough(appearance, motion, code, points, posed, output_size)
         return output if return_dict else output.sample
 
     def _decode_passthrough(
-        self, appearance: FaceAppearance, motion: Tensor, points: Tensor, posed: Tensor, output_size: int
+        self,
+        appearance: FaceAppearance,
+        motion: Tensor,
+        code: Tensor,
+        points: Tensor,
+        posed: Tensor,
+        output_size: int,
     ) -> Vasa1FaceAutoencoderOutput:
         """Compose the warps into a pixel flow and blend moved, unmoved and generated pixels."""
-        code = torch.cat([appearance.identity, motion[:, POSE_DIM:].to(appearance.identity.dtype)], 1)
         # Where each target voxel comes from in the source crop, then the depth that is seen: [B, 2, h, w].
         origin = posed_from_canonical(
             displace(points, appearance.source_field), appearance.motion[:, :POSE_DIM].float()
