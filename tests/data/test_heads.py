@@ -11,13 +11,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vasa_hf.data.landmark_dynamics import FaceLabels
-from vasa_hf.data.synthetic.head_mesh import HeadMesh, fit_head, spreading
 from vasa_hf.data.synthetic.heads import HeadState, RenderedHead, preview_states
 from vasa_hf.data.synthetic.painting import centers, inverse_flow, look_up, painted_over
 from vasa_hf.data.synthetic.raster import rasterize, soft_polygon
 from vasa_hf.data.synthetic.rendered_faces import as_labels, random_state, render_set
 from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS, eye_openness, rows
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
+from vasa_hf.head.fit import fit_head, spreading
+from vasa_hf.head.ict import ict_mesh
+from vasa_hf.head.mesh import HeadMesh
 from vasa_hf.hub import resolve
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -193,7 +195,7 @@ def test_bad_input(head, mesh, portrait, labels, tmp_path):
         RenderedHead(mesh, portrait, labels[:68], POSE)
     np.savez(tmp_path / "head.npz", neutral=np.zeros((4, 3)))
     with pytest.raises(ValueError, match="`path` must hold the arrays neutral, faces, .* are missing"):
-        HeadMesh.load(tmp_path / "head.npz")
+        ict_mesh(tmp_path / "head.npz")
 
 
 def test_random_states_can_be_rendered_and_kept_as_labels(head, canonical, tmp_path):
@@ -305,7 +307,7 @@ def test_a_rendered_set_is_written_with_its_labels(tmp_path):
 
 @needs_head
 def test_the_real_head_wears_a_portrait():
-    mesh = HeadMesh.load(SHARED / "head" / "ict_facekit.npz")
+    mesh = ict_mesh(SHARED / "head" / "ict_facekit.npz")
     labels = FaceLabels.load(SHARED / "eval" / "portraits.npz")
     (path,) = (SHARED / "eval" / "portraits").glob(f"{labels.names[0]}.*")
     with Image.open(path) as image:

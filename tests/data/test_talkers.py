@@ -27,10 +27,11 @@ from vasa_hf.data.synthetic.talkers import (
     talk,
     talkers,
 )
-from vasa_hf.data.synthetic.template_head import load_head, template_head
 from vasa_hf.data.synthetic.visemes import CLOSURES, CONTACT, FPS, OPENING, ROUND, articulate, mouth_shapes
 from vasa_hf.geometry.landmarks import GROUPS, eye_openness, mouth_openness
 from vasa_hf.geometry.rotations import matrix_from_euler
+from vasa_hf.head.loading import load_head
+from vasa_hf.head.template import template_head
 from vasa_hf.hub import resolve
 from vasa_hf.media.video import VideoReader
 
@@ -221,7 +222,8 @@ def test_points_without_drawing_are_those_of_the_picture(head):  # noqa: F811
 @needs_voice
 @pytest.mark.parametrize("kind", ["built-in", pytest.param("ict", marks=needs_head)])
 def test_a_talker_shuts_the_mouth_where_it_must(kind, dynamics):
-    points = random_face(load_head(ICT if kind == "ict" else None, dynamics), dynamics, np.random.default_rng(0))
+    head = load_head(ICT if kind == "ict" else None, dynamics.canonical)
+    points = random_face(head, dynamics, np.random.default_rng(0))
     gaps, silent, blinks, frames = [], [], 0, 0
     for _, _, talker in talkers([points], 1.0, seed=5):
         landmarks, _ = points.landmarks(talker.track)

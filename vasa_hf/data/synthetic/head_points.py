@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics, unposed_landmarks
-from vasa_hf.data.synthetic.head_mesh import NUM_SKIN_LANDMARKS, HeadMesh, fit_head
 from vasa_hf.data.synthetic.heads import IRISES, LOWER_LIDS, NECK_CM, SIDES, UPPER_LIDS, HeadState, RenderedHead
 from vasa_hf.geometry.landmarks import NUM_LANDMARKS, eye_openness, iris_offset, mouth_openness, rows
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
+from vasa_hf.head.fit import fit_head
+from vasa_hf.head.mesh import NUM_SKIN_LANDMARKS, HeadMesh
 
 # Inner lips that meet, from corner to corner.
 _UPPER_LIP = (191, 80, 81, 82, 13, 312, 311, 310, 415)

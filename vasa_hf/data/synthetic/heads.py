@@ -26,7 +26,6 @@ from PIL import Image
 from torch import Tensor
 
 from vasa_hf.data.landmark_dynamics import FaceLabels
-from vasa_hf.data.synthetic.head_mesh import NUM_SKIN_LANDMARKS, HeadMesh, fit_head, spreading, vertex_normals
 from vasa_hf.data.synthetic.painting import (
     ball_texture,
     centers,
@@ -52,6 +51,9 @@ from vasa_hf.geometry.landmarks import (
     rows,
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
+from vasa_hf.head.fit import fit_head, spreading
+from vasa_hf.head.ict import ict_mesh
+from vasa_hf.head.mesh import NUM_SKIN_LANDMARKS, HeadMesh, vertex_normals
 
 # Lid margins from the outer to the inner corner, the picture's left eye first.
 UPPER_LIDS = (rows(33, 246, 161, 160, 159, 158, 157, 173, 133), rows(263, 466, 388, 387, 386, 385, 384, 398, 362))
@@ -479,7 +481,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6, help="number of portraits")
     parser.add_argument("--size", type=int, default=256)
     options = parser.parse_args()
-    mesh = HeadMesh.load(options.head)
+    mesh = ict_mesh(options.head)
     labels = FaceLabels.load(options.portraits / "portraits.npz")
     lines, seconds, count = [], 0.0, 0
     for index, name in enumerate(labels.names[: options.count]):

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from vasa_hf.data.face_pairs import decode_frames
 from vasa_hf.data.landmark_dynamics import FaceLabels
-from vasa_hf.data.synthetic.head_mesh import HeadMesh
 from vasa_hf.data.synthetic.heads import HeadFrame, HeadState, RenderedHead
 from vasa_hf.geometry.landmarks import eye_openness
+from vasa_hf.head.ict import ict_mesh
 
 logger = logging.getLogger(__name__)
 _MOUTH_SHAPES = (
@@ -135,7 +135,7 @@ def main() -> None:
 def render_set(options: argparse.Namespace) -> None:
     """Render and write the set that `main` describes."""
     rng = np.random.default_rng(options.seed)
-    mesh = HeadMesh.load(options.head)
+    mesh = ict_mesh(options.head)
     options.output.mkdir(parents=True, exist_ok=True)
     faces = sources(options.data, options.cache or options.output, options.clip_people, rng)
     faces = [face for face in faces if usable(face[2], face[3], eye_openness(face[2]))][: options.people]

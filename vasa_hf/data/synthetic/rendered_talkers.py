@@ -22,14 +22,14 @@ from torch import Tensor
 
 from vasa_hf.data.landmark_dynamics import LandmarkDynamics
 from vasa_hf.data.shards import ShardWriter
-from vasa_hf.data.synthetic.head_mesh import HeadMesh
 from vasa_hf.data.synthetic.head_points import HeadPoints
 from vasa_hf.data.synthetic.heads import RenderedHead
 from vasa_hf.data.synthetic.rendered_faces import sources, usable
 from vasa_hf.data.synthetic.speech import PHONES
 from vasa_hf.data.synthetic.talkers import CLIP_SECONDS, EMOTION_SHAPES, FPS, Talker, random_manner, talk
-from vasa_hf.data.synthetic.template_head import load_head
 from vasa_hf.geometry.landmarks import eye_openness, gaze_angles, mouth_openness
+from vasa_hf.head.loading import load_head
+from vasa_hf.head.mesh import HeadMesh
 from vasa_hf.hub import resolve
 from vasa_hf.media.video import VideoWriter
 
@@ -263,7 +263,7 @@ def main() -> None:
     options.pipeline = Path(resolve(options.pipeline))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dynamics = LandmarkDynamics.load(options.pipeline / "landmark_dynamics.safetensors")
-    mesh = load_head(options.head, dynamics)
+    mesh = load_head(options.head, dynamics.canonical)
     photographs = talking_photographs(mesh, options.data, options.cache or options.output.parent, options.seed)
     if options.sheet:
         chosen = [photograph for _, (_, photograph) in zip(range(options.sheet), photographs, strict=False)]

@@ -34,8 +34,8 @@ from vasa_hf.data.landmark_dynamics import (
 from vasa_hf.data.synthetic.head_points import HeadPoints, HeadTrack, random_face
 from vasa_hf.data.synthetic.prosody import RATE, Prosody, measure_prosody
 from vasa_hf.data.synthetic.speech import Speech, Voice, random_text, random_voice
-from vasa_hf.data.synthetic.template_head import load_head
 from vasa_hf.data.synthetic.visemes import FPS, articulate, mouth_shapes
+from vasa_hf.head.loading import load_head
 from vasa_hf.hub import resolve
 from vasa_hf.motion import POSE_DIM
 
@@ -513,7 +513,7 @@ def main() -> None:
     encoder = Wav2Vec2Model.from_pretrained(options.pipeline, subfolder="audio_encoder").eval()
     encode = lambda samples, frames: encode_audio(processor, encoder, samples, frames, options.window)  # noqa: E731
     rng = np.random.default_rng([options.seed, int(options.held_out), 1])
-    mesh = load_head(options.head, dynamics)
+    mesh = load_head(options.head, dynamics.canonical)
     faces = [random_face(mesh, dynamics, rng) for _ in range(options.faces)]
     silence = np.stack([encode(samples, 75) for samples in silent_recordings(24, 75)])
     clips = talkers(faces, options.minutes, options.seed, options.held_out)

@@ -4,17 +4,15 @@ Not in the paper. A sheet through the landmarks' canonical face, a row of upper 
 centres, ten identity shapes and the ARKit-like expressions that talkers use, all smooth fields written down by hand.
 ICT-FaceKit's head is finer in every way; this one has the same names, so either can be used.
 
-Axes and units as in `head_mesh`: centimetres, x right, y down, z away. The person's left is the picture's right.
+Axes and units as in `mesh`: centimetres, x right, y down, z away. The person's left is the picture's right.
 """
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vasa_hf.data.landmark_dynamics import LandmarkDynamics
-from vasa_hf.data.synthetic.head_mesh import HeadMesh, spreading
 from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS, NUM_LANDMARKS, rows
+from vasa_hf.head.fit import spreading
+from vasa_hf.head.mesh import HeadMesh
 
 CM = 8.9  # between the outer eye corners
 _SPACING = 0.3
@@ -70,11 +68,6 @@ def template_head(canonical: Tensor) -> HeadMesh:
         landmarks=torch.arange(len(points)),
         origin_cm=torch.zeros(3),
     )
-
-
-def load_head(path: str | Path | None, dynamics: LandmarkDynamics) -> HeadMesh:
-    """ICT-FaceKit's head from its file, or the built-in one on the mean face of `dynamics` where no file is given."""
-    return template_head(dynamics.canonical) if path is None else HeadMesh.load(path)
 
 
 def _sheet(points: Tensor) -> tuple[Tensor, Tensor]:
