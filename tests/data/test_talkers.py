@@ -222,8 +222,8 @@ def test_points_without_drawing_are_those_of_the_picture(head):  # noqa: F811
 @needs_voice
 @pytest.mark.parametrize("kind", ["built-in", pytest.param("ict", marks=needs_head)])
 def test_a_talker_shuts_the_mouth_where_it_must(kind, dynamics):
-    head = load_head(ICT if kind == "ict" else None, dynamics.canonical)
-    points = random_face(head, dynamics, np.random.default_rng(0))
+    who = load_head(ICT if kind == "ict" else None, dynamics.canonical)
+    points = random_face(who, dynamics, np.random.default_rng(0))
     gaps, silent, blinks, frames = [], [], 0, 0
     for _, _, talker in talkers([points], 1.0, seed=5):
         landmarks, _ = points.landmarks(talker.track)
