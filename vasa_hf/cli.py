@@ -182,14 +182,15 @@ def _parser() -> argparse.ArgumentParser:
     convert = command(
         "convert",
         _convert,
-        "turn a public checkpoint of a metric's network into a folder of safetensors, without running what it pickles",
+        "turn a public checkpoint into safetensors, without running what it pickles",
         "examples:\n"
         "  vasa-hf convert syncnet syncnet_v2.model syncnet\n"
-        "  vasa-hf convert lpips alexnet.pth lpips_alex.pth lpips\n",
+        "  vasa-hf convert lpips alexnet.pth lpips_alex.pth lpips\n"
+        "  vasa-hf convert flame FLAME2020/generic_model.pkl flame2020.safetensors\n",
     )
-    convert.add_argument("kind", choices=("syncnet", "lpips"), help="what it is")
+    convert.add_argument("kind", choices=("syncnet", "lpips", "flame"), help="what it is")
     convert.add_argument("source", nargs="+", help="checkpoint; for lpips the backbone's, then the linear layers'")
-    convert.add_argument("destination", help="folder to write")
+    convert.add_argument("destination", help="folder to write; for flame a .safetensors file")
 
     ready = command(
         "prepare",
@@ -518,10 +519,12 @@ def _metric_networks(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from vasa_hf.convert.flame import convert_flame
     from vasa_hf.convert.lpips import convert_lpips
     from vasa_hf.convert.syncnet import convert_syncnet
 
-    convert, files = {"syncnet": (convert_syncnet, 1), "lpips": (convert_lpips, 2)}[options.kind]
+    kinds = {"syncnet": (convert_syncnet, 1), "lpips": (convert_lpips, 2), "flame": (convert_flame, 1)}
+    convert, files = kinds[options.kind]
     if len(options.source) != files:
         raise ValueError(f"`source` must be {files} file(s) for {options.kind}, got {len(options.source)}.")
     print(convert(*options.source, options.destination))
