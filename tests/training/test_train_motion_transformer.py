@@ -161,6 +161,18 @@ def test_exact_clips_keep_their_quick_nods(data, priors):
         dataset_of(data, priors, exact=exact[1:])
 
 
+def test_exact_clips_get_the_share_that_is_asked_for(data, priors):
+    exact = np.arange(len(data.person)) % 2 == 1
+    for share in (0.0, 0.25, 1.0):
+        dataset = dataset_of(data, priors, exact=exact, exact_share=share)
+        assert dataset.share[exact].sum() == pytest.approx(share) and dataset.share.sum() == pytest.approx(1)
+    for wrong in (1.5, -0.1):
+        with pytest.raises(ValueError, match="`exact_share`"):
+            dataset_of(data, priors, exact=exact, exact_share=wrong)
+    with pytest.raises(ValueError, match="`exact_share`"):
+        dataset_of(data, priors, exact_share=0.5)
+
+
 def test_a_pause_starts_and_ends_where_its_neighbours_are():
     before, after = np.array([1.0, 2.0]), np.array([-1.0, 0.5])
     pause = ease_through(np.zeros(2), before, after, 20, np.array([4.0, 8.0]))

@@ -256,6 +256,7 @@ class MotionSequences(Dataset):
         drop_audio_tail (`float`, defaults to 0.15): How often the last frames are dropped.
         exact (`numpy.ndarray` of shape `(clips,)`, *optional*): True for clips without label noise, such as talkers:
             they are not smoothed, which would blur their nods.
+        exact_share (`float`, *optional*): Share of the samples that start in such clips; by their length if left out.
     """
 
     def __init__(
@@ -273,6 +274,7 @@ class MotionSequences(Dataset):
         drop_previous: float = 0.5,
         drop_audio_tail: float = 0.15,
         exact: np.ndarray | None = None,
+        exact_share: float | None = None,
     ):
         self.data, self.spec, self.priors = data, spec, priors
         self.window, self.context, self.num_emotions, self.seed = window, context, num_emotions, seed
@@ -293,6 +295,11 @@ class MotionSequences(Dataset):
         self.motion, self.main_gaze = self._relative_clips()
         lengths = np.diff(data.offsets)
         self.share = lengths / lengths.sum()
+        if exact_share is not None:
+            if not self.exact.any() or self.exact.all() or not 0 <= exact_share <= 1:
+                raise ValueError(f"`exact_share` must be in 0..1 and needs exact and other clips, got {exact_share}.")
+            for chosen, share in ((self.exact, exact_share), (~self.exact, 1 - exact_share)):
+                self.share[chosen] *= share / self.share[chosen].sum()
         self.long = lengths >= LONG_FRAMES
         self.clips_of = {person: np.flatnonzero(data.person == person) for person in np.unique(data.person)}
         length = window + context

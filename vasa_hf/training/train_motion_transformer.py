@@ -61,6 +61,7 @@ class MotionTransformerOptions(LoopOptions):
         None, "safetensors file of known directions in z_dyn, such as vasa-small/motion_priors.safetensors"
     )
     talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers to learn from beside the clips")
+    talker_share: float | None = option(None, "share of the windows drawn from talkers (default: by their length)")
     initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
     preset: str = option("paper", "paper or small")
     dynamics: list[str] = option([], "parts of z_dyn as name=width, in order; one part if left out")
@@ -385,6 +386,7 @@ def run(options: MotionTransformerOptions) -> TrainingState:
         len(EMOTIONS),
         options.seed,
         exact=np.arange(len(data.person)) >= num_clips,  # talkers
+        exact_share=options.talker_share,
     )
     torch.manual_seed(options.seed)
     if options.initial:  # with the statistics that its weights are used to
