@@ -6,7 +6,7 @@ All numbers are float32. The maths is that of `reference.py`; what differs is wh
 ```
 project    Gaussian -> one row of `splats` and its box of pixels        empty box: not in the picture
 bin_tiles  boxes -> for each 16x16 tile the Gaussians that touch it, nearest first
-blend      tile -> pixels; only those inside the ellipse where alpha >= 1/255; stops when all are finished
+blend      tile -> pixels; row by row within the box; stops when all pixels are finished
 ```
 Columns of `splats`: centre x, y; conic xx, xy, yy; opacity; red, green, blue; depth. Their gradients have the same.
 Gradients are summed for each pair of Gaussian and tile, and then in the order of the tiles: the same for any number of
@@ -27,8 +27,6 @@ _ZERO, _ONE, _TWO, _HALF = _f32(0), _f32(1), _f32(2), _f32(0.5)
 _LOW_PASS, _MARGIN = _f32(scene.LOW_PASS), _f32(0.5 * scene.FRUSTUM_MARGIN)
 _ALPHA_MIN, _ALPHA_MAX = _f32(scene.ALPHA_MIN), _f32(scene.ALPHA_MAX)
 _TRANSMITTANCE_MIN, _MAX_EXTENT = _f32(scene.TRANSMITTANCE_MIN), _f32(scene.MAX_EXTENT)
-#: The span of a row is found with this slack in the exponent and then tested pixel by pixel.
-_SLACK = _f32(1e-3)
 #: Reordering and fusing of sums is allowed; infinities and NaN keep their meaning: culling relies on comparisons.
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -188,31 +186,26 @@ def bin_tiles(order, boxes, tiles_x, tiles_y):
 
 
 # --- blending -------------------------------------------------------------------------------------------------------
+#
+# A row of a tile is 16 numbers, one vector of the processor: rows are worked on whole and without branches, and all
+# that belongs to a tile lies in one array, plane after plane, so that the compiler sees that nothing overlaps.
+
+_PIXELS = TILE * TILE
+#: exp(x) on [-0.7, 0] to 2e-9, by interpolation at Chebyshev's nodes.
+_EXP = tuple(
+    _f32(c)
+    for c in np.polynomial.Chebyshev.interpolate(np.exp, 6, domain=[-0.7, 0]).convert(kind=np.polynomial.Polynomial)
+)
 
 
 @_compiled
 def _exp_minus(x):
-    """exp(-x) for x in [0, 6], relative error below 1e-6: a polynomial for x / 8, squared three times."""
-    y = x * _f32(-0.125)
-    p = _f32(1 / 720) + y * _f32(1 / 5040)
-    p = _f32(1 / 24) + y * (_f32(1 / 120) + y * p)
-    p = _ONE + y * (_ONE + y * (_HALF + y * (_f32(1 / 6) + y * p)))
+    """exp(-x), for x in [0, 5.6] to a few float32 roundings: the polynomial of x / 8, squared three times."""
+    y = min(max(x, _ZERO), _f32(6)) * _f32(-0.125)
+    p = _EXP[0] + y * (_EXP[1] + y * (_EXP[2] + y * (_EXP[3] + y * (_EXP[4] + y * (_EXP[5] + y * _EXP[6])))))
     p = p * p
     p = p * p
     return p * p
-
-
-@_compiled
-def _row_span(xx, xy, yy, u, dy, limit, x0, x1):
-    """Columns of a row where the exponent may stay below `limit`, within `x0` to `x1`."""
-    middle = xy * dy
-    discriminant = middle * middle - xx * (yy * dy * dy - _TWO * limit)
-    if not (discriminant > _ZERO):
-        return x0, x0
-    half = np.sqrt(discriminant) / xx
-    center = u + middle / xx - _HALF
-    low, high = np.ceil(center - half), np.floor(center + half)
-    return int(max(low, _f32(x0))), int(min(high, _f32(x1 - 1))) + 1
 
 
 @_compiled
@@ -220,59 +213,54 @@ def blend(worker, workers, splats, boxes, starts, ids, tiles_x, picture, rest, l
     """Blend every `workers`-th tile from `worker` on into `picture`: red, green, blue, depth, alpha.
 
     Kept for the gradients: `rest`, the transmittance behind the last Gaussian that a pixel took, and `last`, that
-    Gaussian's place in `ids`, -1 where there is none.
+    Gaussian's place in its tile's list, -1 where there is none.
     """
     height, width = last.shape
-    transmittance = np.empty(TILE * TILE, np.float32)  # negative: finished
-    blended = np.empty((TILE * TILE, 4), np.float32)
-    latest = np.empty(TILE * TILE, np.int32)
+    # Planes: transmittance, whether the pixel is open, red, green, blue, depth, last.
+    planes = np.empty(7 * _PIXELS, np.float32)
     for tile in range(worker, len(starts) - 1, workers):
         left, top = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
         right, bottom = min(left + TILE, width), min(top + TILE, height)
-        transmittance[:], blended[:], latest[:] = _ONE, _ZERO, -1
-        open_pixels = (right - left) * (bottom - top)
+        planes[:_PIXELS], planes[_PIXELS : 6 * _PIXELS], planes[6 * _PIXELS :] = _ONE, _ZERO, -_ONE
+        for row in range(bottom - top):
+            for column in range(right - left):
+                planes[_PIXELS + row * TILE + column] = _ONE
         for k in range(starts[tile], starts[tile + 1]):
-            i = ids[k]
-            u, v, xx, xy, yy = splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3], splats[i, 4]
+            i, place = ids[k], _f32(k - starts[tile])
+            u, v, xx, xy, yy = splats[i, 0] - _f32(left) - _HALF, splats[i, 1], splats[i, 2], splats[i, 3], splats[i, 4]
             opacity, red, green, blue, depth = splats[i, 5], splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
-            limit = np.log(opacity / _ALPHA_MIN) + _SLACK
-            x0, x1 = max(boxes[i, 0], left), min(boxes[i, 1], right)
+            limit = np.log(opacity / _ALPHA_MIN)  # exponent at which alpha is 1 / 255
             for row in range(max(boxes[i, 2], top), min(boxes[i, 3], bottom)):
                 dy = v - _f32(row) - _HALF
-                start, stop = _row_span(xx, xy, yy, u, dy, limit, x0, x1)
-                base = (row - top) * TILE - left
-                for column in range(start, stop):
-                    pixel = base + column
-                    t = transmittance[pixel]
-                    dx = u - _f32(column) - _HALF
-                    exponent = _HALF * (xx * dx * dx + yy * dy * dy) + xy * dx * dy
-                    if t < _ZERO or not (exponent >= _ZERO):
-                        continue
+                in_row, linear = _HALF * yy * dy * dy, xy * dy
+                base = np.uint64((row - top) * TILE)
+                for column in range(TILE):
+                    pixel = base + np.uint64(column)
+                    dx = u - _f32(column)
+                    exponent = (_HALF * xx * dx + linear) * dx + in_row
                     alpha = min(_ALPHA_MAX, opacity * _exp_minus(exponent))
-                    if alpha < _ALPHA_MIN:
-                        continue
-                    after = t * (_ONE - alpha)
-                    if after <= _TRANSMITTANCE_MIN:
-                        transmittance[pixel] = -t
-                        open_pixels -= 1
-                        continue
-                    weight = alpha * t
-                    blended[pixel, 0] += weight * red
-                    blended[pixel, 1] += weight * green
-                    blended[pixel, 2] += weight * blue
-                    blended[pixel, 3] += weight * depth
-                    transmittance[pixel] = after
-                    latest[pixel] = k
-            if open_pixels == 0:
+                    alpha = alpha if (exponent >= _ZERO) & (exponent <= limit) else _ZERO
+                    transmittance, is_open = planes[pixel], planes[pixel + np.uint64(_PIXELS)]
+                    is_open = is_open if transmittance * (_ONE - alpha) > _TRANSMITTANCE_MIN else _ZERO
+                    weight = alpha * transmittance * is_open
+                    planes[pixel] = transmittance - weight
+                    planes[pixel + np.uint64(_PIXELS)] = is_open
+                    planes[pixel + np.uint64(2 * _PIXELS)] += weight * red
+                    planes[pixel + np.uint64(3 * _PIXELS)] += weight * green
+                    planes[pixel + np.uint64(4 * _PIXELS)] += weight * blue
+                    planes[pixel + np.uint64(5 * _PIXELS)] += weight * depth
+                    before = planes[pixel + np.uint64(6 * _PIXELS)]
+                    planes[pixel + np.uint64(6 * _PIXELS)] = place if weight > _ZERO else before
+            if (k & 15) == 15 and planes[_PIXELS : 2 * _PIXELS].sum() == _ZERO:
                 break
         for row in range(top, bottom):
             for column in range(left, right):
                 pixel = (row - top) * TILE + column - left
                 for plane in range(4):
-                    picture[plane, row, column] = blended[pixel, plane]
-                rest[row, column] = abs(transmittance[pixel])
-                picture[4, row, column] = _ONE - rest[row, column]
-                last[row, column] = latest[pixel]
+                    picture[plane, row, column] = planes[(2 + plane) * _PIXELS + pixel]
+                picture[4, row, column] = _ONE - planes[pixel]
+                rest[row, column] = planes[pixel]
+                last[row, column] = planes[6 * _PIXELS + pixel]
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------
@@ -286,66 +274,75 @@ def blend_backward(worker, workers, splats, boxes, starts, ids, tiles_x, rest, l
     later ones add to the loss, dL/d alpha = T q - B / (1 - alpha).
     """
     height, width = last.shape
-    transmittance, behind = np.empty(TILE * TILE, np.float32), np.empty(TILE * TILE, np.float32)
+    # Planes: transmittance, B, last, gradients of red, green, blue, depth. Sums over each column: gradients of red,
+    # green, blue, depth, and the moments 1, x, y, xx, xy, yy of dL/d exponent over the offsets.
+    planes, sums = np.empty(7 * _PIXELS, np.float32), np.empty(10 * TILE, np.float32)
     for tile in range(worker, len(starts) - 1, workers):
         left, top = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
         right, bottom = min(left + TILE, width), min(top + TILE, height)
+        planes[: 2 * _PIXELS], planes[2 * _PIXELS : 3 * _PIXELS], planes[3 * _PIXELS :] = _ZERO, -_ONE, _ZERO
         final = -1
         for row in range(top, bottom):
             for column in range(left, right):
                 pixel = (row - top) * TILE + column - left
-                transmittance[pixel] = rest[row, column]
-                behind[pixel] = -d_picture[4, row, column] * rest[row, column]
-                final = max(final, last[row, column])
-        d_pairs[max(starts[tile], final + 1) : starts[tile + 1]] = _ZERO
+                planes[pixel] = rest[row, column]
+                planes[_PIXELS + pixel] = -d_picture[4, row, column] * rest[row, column]
+                planes[2 * _PIXELS + pixel] = last[row, column]
+                for plane in range(4):
+                    planes[(3 + plane) * _PIXELS + pixel] = d_picture[plane, row, column]
+                final = max(final, int(last[row, column]))
+        final += starts[tile]
+        d_pairs[final + 1 : starts[tile + 1]] = _ZERO
         for k in range(final, starts[tile] - 1, -1):
-            i = ids[k]
-            u, v, xx, xy, yy = splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3], splats[i, 4]
+            i, place = ids[k], _f32(k - starts[tile])
+            u, v, xx, xy, yy = splats[i, 0] - _f32(left) - _HALF, splats[i, 1], splats[i, 2], splats[i, 3], splats[i, 4]
             opacity, red, green, blue, depth = splats[i, 5], splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
-            limit = np.log(opacity / _ALPHA_MIN) + _SLACK
-            d_red, d_green, d_blue, d_depth = _ZERO, _ZERO, _ZERO, _ZERO
-            # Moments of dL/d exponent over the offsets.
-            m, m_x, m_y, m_xx, m_xy, m_yy = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
-            x0, x1 = max(boxes[i, 0], left), min(boxes[i, 1], right)
+            limit = np.log(opacity / _ALPHA_MIN)
+            sums[:] = _ZERO
             for row in range(max(boxes[i, 2], top), min(boxes[i, 3], bottom)):
                 dy = v - _f32(row) - _HALF
-                start, stop = _row_span(xx, xy, yy, u, dy, limit, x0, x1)
-                base = (row - top) * TILE - left
-                for column in range(start, stop):
-                    dx = u - _f32(column) - _HALF
-                    exponent = _HALF * (xx * dx * dx + yy * dy * dy) + xy * dx * dy
-                    if k > last[row, column] or not (exponent >= _ZERO):
-                        continue
+                in_row, linear = _HALF * yy * dy * dy, xy * dy
+                base = np.uint64((row - top) * TILE)
+                for column in range(TILE):
+                    pixel, total = base + np.uint64(column), np.uint64(column)
+                    dx = u - _f32(column)
+                    exponent = (_HALF * xx * dx + linear) * dx + in_row
                     unclamped = opacity * _exp_minus(exponent)
-                    alpha = min(_ALPHA_MAX, unclamped)
-                    if alpha < _ALPHA_MIN:
-                        continue
-                    pixel = base + column
+                    taken = (
+                        (exponent >= _ZERO) & (exponent <= limit) & (place <= planes[pixel + np.uint64(2 * _PIXELS)])
+                    )
+                    alpha = min(_ALPHA_MAX, unclamped) if taken else _ZERO
                     clear = _ONE / (_ONE - alpha)
-                    t = transmittance[pixel] * clear
-                    transmittance[pixel] = t
-                    weight = alpha * t
-                    g_red, g_green = d_picture[0, row, column], d_picture[1, row, column]
-                    g_blue, g_depth = d_picture[2, row, column], d_picture[3, row, column]
-                    d_red += weight * g_red
-                    d_green += weight * g_green
-                    d_blue += weight * g_blue
-                    d_depth += weight * g_depth
-                    q = red * g_red + green * g_green + blue * g_blue + depth * g_depth
-                    d_alpha = t * q - behind[pixel] * clear
-                    behind[pixel] += weight * q
-                    if unclamped <= _ALPHA_MAX:
-                        d_exponent = -unclamped * d_alpha
-                        m += d_exponent
-                        m_x += d_exponent * dx
-                        m_y += d_exponent * dy
-                        m_xx += d_exponent * dx * dx
-                        m_xy += d_exponent * dx * dy
-                        m_yy += d_exponent * dy * dy
+                    transmittance, behind = planes[pixel] * clear, planes[pixel + np.uint64(_PIXELS)]
+                    weight = alpha * transmittance
+                    d_red, d_green = planes[pixel + np.uint64(3 * _PIXELS)], planes[pixel + np.uint64(4 * _PIXELS)]
+                    d_blue, d_depth = planes[pixel + np.uint64(5 * _PIXELS)], planes[pixel + np.uint64(6 * _PIXELS)]
+                    q = red * d_red + green * d_green + blue * d_blue + depth * d_depth
+                    d_alpha = transmittance * q - behind * clear
+                    d_exponent = -unclamped * d_alpha if taken & (unclamped <= _ALPHA_MAX) else _ZERO
+                    planes[pixel] = transmittance
+                    planes[pixel + np.uint64(_PIXELS)] = behind + weight * q
+                    sums[total] += weight * d_red
+                    sums[total + np.uint64(TILE)] += weight * d_green
+                    sums[total + np.uint64(2 * TILE)] += weight * d_blue
+                    sums[total + np.uint64(3 * TILE)] += weight * d_depth
+                    sums[total + np.uint64(4 * TILE)] += d_exponent
+                    sums[total + np.uint64(5 * TILE)] += d_exponent * dx
+                    sums[total + np.uint64(6 * TILE)] += d_exponent * dy
+                    sums[total + np.uint64(7 * TILE)] += d_exponent * dx * dx
+                    sums[total + np.uint64(8 * TILE)] += d_exponent * dx * dy
+                    sums[total + np.uint64(9 * TILE)] += d_exponent * dy * dy
+            for term in range(10):
+                total = _ZERO
+                for column in range(TILE):
+                    total += sums[term * TILE + column]
+                sums[term * TILE] = total
+            m, m_x, m_y = sums[4 * TILE], sums[5 * TILE], sums[6 * TILE]
             d_pairs[k, 0], d_pairs[k, 1] = xx * m_x + xy * m_y, xy * m_x + yy * m_y
-            d_pairs[k, 2], d_pairs[k, 3], d_pairs[k, 4] = _HALF * m_xx, m_xy, _HALF * m_yy
-            d_pairs[k, 5] = -m / opacity
-            d_pairs[k, 6], d_pairs[k, 7], d_pairs[k, 8], d_pairs[k, 9] = d_red, d_green, d_blue, d_depth
+            d_pairs[k, 2], d_pairs[k, 4] = _HALF * sums[7 * TILE], _HALF * sums[9 * TILE]
+            d_pairs[k, 3], d_pairs[k, 5] = sums[8 * TILE], -m / opacity
+            for channel in range(4):
+                d_pairs[k, 6 + channel] = sums[channel * TILE]
 
 
 @_compiled
