@@ -4,6 +4,7 @@ The loops are in `cpu_kernels.py`. Threads are Python's, because the compiled ke
 own they may be used by several callers at once, and after a fork. The result does not depend on their number.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ from vasa_hf.gaussians import cpu_kernels as kernels
 from vasa_hf.gaussians.scene import Gaussians, view_colors
 from vasa_hf.geometry.cameras import Cameras
 
+PARTS_PER_THREAD = 4
 _pool: ThreadPoolExecutor | None = None
+_pool_size = 0
 
 
 def _forget_pool() -> None:
@@ -28,15 +31,30 @@ os.register_at_fork(after_in_child=_forget_pool)  # a forked process has none of
 
 
 def _in_threads(work: Callable[[int, int], None]) -> None:
-    """Call `work(worker, workers)` for each of torch's threads."""
-    global _pool
+    """Call `work(part, parts)` for all parts, in as many threads as torch uses.
+
+    There are more parts than threads, and each thread takes the next one when it is done: none waits long for another
+    that has the processor to share.
+    """
+    global _pool, _pool_size
     workers = torch.get_num_threads()
-    if workers > 1 and (_pool is None or _pool._max_workers < workers - 1):
-        _pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="gaussians")
-    waiting = [_pool.submit(work, worker, workers) for worker in range(1, workers)]
-    work(0, workers)
+    if workers == 1:
+        work(0, 1)
+        return
+    if _pool is None or _pool_size < workers - 1:
+        _pool, _pool_size = ThreadPoolExecutor(workers - 1, thread_name_prefix="gaussians"), workers - 1
+    parts = workers * PARTS_PER_THREAD
+    remaining = itertools.count()  # `next` is atomic
+
+    def take_parts() -> None:
+        while (part := next(remaining)) < parts:
+            work(part, parts)
+
+    waiting = [_pool.submit(take_parts) for _ in range(workers - 1)]
+    take_parts()
     for result in waiting:
-        result.result()
+        if not result.cancel():  # one that has not begun has nothing left to do
+            result.result()
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
@@ -63,8 +81,8 @@ class _Rasterize(torch.autograd.Function):
         boxes = np.empty((count, 4), np.int32)
         near = np.float32(near)
 
-        def project(worker, workers):
-            first, last = count * worker // workers, count * (worker + 1) // workers
+        def project(part, parts):
+            first, last = count * part // parts, count * (part + 1) // parts
             kernels.project(first, last, *inputs, camera, width, height, near, splats, boxes, radii)
 
         _in_threads(project)
@@ -72,7 +90,7 @@ class _Rasterize(torch.autograd.Function):
         starts, ids = kernels.bin_tiles(kernels.depth_order(splats, radii), boxes, tiles_x, tiles_y)
         picture, rest = np.empty((5, height, width), np.float32), np.empty((height, width), np.float32)
         last = np.empty((height, width), np.int32)
-        _in_threads(lambda *w: kernels.blend(*w, splats, boxes, starts, ids, tiles_x, picture, rest, last))
+        _in_threads(lambda *part: kernels.blend(*part, splats, boxes, starts, ids, tiles_x, picture, rest, last))
 
         ctx.geometry, ctx.lists, ctx.kept = (inputs[:3], camera, size), (boxes, starts, ids, tiles_x), (rest, last)
         ctx.splats, ctx.radii = splats, radii
@@ -90,12 +108,12 @@ class _Rasterize(torch.autograd.Function):
         d_splats = np.zeros((count, kernels.SPLAT_COLUMNS), np.float32)
         d_inputs = [np.zeros_like(array) for array in inputs]
 
-        def project(worker, workers):
-            first, last = count * worker // workers, count * (worker + 1) // workers
+        def project(part, parts):
+            first, last = count * part // parts, count * (part + 1) // parts
             kernels.project_backward(first, last, *inputs, camera, width, height, splats, radii, d_splats, *d_inputs)
 
         lists = (boxes, starts, ids, tiles_x)
-        _in_threads(lambda *w: kernels.blend_backward(*w, splats, *lists, *ctx.kept, d_picture, d_pairs))
+        _in_threads(lambda *part: kernels.blend_backward(*part, splats, *lists, *ctx.kept, d_picture, d_pairs))
         kernels.sum_pairs(ids, d_pairs, d_splats)
         _in_threads(project)
         gradients = [*d_inputs, d_splats[:, 5], d_splats[:, 6:9], d_splats[:, :2]]

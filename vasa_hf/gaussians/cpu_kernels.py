@@ -209,8 +209,8 @@ def _exp_minus(x):
 
 
 @_compiled
-def blend(worker, workers, splats, boxes, starts, ids, tiles_x, picture, rest, last):
-    """Blend every `workers`-th tile from `worker` on into `picture`: red, green, blue, depth, alpha.
+def blend(part, parts, splats, boxes, starts, ids, tiles_x, picture, rest, last):
+    """Blend every `parts`-th tile from `part` on into `picture`: red, green, blue, depth, alpha.
 
     Kept for the gradients: `rest`, the transmittance behind the last Gaussian that a pixel took, and `last`, that
     Gaussian's place in its tile's list, -1 where there is none.
@@ -218,7 +218,7 @@ def blend(worker, workers, splats, boxes, starts, ids, tiles_x, picture, rest, l
     height, width = last.shape
     # Planes: transmittance, whether the pixel is open, red, green, blue, depth, last.
     planes = np.empty(7 * _PIXELS, np.float32)
-    for tile in range(worker, len(starts) - 1, workers):
+    for tile in range(part, len(starts) - 1, parts):
         left, top = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
         right, bottom = min(left + TILE, width), min(top + TILE, height)
         planes[:_PIXELS], planes[_PIXELS : 6 * _PIXELS], planes[6 * _PIXELS :] = _ONE, _ZERO, -_ONE
@@ -267,7 +267,7 @@ def blend(worker, workers, splats, boxes, starts, ids, tiles_x, picture, rest, l
 
 
 @_compiled
-def blend_backward(worker, workers, splats, boxes, starts, ids, tiles_x, rest, last, d_picture, d_pairs):
+def blend_backward(part, parts, splats, boxes, starts, ids, tiles_x, rest, last, d_picture, d_pairs):
     """Gradients with respect to the rows of `splats`, one row of `d_pairs` for each entry of `ids`.
 
     Source: Kerbl et al. 2023, appendix C, back to front: with q = d color + d depth of a Gaussian and B what the
@@ -277,7 +277,7 @@ def blend_backward(worker, workers, splats, boxes, starts, ids, tiles_x, rest, l
     # Planes: transmittance, B, last, gradients of red, green, blue, depth. Sums over each column: gradients of red,
     # green, blue, depth, and the moments 1, x, y, xx, xy, yy of dL/d exponent over the offsets.
     planes, sums = np.empty(7 * _PIXELS, np.float32), np.empty(10 * TILE, np.float32)
-    for tile in range(worker, len(starts) - 1, workers):
+    for tile in range(part, len(starts) - 1, parts):
         left, top = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
         right, bottom = min(left + TILE, width), min(top + TILE, height)
         planes[: 2 * _PIXELS], planes[2 * _PIXELS : 3 * _PIXELS], planes[3 * _PIXELS :] = _ZERO, -_ONE, _ZERO
