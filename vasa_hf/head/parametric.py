@@ -25,9 +25,9 @@ JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")  # left and right ar
 PARENTS = (-1, 0, 1, 1, 1)
 FLAME_AXES = (1.0, -1.0, -1.0)
 #: What a triangle belongs to, by its number in `ParametricHead.regions`.
-REGIONS = ("face", "scalp", "neck", "left_eye", "right_eye", "mouth")
+REGIONS = ("face", "scalp", "neck", "left_eye", "right_eye", "mouth", "teeth")
 # Not in the paper: eyes and the inside of the mouth count to Omega_face, since z_dyn moves them.
-_OMEGA_FACE, _OMEGA_NECK = ("face", "left_eye", "right_eye", "mouth"), ("neck",)
+_OMEGA_FACE, _OMEGA_NECK = ("face", "left_eye", "right_eye", "mouth", "teeth"), ("neck",)
 _PAIRS = (
     "mouthSmile mouthStretch mouthFrown mouthDimple mouthPress mouthUpperUp mouthLowerDown cheekSquint noseSneer "
     "eyeBlink eyeSquint eyeWide eyeLookDown eyeLookUp browDown browInnerUp browOuterUp"
@@ -269,15 +269,16 @@ class ParametricHead(nn.Module):
         joints = self.joint_regressor @ rest
         front = rest[self.faces][..., 2].mean(1) < joints[JOINTS.index("neck"), 2]
         centers = self.joint_regressor[[JOINTS.index("right_eye"), JOINTS.index("left_eye")]]
-        inside = self.faces[self.region("mouth")]
+        teeth = torch.zeros(len(rest), dtype=torch.bool)
+        teeth[self.faces[self.region("teeth")]] = True
         return HeadMesh(
             vertices=rest,
             identity=self.shape_basis[:num_identities],
             expression=torch.stack(moved),
             expression_names=NAMED,
             skin=self.faces[self.region("face") | (self.region("neck") & front)],
-            inside=inside,
-            teeth=torch.zeros(len(rest), dtype=torch.bool),
+            inside=self.faces[self.region("mouth", "teeth")],
+            teeth=teeth,
             eye_centers=centers,  # the picture's left eye, which comes first, is the person's right one
             eye_radius_cm=float(self.eye_radius_cm),
             landmarks=self.landmarks,

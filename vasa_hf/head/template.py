@@ -16,7 +16,7 @@ from vasa_hf.head.mesh import HeadMesh
 
 CM = 8.9  # between the outer eye corners
 _SPACING = 0.3
-_EYE_RADIUS, _EYE_DEPTH = 1.25, 1.1
+EYE_RADIUS, _EYE_DEPTH = 1.25, 1.1
 _SIDES = {"L": 1.0, "R": -1.0}
 
 
@@ -37,11 +37,11 @@ def template_head(canonical: Tensor) -> HeadMesh:
     face = canonical.float() * CM
     points = face[: NUM_LANDMARKS - 10]
     sheet, skin = _sheet(points)
-    inside, mouth, is_tooth, lower = _mouth(face)
-    eyes = torch.stack([_eye_center(face, group) for group in ("left_eye", "right_eye")])
+    inside, mouth, is_tooth, lower = mouth_parts(face)
+    eyes = torch.stack([eye_center(face, group) for group in ("left_eye", "right_eye")])
     vertices = torch.cat([points, sheet, inside, eyes])
     first = len(points) + len(sheet)
-    fields = _Fields(face)
+    fields = Fields(face)
     surface = torch.cat([points, sheet])
     expression = {name: torch.zeros(len(vertices), 3) for name in fields.names}
     for name, offset in fields.expressions(surface).items():
@@ -57,14 +57,14 @@ def template_head(canonical: Tensor) -> HeadMesh:
     centers[0, -2], centers[1, -1] = 1.0, 1.0
     return HeadMesh(
         vertices=vertices,
-        identity=_identities(vertices, face),
+        identity=identities(vertices, face),
         expression=torch.stack(list(expression.values())),
         expression_names=tuple(expression),
         skin=skin + len(points),
         inside=mouth + first,
         teeth=teeth,
         eye_centers=centers,
-        eye_radius_cm=_EYE_RADIUS,
+        eye_radius_cm=EYE_RADIUS,
         landmarks=torch.arange(len(points)),
         origin_cm=torch.zeros(3),
     )
@@ -85,7 +85,7 @@ def _sheet(points: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([place, depth], 1), faces
 
 
-def _mouth(face: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mouth_parts(face: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Teeth and gums: vertices [M, 3], triangles, which are teeth [M], which move with the jaw [M]."""
     middle = face[list(GROUPS["lips_inner"])].mean(0)
     angle = torch.linspace(-1.15, 1.15, 25)
@@ -106,11 +106,12 @@ def _mouth(face: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.cat(parts), torch.cat(faces), torch.cat(teeth), torch.cat(lower)
 
 
-def _eye_center(face: Tensor, group: str) -> Tensor:
+def eye_center(face: Tensor, group: str) -> Tensor:
+    """Centre [3] of an eyeball behind its lids."""
     return face[list(GROUPS[group])].mean(0) + torch.tensor([0.0, 0.0, _EYE_DEPTH])
 
 
-def _identities(vertices: Tensor, face: Tensor) -> Tensor:
+def identities(vertices: Tensor, face: Tensor) -> Tensor:
     """Ten ways in which faces differ, [10, V, 3], about one deviation at weight 1."""
     x, y, z = vertices.unbind(1)
     mouth, nose = face[list(GROUPS["lips_inner"])].mean(0), face[rows(4)[0]]
@@ -134,7 +135,7 @@ def _identities(vertices: Tensor, face: Tensor) -> Tensor:
     return torch.stack([torch.stack(shape, 1) for shape in shapes])
 
 
-class _Fields:
+class Fields:
     """Displacements of the skin for each expression, as functions of the place on the neutral face."""
 
     def __init__(self, face: Tensor):
@@ -150,14 +151,20 @@ class _Fields:
             -((points[:, 0] - center[0]) / width).square() - ((points[:, 1] - center[1]) / height).square()
         )
 
-    def expressions(self, points: Tensor) -> dict[str, Tensor]:
-        """Offsets [N, 3] by name."""
-        return {**self._jaw_and_lips(points), **self._sides_of_mouth(points), **self._eyes_and_brows(points)}
+    def expressions(self, points: Tensor, lips: Tensor | None = None, lids: Tensor | None = None) -> dict[str, Tensor]:
+        """Offsets [N, 3] by name; `lips` and `lids` [N] say -1, 1 of what is above, below them, 0 where place tells."""
+        mouth = {**self._jaw_and_lips(points, lips), **self._sides_of_mouth(points, lips)}
+        return {**mouth, **self._eyes_and_brows(points, lids)}
 
-    def _jaw_and_lips(self, points: Tensor) -> dict[str, Tensor]:
+    @staticmethod
+    def _lower(down: Tensor, sides: Tensor | None) -> Tensor:
+        lower = torch.sigmoid(down / 0.05)
+        return lower if sides is None else torch.where(sides == 0, lower, (sides > 0).to(lower))
+
+    def _jaw_and_lips(self, points: Tensor, sides: Tensor | None) -> dict[str, Tensor]:
         x, down = points[:, 0] - self.mouth[0], points[:, 1] - self.mouth[1]
         zero = torch.zeros_like(x)
-        lower = torch.sigmoid(down / 0.05)
+        lower = self._lower(down, sides)
         upper = 1 - lower
         inner = (1 - (x / self.half_width).square()).clamp_min(0).sqrt()  # lips part most in the middle
         lips = torch.exp(-(down / 1.2).square()) * torch.exp(-((x / (1.5 * self.half_width)) ** 4))
@@ -184,9 +191,9 @@ class _Fields:
             "mouthShrugUpper": offset(zero, -0.5 * upper * lips, zero),
         }
 
-    def _sides_of_mouth(self, points: Tensor) -> dict[str, Tensor]:
+    def _sides_of_mouth(self, points: Tensor, sides: Tensor | None) -> dict[str, Tensor]:
         x, down = points[:, 0] - self.mouth[0], points[:, 1] - self.mouth[1]
-        lower = torch.sigmoid(down / 0.05)
+        lower = self._lower(down, sides)
         lips = torch.exp(-(down / 1.2).square())
         inner = (1 - (x / self.half_width).square()).clamp_min(0).sqrt()
         out = {}
@@ -209,7 +216,7 @@ class _Fields:
                 out[f"{name}_{side}"] = where * torch.tensor(move)
         return out
 
-    def _eyes_and_brows(self, points: Tensor) -> dict[str, Tensor]:
+    def _eyes_and_brows(self, points: Tensor, sides: Tensor | None) -> dict[str, Tensor]:
         out = {}
         for side, sign in _SIDES.items():
             group = "right" if side == "L" else "left"
@@ -218,7 +225,7 @@ class _Fields:
             half = float(lids[:, 0].amax() - lids[:, 0].amin()) / 2
             gap = float(lids[:, 1].amax() - lids[:, 1].amin())
             across = (1 - ((points[:, 0] - middle[0]) / half).square()).clamp_min(0)
-            below = torch.sigmoid((points[:, 1] - middle[1]) / 0.05)
+            below = self._lower(points[:, 1] - middle[1], sides)
             near = torch.exp(-((points[:, 1] - middle[1]) / 0.9).square()) * across
             upper, lower = ((1 - below) * near)[:, None], (below * near)[:, None]
             order = brow[:, 0].abs()

@@ -1,0 +1,146 @@
+"""Joints, skinning weights and regions for meshes that come with shapes alone. Not in the paper, which takes FLAME's.
+
+A shape that opens the jaw says how much each vertex follows it: its offset against that of a rigid turn of the lower
+teeth. The neck bends between the base of the skull and the end of the mesh.
+"""
+
+import torch
+from torch import Tensor
+
+from vasa_hf.geometry.landmarks import fit_similarity
+from vasa_hf.head.skinning import rotation_from_vector
+
+
+def hinge(
+    rest: Tensor,  # [N, 3]
+    moved: Tensor,  # [N, 3]
+) -> tuple[Tensor, Tensor]:
+    """The turn about the x axis that best takes points to where a shape moves them, and the place it turns about.
+
+    Args:
+        rest (`torch.Tensor` of shape `(N, 3)`): Points of a rigid part, such as the lower teeth.
+        moved (`torch.Tensor` of shape `(N, 3)`): The same points, moved.
+
+    Returns:
+        Rotation vector (`torch.Tensor` of shape `(3,)`), x alone, and a point of the axis (`(3,)`), its x zero.
+    """
+    rotation, translation, _ = fit_similarity(moved, rest)
+    angle = torch.atan2(rotation[2, 1] - rotation[1, 2], rotation[1, 1] + rotation[2, 2])
+    vector = torch.stack([angle, torch.zeros_like(angle), torch.zeros_like(angle)])
+    shift = moved.mean(0) - rotation_from_vector(vector) @ rest.mean(0)
+    fixed = torch.eye(2, dtype=rest.dtype) - rotation_from_vector(vector)[1:, 1:]
+    return vector, torch.cat([shift[:1] * 0, torch.linalg.solve(fixed, shift[1:])])
+
+
+def turned(points: Tensor, vector_rad: Tensor, pivot: Tensor) -> Tensor:
+    """Offsets [N, 3] of a rigid turn of points [N, 3]."""
+    return (points - pivot) @ rotation_from_vector(vector_rad).mT + pivot - points
+
+
+def follow(offsets: Tensor, rigid: Tensor) -> Tensor:
+    """How much of a rigid motion's offsets [N, 3] the offsets [N, 3] are, each in [0, 1]."""
+    return ((offsets * rigid).sum(1) / rigid.square().sum(1).clamp_min(1e-9)).clamp(0, 1)
+
+
+def smooth(
+    values: Tensor,  # [V, C]
+    faces: Tensor,  # [F, 3]
+    steps: int,
+) -> Tensor:
+    """Average vertices with their neighbours.
+
+    Args:
+        values (`torch.Tensor` of shape `(V, C)`): What is smoothed.
+        faces (`torch.Tensor` of shape `(F, 3)`): Which vertices are neighbours; vertices without keep their value.
+        steps (`int`): How often.
+    """
+    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges = torch.cat([edges, edges.flip(1)]).unique(dim=0)
+    count = torch.zeros(len(values)).index_add_(0, edges[:, 0], torch.ones(len(edges)))[:, None]
+    for _ in range(steps):
+        around = torch.zeros_like(values).index_add_(0, edges[:, 0], values[edges[:, 1]])
+        values = torch.where(count > 0, 0.5 * values + 0.5 * around / count.clamp_min(1), values)
+    return values
+
+
+def smoothstep(x: Tensor) -> Tensor:
+    """0 below 0, 1 above 1, smooth between."""
+    x = x.clamp(0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def skin_regions(
+    middle: Tensor,  # [F, 3]
+    chin: Tensor,  # [3]
+    top: Tensor,  # [3]
+) -> Tensor:
+    """Whether triangles of the skin are of the face (0), the scalp (1) or the neck (2), by where they are.
+
+    The face ends above at the hair, behind before the ears, below at the jaw's edge; ears count to the scalp.
+
+    Args:
+        middle (`torch.Tensor` of shape `(F, 3)`): Middles of the triangles, centimetres, y down, z away.
+        chin (`torch.Tensor` of shape `(3,)`): Lowest point of the chin (landmark 152).
+        top (`torch.Tensor` of shape `(3,)`): Upper end of the face (landmark 10).
+    """
+    y, z = middle[:, 1], middle[:, 2] - chin[2]
+    # From under the chin to the angle of the jaw, and on to the nape.
+    edge = torch.where(
+        z > 8, chin[1] - 2.6 - 0.1 * (z - 8), (chin[1] + 0.5 - 0.55 * z.clamp_min(0)).clamp_min(chin[1] - 3)
+    )
+    face = (y > top[1] - 0.6) & (z < 6)
+    return torch.where(y > edge, 2, torch.where(face, 0, 1))
+
+
+def below_skull(
+    vertices: Tensor,  # [V, 3]
+    chin: Tensor,  # [3]
+    base_cm: float,
+) -> Tensor:
+    """How much each vertex stays with the root when the neck bends, [V] in [0, 1].
+
+    Args:
+        vertices (`torch.Tensor` of shape `(V, 3)`): Centimetres, y down, z away.
+        chin (`torch.Tensor` of shape `(3,)`): Lowest point of the chin.
+        base_cm (`float`): y of the neck's end.
+    """
+    # The skull ends lower in front, behind the chin, than at the nape.
+    behind = smoothstep((vertices[:, 2] - chin[2] - 3) / 10)
+    end = chin[1] + 1.2 - 3.5 * behind
+    return smoothstep((vertices[:, 1] - end) / (base_cm - 0.5 - end).clamp_min(2.0))
+
+
+def regressor(
+    point: Tensor,  # [3]
+    vertices: Tensor,  # [V, 3]
+    count: int = 200,
+) -> Tensor:
+    """Smooth weights [V] that make a joint of the vertices nearest to it, exactly in place and moving as they do.
+
+    Args:
+        point (`torch.Tensor` of shape `(3,)`): Where the joint is.
+        vertices (`torch.Tensor` of shape `(V, 3)`): The mesh.
+        count (`int`, *optional*, defaults to 200): How many vertices take part.
+    """
+    near = (vertices - point).norm(dim=1).topk(min(count, len(vertices)), largest=False).indices
+    system = torch.cat([torch.ones(1, len(near)), (vertices[near] - point).mT]).double()
+    system[1:] /= system[1:].abs().amax()
+    goal = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    out = vertices.new_zeros(len(vertices))
+    out[near] = (system.mT @ torch.linalg.solve(system @ system.mT, goal)).to(out.dtype)
+    return out
+
+
+def weights_of_joints(root: Tensor, jaw: Tensor, left_eye: Tensor, right_eye: Tensor) -> Tensor:
+    """Skinning weights [V, 5]: eyes first, then the root's share, then the jaw's; the skull has the rest.
+
+    Args:
+        root (`torch.Tensor` of shape `(V,)`): Share of the root, 0..1.
+        jaw (`torch.Tensor` of shape `(V,)`): Share of the jaw in what is not the root's.
+        left_eye (`torch.Tensor` of shape `(V,)`): True for the person's left eyeball.
+        right_eye (`torch.Tensor` of shape `(V,)`): True for the right one.
+    """
+    ball = left_eye | right_eye
+    root = torch.where(ball, torch.zeros(()), root)
+    jaw = torch.where(ball, torch.zeros(()), jaw * (1 - root))
+    return torch.stack([root, (1 - root - jaw) * ~ball, jaw, left_eye.float(), right_eye.float()], 1)
