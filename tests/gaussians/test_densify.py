@@ -151,6 +151,56 @@ def test_observed_gradients_do_not_depend_on_the_size_or_number_of_pictures():
     assert torch.isclose(found[1], found[0], rtol=0.1) and torch.isclose(found[2], found[0], rtol=1e-4)
 
 
+def fit(target: torch.Tensor, views, densify: bool) -> tuple[float, int]:
+    """Fit a few Gaussians to pictures; the final loss, and how many Gaussians there are."""
+    torch.manual_seed(0)
+    parameters = {
+        "means": nn.Parameter(torch.randn(20, 3) * 0.2),
+        "quats": nn.Parameter(torch.randn(20, 4)),
+        "scales": nn.Parameter(torch.full((20, 3), math.log(0.1))),
+        "opacities": nn.Parameter(torch.zeros(20)),
+        "colors": nn.Parameter(torch.full((20, 3), 0.5)),
+    }
+    optimizer = torch.optim.Adam([{"params": [value], "lr": 0.02} for value in parameters.values()])
+    config = DensityConfig(
+        start=20, stop=60, interval=20, grow_gradient=1e-4, split_scale=0.04, prune_scale=1.0, max_gaussians=120
+    )
+    state = DensityState.empty(20)
+    for step in range(1, 121):
+        scales, opacities = parameters["scales"].exp(), parameters["opacities"].sigmoid()
+        scene = Gaussians(parameters["means"], parameters["quats"], scales, opacities, parameters["colors"])
+        probe = torch.zeros(len(views), len(scene), 2, requires_grad=True)
+        out = render(scene, views, 40, screen_probe=probe)
+        loss = (out.color - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if densify:
+            observe(state, probe.grad, out.radii, (40, 40))
+            if config.changes_at(step):
+                change = plan_density(state, scales, opacities, 1.0, config)
+                parameters, _ = apply_density(change, parameters, optimizer, config)
+                state = DensityState.empty(change.total)
+    return loss.item(), len(parameters["means"])
+
+
+def test_a_fit_with_more_gaussians_becomes_better():
+    """Rendering, gradients, density control and the optimiser's state together."""
+    views = orbit_cameras(torch.tensor([-0.6, 0.0, 0.6]), 0.0, 1.5, fov_rad=0.6)
+    target = Gaussians(
+        torch.randn(150, 3) * 0.2,
+        torch.randn(150, 4),
+        torch.full((150, 3), 0.03),
+        torch.full((150,), 0.9),
+        torch.rand(150, 3),
+    )
+    target = render(target, views, 40).color
+    alone, few = fit(target, views, densify=False)
+    grown, many = fit(target, views, densify=True)
+    assert few == 20 and 40 < many <= 120
+    assert alone < 0.25 * target.square().mean() and grown < 0.6 * alone
+
+
 def test_reset_lowers_opacities_and_forgets_momentum():
     parameters, optimizer = parameters_and_optimizer()
     logits = parameters["opacities"]

@@ -28,8 +28,8 @@ from vasa_hf.gaussians.scene import (
 from vasa_hf.geometry.cameras import Cameras
 from vasa_hf.geometry.quaternions import matrix_from_quaternion
 
-#: Pixels composited at a time, so that memory stays bounded.
-CHUNK_PIXELS = 4096
+#: Pairs of pixel and Gaussian worked on at a time, so that memory stays bounded.
+CHUNK_PAIRS = 2**21
 
 
 @dataclasses.dataclass(eq=False)
@@ -124,7 +124,7 @@ def rasterize(
     x, y = torch.arange(width, dtype=means2d.dtype) + 0.5, torch.arange(height, dtype=means2d.dtype) + 0.5
     pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2).to(means2d.device)
     blended, coverage = [], []
-    for part in pixels.split(CHUNK_PIXELS):
+    for part in pixels.split(max(CHUNK_PAIRS // max(len(order), 1), 1)):
         dx, dy = (means2d[None] - part[:, None]).unbind(dim=-1)  # [P, N]
         exponent = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
         alpha = (opacities * torch.exp(-exponent)).clamp_max(ALPHA_MAX)

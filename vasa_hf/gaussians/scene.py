@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: The classic rasterization of 3DGS as gsplat 1.5 has it.
+#: The classic rasterization of 3DGS as gsplat 1.5 has it. Compiled into `cpu_kernels.py`: after a change here, save
+#: that file anew, so that numba does not take the old machine code from its cache.
 NEAR_PLANE = 0.01  # Gaussians nearer than this are left out, in world units
 LOW_PASS = 0.3  # added to the variances on the screen, in square pixels
 FRUSTUM_MARGIN = 0.3  # how far beyond the picture's edge the projection is linearised, in halves of the picture
