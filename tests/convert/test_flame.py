@@ -12,6 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from tests.testing_utils.flame_format import full_size_arrays
 from vasa_hf.cli import main
 from vasa_hf.convert.flame import FlameSizes, convert_flame, read_pickle
 
@@ -93,7 +94,7 @@ def test_every_array_arrives_with_its_values(tmp_path, foreign, protocol):
     model = arrays()
     source = written(tmp_path, as_released(foreign, model), "flame2023.pkl", protocol)
     foreign.gone()
-    report = convert_flame(source, tmp_path / "out" / "flame.safetensors", sizes=SIZES)
+    report = convert_flame(source, tmp_path / "out" / "flame.safetensors", sizes=SIZES, register=False)
     assert not report.problems and len(report.converted) == 7
     assert report.ignored == ["J_regressor_prior", "bs_style", "bs_type"]
     assert "shapedirs: (12, 3, 5)" in str(report)
@@ -133,7 +134,7 @@ def python2_bytes(model):
 def test_a_file_of_python_2(tmp_path):
     model = arrays()
     (tmp_path / "generic_model.pkl").write_bytes(python2_bytes(model))
-    convert_flame(tmp_path / "generic_model.pkl", tmp_path / "flame.safetensors", "2020", SIZES)
+    convert_flame(tmp_path / "generic_model.pkl", tmp_path / "flame.safetensors", "2020", SIZES, register=False)
     read = load_file(tmp_path / "flame.safetensors")
     for name, value in read.items():
         np.testing.assert_allclose(value, model[name], rtol=1e-6, err_msg=name)
@@ -142,7 +143,7 @@ def test_a_file_of_python_2(tmp_path):
 def refused(tmp_path, content, message, **options):
     source = content if hasattr(content, "exists") else written(tmp_path, content)
     with pytest.raises(ValueError, match=message) as error:
-        convert_flame(source, tmp_path / "flame.safetensors", **{"sizes": SIZES, **options})
+        convert_flame(source, tmp_path / "flame.safetensors", **{"sizes": SIZES, "register": False, **options})
     assert not list(tmp_path.glob("flame.*"))
     return str(error.value)
 
@@ -225,21 +226,22 @@ def test_other_files_are_refused(tmp_path, content):
 def test_versions(tmp_path):
     (tmp_path / "FLAME2020").mkdir()
     source = written(tmp_path / "FLAME2020", arrays())
-    convert_flame(source, tmp_path / "a.safetensors", sizes=SIZES)
+    convert_flame(source, tmp_path / "a.safetensors", sizes=SIZES, register=False)
     with safe_open(tmp_path / "a.safetensors", "np") as file:
         assert file.metadata()["version"] == "2020"
     refused(tmp_path, source, "`version` must be one of 2017, .* but is '2021'", version="2021")
     with pytest.raises(ValueError, match="`destination` must end in .safetensors"):
-        convert_flame(source, tmp_path / "a.pkl", sizes=SIZES)
+        convert_flame(source, tmp_path / "a.pkl", sizes=SIZES, register=False)
 
 
 def test_the_command(tmp_path, capsys):
     """A model of FLAME's full size is converted; a foreign file ends with an error and without a file."""
-    source = written(tmp_path, {name: np.asarray(value, np.float32) if value.dtype.kind == "f" else value
-                                for name, value in arrays(FlameSizes()).items()})  # fmt: skip
+    source = written(tmp_path, full_size_arrays())
     assert main(["convert", "flame", str(source), str(tmp_path / "flame.safetensors")]) == 0
-    assert "7 arrays converted" in capsys.readouterr().out
-    assert load_file(tmp_path / "flame.safetensors")["shapedirs"].shape == (5023, 3, 400)
+    said = capsys.readouterr().out
+    assert "7 arrays converted" in said and "landmarks found: 0." in said
+    read = load_file(tmp_path / "flame.safetensors")
+    assert read["shapedirs"].shape == (5023, 3, 400) and read["landmarks"].shape == (152,)
     source.write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
     assert main(["convert", "flame", str(source), str(tmp_path / "other.safetensors")]) != 0
     assert "mkdir" in capsys.readouterr().err and not (tmp_path / "executed").exists()

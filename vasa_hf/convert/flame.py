@@ -15,12 +15,13 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import save_file
 
-FORMAT = "flame"
+from vasa_hf.head.flame import FORMAT, complete
+from vasa_hf.head.parametric import PARENTS
+
 VERSIONS = ("2017", "2019", "2020", "2023", "unknown")
-#: root, neck, jaw, left eye, right eye.
-PARENTS = (-1, 0, 1, 1, 1)
 
 
 @dataclasses.dataclass
@@ -61,15 +62,19 @@ class FlameReport:
         converted (`list[str]`): "name: shape" of the arrays that were taken over.
         ignored (`list[str]`): Names in the file that skinning has no use for.
         problems (`list[str]`): What does not fit.
+        distance_cm (`float` or `None`): How far our landmarks are from their vertices, in the mean; if looked for.
     """
 
     converted: list[str]
     ignored: list[str]
     problems: list[str]
+    distance_cm: float | None = None
 
     def __str__(self) -> str:
         lines = [f"{len(self.converted)} arrays converted", *self.converted]
         lines += [f"ignored: {', '.join(self.ignored)}"] if self.ignored else []
+        if self.distance_cm is not None:
+            lines.append(f"landmarks found: {self.distance_cm:.2f} cm from their vertices in the mean")
         return "\n".join([*lines, *self.problems])
 
 
@@ -260,7 +265,7 @@ def match(content: dict[str, object], sizes: FlameSizes) -> tuple[dict[str, np.n
         elif not np.isfinite(value).all():
             report.problems.append(f"not finite: {name}")
         else:
-            found[name] = np.ascontiguousarray(value, np.int32 if name == "f" else np.float32)
+            found[name] = np.array(value, np.int32 if name == "f" else np.float32, order="C")
             report.converted.append(f"{name}: {shape}")
     if not report.problems:
         report.problems += _inconsistencies(content, found, sizes)
@@ -297,14 +302,17 @@ def convert_flame(
     destination: str | os.PathLike,
     version: str | None = None,
     sizes: FlameSizes | None = None,
+    register: bool = True,
 ) -> FlameReport:
-    """Convert a FLAME file to safetensors, in FLAME's own units and axes.
+    """Convert a FLAME file to safetensors: FLAME's arrays in its own units and axes, and where our landmarks are on it.
 
     Args:
         source (`str` or `os.PathLike`): `generic_model.pkl`, `flame2023.pkl`, `flame2023_no_jaw.pkl`, ...
         destination (`str` or `os.PathLike`): The `.safetensors` file to write; nothing is written unless all fits.
         version (`str`, *optional*): One of `VERSIONS`; by default what the file's name says.
         sizes (`FlameSizes`, *optional*): FLAME's by default.
+        register (`bool`, *optional*, defaults to `True`): Find landmarks, regions and named expressions now, which
+            takes some seconds; else they are found whenever the head is loaded.
 
     Returns:
         `FlameReport`.
@@ -322,6 +330,13 @@ def convert_flame(
     arrays, report = match(read_pickle(source), sizes)
     if report.problems:
         raise ValueError(f"`source` is no FLAME head of this size, nothing was written.\n{report}")
+    if register:
+        tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        try:
+            found, report.distance_cm = complete(tensors, sizes.shapes)
+        except ValueError as error:
+            raise ValueError(f"`source` is no FLAME head, nothing was written: {error}") from error
+        arrays |= {name: value.numpy() for name, value in found.items()}
     about = {
         "format": FORMAT,
         "version": version,

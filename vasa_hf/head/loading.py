@@ -2,18 +2,59 @@
 
 from pathlib import Path
 
+from safetensors import safe_open
 from torch import Tensor
 
-from vasa_hf.head.ict import ict_mesh
+from vasa_hf.head.flame import flame_head
+from vasa_hf.head.ict import ict_head, ict_mesh
 from vasa_hf.head.mesh import HeadMesh
+from vasa_hf.head.parametric import FORMAT, ParametricHead
 from vasa_hf.head.template import template_head
+from vasa_hf.head.whole import whole_head
+
+_FLAME_SHAPES = 60  # enough for a portrait's landmarks; they come in order of variance
+
+
+def load_parametric_head(path: str | Path | None = None, canonical: Tensor | None = None) -> ParametricHead:
+    """A whole head with joints, for VASA-3D.
+
+    Args:
+        path (`str`, `Path` or `None`): `ict_facekit.npz`, a FLAME file that `vasa-hf convert flame` wrote, or a file of
+            `ParametricHead.save`; the built-in head where there is none.
+        canonical (`torch.Tensor` of shape `(478, 3)` or `(162, 3)`, *optional*): Mean face of the built-in head.
+
+    Raises:
+        ValueError: If the file is none of these.
+    """
+    if path is None:
+        return whole_head(canonical)
+    _check(path)
+    if Path(path).suffix == ".npz":
+        return ict_head(path)
+    with safe_open(path, "pt") as file:
+        ours = (file.metadata() or {}).get("format") == FORMAT
+    return ParametricHead.load(path) if ours else flame_head(path)
 
 
 def load_head(path: str | Path | None, canonical: Tensor) -> HeadMesh:
-    """The head that wears photographs: ICT-FaceKit's from its file, or the built-in one where no file is given.
+    """The head that wears photographs, for rendered talkers.
 
     Args:
-        path (`str`, `Path` or `None`): `ict_facekit.npz`.
-        canonical (`torch.Tensor` of shape `(478, 3)` or `(162, 3)`): Mean face, see `template_head`.
+        path (`str`, `Path` or `None`): As for `load_parametric_head`; the small built-in head where there is none.
+        canonical (`torch.Tensor` of shape `(478, 3)` or `(162, 3)`): Mean face of the built-in head.
+
+    Raises:
+        ValueError: If the file is none of these.
     """
-    return template_head(canonical) if path is None else ict_mesh(path)
+    if path is None:
+        return template_head(canonical)
+    _check(path)
+    return ict_mesh(path) if Path(path).suffix == ".npz" else load_parametric_head(path).as_mesh(_FLAME_SHAPES)
+
+
+def _check(path: str | Path) -> None:
+    if not Path(path).is_file() or Path(path).suffix not in (".npz", ".safetensors"):
+        raise ValueError(
+            f"`path` must be ict_facekit.npz or a .safetensors file of a head (FLAME's .pkl: first `vasa-hf convert "
+            f"flame`), but is {str(path)!r}."
+        )

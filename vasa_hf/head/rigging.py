@@ -42,24 +42,42 @@ def follow(offsets: Tensor, rigid: Tensor) -> Tensor:
     return ((offsets * rigid).sum(1) / rigid.square().sum(1).clamp_min(1e-9)).clamp(0, 1)
 
 
-def smooth(
-    values: Tensor,  # [V, C]
+def neighbours(
     faces: Tensor,  # [F, 3]
-    steps: int,
+    count: int,
 ) -> Tensor:
-    """Average vertices with their neighbours.
+    """Matrix that takes the mean of a vertex's neighbours, or the vertex itself where it has none.
 
     Args:
-        values (`torch.Tensor` of shape `(V, C)`): What is smoothed.
-        faces (`torch.Tensor` of shape `(F, 3)`): Which vertices are neighbours; vertices without keep their value.
-        steps (`int`): How often.
+        faces (`torch.Tensor` of shape `(F, 3)`): Which vertices are neighbours.
+        count (`int`): Number of vertices.
+
+    Returns:
+        Sparse `torch.Tensor` of shape `(count, count)`.
     """
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     edges = torch.cat([edges, edges.flip(1)]).unique(dim=0)
-    count = torch.zeros(len(values)).index_add_(0, edges[:, 0], torch.ones(len(edges)))[:, None]
+    degree = torch.bincount(edges[:, 0], minlength=count)
+    alone = (degree == 0).nonzero().expand(-1, 2)
+    edges = torch.cat([edges, alone])
+    weights = 1 / degree.clamp_min(1)[edges[:, 0]].float()
+    return torch.sparse_coo_tensor(edges.T, weights, (count, count), check_invariants=True).coalesce()
+
+
+def smooth(
+    values: Tensor,  # [V, C]
+    mean: Tensor,  # [V, V]
+    steps: int,
+) -> Tensor:
+    """Move values half the way to the mean of their neighbours, several times.
+
+    Args:
+        values (`torch.Tensor` of shape `(V, C)`): One row a vertex.
+        mean (sparse `torch.Tensor` of shape `(V, V)`): What `neighbours` returned.
+        steps (`int`): How often.
+    """
     for _ in range(steps):
-        around = torch.zeros_like(values).index_add_(0, edges[:, 0], values[edges[:, 1]])
-        values = torch.where(count > 0, 0.5 * values + 0.5 * around / count.clamp_min(1), values)
+        values = 0.5 * values + 0.5 * torch.sparse.mm(mean, values)
     return values
 
 

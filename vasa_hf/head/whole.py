@@ -15,6 +15,7 @@ from vasa_hf.head.mean_face import mean_face
 from vasa_hf.head.parametric import NAMED, REGIONS, ParametricHead
 from vasa_hf.head.rigging import (
     below_skull,
+    neighbours,
     regressor,
     skin_regions,
     smooth,
@@ -227,7 +228,7 @@ def _jaw_weights(skin: Skin, owner: Tensor, vertices: Tensor, face: Tensor, lowe
     for depth, ring in enumerate(rings[at + 1 :]):
         on_skin[ring] = on_skin[rings[at]] * (1.0, 0.95, 0.8, 0.4)[depth]
     weights = torch.zeros(len(vertices))
-    weights[: len(skin.vertices)] = smooth(on_skin[:, None], skin.faces, 3)[:, 0]
+    weights[: len(skin.vertices)] = smooth(on_skin[:, None], neighbours(skin.faces, len(on_skin)), 3)[:, 0]
     weights[owner == 1] = lower
     weights[owner == 2] = 1.0
     landmarks, corners = _landmarks_on_rings(skin)
