@@ -1,5 +1,6 @@
 import math
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -175,6 +176,30 @@ def test_the_number_of_threads_changes_nothing():
 def random_scene_of_seed(seed: int) -> Gaussians:
     torch.manual_seed(seed)
     return random_scene()
+
+
+def test_several_callers_at_once():
+    """As the sessions of a web page: each gets its own picture."""
+    scenes = [random_scene_of_seed(seed) for seed in range(8)]
+    expected = [render(scene, cameras(), SIZE).color for scene in scenes]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda scene: render(scene, cameras(), SIZE).color, scenes * 3))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(color, expected[index % 8]) for index, color in enumerate(found))
+
+
+def test_half_precision_is_rendered_in_single():
+    scene = random_scene()
+    scene.colors = scene.colors.bfloat16().requires_grad_()
+    out = render(scene, cameras(), SIZE)
+    out.color.sum().backward()
+    assert out.color.dtype == torch.float32 and scene.colors.grad.dtype == torch.bfloat16
+    rounded = Gaussians(scene.means, scene.quats, scene.scales, scene.opacities, scene.colors.detach().float())
+    assert torch.equal(out.color, render(rounded, cameras(), SIZE).color)
 
 
 def _picture(queue):

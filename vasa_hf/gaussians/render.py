@@ -49,6 +49,9 @@ def render(
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
     pictures = _check_pictures(gaussians, cameras, size)
+    # float32 at least, whatever a network under autocast has put out.
+    dtype = torch.promote_types(gaussians.means.dtype, torch.float32)
+    gaussians = gaussians.to(dtype)
     means = gaussians.means
     if screen_probe is not None and tuple(screen_probe.shape) != (pictures, len(gaussians), 2):
         expected = (pictures, len(gaussians), 2)
