@@ -93,8 +93,11 @@ def test_gradients_reach_the_vertices():
 
 def test_new_gaussians_cover_the_mesh_and_every_face():
     vertices, count = tetrahedron(), 200
-    local, triangles = place_on_mesh(vertices, FACES, count, torch.Generator().manual_seed(0))
+    local, triangles = place_on_mesh(vertices, FACES, count)
     assert torch.equal(triangles.unique(), torch.arange(len(FACES)))
+    areas = [torch.linalg.cross(b - a, c - a).norm() for a, b, c in vertices[FACES]]
+    assert torch.allclose(torch.bincount(triangles) / count, torch.stack(areas) / sum(areas), atol=0.02)
+    assert len(local) == count and place_on_mesh(vertices, FACES, 4)[0].means.abs().max() < 1e-6  # one: in the middle
     world = world_from_local(local, triangles, triangle_frames(vertices, FACES))
     corners = vertices[FACES][triangles]
     normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])

@@ -108,20 +108,20 @@ def place_on_mesh(
     vertices: Tensor,  # [V, 3]
     faces: Tensor,  # [F, 3]
     count: int,
-    generator: torch.Generator | None = None,
 ) -> tuple[Gaussians, Tensor]:
     """New Gaussians all over a mesh: flat discs that together cover it, one at least on each face.
 
-    Not in the papers, which start with one Gaussian in the middle of each face: here the large faces get more.
+    Not in the papers, which start with one Gaussian in the middle of each face: here large faces get more of them,
+    spread evenly by a sequence of low discrepancy (R2, Roberts 2018).
 
     Args:
         vertices (`torch.Tensor` of shape `(vertices, 3)`): In world units.
         faces (`torch.Tensor` of shape `(faces, 3)`): Indices of the corners.
         count (`int`): How many Gaussians; at least one for each face.
-        generator (`torch.Generator`, *optional*): Of the random places.
 
     Returns:
-        The Gaussians, grey and with opacity 0.9, in the frames of their triangles, and the triangles `(count,)`.
+        The Gaussians, grey and with opacity 0.9, in the frames of their triangles, and the triangles `(count,)`, in
+        rising order.
 
     Raises:
         ValueError: If `count` is less than the number of faces.
@@ -130,22 +130,20 @@ def place_on_mesh(
         raise ValueError(f"`count` must be at least the number of faces, {len(faces)}, got {count}.")
     corners = vertices[faces]  # [F, 3, 3]
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
-    extra = (
-        torch.multinomial(area, count - len(faces), replacement=True, generator=generator) if count > len(faces) else []
-    )
-    triangles = torch.cat([torch.arange(len(faces)), torch.as_tensor(extra, dtype=torch.long)]).to(faces.device)
-    weights = torch.rand(count, 3, generator=generator).to(vertices).clamp_min(1e-6).log()
-    weights = weights / weights.sum(dim=-1, keepdim=True)  # exponential variables: uniform over the triangle
-    alone = torch.bincount(triangles, minlength=len(faces))[triangles] == 1
-    weights[alone] = 1 / 3
+    portion = area.double().cumsum(dim=0) / area.double().sum()
+    numbers = 1 + torch.diff((portion * (count - len(faces))).round().long(), prepend=faces.new_zeros(1))
+    triangles = torch.repeat_interleave(torch.arange(len(faces), device=faces.device), numbers)
+    place = torch.arange(count, device=faces.device) - (numbers.cumsum(dim=0) - numbers)[triangles]
+    # Two coordinates in the unit square, the first 1/3; those beyond the diagonal are folded back into the triangle.
+    square = (1 / 3 + place[:, None] * vertices.new_tensor([0.7548776662466927, 0.5698402909980532])) % 1
+    square = torch.where(square.sum(dim=-1, keepdim=True) > 1, 1 - square, square)
+    weights = torch.cat([1 - square.sum(dim=-1, keepdim=True), square], dim=-1)
     frames = triangle_frames(vertices, faces)
-    share = area[triangles] / torch.bincount(triangles, minlength=len(faces))[triangles]
-    width = (share / math.pi).sqrt() / frames.scale[triangles].clamp_min(1e-12)
-    scales = width[:, None] * width.new_tensor([1.0, DISC_THICKNESS, 1.0])
-    means = ((weights[:, None] @ corners[triangles])[:, 0] - frames.origin[triangles])[..., None]
-    means = (frames.rotation[triangles].transpose(-1, -2) @ means)[..., 0] / frames.scale[triangles, None].clamp_min(
-        1e-12
-    )
+    size = frames.scale[triangles, None].clamp_min(1e-12)
+    offset = (weights[:, None] @ corners[triangles])[:, 0] - frames.origin[triangles]
+    means = (frames.rotation[triangles].transpose(-1, -2) @ offset[..., None])[..., 0] / size
+    width = (area / numbers / math.pi).sqrt()[triangles, None] / size
+    scales = width * width.new_tensor([1.0, DISC_THICKNESS, 1.0])
     quats = means.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1)
     return Gaussians(means, quats, scales, means.new_full((count,), 0.9), means.new_full((count, 3), 0.5)), triangles
 
