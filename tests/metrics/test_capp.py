@@ -55,6 +55,16 @@ def test_shift_lowers_the_score(trained):
     assert scores[4] < 0.5 * scores[0]
 
 
+def test_all_heads_that_hold_still_score_alike():
+    """Where they look must not matter, and what rounding leaves of a mean must not be taken for movement."""
+    torch.manual_seed(0)
+    model = Capp(audio_dim=4, hidden_size=24, num_heads=2, pose_layers=2, audio_layers=1, frame_dim=3, window=75).eval()
+    model.pose_std.fill_(1e-6)  # as little movement as counts
+    audio = torch.randn(75, 4)
+    scores = {capp_score(model, torch.full((75, 3), angle), audio) for angle in (0.1, 0.1237, -0.7071)}
+    assert len(scores) == 1
+
+
 def test_scaling_lowers_the_score(trained):
     scores = scale_study(*trained)
     assert scores[1.0] > scores[0.2] and scores[1.0] > scores[3.0]

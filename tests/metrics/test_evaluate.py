@@ -19,6 +19,7 @@ from vasa_hf.metrics.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS,
 from vasa_hf.metrics.eval_data import load_samples
 from vasa_hf.metrics.evaluate import Evaluation, evaluate, missing_metrics
 from vasa_hf.metrics.faces import FaceTrack, measure_faces
+from vasa_hf.metrics.inference import Pointwise
 from vasa_hf.metrics.motion import keypoint_distance, pose_variation
 from vasa_hf.metrics.scoring import fit_lip_motion, loudness_track, other_motion
 from vasa_hf.models.face_recognizer import FaceRecognizer
@@ -117,6 +118,16 @@ def test_the_detector_measures_what_the_analyzer_does(pipeline, data, tmp_path, 
     ours, theirs = measure_faces(detector, frames), measure_faces(analyzer, frames)
     assert torch.allclose(ours.landmarks, theirs.landmarks, atol=1e-5)
     assert torch.allclose(ours.pose, theirs.pose, atol=1e-4)
+    ours, theirs = (network.detect(frames[0] * 2 - 1)[0] for network in (detector, analyzer))
+    assert torch.allclose(ours.box, theirs.box, atol=1e-2)  # pixels
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_product_of_matrices_is_a_convolution_with_a_kernel_of_1(channels_last):
+    convolution, features = torch.nn.Conv2d(5, 7, 1), torch.randn(2, 5, 4, 6)
+    out = Pointwise(convolution, channels_last)(features.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(out, convolution(features), atol=1e-6)
+    assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def test_the_wrong_sound_is_a_strangers_and_long_enough(pipeline, data, tmp_path):

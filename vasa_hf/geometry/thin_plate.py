@@ -34,7 +34,7 @@ def thin_plate_flow(source: Tensor, target: Tensor, size: int, stiffness: float 
     edge = edge[((edge == 0) | (edge == 1)).any(1)].expand(len(source), -1, -1)
     points = torch.cat([target, edge], 1)
     values = torch.cat([source - target, torch.zeros_like(edge)], 1)
-    kernel = _plate(points, points) + stiffness * torch.eye(points.shape[1], device=points.device)
+    kernel = _plate(_squares(points, points)) + stiffness * torch.eye(points.shape[1], device=points.device)
     affine = torch.cat([torch.ones_like(points[..., :1]), points], -1)
     system = torch.cat(
         [torch.cat([kernel, affine], 2), torch.cat([affine.mT, affine.new_zeros(len(points), 3, 3)], 2)], 1
@@ -45,13 +45,19 @@ def thin_plate_flow(source: Tensor, target: Tensor, size: int, stiffness: float 
     else:  # MKL's batched LU of systems of this size fails with several threads
         weights = torch.stack([torch.linalg.solve(a, b) for a, b in zip(system, values, strict=True)])
     axis = (torch.arange(size, device=source.device) + 0.5) / size
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2).expand(len(source), -1, -1)
-    basis = torch.cat([_plate(grid, points), torch.ones_like(grid[..., :1]), grid], -1)
-    return ((grid + basis @ weights) * 2 - 1).unflatten(1, (size, size))
+    x, y = ((axis[:, None] - points[:, None, :, i]).square() for i in (0, 1))  # [B, size, points]
+    radial = _plate((y[:, :, None] + x[:, None]).flatten(1, 2))  # [B, size²: rows of a grid, points]
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2)
+    bend, (shift, turn) = weights[:, :-3], weights[:, -3:].split([1, 2], 1)
+    return ((grid + radial @ bend + shift + grid @ turn) * 2 - 1).unflatten(1, (size, size))
 
 
-def _plate(a: Tensor, b: Tensor) -> Tensor:
-    """d² log d of all distances: points `(batch, n, 2)` and `(batch, m, 2)` -> `(batch, n, m)`."""
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances of all pairs: points `(batch, n, 2)` and `(batch, m, 2)` -> `(batch, n, m)`."""
     x, y = (a[:, :, None, axis] - b[:, None, :, axis] for axis in (0, 1))
-    squares = x.square_().add_(y.square_())
+    return x.square_().add_(y.square_())
+
+
+def _plate(squares: Tensor) -> Tensor:
+    """d² log d of squared distances."""
     return squares.clamp_min(1e-12).log_().mul_(squares).mul_(0.5)

@@ -69,10 +69,19 @@ def expected_position(heat: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(batch, points, 2)`: x, y as fractions of the picture, float32.
     """
-    height, width = heat.shape[-2:]
-    weights = heat.float().flatten(2).softmax(dim=-1).view(heat.shape)
-    x = (torch.arange(width, device=heat.device, dtype=torch.float32) + 0.5) / width
-    y = (torch.arange(height, device=heat.device, dtype=torch.float32) + 0.5) / height
+    return mean_position(heat_weights(heat))
+
+
+def heat_weights(heat: Tensor) -> Tensor:
+    """Heat maps of logits as weights, float32, whose sum over each map is 1; of the same shape."""
+    return heat.float().flatten(2).softmax(dim=-1).unflatten(2, heat.shape[-2:])
+
+
+def mean_position(weights: Tensor) -> Tensor:
+    """Centre of mass of weights `(batch, points, height, width)`: `(batch, points, 2)`, see `expected_position`."""
+    height, width = weights.shape[-2:]
+    x = (torch.arange(width, device=weights.device, dtype=torch.float32) + 0.5) / width
+    y = (torch.arange(height, device=weights.device, dtype=torch.float32) + 0.5) / height
     return torch.stack([(weights.sum(2) * x).sum(-1), (weights.sum(3) * y).sum(-1)], dim=-1)
 
 

@@ -8,7 +8,6 @@ every video; the tables are made from those files alone (`remake`).
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import itertools
 import json
@@ -23,13 +22,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.optimization import fuse
 
 import vasa_hf
 from vasa_hf.metrics import tables
 from vasa_hf.metrics.catalogue import METRICS, NOT_DEFINED, PARTS, TRUTH
 from vasa_hf.metrics.eval_data import Clip, EvalData, load_samples, to_uint8
 from vasa_hf.metrics.faces import FaceTrack
+from vasa_hf.metrics.inference import quick_detector
 from vasa_hf.metrics.memory import peak_memory_mb
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
 from vasa_hf.metrics.parts import EXCERPT_FRAMES, RUN
@@ -95,7 +94,7 @@ class Evaluation:
         self.asked = set(metrics) if metrics else None
         self.networks = networks or {}
         self.num_samples, self.seed, self.sheets = samples, seed, sheets
-        self.detector = detector or _fused(pipeline.face_analyzer)
+        self.detector = detector or quick_detector(pipeline.face_analyzer)
         self.size = pipeline.output_sizes[0]
         self.whole = tuple(self.size * share for share in (0.25, 0.3, 0.75, 0.8))  # whose standard crop is the picture
         self.truths: dict[Path, Truth] = {}
@@ -413,13 +412,6 @@ def check_names(parts: Sequence[str] | None, metrics: Sequence[str] | None) -> N
         for name in names or ():
             if name not in known:
                 raise ValueError(f"`{argument}` must be of {list(known)}, got {name!r}.")
-
-
-def _fused(analyzer):
-    """The analyzer with its normalisations folded into its convolutions: the same numbers, a seventh sooner."""
-    fused = copy.deepcopy(analyzer)
-    fused.landmarker = fuse(fused.landmarker)
-    return fused
 
 
 def _describe(network: Any) -> str:

@@ -22,7 +22,7 @@ from vasa_hf.geometry.landmarks import (
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
 
-BATCH = 8  # what is worked on stays in the processor's cache
+BATCH = 16  # larger ones leave the processor's cache
 KEY_STRIDE = 8  # frames between those in which the face is looked for twice
 LEAST_PRESENCE = 0.5
 
@@ -187,21 +187,18 @@ def _measure_squares(analyzer, frames: Tensor, squares: Tensor) -> FaceTrack:
     size, side = analyzer.config.crop_size, squares[:, 2] * analyzer.config.crop_scale
     matrices = crop_matrix(squares[:, :2], side, squares[:, 3])  # frame fractions from crop fractions
     shrink = float(side.median()) * frames.shape[-1] / size
-    canonical, rigid = analyzer.canonical.float().cpu(), list(GROUPS["rigid"])
-    landmarks, poses, presence = [], [], []
+    seen = []
     for part, matrix in zip(frames.split(BATCH), matrices.split(BATCH), strict=True):
         if shrink > 1:  # average first, so that fine patterns do not flicker
             part = F.interpolate(part, round(frames.shape[-1] / shrink), mode="bilinear", antialias=True)
         grid = sampling_grid(matrix, size, (1, 1))
         crops = F.grid_sample(part * 2 - 1, grid, padding_mode="border", align_corners=False)
-        seen = analyzer(crops.to(analyzer.device))
-        points = transform_points(matrix, seen.landmarks.float().cpu())
-        pose = torch.cat([euler_from_matrix(seen.rotation), seen.translation, seen.scale[:, None]], 1).float().cpu()
-        pose = transform_pose(pose, matrix)
-        first = matrix_from_euler(*pose[:, :3].unbind(-1))
-        rotation, translation, scale = fit_pose(points[:, rigid], canonical[rigid], first, steps=2)
-        angles = euler_from_matrix(rotation)
-        poses.append(torch.cat([angles, translation[:, :2], pose[:, 5:6], scale[:, None]], 1))
-        landmarks.append(points)
-        presence.append(seen.presence.float().cpu())
-    return FaceTrack(torch.cat(landmarks), torch.cat(poses), torch.cat(presence) > LEAST_PRESENCE)
+        seen.append([value.float().cpu() for value in analyzer(crops.to(analyzer.device)).to_tuple()])
+    points, rotation, translation, scale, presence = (torch.cat(values) for values in zip(*seen, strict=True))
+    points = transform_points(matrices, points)
+    pose = transform_pose(torch.cat([euler_from_matrix(rotation), translation, scale[:, None]], 1), matrices)
+    canonical, rigid = analyzer.canonical.float().cpu(), list(GROUPS["rigid"])
+    first = matrix_from_euler(*pose[:, :3].unbind(-1))
+    rotation, translation, scale = fit_pose(points[:, rigid], canonical[rigid], first, steps=2)
+    pose = torch.cat([euler_from_matrix(rotation), translation[:, :2], pose[:, 5:6], scale[:, None]], 1)
+    return FaceTrack(points, pose, presence > LEAST_PRESENCE)

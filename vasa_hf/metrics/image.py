@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-BATCH = 2  # what is worked on stays in the processor's cache
+BATCH = 1  # four blurred pictures a colour are what the processor's cache holds
 
 
 def _check_pair(pictures: Tensor, truth: Tensor) -> None:
@@ -86,17 +86,16 @@ def ssim(pictures: Tensor, truth: Tensor, sigma: float = 1.5, kernel_size: int =
 def _blur(pictures: Tensor, line: Tensor) -> Tensor:
     """Filter both axes where the window fits: `(..., height, width)` -> `(..., height - k + 1, width - k + 1)`.
 
-    Small dense products, a tile of rows at a time, are faster than a convolution of one channel, and than one large
-    product with a matrix that is nearly all zeros.
+    Sums of shifted pictures, several times as fast as a convolution of one channel and twice as fast as products with
+    matrices that are nearly all zeros.
     """
-    taps = len(line)
-    for _ in range(2):
-        count = pictures.shape[-2] - taps + 1
-        tile = next(size for size in range(min(2 * taps, count), count + 1) if count % size == 0)
-        places = torch.arange(tile, device=line.device)[:, None] + torch.arange(taps, device=line.device)
-        band = line.new_zeros(tile, tile + taps - 1).scatter_(1, places, line.expand(tile, -1))
-        tiles = pictures.unfold(-2, tile + taps - 1, tile) @ band.T  # [..., tiles, width, tile]
-        pictures = tiles.transpose(-3, -2).flatten(-2)  # the other axis is next
+    weights = line.tolist()
+    for axis in (-2, -1):
+        count = pictures.shape[axis] - len(weights) + 1
+        blurred = pictures.narrow(axis, 0, count) * weights[0]
+        for shift, weight in enumerate(weights[1:], 1):
+            blurred.add_(pictures.narrow(axis, shift, count), alpha=weight)
+        pictures = blurred
     return pictures
 
 

@@ -40,7 +40,7 @@ from vasa_hf.geometry.landmarks import (
     transform_pose,
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.layers.pyramid import PyramidBackbone, expected_position
+from vasa_hf.layers.pyramid import PyramidBackbone, heat_weights, mean_position
 
 
 @dataclasses.dataclass
@@ -135,10 +135,8 @@ class FaceLandmarker(nn.Module):
         height [B] is the mean over the heat maps of their largest weight.
         """
         features, deepest = self.backbone(crop)
-        heat = self.heat(features).float()
-        points = expected_position(heat)
-        weights = heat.flatten(2).softmax(dim=-1)
-        peak = weights.amax(dim=-1).mean(dim=-1)
+        weights = heat_weights(self.heat(features))
+        points, peak = mean_position(weights), weights.amax(dim=(2, 3)).mean(dim=-1)
         out = self.globals(deepest.mean(dim=(2, 3))).float()
         return points, rotation_from_6d(out[:, :6]), out[:, 6:9], out[:, 9].exp(), out[:, 10], peak
 
@@ -285,19 +283,20 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         # Squares are upright in the head's own frame: (centre, side, angle) for each box.
         squares = [((box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max(), torch.zeros(())) for box in boxes]
         faces: list[DetectedFace] = []
-        for _ in range(passes):
+        for index in range(passes):
             matrices = [crop_matrix(center, side * self.config.crop_scale, angle) for center, side, angle in squares]
             if not matrices:
                 return []
             crops = torch.stack([cut_crop(picture, matrix, self.config.crop_size) for matrix in matrices])
             results = [value.float().cpu() for value in self._measure_crop(crops.to(self.device))]
-            faces, squares = [], []
+            squares = []
             for matrix, crop_points, rotation, translation, scale, score in zip(matrices, *results, strict=True):
                 if score < least:
                     continue
                 points = transform_points(matrix, crop_points)
                 pose = self._pose(points, torch.cat([euler_from_matrix(rotation), translation, scale[None]]), matrix)
-                faces.append(describe_face(points, pose, self.canonical.float().cpu(), float(score)))
+                if index == passes - 1:
+                    faces.append(describe_face(points, pose, self.canonical.float().cpu(), float(score)))
                 turn = matrix_from_euler(torch.zeros(()), torch.zeros(()), pose[2])[:2, :2]
                 box = landmark_box(points @ turn)
                 squares.append((turn @ (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max(), pose[2]))
