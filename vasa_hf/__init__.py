@@ -15,6 +15,7 @@ _PUBLIC = {
     "FaceRecognizer": "models.face_recognizer",
     "MediaPipeFaceAnalyzer": "models.face_analyzer_mediapipe",
     "MotionSpec": "motion",
+    "ParametricHead": "head.parametric",
     "SyncExpert": "models.sync_expert",
     "SyncNet": "models.syncnet",
     "TalkingFaceOutput": "outputs",
@@ -23,6 +24,7 @@ _PUBLIC = {
     "VasaAudioProcessor": "processors.audio",
     "VasaTalkingFacePipeline": "pipelines.vasa_talking_face",
     "load_motion": "motion",
+    "load_parametric_head": "head.loading",
     "pretrained_features": "models.face_recognizer",
     "save_motion": "motion",
 }

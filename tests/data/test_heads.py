@@ -16,8 +16,7 @@ from vasa_hf.data.synthetic.painting import centers, inverse_flow, look_up, pain
 from vasa_hf.data.synthetic.raster import rasterize, soft_polygon
 from vasa_hf.data.synthetic.rendered_faces import as_labels, random_state, render_set
 from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS, eye_openness, rows
-from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.head.fit import fit_head, spreading
+from vasa_hf.geometry.rotations import matrix_from_euler
 from vasa_hf.head.ict import ict_mesh
 from vasa_hf.head.mesh import HeadMesh
 from vasa_hf.hub import resolve
@@ -184,7 +183,7 @@ def test_light_brightens_the_side_it_comes_from(head):
     assert ratio[1] > 1.04 and ratio[0] < 0.96
 
 
-def test_bad_input(head, mesh, portrait, labels, tmp_path):
+def test_bad_input(head, mesh, portrait, labels):
     with pytest.raises(ValueError, match="`name` must be one of eyeBlink_L, .* but is 'frown'"):
         head.render(HeadState({"frown": 1.0}))
     with pytest.raises(ValueError, match=r"`expression`: jawOpen must lie in \[0, 1\], but is 1.5"):
@@ -193,9 +192,6 @@ def test_bad_input(head, mesh, portrait, labels, tmp_path):
         RenderedHead(mesh, portrait.float(), labels, POSE)
     with pytest.raises(ValueError, match="`landmarks` and `pose` must be of shapes"):
         RenderedHead(mesh, portrait, labels[:68], POSE)
-    np.savez(tmp_path / "head.npz", neutral=np.zeros((4, 3)))
-    with pytest.raises(ValueError, match="`path` must hold the arrays neutral, faces, .* are missing"):
-        ict_mesh(tmp_path / "head.npz")
 
 
 def test_random_states_can_be_rendered_and_kept_as_labels(head, canonical, tmp_path):
@@ -215,20 +211,6 @@ def test_random_states_can_be_rendered_and_kept_as_labels(head, canonical, tmp_p
     expected = torch.stack([frame.landmarks for frame in frames])
     torch.testing.assert_close(read.landmarks, expected, atol=1 / 8192, rtol=0)
     assert read.eye_open.amin() < 0.1 < read.eye_open.amax() and read.pose[:, 0].std() > 0.05
-
-
-def test_the_fit_finds_who_it_is(mesh, canonical):
-    weights = torch.tensor([1.2, -0.8])
-    someone = mesh.vertices + torch.tensordot(weights, mesh.identity, 1)
-    rotation = matrix_from_euler(*torch.tensor([0.4, 0.1, 0.2]))
-    points = torch.zeros(162, 2)
-    points[:152] = 0.03 * (someone[mesh.landmarks] @ rotation.T)[:, :2] + 0.5
-    fitted = fit_head(mesh, points, matrix_from_euler(*torch.tensor([0.2, 0.0, 0.0])), expression_ridge=20.0)
-    angles = euler_from_matrix(fitted.rotation)
-    torch.testing.assert_close(angles, torch.tensor([0.4, 0.1, 0.2]), atol=0.03, rtol=0)
-    assert fitted.error < 0.05
-    placed = fitted.project(fitted.vertices)[mesh.landmarks, :2]
-    torch.testing.assert_close(placed, points[:152], atol=2e-4, rtol=0)
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------
@@ -262,13 +244,6 @@ def test_soft_polygon_has_the_area_of_the_polygon():
     window, cover = soft_polygon(star, 24)
     assert cover.sum() == pytest.approx(float(area), rel=0.06)
     assert soft_polygon(star - 100, 24)[1].numel() == 0  # wholly outside of the picture
-
-
-def test_spread_values_are_exact_where_known_and_fade_far_away():
-    points, values = torch.rand(12, 2) * 0.2 + 0.2, torch.randn(12, 2)
-    weights = spreading(points, torch.cat([points, torch.tensor([[0.95, 0.95]])]), reach=0.15, softness=0.02)
-    torch.testing.assert_close((weights @ values)[:12], values, atol=2e-2, rtol=0)
-    assert (weights @ values)[12].abs().max() < 1e-3
 
 
 def test_inverse_flow_undoes_a_smooth_flow():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import vasa_hf
 from tests.data.test_heads import POSE, canonical, labels, portrait  # noqa: F401 (fixtures)
 from tests.head.test_parametric import landmarks_of
 from tests.head.test_skinning import loop_skin
@@ -170,7 +171,8 @@ def test_other_files_are_refused(tmp_path, canonical):  # noqa: F811
 
 
 def test_a_saved_head_and_the_built_in_one_are_loaded(tmp_path):
-    head = load_parametric_head()
+    head = vasa_hf.load_parametric_head()
+    assert isinstance(head, vasa_hf.ParametricHead)
     head.save(tmp_path / "head.safetensors")
     torch.testing.assert_close(load_parametric_head(tmp_path / "head.safetensors").named, head.named)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vasa_hf.geometry.landmarks import GROUPS, fit_pose
 from vasa_hf.head.mesh import NUM_SKIN_LANDMARKS, HeadMesh
+from vasa_hf.head.parametric import ParametricHead
 
 
 @dataclasses.dataclass
@@ -39,6 +40,7 @@ def fit_head(
     steps: int = 6,
     identity_ridge: float = 0.1,
     expression_ridge: float = 0.8,
+    bend_stiffness: float = 3e-6,
 ) -> FittedHead:
     """Find identity, expression and pose of the head in a picture from labelled landmarks.
 
@@ -52,6 +54,8 @@ def fit_head(
         steps (`int`, *optional*, defaults to 6): How often pose and shape take turns.
         identity_ridge (`float`, *optional*, defaults to 0.1): How strongly identity weights are held near zero.
         expression_ridge (`float`, *optional*, defaults to 0.8): The same for expression weights.
+        bend_stiffness (`float`, *optional*, defaults to 3e-6): How far the last bend may miss the landmarks to be
+            smooth; by the default it passes through them.
 
     Returns:
         `FittedHead`.
@@ -89,10 +93,42 @@ def fit_head(
     residual = seen - placed[mesh.landmarks, :2]
     head.error = float(residual.norm(dim=-1).mean() / scale)
     # The middle parts of lids are near one another: the spread is made stiff enough not to fold between them.
-    spread = spreading(placed[mesh.landmarks, :2], placed[:, :2], reach=12 * float(scale), softness=0.5 * float(scale))
+    unit = float(scale)
+    spread = spreading(placed[mesh.landmarks, :2], placed[:, :2], 12 * unit, 0.5 * unit, bend_stiffness)
     bend = torch.cat([spread @ residual, torch.zeros(len(placed), 1)], 1) / scale
     head.vertices = vertices + bend @ rotation  # back into the head's frame: rotation.T on the left
     return head
+
+
+@torch.no_grad()
+def personal_head(
+    head: ParametricHead,
+    landmarks: Tensor,  # [162, 2]
+    rotation: Tensor,  # [3, 3]
+) -> tuple[ParametricHead, FittedHead]:
+    """The head whose mean is the person of a picture, with the face at rest; expressions and joints as before.
+
+    The fit is stiffer than that of a photograph's wearer: the head will be seen from all sides and in other
+    expressions, so it must stay a face where the landmarks are uncertain.
+
+    Args:
+        head (`ParametricHead`): Any.
+        landmarks (`torch.Tensor` of shape `(162, 2)`): Fractions of the picture.
+        rotation (`torch.Tensor` of shape `(3, 3)`): First guess of the head's rotation.
+
+    Returns:
+        The person's head, and where it lies in the picture: `fitted.project(person(...).vertices[0])`, with the
+        picture's own expression `fitted.expression` by the names of `NAMED`.
+    """
+    mesh = head.as_mesh(60)
+    fitted = fit_head(mesh, landmarks, rotation, expression_ridge=8.0, bend_stiffness=0.01)
+    neutral = fitted.vertices - torch.tensordot(fitted.expression, mesh.expression, 1)
+    for name in ("left_eye", "right_eye"):  # the fit bends all that is seen; eyeballs stay round
+        ball = head.faces[head.region(name)].unique()
+        rest = head.template[ball]
+        neutral[ball] = rest - rest.mean(0) + neutral[ball].mean(0)
+    state = dict(head.named_buffers()) | {"template": neutral, "eye_radius_cm": float(head.eye_radius_cm)}
+    return ParametricHead(**state), fitted
 
 
 def landmark_weights() -> Tensor:

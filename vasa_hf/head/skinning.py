@@ -106,4 +106,4 @@ def skin(
     shift = placed - (turned @ joints[..., None])[..., 0]  # what takes a vertex at rest, not one relative to the joint
     blended = weights @ torch.cat([turned, shift[..., None]], -1).flatten(2)  # [B, V, 12]
     blended = blended.unflatten(2, (3, 4))
-    return (blended[..., :3] @ rest[..., None])[..., 0] + blended[..., 3], placed
+    return (blended[..., :3] * rest[..., None, :]).sum(-1) + blended[..., 3], placed
