@@ -109,7 +109,8 @@ def personal_head(
     """The head whose mean is the person of a picture, with the face at rest; expressions and joints as before.
 
     The fit is stiffer than that of a photograph's wearer: the head will be seen from all sides and in other
-    expressions, so it must stay a face where the landmarks are uncertain.
+    expressions, so it must stay a face where the landmarks are uncertain. Hence a part of a broad smile stays in the
+    person: pictures with a calm face are best.
 
     Args:
         head (`ParametricHead`): Any.
@@ -121,7 +122,7 @@ def personal_head(
         picture's own expression `fitted.expression` by the names of `NAMED`.
     """
     mesh = head.as_mesh(60)
-    fitted = fit_head(mesh, landmarks, rotation, expression_ridge=8.0, bend_stiffness=0.01)
+    fitted = fit_head(mesh, landmarks, rotation, expression_ridge=3.0, bend_stiffness=0.01)
     neutral = fitted.vertices - torch.tensordot(fitted.expression, mesh.expression, 1)
     for name in ("left_eye", "right_eye"):  # the fit bends all that is seen; eyeballs stay round
         ball = head.faces[head.region(name)].unique()
