@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vasa_hf.data.landmark_dynamics import _BROWS, _EYES, _JAW, _LIPS
+from vasa_hf.geometry.landmarks import LANDMARK_IDS
 from vasa_hf.geometry.rotations import matrix_from_euler
 from vasa_hf.media.video import VideoWriter
 
-IDS = sorted({*map(int, f"{_LIPS} {_JAW} {_EYES[0]} {_EYES[1]} {_BROWS}".split()), *range(468, 478)})
+IDS = list(LANDMARK_IDS)
 
 
 def make_canonical():

@@ -60,6 +60,9 @@ def data(tmp_path_factory):
         pose=np.array(poses, np.float32),
         landmark_ids=np.array(LANDMARK_IDS, np.int16),
         canonical=canonical,
+        eye_open=np.full((6, 2), 0.3, np.float16),
+        mouth=np.zeros((6, 2), np.float16),
+        iris_offset=np.zeros((6, 2, 2), np.float16),
     )
     return folder
 

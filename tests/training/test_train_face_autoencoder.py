@@ -141,20 +141,9 @@ def test_gaze_loss_looks_at_the_eyes():
     assert pull[y0:y1, x0:x1].mean() > 3 * pull.mean()
 
 
-def test_evaluation_prints_the_copy_beside_it(data, tmp_path, capsys):
-    run(data, tmp_path, "--stage", "renderer", "--max-steps", 1)
-    capsys.readouterr()
-    run(data, tmp_path, "--stage", "evaluate", "--initial", tmp_path / "face_autoencoder")
-    lines = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if line[:4] in ("psnr", "copy"))
-    assert set(lines) == {"psnr", "psnr_box", "copy_psnr", "copy_psnr_box"}
-    assert 5 < float(lines["copy_psnr"]) < 60
-
-
 def test_bad_options_say_so(data, tmp_path):
     with pytest.raises(ValueError, match="`stage` must be"):
         run(data, tmp_path, "--stage", "all")
-    with pytest.raises(ValueError, match="`initial` must name"):
-        run(data, tmp_path, "--stage", "evaluate")
     with pytest.raises(ValueError, match="`perceptual` must name"):
         run(data, tmp_path, "--weight-cross-id", 1)
     with pytest.raises(ValueError, match="`gaze_network` must name"):

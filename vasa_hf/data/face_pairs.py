@@ -21,37 +21,50 @@ from vasa_hf.motion import POSE_DIM
 LIDS = slice(PARTS["lips"], PARTS["lips"] + PARTS["lids"])
 
 
-def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path, size: int = 256) -> np.ndarray:
+def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path | None, size: int = 256) -> np.ndarray:
     """Decode all clips or portraits into one `(frames, size, size, 3)` uint8 array on disk, once.
 
     Args:
         data (`Path`): Folder that holds `folder`.
         labels (`FaceLabels`): Names and frame counts.
-        folder (`str`): `clips` or `portraits`.
-        target (`Path`): The `.npy` file; used as it is when it exists.
+        folder (`str`): `clips` or `portraits`, of videos or pictures.
+        target (`Path`, *optional*): The `.npy` file; used as it is when it exists. Without it frames stay in memory.
         size (`int`): Side of the frames.
 
     Returns:
-        `numpy.ndarray`: Memory map opened for reading.
+        `numpy.ndarray`: Memory map opened for reading, or an array.
+
+    Raises:
+        ValueError: If a file is missing, or `target` holds other frames.
     """
-    if not target.exists():
+    shape = (int(labels.offsets[-1]), size, size, 3)
+    if target is None or not target.exists():
         from vasa_hf.media.video import VideoReader  # heavy, and needed once
 
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        frames = np.lib.format.open_memmap(partial, "w+", np.uint8, (int(labels.offsets[-1]), size, size, 3))
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(".partial")
+        frames = np.empty(shape, np.uint8) if target is None else np.lib.format.open_memmap(partial, "w+", "u1", shape)
         for index, name in enumerate(labels.names):
             first, last = labels.offsets[index : index + 2]
-            if folder == "clips":
-                pictures = list(VideoReader(data / folder / f"{name}.mp4"))
+            path = next(iter(sorted((data / folder).glob(f"{name}.*"))), None)
+            if path is None:
+                raise ValueError(f"`data`: there is no file {folder}/{name}.* for the label of that name.")
+            if path.suffix.lower() in (".mp4", ".mov", ".mkv", ".webm"):
+                pictures = list(VideoReader(path))
             else:
-                (path,) = (data / folder).glob(f"{name}.*")
-                pictures = [np.asarray(Image.open(path).convert("RGB"))]
+                with Image.open(path) as image:
+                    pictures = [np.asarray(image.convert("RGB"))]
             for row in range(first, last):  # a clip may hold a frame less than its labels
                 frames[row] = _resized(pictures[min(row - first, len(pictures) - 1)], size)
+        if target is None:
+            return frames
         frames.flush()
         partial.rename(target)
-    return np.load(target, mmap_mode="r")
+    frames = np.load(target, mmap_mode="r")
+    if frames.shape != shape:
+        raise ValueError(f"`target` must hold frames of shape {shape}, but {target} holds {frames.shape}.")
+    return frames
 
 
 class StreamedFrames:

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vasa_hf.data.face_pairs import decode_frames
+from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.geometry.crops import crop_matrix, landmark_box, sampling_grid, transform_points
 from vasa_hf.geometry.landmarks import (
     GROUPS,
@@ -110,52 +112,12 @@ def read_folder(data: Path, kind: str, cache: Path | None) -> tuple[LabelledFace
     labels = np.load(label_file, allow_pickle=False)
     if tuple(labels["landmark_ids"].tolist()) != LANDMARK_IDS:
         raise ValueError(f"`data`: {label_file.name} must hold the {len(LANDMARK_IDS)} landmarks of vasa_hf.")
-    count = int(labels["offsets"][-1])
-    cached = cache / f"{data.name}_{kind}.npy" if cache else None
-    if (data / f"{kind}.npy").is_file():  # rendered frames come as an array
-        frames = np.load(data / f"{kind}.npy", mmap_mode="r")
-    elif cached is not None and cached.is_file():
-        frames = np.load(cached, mmap_mode="r")
-    else:
-        shape = (count, FRAME_SIZE, FRAME_SIZE, 3)
-        partial = cached.with_suffix(".partial.npy") if cached else None
-        frames = np.lib.format.open_memmap(partial, "w+", np.uint8, shape) if partial else np.empty(shape, np.uint8)
-        for i, name in enumerate(labels["names"]):
-            start, end = int(labels["offsets"][i]), int(labels["offsets"][i + 1])
-            frames[start:end] = decode(data / kind, str(name), end - start)
-        if cached is not None:
-            frames.flush()
-            partial.rename(cached)
-            frames = np.load(cached, mmap_mode="r")
-    if frames.shape != (count, FRAME_SIZE, FRAME_SIZE, 3):
-        raise ValueError(
-            f"`cache`: {cached} must have {count} frames of {FRAME_SIZE}², but its shape is {frames.shape}."
-        )
+    rendered = data / f"{kind}.npy"  # rendered frames come as an array
+    target = rendered if rendered.is_file() else cache / f"{data.name}_{kind}.npy" if cache else None
+    frames = decode_frames(data, FaceLabels.load(label_file), kind, target, FRAME_SIZE)
     points = torch.from_numpy(labels["landmarks"].astype(np.float32) - 8192) / 8192
     canonical = torch.from_numpy(labels["canonical"][list(LANDMARK_IDS)]).float()
     return LabelledFaces(frames, points, torch.from_numpy(labels["pose"]).float()), canonical
-
-
-def decode(folder: Path, name: str, count: int) -> np.ndarray:
-    """Frames [count, 256, 256, 3] uint8 of one clip or picture."""
-    path = next((p for p in sorted(folder.glob(f"{name}.*"))), None)
-    if path is None:
-        raise ValueError(f"`data`: there is no file {folder.name}/{name}.* for the label of that name.")
-    if path.suffix.lower() in {".mp4", ".mov", ".mkv", ".webm"}:
-        from vasa_hf.media.video import VideoReader
-
-        frames = [frame for frame, _ in zip(VideoReader(path), range(count), strict=False)]
-        frames += [frames[-1]] * (count - len(frames))
-    else:
-        with Image.open(path) as image:
-            frames = [np.asarray(image.convert("RGB"))]
-    return np.stack([_resized(frame) for frame in frames])
-
-
-def _resized(frame: np.ndarray) -> np.ndarray:
-    if frame.shape[:2] == (FRAME_SIZE, FRAME_SIZE):
-        return frame
-    return np.asarray(Image.fromarray(frame).resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.LANCZOS))
 
 
 # --- spoiling pictures ----------------------------------------------------------------------------------------------

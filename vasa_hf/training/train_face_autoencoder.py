@@ -4,7 +4,6 @@
     ... --stage encoders     # pose and dynamics encoders from labels
     ... --stage renderer     # warps and decoder, driven by labelled motion: learns motion in minutes
     ... --stage joint        # everything end to end, with the adversarial, consistency and identity losses
-    ... --stage evaluate --data DATA/eval --initial RUN/face_autoencoder      # beside copying the source frame
 
 # Not in the paper: the three stages. VASA-1 learns all at once from 500K clips; with little data the labels teach pose,
 # dynamics and warp first, then pixels refine them. `--stage joint` alone is the paper's setting.
@@ -15,16 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vasa_hf.data.face_pairs import FacePairs, decode_frames
-from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels
-from vasa_hf.geometry.landmarks import gaze_angles
+from vasa_hf.data.face_pairs import FacePairs
+from vasa_hf.data.landmark_dynamics import PARTS
+from vasa_hf.geometry.landmarks import eye_openness, gaze_angles, rows
 from vasa_hf.geometry.rotations import euler_from_matrix
 from vasa_hf.geometry.thin_plate import warp_by_landmarks
 from vasa_hf.hub import resolve
@@ -63,7 +61,7 @@ class FaceAutoencoderOptions(LoopOptions):
 
     data: str = option("data/train", "folder with clips and labels, with portraits if there are any; or shards")
     cache: str = option("cache", "folder for decoded frames")
-    stage: str = option("renderer", "encoders, renderer, joint or evaluate")
+    stage: str = option("renderer", "encoders, renderer or joint")
     preset: str = option("small", "paper, small or tiny")
     pipeline: str | None = option(
         None, "pipeline to start from, such as vasa-small; OUTPUT/pipeline gets the new weights"
@@ -157,31 +155,21 @@ def augment(batch: dict[str, Tensor], dynamics: Any, size: int) -> dict[str, Ten
         out["driving"][alone] = warp_by_landmarks(out["source"][alone], landmarks, moved)
         out["driving_landmarks"][alone], out["driving_motion"][alone] = moved, target
         # What a mouth opens onto is not in the portrait: no pixel loss there.
-        before, after = (_mouth_box(x, dynamics.ids) for x in (landmarks, moved))
+        before, after = (_mouth_box(x) for x in (landmarks, moved))
         opened = ((after[2] - before[2]) > 0.004).float()[:, None, None, None]
         void[alone] = _ellipse(size, after[0], after[1] * 0.5, after[2] * 0.6 + 0.01) * opened
     points = out["driving_landmarks"]
-    center, width, _ = _mouth_box(points, dynamics.ids)
-    row = {int(n): i for i, n in enumerate(dynamics.ids)}
-    eyes = [points[:, [row[a], row[b]]].mean(1) for a, b in ((33, 133), (263, 362))]
+    center, width, _ = _mouth_box(points)
+    eyes = [points[:, rows(a, b)].mean(1) for a, b in ((33, 133), (263, 362))]
     weight = 1 + 6 * _blob(size, center, width * 0.45) + sum(10 * _blob(size, eye, width * 0.25) for eye in eyes)
     out["weight"] = weight * (1 - void)
     return out
 
 
-def _mouth_box(points: Tensor, ids: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _mouth_box(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Centre, width and inner gap of mouths, fractions of the crop."""
-    row = {int(n): i for i, n in enumerate(ids)}
-    left, right, top, bottom = (points[:, row[n]] for n in (78, 308, 13, 14))
+    left, right, top, bottom = points[:, rows(78, 308, 13, 14)].unbind(1)
     return (left + right + top + bottom) / 4, (left - right).norm(dim=1), (bottom - top).norm(dim=1)
-
-
-def _lid_gap(points: Tensor, ids: Any) -> Tensor:
-    """Lid gap over eye width, `(..., points, 2)` -> `(..., 2)`."""
-    row = {int(n): i for i, n in enumerate(ids)}
-    eyes = ((159, 145, 33, 133), (386, 374, 263, 362))
-    upper, lower, a, b = (points[..., [row[eye[i]] for eye in eyes], :] for i in range(4))
-    return (upper - lower).norm(dim=-1) / (a - b).norm(dim=-1).clamp_min(1e-6)
 
 
 def _offsets(size: int, center: Tensor) -> Tensor:
@@ -246,7 +234,7 @@ def renderer_loss(
     importance[dynamics.tensors["rows_lids"]] = 3
     importance[dynamics.tensors["rows_lips"]] = 2
     irises = torch.from_numpy(dynamics.ids >= 468)
-    importance[irises] = 6
+    importance[irises] = 24  # few and small: gaze lives in them
 
     def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         model = modules["autoencoder"]
@@ -273,7 +261,7 @@ def renderer_loss(
             terms["generated"] = losses.reconstruction_loss(output.generated, driving, weight)
             points = torch.stack([sample["source_landmarks"], sample["driving_landmarks"]])
             seen = importance.to(source.device).repeat(len(source), 1)
-            seen[:, irises] *= (_lid_gap(points, dynamics.ids).amin((0, 2)) > 0.12)[:, None]  # shut lids hide irises
+            seen[:, irises] *= (eye_openness(points).amin((0, 2)) > 0.12)[:, None]  # shut lids hide irises
             terms["flow"] = losses.landmark_flow_loss(output.flow, points[1], points[0], seen)
         if options.weight_perceptual:
             terms["perceptual"] = losses.perceptual_loss(features.feature_maps, prediction, driving)
@@ -342,49 +330,6 @@ def sample_sheet(dataset: FacePairs, size: int, rows: int = 6):
     return write
 
 
-@torch.inference_mode()
-def evaluate(model: Vasa1FaceAutoencoder, data: Path, cache: Path, every: int = 3) -> dict[str, float]:
-    """Self-reconstruction of unseen clips, the first frame as source, beside copying that frame.
-
-    Args:
-        model (`Vasa1FaceAutoencoder`): What to judge; motion comes from its own encoders.
-        data (`Path`): Folder with clips and labels.
-        cache (`Path`): Folder for decoded frames.
-        every (`int`): Take every so many frames.
-
-    Returns:
-        `dict[str, float]`: Mean over clips of PSNR (dB) of the whole crop and inside the landmark box.
-    """
-    labels = FaceLabels.load(data / "clips.npz")
-    frames = decode_frames(data, labels, "clips", cache / f"{data.name}_clips.npy")
-    size = model.config.image_size
-
-    def picture(row: int) -> Tensor:
-        image = torch.from_numpy(np.array(frames[row])).permute(2, 0, 1)[None].float() / 127.5 - 1
-        return image if image.shape[-1] == size else F.interpolate(image, size, mode="area")
-
-    rows = []
-    for first, last in zip(labels.offsets[:-1], labels.offsets[1:], strict=True):
-        source = picture(first)
-        appearance, scores = model.encode_appearance(source), []
-        for row in range(first + every, last, every):
-            driving = picture(row)
-            decoded = model.decode(appearance, model.encode_motion(driving)).clamp(-1, 1)
-            low, high = labels.landmarks[row].amin(0), labels.landmarks[row].amax(0)
-            x0, y0, x1, y1 = (torch.cat([low, high]).clamp(0, 1) * size).round().long().tolist()
-            box = (..., slice(y0, y1), slice(x0, x1))
-            scores.append([psnr(a[b], driving[b]) for a in (decoded, source) for b in (..., box)])
-        if scores:
-            rows.append(torch.tensor(scores).mean(0))
-    names = ("psnr", "psnr_box", "copy_psnr", "copy_psnr_box")
-    return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
-
-
-def psnr(prediction: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
-    return -10 * ((prediction - target).square().mean().clamp_min(1e-10) / 4).log10().item()
-
-
 def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     """Run one stage and save the averaged weights.
 
@@ -392,15 +337,8 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         arguments (`list[str]`, *optional*): Command line, defaults to the process' own.
     """
     options = parse_options(FaceAutoencoderOptions, arguments, __doc__.splitlines()[0])
-    if options.stage not in ("encoders", "renderer", "joint", "evaluate"):
-        raise ValueError(f"`stage` must be 'encoders', 'renderer', 'joint' or 'evaluate', got {options.stage!r}.")
-    if options.stage == "evaluate":
-        if options.initial is None:
-            raise ValueError("`initial` must name the face autoencoder folder to evaluate.")
-        model = Vasa1FaceAutoencoder.from_pretrained(resolve(options.initial), torch_dtype=torch.float32).eval()
-        for name, value in evaluate(model, Path(options.data), Path(options.cache)).items():
-            print(f"{name}: {value:.2f}")
-        return model
+    if options.stage not in ("encoders", "renderer", "joint"):
+        raise ValueError(f"`stage` must be 'encoders', 'renderer' or 'joint', got {options.stage!r}.")
     if (options.weight_perceptual or options.weight_cross_id) and not options.perceptual:
         raise ValueError("`perceptual` must name a face recogniser folder when its losses have a weight.")
     if options.weight_gaze and not options.gaze_network:
