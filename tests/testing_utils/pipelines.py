@@ -133,6 +133,12 @@ def make_vasa1_components(source_passthrough=True):
     }
 
 
+def call(pipe, image=None, audio=None, **changes):
+    """A short video of a made-up face and voice, as tensors; `changes` are options of the call."""
+    options = {"output_type": "pt", "generator": generator(), "num_inference_steps": 2, "box": BOX, **changes}
+    return pipe(make_image() if image is None else image, make_audio(0.8) if audio is None else audio, **options)
+
+
 class PipelineTesterMixin:
     """Subclasses give `pipeline_class`, `make_components()` and `options` for a quick call.
 
