@@ -117,6 +117,17 @@ def test_losses_switch_off_for_ablations(data, tmp_path):
     assert log[0]["consist"] > 0
 
 
+def test_only_the_named_parts_learn(data, tmp_path):
+    run(data, tmp_path / "start", "--max-steps", 1)
+    start = tmp_path / "start" / "face_autoencoder"
+    run(data, tmp_path, "--initial", start, "--only", "basis_head", "--max-steps", 2, "--learning-rate", 0.1)
+    before, after = (
+        Vasa1FaceAutoencoder.from_pretrained(folder).state_dict() for folder in (start, tmp_path / "face_autoencoder")
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"basis_head.weight", "basis_head.bias"}
+
+
 def test_losses_of_other_networks_reach_the_decoder(data, tmp_path):
     make_vasa1_components()["face_analyzer"].save_pretrained(tmp_path / "analyzer")
     FaceRecognizer(
@@ -148,3 +159,5 @@ def test_bad_options_say_so(data, tmp_path):
         run(data, tmp_path, "--weight-cross-id", 1)
     with pytest.raises(ValueError, match="`gaze_network` must name"):
         run(data, tmp_path, "--weight-gaze", 1)
+    with pytest.raises(ValueError, match="`only` must name"):
+        run(data, tmp_path, "--only", "nose")

@@ -69,6 +69,7 @@ class FaceAutoencoderOptions(LoopOptions):
     initial: str | None = option(None, "face autoencoder folder to start from")
     analyzer: str | None = option(None, "face analyzer folder whose landmarker the motion encoders start from")
     save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/face_autoencoder)")
+    only: list[str] = option([], "learn only the parts of these names, such as basis_head")
     learn_backbones: bool = option(True, "stage encoders: also the backbones, not only the heads")
     learning_rate: float = option(4e-4, "peak learning rate")
     train_size: int | None = option(None, "train at this picture size (default: the model's)")
@@ -380,6 +381,10 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     else:
         learns_motion = options.stage == "joint"
         freeze(model, lambda name: learns_motion or not name.startswith(("pose_encoder", "dynamics_encoder")))
+        if options.only:
+            freeze(model, lambda name: name.startswith(tuple(options.only)))
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise ValueError(f"`only` must name parts of the face autoencoder, got {options.only}.")
         if options.perceptual:
             modules["features"] = pretrained_features(resolve(options.perceptual))
         if options.gaze_network:
