@@ -181,7 +181,7 @@ def iris_offset(points: Tensor) -> Tensor:
 # In eye widths: how far the iris centre lies from the ball's centre (anatomy: 11.5 mm of 29 mm), how far the eye
 # corners lie before the ball's centre, and how high the iris stands above them when people look into the camera (both
 # fitted to the presenters of the training clips, who read from a screen in front of it).
-_IRIS_RADIUS, _CORNER_DEPTH, _IRIS_RAISE = 0.40, 0.145, 0.073
+IRIS_RADIUS, _CORNER_DEPTH, _IRIS_RAISE = 0.40, 0.145, 0.073
 
 
 def gaze_angles(
@@ -201,8 +201,8 @@ def gaze_angles(
     widths = torch.stack([_gap(points, 33, 133), _gap(points, 362, 263)], dim=-1)
     weight = widths.square() / widths.square().sum(dim=-1, keepdim=True).clamp_min(1e-12)
     x, y = (x * weight).sum(dim=-1), (y * weight).sum(dim=-1)
-    sin_yaw = (_CORNER_DEPTH * yaw.sin() - x * yaw.cos()) / _IRIS_RADIUS
-    sin_pitch = (y * yaw.cos() + _IRIS_RAISE) / _IRIS_RADIUS
+    sin_yaw = (_CORNER_DEPTH * yaw.sin() - x * yaw.cos()) / IRIS_RADIUS
+    sin_pitch = (y * yaw.cos() + _IRIS_RAISE) / IRIS_RADIUS
     return torch.stack([sin_yaw.clamp(-0.95, 0.95).asin(), sin_pitch.clamp(-0.95, 0.95).asin()], dim=-1)
 
 

@@ -94,6 +94,8 @@ METRICS: dict[str, Metric] = {
     "found": Metric("face found", 1, 3, "share of frames in which our detector sees a face", None, (COPY,)),
     "gaze_yaw_slope": Metric("gaze yaw slope", 0, 2, "measured over asked change; 1 is right"),
     "gaze_pitch_slope": Metric("gaze pitch slope", 0, 2, "likewise"),
+    "iris_yaw_slope": Metric("iris yaw slope", 0, 2, "the same by matching the irises' pixels"),
+    "iris_pitch_slope": Metric("iris pitch slope", 0, 2, "likewise"),
     "gaze_control_error": Metric("gaze error °", -1, 2, "mean |measured - asked| over the asked directions"),
     "distance_slope": Metric("distance slope", 0, 2, "measured over asked change of the log of the head's size"),
     "distance_control_error": Metric("distance error", -1, 3, "mean |log measured - log asked|"),
@@ -122,8 +124,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "ablations": (*SYNC, "delta_pose", "fvd", "gaze_error", "distance_error"),
     "controls": (
-        *("gaze_yaw_slope", "gaze_pitch_slope", "gaze_control_error", "distance_slope", "distance_control_error"),
-        *("emotion_change", "emotion_hit"),
+        *("gaze_yaw_slope", "gaze_pitch_slope", "iris_yaw_slope", "iris_pitch_slope", "gaze_control_error"),
+        *("distance_slope", "distance_control_error", "emotion_change", "emotion_hit"),
     ),
     "studies": (),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from vasa_hf.metrics.capp import PAPER_SCALE, PAPER_SHIFT, scale_study, shift_st
 from vasa_hf.metrics.catalogue import ABLATIONS, COPY, LOUD, NO_CONTROL, NOT_DEFINED, OTHER, PARTS, TRUTH, WARP
 from vasa_hf.metrics.eval_data import Clip, to_uint8
 from vasa_hf.metrics.faces import FaceTrack
+from vasa_hf.metrics.gaze import angle_of_shift, iris_shift
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
 from vasa_hf.metrics.scoring import Case, loudness_track, other_motion
 from vasa_hf.metrics.sync import expert_embeds, sync_study
@@ -310,16 +312,17 @@ def controls(run: Evaluation) -> None:
         with run.reasons(part, path.stem, names):
             portrait = run.portrait(path)
 
-            def look(portrait=portrait, **settings: Any) -> FaceTrack:
+            def look(portrait=portrait, **settings: Any) -> tuple[Tensor, FaceTrack]:
                 with run.clock("generate"):
                     generator = torch.Generator().manual_seed(run.seed)
                     latent = run.motion(portrait, voices[0][1], generator=generator, **settings)
                     some = run.render(portrait, latent[LOOK_STRIDE // 2 :: LOOK_STRIDE])
                 with run.clock("score"):
-                    return run.need_track(some)
+                    return some, run.need_track(some)
 
             run.scorer.record(part, "model", run.model, path.stem, 0, run.wanted_values(_respond(run, look)))
             ignored = {"gaze_yaw_slope": 0.0, "gaze_pitch_slope": 0.0, "distance_slope": 0.0, "emotion_change": 0.0}
+            ignored |= {"iris_yaw_slope": 0.0, "iris_pitch_slope": 0.0}
             ignored |= {"emotion_hit": 1 / len(EXPRESSIONS)}
             ignored |= {"gaze_control_error": float(np.abs(np.array(CONTROL_GAZE)).sum(1).mean() * 180 / np.pi)}
             ignored |= {"distance_control_error": float(np.abs(np.log(CONTROL_DISTANCE)).mean())}
@@ -328,20 +331,28 @@ def controls(run: Evaluation) -> None:
 
 def _respond(run: Evaluation, look: Any) -> dict[str, float]:
     """Measured change when a control moves, for one portrait."""
-    neutral = look()
-    gaze = {(0.0, 0.0): neutral, **{asked: look(gaze=asked) for asked in CONTROL_GAZE}}
-    seen = {asked: track.gaze[track.found].mean(0) for asked, track in gaze.items()}
+    still, neutral = look()
+    gaze, seen = {(0.0, 0.0): neutral}, {(0.0, 0.0): neutral.gaze[neutral.found].mean(0)}
+    irises = {(0.0, 0.0): torch.zeros(2)}
+    for asked in CONTROL_GAZE:
+        frames, track = look(gaze=asked)
+        gaze[asked], seen[asked] = track, track.gaze[track.found].mean(0)
+        with contextlib.suppress(ValueError):  # shut eyes show none
+            irises[asked] = angle_of_shift(iris_shift(still, frames, neutral, track))
     values: dict[str, float] = {}
     for axis, name in enumerate(("yaw", "pitch")):
         along = [asked for asked in gaze if asked[1 - axis] == 0]
         asked = torch.tensor([key[axis] for key in along])
         line = measures.control_response(asked, torch.stack([seen[key][axis] for key in along]))
         values[f"gaze_{name}_slope"] = line["slope"]
+        if all(key in irises for key in along):
+            line = measures.control_response(asked, torch.stack([irises[key][axis] for key in along]))
+            values[f"iris_{name}_slope"] = line["slope"]
     errors = [measures.gaze_error(track, torch.tensor(asked)) for asked, track in gaze.items() if asked != (0.0, 0.0)]
     values["gaze_control_error"] = sum(errors) / len(errors)
 
     base = neutral.scale[neutral.found].mean()
-    sizes = [(look(head_distance=d), -np.log(d)) for d in CONTROL_DISTANCE]
+    sizes = [(look(head_distance=d)[1], -np.log(d)) for d in CONTROL_DISTANCE]
     measured = torch.stack([(track.scale[track.found].mean() / base).log() for track, _ in sizes])
     asked = torch.tensor([wanted for _, wanted in sizes], dtype=torch.float32)
     line = measures.control_response(asked, measured)
@@ -351,7 +362,7 @@ def _respond(run: Evaluation, look: Any) -> dict[str, float]:
     calm = neutral.expressions(canonical)[neutral.found].mean(0)
     rises, hits = [], []
     for index, emotion in enumerate(EXPRESSIONS):
-        track = look(emotion={emotion: 1.0})
+        track = look(emotion={emotion: 1.0})[1]
         rise = track.expressions(canonical)[track.found].mean(0) - calm
         rises.append(float(rise[index]))
         hits.append(float(rise.argmax() == index))
