@@ -284,6 +284,11 @@ def _log(accelerator: Accelerator, state: TrainingState, options: LoopOptions, f
 
 
 @torch.no_grad()
+def print_log(step: int, values: dict[str, float]) -> None:
+    """Print a line of logs: what trainers give as `on_log`."""
+    print(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()), flush=True)
+
+
 def _sample(accelerator: Accelerator, state: TrainingState, folder: Path, on_sample) -> None:
     if accelerator.is_main_process:
         with ExitStack() as stack:

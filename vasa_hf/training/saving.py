@@ -1,4 +1,4 @@
-"""Trained components as a pipeline that loads."""
+"""Trained components as folders and pipelines that load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,35 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vasa_hf.hub import resolve
+from vasa_hf.training.ema import ExponentialMovingAverage
+
+
+def published_dtype(name: str) -> torch.dtype:
+    """The type that the option `save_dtype` names.
+
+    Raises:
+        ValueError: If it is neither float32 nor float16.
+    """
+    if name not in ("float32", "float16"):
+        raise ValueError(f"`save_dtype` must be float32 or float16, got {name!r}.")
+    return getattr(torch, name)
+
+
+def save_averaged(model, average: ExponentialMovingAverage, folder: str | os.PathLike, dtype: torch.dtype) -> None:
+    """Write a model as it is published: with averaged weights and without dropout. The model itself becomes that.
+
+    Args:
+        model (`diffusers.ModelMixin`): A trained model whose config has `dropout`.
+        average (`ExponentialMovingAverage`): Of its weights.
+        folder (`str` or `os.PathLike`): Where to.
+        dtype (`torch.dtype`): Of the weights.
+    """
+    average.copy_to(model)
+    model.register_to_config(dropout=0.0)
+    model.to(dtype=dtype).save_pretrained(folder)
 
 
 def save_pipeline(base: str | os.PathLike, target: str | os.PathLike, **components: Any) -> Path:

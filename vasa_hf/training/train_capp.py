@@ -27,7 +27,8 @@ from torch.utils.data import Dataset
 from vasa_hf.data.clips import MotionData, rows_at, smooth_in_time
 from vasa_hf.metrics.capp import PAPER_SCALE, PAPER_SHIFT, Clip, scale_study, shift_study, shuffled_capp
 from vasa_hf.models.capp import PRESETS, Capp
-from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, train
+from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
+from vasa_hf.training.saving import published_dtype, save_averaged
 from vasa_hf.training.train_motion_transformer import MotionTransformerOptions, prepare_motion_data
 
 FPS = 25
@@ -221,8 +222,7 @@ def run(options: CappOptions) -> TrainingState | dict[str, dict]:
     """Train and save `capp/` with averaged weights in the output; or make the studies of a trained one."""
     if options.preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
-    if options.save_dtype not in ("float32", "float16"):
-        raise ValueError(f"`save_dtype` must be float32 or float16, got {options.save_dtype!r}.")
+    dtype = published_dtype(options.save_dtype)
     data = prepare_motion_data(
         MotionTransformerOptions(
             output=options.output,
@@ -253,15 +253,9 @@ def run(options: CappOptions) -> TrainingState | dict[str, dict]:
     player = Player(
         "capp", ("capp",), CappLoss(options, model), options.learning_rate, weight_decay=options.weight_decay
     )
-    state = train(options, {"capp": model}, [player], dataset, ema_of=("capp",), on_log=_print_log)
-    state.ema["capp"].copy_to(model)
-    model.register_to_config(dropout=0.0)
-    model.to(dtype=getattr(torch, options.save_dtype)).save_pretrained(Path(options.output) / "capp")
+    state = train(options, {"capp": model}, [player], dataset, ema_of=("capp",), on_log=print_log)
+    save_averaged(model, state.ema["capp"], Path(options.output) / "capp", dtype)
     return state
-
-
-def _print_log(step: int, values: dict[str, float]) -> None:
-    print(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()), flush=True)
 
 
 if __name__ == "__main__":

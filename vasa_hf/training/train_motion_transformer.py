@@ -31,8 +31,8 @@ from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
-from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, train
-from vasa_hf.training.saving import save_pipeline
+from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
+from vasa_hf.training.saving import published_dtype, save_averaged, save_pipeline
 
 # The paper's size is the model's default; the small one is for CPUs.
 PRESETS = {"paper": {}, "small": {"hidden_size": 192, "num_layers": 6, "num_heads": 6}}
@@ -363,8 +363,7 @@ def run(options: MotionTransformerOptions) -> TrainingState:
     """Prepare the data, train, and save `motion_transformer/` and `scheduler/` with averaged weights in the output."""
     if options.preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
-    if options.save_dtype not in ("float32", "float16"):
-        raise ValueError(f"`save_dtype` must be float32 or float16, got {options.save_dtype!r}.")
+    dtype = published_dtype(options.save_dtype)
     process = PartialState(cpu=options.cpu)
     with process.main_process_first():
         data = prepare_motion_data(options)
@@ -411,23 +410,17 @@ def run(options: MotionTransformerOptions) -> TrainingState:
         [player],
         dataset,
         ema_of=(name,),
-        on_log=_print_log,
+        on_log=print_log,
         on_sample=make_sample_sheet(dataset),
     )
-    state.ema[name].copy_to(model)
     if not process.is_main_process:
         return state
-    model.register_to_config(dropout=0.0)
-    model.to(dtype=getattr(torch, options.save_dtype)).save_pretrained(Path(options.output) / name)
+    save_averaged(model, state.ema[name], Path(options.output) / name, dtype)
     make_scheduler().save_pretrained(Path(options.output) / "scheduler")
     if options.pipeline:
         parts = {name: model, "scheduler": make_scheduler()}
         save_pipeline(options.pipeline, Path(options.output) / "pipeline", **parts)
     return state
-
-
-def _print_log(step: int, values: dict[str, float]) -> None:
-    print(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from vasa_hf.data.clips import MotionData, motion_from_labels, rows_at, smooth_i
 from vasa_hf.data.shards import training_folder
 from vasa_hf.metrics.sync import LEAST_PAIRS, sync_study
 from vasa_hf.models.sync_expert import COLUMNS_PER_FRAME, POWER_FLOOR, SAMPLES_PER_FRAME, SyncExpert
-from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, train
+from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
+from vasa_hf.training.saving import published_dtype, save_averaged
 
 
 @dataclass
@@ -246,8 +247,7 @@ def study(model: SyncExpert, data: MotionData) -> dict:
 
 def run(options: SyncExpertOptions) -> TrainingState | dict:
     """Prepare the data, train, and save `sync_expert/` with averaged weights in the output; or judge one."""
-    if options.save_dtype not in ("float32", "float16"):
-        raise ValueError(f"`save_dtype` must be float32 or float16, got {options.save_dtype!r}.")
+    dtype = published_dtype(options.save_dtype)
     data = prepare_sync_data(options)
     if options.study:
         model = SyncExpert.from_pretrained(options.study, torch_dtype=torch.float32).eval()
@@ -270,15 +270,9 @@ def run(options: SyncExpertOptions) -> TrainingState | dict:
     dataset = SyncSamples(data, lips, options.frames, flip, seed=options.seed)
     name = "sync_expert"
     player = Player(name, (name,), SyncLoss(options, model), options.learning_rate, weight_decay=options.weight_decay)
-    state = train(options, {name: model}, [player], dataset, ema_of=(name,), on_log=_print_log)
-    state.ema[name].copy_to(model)
-    model.register_to_config(dropout=0.0)
-    model.to(dtype=getattr(torch, options.save_dtype)).save_pretrained(Path(options.output) / name)
+    state = train(options, {name: model}, [player], dataset, ema_of=(name,), on_log=print_log)
+    save_averaged(model, state.ema[name], Path(options.output) / name, dtype)
     return state
-
-
-def _print_log(step: int, values: dict[str, float]) -> None:
-    print(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()), flush=True)
 
 
 if __name__ == "__main__":
