@@ -21,6 +21,7 @@ _PUBLIC = {
     "TalkingFaceOutput": "outputs",
     "Vasa1FaceAutoencoder": "models.face_autoencoder_vasa1",
     "Vasa1MotionTransformer": "models.motion_transformer_vasa1",
+    "Vasa3DGaussianAvatar": "models.gaussian_avatar_vasa3d",
     "VasaAudioProcessor": "processors.audio",
     "VasaTalkingFacePipeline": "pipelines.vasa_talking_face",
     "load_motion": "motion",
