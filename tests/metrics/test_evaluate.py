@@ -176,6 +176,19 @@ def test_tables_hold_ours_the_papers_and_the_reasons(result, pipeline):
     assert Image.open(output / "sheets" / "self_a_good.jpg").size == (640, 654)
 
 
+def test_time_is_told_for_generating_and_measuring_apart(result):
+    output, _ = result
+    text, runs = (output / "table.md").read_text(), json.loads((output / "table.json").read_text())["runs"]
+    assert set(runs) == {"self", "cross", "audio", "studies"}
+    for run in runs.values():
+        assert run["generate"] + run["score"] <= run["seconds"] + 0.2  # each rounded to a tenth
+        assert run["generate_cpu_seconds"] + run["score_cpu_seconds"] <= run["cpu_seconds"] + 0.2
+    assert runs["self"]["score_cpu_seconds"] > 0 and runs["studies"]["generate_cpu_seconds"] == 0
+    both = [sum(run[key] for run in runs.values()) for key in ("score", "score_cpu_seconds")]
+    assert f"measuring {both[0]:.0f} s ({both[1]:.0f} s of processor time)." in text
+    assert tables.time_spent([runs["self"]]) in text
+
+
 def test_tables_are_remade_from_the_rows_alone(result, tmp_path):
     output, _ = result
     shutil.copytree(output / "rows", tmp_path / "rows")

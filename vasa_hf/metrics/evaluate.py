@@ -129,6 +129,7 @@ class Evaluation:
         facts |= {"detector": type(self.detector).__name__}
         facts |= {"vasa_hf": vasa_hf.__version__, "torch": torch.__version__, "machine": platform.machine()}
         (self.output / "rows" / f"{part}.json").write_text(json.dumps(facts))
+        print(f"{part}: {tables.time_spent([facts])}", file=sys.stderr, flush=True)
 
     # --- what the parts share -----------------------------------------------------------------------------------------
 
@@ -315,7 +316,9 @@ class Evaluation:
                 case.lacks = {**case.lacks, "track": "our detector sees no face in the generated frames"}
             return self.scorer.score(tuple(names), case)
 
-        scores = map_ahead(score, videos, min(torch.get_num_threads(), len(videos)))
+        workers = min(torch.get_num_threads(), len(videos))
+        even = len(videos) // workers * workers  # the rest would leave workers idle: each of them gets all threads
+        scores = [*map_ahead(score, videos[:even], workers), *map(score, videos[even:])]
         for (role, system, sample, _, case), values in zip(videos, scores, strict=True):
             self.scorer.record(part, role, system, item, sample, values)
             if part != "audio" or case.truth_track is not None or role == "truth":  # else nothing true to set beside

@@ -21,6 +21,7 @@ from vasa_hf.geometry.landmarks import (
     transform_pose,
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
+from vasa_hf.streaming import map_ahead
 
 BATCH = 16  # larger ones leave the processor's cache
 KEY_STRIDE = 8  # frames between those in which the face is looked for twice
@@ -187,13 +188,19 @@ def _measure_squares(analyzer, frames: Tensor, squares: Tensor) -> FaceTrack:
     size, side = analyzer.config.crop_size, squares[:, 2] * analyzer.config.crop_scale
     matrices = crop_matrix(squares[:, :2], side, squares[:, 3])  # frame fractions from crop fractions
     shrink = float(side.median()) * frames.shape[-1] / size
-    seen = []
-    for part, matrix in zip(frames.split(BATCH), matrices.split(BATCH), strict=True):
+
+    @torch.no_grad()
+    def measure(batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+        part, matrix = batch
         if shrink > 1:  # average first, so that fine patterns do not flicker
             part = F.interpolate(part, round(frames.shape[-1] / shrink), mode="bilinear", antialias=True)
         grid = sampling_grid(matrix, size, (1, 1))
         crops = F.grid_sample(part * 2 - 1, grid, padding_mode="border", align_corners=False)
-        seen.append([value.float().cpu() for value in analyzer(crops.to(analyzer.device)).to_tuple()])
+        return [value.float().cpu() for value in analyzer(crops.to(analyzer.device)).to_tuple()]
+
+    workers = min(torch.get_num_threads(), len(frames))
+    count = min(BATCH, -(-len(frames) // workers))
+    seen = map_ahead(measure, zip(frames.split(count), matrices.split(count), strict=True), workers)
     points, rotation, translation, scale, presence = (torch.cat(values) for values in zip(*seen, strict=True))
     points = transform_points(matrices, points)
     pose = transform_pose(torch.cat([euler_from_matrix(rotation), translation, scale[:, None]], 1), matrices)

@@ -207,19 +207,29 @@ def markdown(
         lines += _reason_lines(entries)
         if part in facts:
             fact = facts[part]
-            lines += [
-                "",
-                f"Made in {fact['seconds']:.0f} s with {fact['threads']} threads: {fact['generate']:.0f} s generating, "
-                f"{fact['score']:.0f} s measuring; {fact['cpu_seconds']:.0f} s of CPU time in all, "
-                f"{fact.get('score_cpu_seconds', 0):.0f} s of it measuring; peak memory {fact['memory_mb']} MB.",
-            ]
+            text = f"Made with {fact['threads']} threads: {time_spent([fact])}; peak memory {fact['memory_mb']} MB."
+            lines += ["", text]
             used = "".join(f", {name}: {what}" for name, what in fact.get("networks", {}).items())
             lines += [f"Measured by {fact.get('detector', 'the analyzer')}{used}."]
+    if len(facts) > 1:
+        lines += ["", "## Time", "", f"{', '.join(facts)}: {time_spent(list(facts.values()))}."]
     used = {entry["metric"] for entry in summary if entry["metric"] in METRICS}
     lines += ["", "## Columns", ""]
     arrows = {1: "↑", -1: "↓", 0: ""}
     lines += [f"- **{m.label}** {arrows[m.better]}: {m.about}." for name, m in METRICS.items() if name in used]
     return "\n".join(lines) + "\n"
+
+
+def time_spent(facts: Sequence[dict[str, Any]]) -> str:
+    """Seconds by the clock and of the processor, for generating and for measuring apart, of some parts together.
+
+    Args:
+        facts (`Sequence[dict]`): What the parts' runs tell of themselves, `rows/PART.json`.
+    """
+    keys = ("seconds", "cpu_seconds", "generate", "generate_cpu_seconds", "score", "score_cpu_seconds")
+    spent = [f"{sum(fact[key] for fact in facts):.0f} s" for key in keys]
+    pairs = zip(("all", "generating", "measuring"), spent[::2], spent[1::2], strict=True)
+    return ", ".join(f"{what} {wall} ({worked} of processor time)" for what, wall, worked in pairs)
 
 
 def card(summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) -> str:
