@@ -13,11 +13,11 @@ from vasa_hf.geometry.cameras import Cameras
 from vasa_hf.geometry.landmarks import GROUPS
 from vasa_hf.geometry.quaternions import matrix_from_quaternion
 from vasa_hf.geometry.rotations import matrix_from_euler
-from vasa_hf.head.driving import rotation_vector
+from vasa_hf.head.driving import place_canonical, place_from_picture, rotation_vector
 from vasa_hf.head.mean_face import mean_face
 from vasa_hf.head.parametric import NAMED
 from vasa_hf.head.skinning import rotation_from_vector
-from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, encode_position
+from vasa_hf.models.gaussian_avatar_vasa3d import SMALL_CONFIG, Vasa3DGaussianAvatar, encode_position
 
 FIELDS = ("means", "quats", "scales", "opacities", "colors")
 REST = [0.0, 0.0, 0.0, 0.5, 0.5, 0.25]
@@ -221,8 +221,8 @@ def test_paper_size():
 @pytest.fixture(scope="module")
 def avatar():
     torch.manual_seed(0)
-    config = {"motion_dim": 34, "motion_space": "vasa-small", "hidden_size": 64, "pose_prior": True}
-    return Vasa3DGaussianAvatar.from_head(num_gaussians=13_000, **config).eval()
+    config = {**SMALL_CONFIG, "num_gaussians": 13_000, "hidden_size": 64}
+    return Vasa3DGaussianAvatar.from_head(motion_space="vasa-small", **config).eval()
 
 
 def motion(pose=REST, dim=34) -> torch.Tensor:
@@ -309,7 +309,7 @@ def test_fitted_motion_moves_landmarks_as_told(pose_prior):
     displacements[1, [GROUPS[f"{side}_iris"][0] for side in ("left", "right")], 0] = 0.05
     motions = torch.tensor([*REST, 0, 0, 0]) + torch.randn(200, 9) * torch.tensor([0.1] * 3 + [0.03] * 3 + [1.0] * 3)
     motions[:, 5] = motions[:, 5].clamp_min(0.2)
-    errors = avatar.fit_motion(motions, displacements, mean_face(), generator=torch.Generator().manual_seed(0))
+    errors = avatar.fit_motion(motions, displacements, generator=torch.Generator().manual_seed(0))
     assert errors["expression"] < 1e-5
     if pose_prior:
         assert errors["pose_rad"] == errors["translation_cm"] == 0
@@ -328,11 +328,10 @@ def test_fitted_motion_moves_landmarks_as_told(pose_prior):
 
 
 def test_fit_motion_checks_its_arguments(avatar):
-    good = {"motions": torch.zeros(4, 34), "displacements": torch.zeros(28, 162, 2), "canonical": mean_face()}
+    good = {"motions": torch.zeros(4, 34), "displacements": torch.zeros(28, 162, 2)}
     bad = {
         "motions": torch.zeros(4, 30),
         "displacements": torch.zeros(27, 162, 2),
-        "canonical": torch.zeros(478, 3),
     }
     for name, value in bad.items():
         with pytest.raises(ValueError, match=f"`{name}`"):
@@ -340,6 +339,25 @@ def test_fit_motion_checks_its_arguments(avatar):
     narrow = Vasa3DGaussianAvatar.from_head(num_gaussians=12_000, motion_dim=34, hidden_size=50)
     with pytest.raises(ValueError, match="`hidden_size`"):
         narrow.fit_motion(**{**good, "motions": torch.tensor([*REST, *[0.0] * 28]).repeat(4, 1)})
+
+
+def test_place_from_picture_puts_the_head_where_the_fit_has_it():
+    avatar = Vasa3DGaussianAvatar.from_head(**{**SMALL_CONFIG, "num_gaussians": 12_000})
+    pose = torch.tensor([0.3, -0.1, 0.1, 0.45, 0.55, 0.26])
+    rotation = matrix_from_euler(*torch.tensor([0.35, -0.05, 0.08]))  # of a fit that sees things a little otherwise
+    translation, scale = torch.tensor([0.46, 0.53, 0.0]), torch.tensor(0.031)
+    before = place_canonical(avatar.head, mean_face())
+    avatar.set_place(place_from_picture(before, pose, rotation, translation, scale))
+    with torch.no_grad():
+        expression, found = avatar.head_parameters(torch.cat([pose, torch.zeros(28)])[None])
+        vertices = avatar.pose_head(expression * 0, found).vertices[0, avatar.head.landmarks]
+    local = avatar.head.template[avatar.head.landmarks]
+    wanted = scale * local @ rotation.mT + translation
+    # The same up to perspective: turned alike, as large, and in the same place.
+    turned = (local - local.mean(0)) @ rotation.mT
+    torch.testing.assert_close(vertices - vertices.mean(0), turned, rtol=0, atol=1e-3)
+    seen = avatar.portrait_camera.project(vertices, (1, 1))[0][0]
+    assert (seen - wanted[:, :2]).norm(dim=-1).mean() < 0.006
 
 
 def test_rotation_vector_inverts_rodrigues():

@@ -76,6 +76,28 @@ def place_canonical(
     return CanonicalPlace(*fit_similarity(points, canonical[: len(points)].to(points)))
 
 
+def place_from_picture(
+    place: CanonicalPlace,
+    pose: Tensor,  # [6]
+    rotation: Tensor,  # [3, 3]
+    translation: Tensor,  # [2] or [3]
+    scale: Tensor,  # []
+) -> CanonicalPlace:
+    """The place by which one picture's pose puts the head exactly where a fit of the head to that picture has put it.
+
+    Args:
+        place (`CanonicalPlace`): Of the mean face; the picture does not tell how deep in the head the origin is.
+        pose (`torch.Tensor` of shape `(6,)`): z_pose of the picture.
+        rotation (`torch.Tensor` of shape `(3, 3)`): Of the fit (`FittedHead`): crop = scale * head @ R.T + translation.
+        translation (`torch.Tensor` of shape `(2,)` or `(3,)`): Of the fit, fractions of the crop.
+        scale (`torch.Tensor` of shape `()`): Of the fit, fractions of the crop for a centimetre.
+    """
+    turned = rotation @ place.origin
+    turned = torch.cat([(pose[3:5] - translation[:2]) / scale, turned[2:]])
+    at = rotation.mT @ matrix_from_euler(*pose[:3])
+    return CanonicalPlace(at, rotation.mT @ turned, pose[5] / scale)
+
+
 def pose_of_crop(
     pose: Tensor,  # [B, 6]
     joints: Tensor,  # [5, 3]

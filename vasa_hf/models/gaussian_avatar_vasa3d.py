@@ -51,6 +51,8 @@ _OVERLAP = 1.2  # new discs are so much larger than their share of the surface, 
 _HEADROOM = 6.0  # deviations of z_dyn within which M^e starts linear
 #: Least spread of the poses that M^p starts from: 1 standard deviation of angles, place and scale over its mean.
 _POSE_SPREAD = (0.35, 0.25, 0.2, 0.08, 0.08, 0.2)
+# For the embedded small VASA-1 (`model_cards/vasa-small`): 27 ms a frame on one core.
+SMALL_CONFIG = {"num_gaussians": 20_000, "motion_dim": 34, "hidden_size": 128, "pose_prior": True}
 # FLAME 2020's sizes.
 _PAPER_HEAD = {
     "num_vertices": 5023,
@@ -137,8 +139,8 @@ class DeformationField(nn.Module):
 
     def forward(self, gaussians: Tensor, code: Tensor) -> Tensor:
         """Deltas `(batch, n, 14)` for codes `(batch, c)`, of Gaussians after `gaussian_in` `(n, hidden)`."""
-        hidden = F.relu(gaussians + self.code_in(code)[:, None])
-        return self.out(F.relu(self.hidden(hidden)))
+        hidden = F.relu(gaussians + self.code_in(code)[:, None], inplace=True)
+        return self.out(F.relu(self.hidden(hidden), inplace=True))
 
 
 class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
@@ -244,13 +246,24 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
                 corners = head.template[head.faces[mask].flatten()]
                 low, high = corners.amin(dim=0), corners.amax(dim=0)
                 avatar.region_boxes[row] = torch.cat([(low + high) / 2, (high - low).amax()[None] / 2])
-        avatar._place(place_canonical(head, mean_face().to(head.template)))
+        avatar.set_place(place_canonical(head, mean_face().to(head.template)))
         return avatar
 
-    def _place(self, place: CanonicalPlace) -> None:
+    @torch.no_grad()
+    def set_place(self, place: CanonicalPlace) -> None:
+        """Say where in the head the canonical face lies that poses are about, in place of the mean face's place.
+
+        Args:
+            place (`CanonicalPlace`): Such as `place_from_picture` finds for the portrait.
+        """
         self.canonical_rotation.copy_(place.rotation)
         self.canonical_origin.copy_(place.origin)
         self.canonical_unit_cm.copy_(place.unit_cm)
+
+    @property
+    def place(self) -> CanonicalPlace:
+        """Where in the head the canonical face lies."""
+        return CanonicalPlace(self.canonical_rotation, self.canonical_origin, self.canonical_unit_cm)
 
     # --- Gaussians, as the optimisation sees them ---------------------------------------------------------------------
 
@@ -323,9 +336,8 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
     def known_pose(self, motion: Tensor, joints: Tensor | None = None) -> Tensor:
         """eps_pose `(batch, 9)` by the geometry of the crop alone (`head/driving.py`); arguments as above."""
         joints = self.head(shape=self.shape[None]).joints[0] if joints is None else joints
-        place = CanonicalPlace(self.canonical_rotation, self.canonical_origin, self.canonical_unit_cm)
         camera = {"distance_cm": self.config.camera_distance_cm, "fov_rad": self.config.fov_rad}
-        neck, turn, translation = pose_of_crop(motion[:, :POSE_DIM], joints, place, **camera)
+        neck, turn, translation = pose_of_crop(motion[:, :POSE_DIM], joints, self.place, **camera)
         return torch.cat([neck, turn, translation / _TRANSLATION_CM], dim=1)
 
     def normalize(self, motion: Tensor) -> Tensor:
@@ -428,7 +440,6 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         self,
         motions: Tensor,  # [N, motion_dim]
         displacements: Tensor,  # [motion_dim - 6, 162, 2]
-        canonical: Tensor,  # [162, 3]
         steps: int = 300,
         generator: torch.Generator | None = None,
     ) -> dict[str, float]:
@@ -442,7 +453,6 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
             motions (`torch.Tensor` of shape `(N, motion_dim)`): Motion as it will come; its mean and spread are kept.
             displacements (`torch.Tensor` of shape `(motion_dim - 6, 162, 2)`):
                 How far landmarks move for one unit of each channel of z_dyn, in canonical units.
-            canonical (`torch.Tensor` of shape `(162, 3)`): Mean face that poses are about.
             steps (`int`, *optional*, defaults to 300): Of the descent by which M^p learns.
             generator (`torch.Generator`, *optional*): Of the poses that it learns from.
 
@@ -459,11 +469,9 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
             expected = self.config.motion_dim - POSE_DIM
             raise ValueError(f"`displacements` must have {expected} rows, one a channel, got {len(displacements)}.")
         with torch.no_grad():
-            shape = self.shape.detach()[None]
-            place = place_canonical(self.head, canonical, shape)
-            self._place(place)
             self._measure(motions)
-            directions = expression_of_displacements(self.head, displacements, place, shape)  # [motion_dim - 6, E + 9]
+            # [motion_dim - 6, E + 9]
+            directions = expression_of_displacements(self.head, displacements, self.place, self.shape[None])
             mean, std = self.motion_mean[POSE_DIM:], self.motion_std[POSE_DIM:]
             _make_linear(self.motion_to_expression, (directions * std[:, None]).mT, mean @ directions)
             normal = torch.zeros(8192, self.config.motion_dim, dtype=std.dtype)
