@@ -62,8 +62,8 @@ def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path | No
         frames.flush()
         partial.rename(target)
     frames = np.load(target, mmap_mode="r")
-    if frames.shape != shape:
-        raise ValueError(f"`target` must hold frames of shape {shape}, but {target} holds {frames.shape}.")
+    if len(frames) != len(labels.landmarks):
+        raise ValueError(f"`target` must hold {len(labels.landmarks)} frames, but {target} holds {len(frames)}.")
     return frames
 
 

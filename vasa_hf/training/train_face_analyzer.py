@@ -115,6 +115,8 @@ def read_folder(data: Path, kind: str, cache: Path | None) -> tuple[LabelledFace
     rendered = data / f"{kind}.npy"  # rendered frames come as an array
     target = rendered if rendered.is_file() else cache / f"{data.name}_{kind}.npy" if cache else None
     frames = decode_frames(data, FaceLabels.load(label_file), kind, target, FRAME_SIZE)
+    if frames.shape[1:3] != (FRAME_SIZE, FRAME_SIZE):
+        raise ValueError(f"`cache` must hold frames of {FRAME_SIZE}², but {target} holds {frames.shape[1:3]}.")
     points = torch.from_numpy(labels["landmarks"].astype(np.float32) - 8192) / 8192
     canonical = torch.from_numpy(labels["canonical"][list(LANDMARK_IDS)]).float()
     return LabelledFaces(frames, points, torch.from_numpy(labels["pose"]).float()), canonical
