@@ -283,12 +283,12 @@ def _log(accelerator: Accelerator, state: TrainingState, options: LoopOptions, f
         accelerator.log(state.logs, step=state.step)
 
 
-@torch.no_grad()
 def print_log(step: int, values: dict[str, float]) -> None:
     """Print a line of logs: what trainers give as `on_log`."""
     print(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()), flush=True)
 
 
+@torch.no_grad()
 def _sample(accelerator: Accelerator, state: TrainingState, folder: Path, on_sample) -> None:
     if accelerator.is_main_process:
         with ExitStack() as stack:

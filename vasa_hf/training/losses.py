@@ -156,7 +156,8 @@ def landmark_flow_loss(
     if weight is not None:
         inside = inside * weight[..., None]
     error = F.smooth_l1_loss(found * 128, (source_landmarks * 2 - 1) * 128, beta=beta, reduction="none")
-    return (error * inside).sum() / (2 * inside.sum().clamp_min(1))
+    # Each sample counts alike, whatever of it is hidden and however a batch is split over processes.
+    return ((error * inside).sum((1, 2)) / (2 * inside.sum((1, 2)).clamp_min(1))).mean()
 
 
 class MultiScalePatchDiscriminator(nn.Module):
