@@ -221,7 +221,9 @@ def train(
             finished = True
 
         if state.step % options.log_every == 0 or finished:
-            state.logs = {name: float(sum(values)) / len(values) for name, values in totals.items()}
+            means = torch.tensor([float(sum(values)) / len(values) for values in totals.values()])
+            means = accelerator.reduce(means.to(accelerator.device), "mean")  # over the processes
+            state.logs = dict(zip(totals, means.tolist(), strict=True))
             totals = {}
             _log(accelerator, state, options, folder, on_log)
         if on_sample and (finished or (options.sample_every and state.step % options.sample_every == 0)):

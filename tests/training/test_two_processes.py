@@ -1,0 +1,45 @@
+"""The real trainings on two processes (gloo), as `torchrun --nproc_per_node 2` starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.testing_utils.face_data import make_face_data
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(processes, module, *arguments):
+    """Run a training and return its log."""
+    output = Path(arguments[arguments.index("--output") + 1])
+    # `accelerate launch --cpu` starts one process, whatever is asked for; torchrun starts them, accelerate finds them.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    command += ["-m", module, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(a) for a in command], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_face_autoencoder_on_two_processes_has_the_losses_of_one(tmp_path):
+    """Same samples a step. Augmentations and noise differ by process, so losses agree as means, not digit by digit."""
+    data, logs = make_face_data(tmp_path / "train"), {}
+    for processes, batch in ((1, 8), (2, 4)):
+        common = ["--data", data, "--cache", tmp_path / "cache", "--output", tmp_path / f"run{processes}"]
+        common += ["--preset", "tiny", "--stage", "renderer", "--batch-size", batch, "--max-steps", 120, "--cpu"]
+        common += ["--log-every", 1, "--sample-every", 0, "--warmup-steps", 10, "--learning-rate", 2e-3]
+        logs[processes] = launch(processes, "vasa_hf.training.train_face_autoencoder", *common)
+        assert len(logs[processes]) == 120
+    for name in ("generator_loss", "l1", "flow"):
+        for part in (slice(0, 30), slice(90, 120)):
+            one, two = (np.mean([line[name] for line in logs[p][part]]) for p in (1, 2))
+            assert two == pytest.approx(one, rel=0.1), (name, part, one, two)
+    weights = load_file(tmp_path / "run2" / "face_autoencoder" / "diffusion_pytorch_model.safetensors")
+    assert all(np.isfinite(w.float().numpy()).all() for w in weights.values())
