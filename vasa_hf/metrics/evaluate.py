@@ -318,8 +318,13 @@ class Evaluation:
 
         workers = min(torch.get_num_threads(), len(videos))
         even = len(videos) // workers * workers  # the rest would leave workers idle: each of them gets all threads
-        scores = [*map_ahead(score, videos[:even], workers), *map(score, videos[even:])]
-        for (role, system, sample, _, case), values in zip(videos, scores, strict=True):
+        long_first = sorted(range(len(videos)), key=lambda number: videos[number][-1].track is not None)
+        ordered = [videos[number] for number in long_first]
+        scores = dict(
+            zip(long_first, [*map_ahead(score, ordered[:even], workers), *map(score, ordered[even:])], strict=True)
+        )
+        for number, (role, system, sample, _, case) in enumerate(videos):
+            values = scores[number]
             self.scorer.record(part, role, system, item, sample, values)
             if part != "audio" or case.truth_track is not None or role == "truth":  # else nothing true to set beside
                 self.scorer.collect(part, system, case.frames)

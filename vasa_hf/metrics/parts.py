@@ -23,6 +23,7 @@ from vasa_hf.metrics.gaze import angle_of_shift, iris_shift
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
 from vasa_hf.metrics.scoring import Case, loudness_track, other_motion
 from vasa_hf.metrics.sync import expert_embeds, sync_study
+from vasa_hf.streaming import map_ahead
 
 if TYPE_CHECKING:
     from vasa_hf.metrics.evaluate import Evaluation, Truth
@@ -452,10 +453,12 @@ def _picture(portrait: Any, size: int) -> Tensor:
 
 def _warped(source: Tensor, landmarks: Tensor, target: Tensor) -> Tensor:
     """One picture warped so that its landmarks `(1, 162, 2)` come to lie at `(frames, 162, 2)`."""
-    parts = [
-        warp_by_landmarks(source.expand(len(part), -1, -1, -1), landmarks.expand(len(part), -1, -1), part)
-        for part in target.split(4)  # a spline holds megabytes a frame: with more of them it leaves the cache
-    ]
+
+    def warp(some: Tensor) -> Tensor:
+        return warp_by_landmarks(source.expand(len(some), -1, -1, -1), landmarks.expand(len(some), -1, -1), some)
+
+    # A spline holds megabytes a frame: with more of them it leaves the cache.
+    parts = list(map_ahead(warp, target.split(4), torch.get_num_threads()))
     return torch.cat(parts).clamp(0, 1)
 
 
