@@ -1,0 +1,305 @@
+"""Fit a VASA-3D avatar to one portrait (§3.2, §3.3): VASA-1 makes the frames, the avatar learns them.
+
+    python -m vasa_hf.training.train_gaussian_avatar me.jpg --output avatar --preset fast
+    accelerate launch -m vasa_hf.training.train_gaussian_avatar me.jpg --output avatar --preset paper \
+        --videos clips/*.mp4 --lpips lpips.safetensors --sds stabilityai/stable-diffusion-2-1
+    ... --ablation vas_deform --set iterations=20000 batch_size=2
+
+What was interrupted goes on when the same command is given again. While it runs, `avatar/fit` holds frames,
+checkpoints, previews and the log; at the end the avatar appears in `avatar`, and previews and log stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast, broadcast_object_list
+
+from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
+from vasa_hf.training.avatar_frames import AvatarFrames, make_motions, render_frames
+from vasa_hf.training.avatar_loop import AvatarFit, FitProgress
+from vasa_hf.training.avatar_losses import PerceptualDistance, ScoreDistillation
+from vasa_hf.training.avatar_presets import ABLATIONS, PRESETS, AvatarPreset, choose_preset
+from vasa_hf.training.loop import checkpoints
+
+logger = logging.getLogger(__name__)
+
+#: Fields of the preset that may change between an interruption and its end.
+_FREE = {"max_minutes", "frames_share", "checkpoint_every", "preview_every", "log_every", "mixed_precision"}
+
+
+def fit_avatar(
+    talking_face: Any,
+    image: Any,
+    preset: str | AvatarPreset = "fast",
+    *,
+    output: str | os.PathLike | None = None,
+    audios: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
+    face: int | None = None,
+    generator: torch.Generator | None = None,
+    on_progress: Callable[[FitProgress], None] | None = None,
+    **overrides: Any,
+) -> Vasa3DGaussianAvatar:
+    """Make an avatar of the person in a portrait.
+
+    Args:
+        talking_face (`VasaTalkingFacePipeline`): VASA-1; its device is the device of the fit.
+        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The portrait.
+        preset (`str` or `AvatarPreset`, *optional*, defaults to "fast"): "paper", "fast-gpu" or "fast".
+        output (`str` or `os.PathLike`, *optional*):
+            Folder for the avatar, as `save_pretrained` writes it. An interrupted fit goes on from there.
+        audios (`Sequence`, *optional*): Driving voices, as the pipeline takes them.
+        videos (`Sequence`, *optional*): Driving clips: files, or sequences of pictures.
+        face (`int`, *optional*): Which face of the picture, 0 is the largest.
+        generator (`torch.Generator`, *optional*): Makes the result repeatable, where no clock ends the fit.
+        on_progress (`Callable`, *optional*): Takes a `FitProgress` from time to time.
+        **overrides: Fields of `AvatarPreset`, such as `iterations=500`, and `ablation`, a row of Table 1.
+
+    Returns:
+        `Vasa3DGaussianAvatar`, in evaluation mode.
+
+    Raises:
+        ValueError: If an argument is unfit, or `output` holds another interrupted fit.
+    """
+    preset, began = choose_preset(preset, **overrides), time.monotonic()
+    tell = on_progress or (lambda progress: None)
+    accelerator = _accelerator(talking_face, preset)
+    with ExitStack() as stack:
+        if output is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vasa-avatar-")))
+        else:
+            folder = Path(output) / "fit"
+            folder.mkdir(parents=True, exist_ok=True)
+        seed = _settings(folder, _about(talking_face, image, preset, audios, videos, face), generator, accelerator)
+        ready, found = folder / "frames" / "complete", checkpoints(folder)
+        if ready.exists() and found:
+            avatar = Vasa3DGaussianAvatar.from_pretrained(found[-1] / "avatar")
+        else:
+            tell(FitProgress("start", 0, 1))
+            start = _start(talking_face, image, preset, face)
+            avatar = start.avatar
+            avatar.own_motion.copy_(start.motion)
+            tell(FitProgress("start", 1, 1))
+        if not ready.exists():
+            with accelerator.main_process_first():
+                _make_frames(talking_face, start, preset, audios, videos, folder, seed, began, tell)
+        sds = _score_distillation(preset)
+        limit = None if preset.max_minutes is None else preset.max_minutes - (time.monotonic() - began) / 60
+        fit = AvatarFit(
+            _alike(avatar, accelerator),
+            AvatarFrames(folder / "frames", seed),
+            preset,
+            accelerator,
+            folder if output is not None else None,
+            seed,
+            None if limit is None else max(limit, 0.02),
+            _distance(preset),
+            sds,
+            on_progress,
+        )
+        if ready.exists() and found:
+            fit.load_checkpoint(found[-1])
+        avatar = fit.run()
+        if output is not None and accelerator.is_main_process:
+            _publish(avatar, Path(output), folder)
+        accelerator.wait_for_everyone()
+    return avatar
+
+
+def _accelerator(talking_face: Any, preset: AvatarPreset) -> Accelerator:
+    AcceleratorState._reset_state()  # a second fit in one process may use another precision
+    return Accelerator(mixed_precision=preset.mixed_precision, cpu=talking_face.device.type == "cpu")
+
+
+def _start(talking_face: Any, image: Any, preset: AvatarPreset, face: int | None) -> Any:
+    """The coloured avatar of `start_avatar`, at a size that the face model can make."""
+    from vasa_hf.training.avatar_start import start_avatar
+
+    model = talking_face.face_autoencoder
+    config = {"motion_dim": model.motion_dim, "motion_space": model.config.motion_space, **preset.avatar}
+    sizes = [size for size in talking_face.output_sizes if size <= preset.size] or [min(talking_face.output_sizes)]
+    size = max(sizes)
+    return start_avatar(talking_face, image, num_gaussians=preset.num_gaussians, face=face, output_size=size, **config)
+
+
+def _make_frames(talking_face, start, preset, audios, videos, folder, seed, began, tell) -> None:
+    """Motion and frames, until there are enough or their share of the time is over; then a file says so."""
+    deadline = None if preset.max_minutes is None else began + 60 * preset.max_minutes * preset.frames_share
+    motions = make_motions(
+        talking_face,
+        start.portraits[0],
+        folder / "motion",
+        preset.motion_minutes,
+        audios,
+        videos,
+        preset.sweep_share,
+        preset.motion_steps,
+        seed,
+        lambda done, total: tell(FitProgress("motion", done, total)),
+    )
+    render_frames(
+        talking_face,
+        start.portraits,
+        start.backgrounds,
+        motions,
+        folder / "frames",
+        preset.num_frames,
+        seed,
+        deadline,
+        lambda done, total: tell(FitProgress("frames", done, total)),
+    )
+    (folder / "frames" / "complete").touch()
+
+
+def _distance(preset: AvatarPreset) -> PerceptualDistance | None:
+    if not (preset.weight_perceptual or preset.weight_consist or preset.sharpen_iterations):
+        return None
+    distance = PerceptualDistance(preset.lpips)
+    logger.info("Perceptual losses use %s.", distance.name)
+    return distance
+
+
+def _score_distillation(preset: AvatarPreset) -> ScoreDistillation | None:
+    if not preset.weight_sds:
+        return None
+    if preset.sds is None:
+        logger.warning("L_sds is off: no text-to-image model was given (`sds`). Views from far aside are less clean.")
+        return None
+    return ScoreDistillation(preset.sds, guidance_scale=preset.sds_guidance, gradient_scale=preset.sds_scale)
+
+
+def _alike(avatar: Vasa3DGaussianAvatar, accelerator: Accelerator) -> Vasa3DGaussianAvatar:
+    """The main process's avatar on all processes."""
+    avatar = avatar.to(accelerator.device)
+    if accelerator.num_processes > 1:
+        for tensor in avatar.state_dict().values():
+            tensor.copy_(broadcast(tensor))
+    return avatar
+
+
+# --- what an interrupted fit leaves behind ----------------------------------------------------------------------------
+
+
+def _about(talking_face: Any, image: Any, preset: AvatarPreset, audios: Any, videos: Any, face: int | None) -> dict:
+    """What must be the same when a fit goes on."""
+    picture = talking_face.image_processor.load(image)
+    fields = {item.name: getattr(preset, item.name) for item in dataclasses.fields(preset) if item.name not in _FREE}
+    name = lambda source: os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__  # noqa: E731
+    return {
+        "picture": hashlib.sha256(picture.float().cpu().numpy().tobytes()).hexdigest(),
+        "face": face,
+        "motion_space": talking_face.face_autoencoder.config.motion_space,
+        "audios": [name(audio) for audio in audios or []],
+        "videos": [name(video) for video in videos or []],
+        "preset": {key: name(value) if key == "sds" and value is not None else value for key, value in fields.items()},
+    }
+
+
+def _settings(folder: Path, about: dict, generator: torch.Generator | None, accelerator: Accelerator) -> int:
+    """Seed of the fit: drawn now, or that of the interrupted fit in the folder, which must be the same one."""
+    path = folder / "settings.json"
+    drawn = int(torch.randint(2**31, (), generator=generator)) if generator is not None else None
+    if path.is_file():
+        found = json.loads(path.read_text())
+        seed = found.pop("seed")
+        if found != about or drawn not in (None, seed):
+            differ = sorted(key for key in about if found.get(key) != about[key]) or ["generator"]
+            raise ValueError(
+                f"`output` must be a new folder or hold this fit, interrupted; in {str(folder)!r} is one with another "
+                f"{', '.join(differ)}: delete that folder, or give the same arguments."
+            )
+    else:
+        seed = int(torch.randint(2**31, ())) if drawn is None else drawn
+        if accelerator.is_main_process:
+            partial = path.with_name("settings.partial")
+            partial.write_text(json.dumps({**about, "seed": seed}, indent=1))
+            os.replace(partial, path)
+    return broadcast_object_list([seed])[0] if accelerator.num_processes > 1 else seed
+
+
+def _publish(avatar: Vasa3DGaussianAvatar, output: Path, folder: Path) -> None:
+    """Put the avatar into its folder, the configuration last, and drop what only a fit needs."""
+    partial = folder / "avatar.partial"
+    avatar.save_pretrained(partial)
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, output / file.name)
+    (folder / "settings.json").unlink()
+    for old in (partial, folder / "frames", folder / "motion", *checkpoints(folder)):
+        shutil.rmtree(old)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", help="the portrait")
+    parser.add_argument("--output", required=True, help="folder of the avatar")
+    parser.add_argument("--preset", default="fast", choices=list(PRESETS))
+    parser.add_argument("--ablation", choices=list(ABLATIONS), help="a row of the paper's Table 1")
+    parser.add_argument("--model", default="vasa-small", help="VASA-1: embedded name, folder or Hub repository")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--audios", nargs="*", default=[], help="driving voices; the package's own if left out")
+    parser.add_argument("--videos", nargs="*", default=[], help="driving clips")
+    parser.add_argument("--face", type=int, help="which face, 0 is the largest")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--lpips", help="converted LPIPS weights")
+    parser.add_argument("--sds", help="text-to-image model of diffusers: folder or Hub name")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="fields of AvatarPreset, as JSON")
+    return parser.parse_args(arguments)
+
+
+def _overrides(chosen: argparse.Namespace) -> dict[str, Any]:
+    overrides = {name: getattr(chosen, name) for name in ("ablation", "lpips", "sds") if getattr(chosen, name)}
+    for entry in chosen.set:
+        name, _, value = entry.partition("=")
+        try:
+            overrides[name] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[name] = value
+    return overrides
+
+
+def _print(progress: FitProgress) -> None:
+    values = "".join(f", {name} {value:.4f}" for name, value in progress.logs.items())
+    print(f"{progress.stage} {progress.done}/{progress.total}{values}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of this module."""
+    from vasa_hf.pipelines.vasa_talking_face import VasaTalkingFacePipeline
+
+    chosen = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    talking_face = VasaTalkingFacePipeline.from_pretrained(chosen.model).to(chosen.device)
+    generator = None if chosen.seed is None else torch.Generator().manual_seed(chosen.seed)
+    settings = {"output": chosen.output, "audios": chosen.audios, "videos": chosen.videos, "face": chosen.face}
+    fit_avatar(
+        talking_face,
+        chosen.image,
+        chosen.preset,
+        generator=generator,
+        on_progress=_print,
+        **settings,
+        **_overrides(chosen),
+    )
+
+
+if __name__ == "__main__":
+    main()
