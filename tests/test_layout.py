@@ -15,12 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vasa_hf"
 
 # What each part of the package may import of the package, besides itself; a part is a folder or a module of `vasa_hf`.
-FOUNDATION = {"geometry", "motion", "guidance", "windowing", "streaming", "controls", "outputs", "hub"}
+FOUNDATION = {"geometry", "camera_paths", "motion", "guidance", "windowing", "streaming", "controls", "outputs", "hub"}
 TOOLS = {"processors", "media", "metrics"}
 NETWORKS = {"layers", "gaussians", "head", "models"}
 WORKSHOP = {"data", "training"}
 MAY_IMPORT = {
     "geometry": set(),
+    "camera_paths": {"geometry"},
     "motion": {"geometry"},
     "guidance": set(),
     "windowing": {"motion"},
@@ -40,10 +41,18 @@ MAY_IMPORT = {
     "training": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
     "convert": FOUNDATION | TOOLS | NETWORKS,
     "bench": {"hub", "media", "metrics"},
-    "cli": {"hub", "media", "bench", "metrics", "convert", "data"},
+    "bench_3d": {"bench", "gaussians", "metrics", "media"},
+    "viewer": {"geometry", "gaussians", "motion"},
+    "cli": {"hub", "media", "bench", "bench_3d", "viewer", "metrics", "convert", "data"},
+}
+# (file, module) against the direction: `pipe.fit` trains an avatar, as it belongs to one person; VASA-1's pipeline makes
+# what it is trained on.
+EXCEPTIONS = {
+    ("pipelines/vasa_3d_avatar.py", "vasa_hf.training.train_gaussian_avatar"),
+    ("training/train_gaussian_avatar.py", "vasa_hf.pipelines.vasa_talking_face"),
 }
 # The front doors take classes by their public names, as every user does.
-FRONT_DOORS = {"bench", "cli"}
+FRONT_DOORS = {"bench", "bench_3d", "cli"}
 # Libraries that only one place may import.
 KEPT_APART = {
     "gsplat": ("gaussians/cuda.py",),
@@ -54,6 +63,7 @@ KEPT_APART = {
     "pickle": ("convert/",),
     "mediapipe": ("models/face_analyzer_mediapipe.py",),
     "ray": ("data/prepare_ray.py",),
+    "viser": ("viewer.py",),
 }
 # Development tools and libraries that the project does not depend on.
 NOT_OURS = {"cv2", "torchvision", "torchaudio", "librosa", "scipy", "skimage", "pytest", "requests"}
@@ -113,6 +123,8 @@ def wrong_imports(sources: dict[str, str]) -> list[str]:
             complaints.append(f"{path}: {part!r} has no place in the layout")
         for line, name in imported_modules(path, source):
             library, *rest = name.split(".")
+            if (path, name.rpartition(".")[0]) in EXCEPTIONS:
+                continue
             where = f"{path}:{line}: imports {name}"
             if library == "vasa_hf" and part in MAY_IMPORT and rest:
                 target = public.get(rest[0], rest[0])
@@ -374,6 +386,9 @@ PUBLIC = '_PUBLIC = {"FaceAnalyzer": "models.face_analyzer"}\n'
         ("training/a.py", LINE),
         ("data/synthetic/a.py", "from ...pipelines import vasa_talking_face"),
         ("pipelines/a.py", "from ..training import losses"),
+        ("pipelines/a.py", "from vasa_hf.training.train_gaussian_avatar import fit_avatar"),
+        ("pipelines/vasa_3d_avatar.py", "from vasa_hf.training.losses import ssim"),
+        ("camera_paths.py", "from vasa_hf.motion import MotionSpec"),
         ("pipelines/a.py", "import gradio as gr"),
         ("gaussians/render.py", "import gsplat"),
         ("pipelines/a.py", "from moviepy import VideoFileClip"),
@@ -395,6 +410,7 @@ def test_wrong_imports_are_found(path, source):
     [
         ("layers/a.py", "import torch\nfrom vasa_hf.geometry import crops\nfrom ..geometry.crops import paste"),
         ("gaussians/cuda.py", "import gsplat"),
+        ("pipelines/vasa_3d_avatar.py", "from vasa_hf.training.train_gaussian_avatar import fit_avatar"),
         ("media/video.py", "from moviepy.config import FFMPEG_BINARY\nfrom vasa_hf import __version__"),
         ("training/a.py", "from vasa_hf import FaceAnalyzer\nfrom ..data import clips"),
         ("cli.py", "from . import bench\nfrom vasa_hf import FaceAnalyzer"),

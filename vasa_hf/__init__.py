@@ -9,23 +9,28 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "CameraKeyframes": "camera_paths",
+    "Cameras": "geometry.cameras",
     "Capp": "models.capp",
     "FaceAnalyzer": "models.face_analyzer",
     "FaceImageProcessor": "processors.image",
     "FaceRecognizer": "models.face_recognizer",
     "MediaPipeFaceAnalyzer": "models.face_analyzer_mediapipe",
     "MotionSpec": "motion",
+    "OrbitCamera": "camera_paths",
     "ParametricHead": "head.parametric",
     "SyncExpert": "models.sync_expert",
     "SyncNet": "models.syncnet",
     "TalkingFaceOutput": "outputs",
     "Vasa1FaceAutoencoder": "models.face_autoencoder_vasa1",
     "Vasa1MotionTransformer": "models.motion_transformer_vasa1",
+    "Vasa3DAvatarPipeline": "pipelines.vasa_3d_avatar",
     "Vasa3DGaussianAvatar": "models.gaussian_avatar_vasa3d",
     "VasaAudioProcessor": "processors.audio",
     "VasaTalkingFacePipeline": "pipelines.vasa_talking_face",
     "load_motion": "motion",
     "load_parametric_head": "head.loading",
+    "orbit_cameras": "geometry.cameras",
     "pretrained_features": "models.face_recognizer",
     "save_motion": "motion",
 }

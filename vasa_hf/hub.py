@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 # Name -> what it is, as `vasa-hf info` tells it.
-EMBEDDED = {"vasa-small": "VASA-1 at 256 x 256 for CPUs"}
+EMBEDDED = {
+    "vasa-small": "VASA-1 at 256 x 256 for CPUs",
+    "vasa3d-small": "VASA-3D at 256 x 256 for CPUs, with avatars that talk at once; VASA-1 is vasa-small",
+}
 
 
 def embedded_path(name: str) -> Path:

@@ -163,7 +163,7 @@ class PipelineTesterMixin:
 
     def stream(self, pipe, chunks, image=None, **changes):
         options = {"output_type": "pt", "generator": generator(), **self.options, **changes}
-        return list(pipe.stream(make_image() if image is None else image, chunks, **options))
+        return pipe.stream(make_image() if image is None else image, chunks, **options)
 
     def test_same_seed_same_result_another_seed_another(self):
         pipe = self.make_pipeline()
@@ -228,7 +228,7 @@ class PipelineTesterMixin:
         pipe = self.make_pipeline()
         audio = make_audio(1.37)
         offline = self.call(pipe, audio=audio, fps=fps)
-        chunks = self.stream(pipe, [audio[i : i + 1000] for i in range(0, len(audio), 1000)], fps=fps)
+        chunks = list(self.stream(pipe, [audio[i : i + 1000] for i in range(0, len(audio), 1000)], fps=fps))
         # The same operations on the same numbers: nothing may differ.
         assert torch.equal(torch.cat([chunk.frames for chunk in chunks]), offline.frames)
         sound = np.concatenate([chunk.audio for chunk in chunks])
@@ -245,7 +245,7 @@ class PipelineTesterMixin:
                 heard.append(i)
                 yield make_audio(0.1, seed=i)
 
-        chunks = pipe.stream(make_image(), microphone(), output_type="pt", generator=generator(), **self.options)
+        chunks = self.stream(pipe, microphone())
         assert not heard  # nothing is listened to before it is asked for
         next(chunks)
         # A window of 10 frames and 1 of look-ahead are 0.44 s.

@@ -34,6 +34,22 @@ _PLY_TYPES = {
 _SPLAT = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
 
 
+def save_gaussians(gaussians: Gaussians, path: str | os.PathLike) -> None:
+    """Write one set of Gaussians in the format that the file's name says.
+
+    Args:
+        gaussians (`Gaussians`): Without a batch dimension.
+        path (`str` or `os.PathLike`): File to write, `.ply` or `.splat`.
+
+    Raises:
+        ValueError: If the name ends otherwise, there is a batch of sets, or numbers are not finite.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SAVERS:
+        raise ValueError(f"`path` must end in {' or '.join(SAVERS)}, got {os.fspath(path)!r}.")
+    SAVERS[suffix](gaussians, path)
+
+
 def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
     """Write one set of Gaussians as 3DGS does.
 
@@ -161,6 +177,10 @@ def load_splat(path: str | os.PathLike) -> Gaussians:
     rgba = torch.from_numpy(table["rgba"].astype(np.float32) / 255)
     quats = torch.from_numpy((table["quats"].astype(np.float32) - 128) / 128)
     return Gaussians(means, quats, scales, rgba[:, 3].contiguous(), rgba[:, :3].contiguous())
+
+
+#: Suffix -> function that writes such a file.
+SAVERS = {".ply": save_ply, ".splat": save_splat}
 
 
 def _checked(gaussians: Gaussians) -> Gaussians:

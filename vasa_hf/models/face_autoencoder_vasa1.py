@@ -64,6 +64,7 @@ PAPER_CONFIG = {
     "dynamics_dim": 512,
     "source_passthrough": False,
     "motion_basis": False,
+    "motion_space": "vasa1",
 }
 SMALL_CONFIG = {
     "image_size": 256,
@@ -89,6 +90,7 @@ SMALL_CONFIG = {
     "dynamics_dim": 28,
     "source_passthrough": True,
     "motion_basis": True,
+    "motion_space": "vasa-small",
 }
 
 
@@ -242,6 +244,8 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         dynamics_dim (`int`): Length of z_dyn.
         source_passthrough (`bool`): Blend warped source pixels into the output. # Not in the paper.
         motion_basis (`bool`): Refine the flow by a field for each channel of z_dyn. # Not in the paper.
+        motion_space (`str`): Name of what z_dyn means, to be changed when its encoder is trained anew: avatars that
+            were fitted to other motion are refused by it. # Not in the paper.
     """
 
     _supports_gradient_checkpointing = True
@@ -272,6 +276,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         dynamics_dim: int = 512,
         source_passthrough: bool = False,
         motion_basis: bool = False,
+        motion_space: str = "vasa1",
     ):
         super().__init__()
         if image_size % 8 or image_size < 16:

@@ -23,6 +23,7 @@ What the paper leaves unsaid, and we chose:
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 
 import torch
@@ -33,6 +34,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from vasa_hf.gaussians.binding import TriangleFrames, place_on_mesh, triangle_frames, world_from_local
+from vasa_hf.gaussians.export import save_gaussians
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import DEFAULT_FOV_RAD, Cameras, orbit_cameras
 from vasa_hf.geometry.quaternions import quaternion_from_matrix, quaternion_multiply
@@ -198,6 +200,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
             nn.init.zeros_(self.motion_to_pose[-1].bias)
         self.register_buffer("motion_mean", torch.zeros(motion_dim))
         self.register_buffer("motion_std", torch.ones(motion_dim))
+        self.register_buffer("own_motion", torch.zeros(motion_dim))  # the portrait's; all 0 as long as nobody has said
         # Canonical face in the head (`CanonicalPlace`): rotation, origin, unit.
         self.register_buffer("canonical_rotation", torch.eye(3))
         self.register_buffer("canonical_origin", torch.zeros(3))
@@ -434,6 +437,30 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         local = Gaussians(means, quats, scales.exp(), opacities[..., 0].sigmoid(), colors)
         return world_from_local(local, self.triangles, frames)
 
+    # --- files for other programs -------------------------------------------------------------------------------------
+
+    @property
+    def neutral_motion(self) -> Tensor:
+        """Motion `(motion_dim,)` of the head upright, with the expression that it has in the portrait."""
+        motion = self.own_motion.clone()
+        motion[:3] = 0.0
+        return motion
+
+    @torch.no_grad()
+    def export(self, path: str | os.PathLike, motion: Tensor | None = None) -> None:
+        """Write the Gaussians of one frame for other programs, which show them but cannot move them.
+
+        Args:
+            path (`str` or `os.PathLike`): File to write, `.ply` (3DGS) or `.splat` (web viewers).
+            motion (`torch.Tensor` of shape `(motion_dim,)`, *optional*): Of the frame; defaults to `neutral_motion`.
+
+        Raises:
+            ValueError: If the suffix is another, or `motion` of another shape.
+        """
+        motion = self.neutral_motion if motion is None else motion
+        gaussians = self(motion.to(self.own_motion)[None]).gaussians
+        save_gaussians(gaussians.map(lambda value: value[0]), path)
+
     # --- where M^e and M^p start --------------------------------------------------------------------------------------
 
     def fit_motion(
@@ -500,6 +527,8 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         std[:POSE_DIM] = torch.maximum(std[:POSE_DIM], spread)
         self.motion_mean.copy_(mean)
         self.motion_std.copy_(std)
+        if not self.own_motion.any():
+            self.own_motion.copy_(mean)
 
 
 def _three_layers(inputs: int, hidden_size: int, outputs: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,8 +28,30 @@ ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
 AudioInput = str | os.PathLike | np.ndarray | Tensor | tuple
 
 
+class Performer(ABC):
+    """Who a motion is made for: someone with a pose of their own, who is drawn at one size.
+
+    A `Portrait` is drawn by VASA-1's decoder. Any other draws itself: it takes a portrait's place in all of VASA-1's
+    calls, and has `draw`.
+    """
+
+    @property
+    @abstractmethod
+    def motion(self) -> Tensor:
+        """Its own pose and dynamics, `(1, 6 + dynamics_dim)`, float32: generated motion starts from there."""
+
+    @property
+    @abstractmethod
+    def output_size(self) -> int:
+        """Side of the square picture in pixels."""
+
+    def draw(self, motion: Tensor) -> Iterator[Tensor]:
+        """Yield the next frames of the video, `(n, 3, size, size)` in [0, 1] on the CPU, of motion `(frames, M)`."""
+        raise NotImplementedError(f"{type(self).__name__} is not drawn by itself.")
+
+
 @dataclass
-class Portrait:
+class Portrait(Performer):
     """A portrait made ready by `prepare_portrait`; give it as `image` to save that work.
 
     Attributes:
@@ -134,15 +157,15 @@ def only_image(image: Any) -> Any:
 
 
 def check_images(images: Sequence[Any], output_size: int | None = None) -> None:
-    """Raise `ValueError` unless all are existing files, pictures, arrays, or portraits prepared for this size."""
+    """Raise `ValueError` unless all are existing files, pictures, arrays, or performers prepared for this size."""
     if not images:
         raise ValueError("`image` must be at least one image, got an empty list.")
     for image in images:
-        if isinstance(image, Portrait) and output_size not in (None, image.output_size):
+        if isinstance(image, Performer) and output_size not in (None, image.output_size):
             raise ValueError(
                 f"`output_size` must be {image.output_size}, as the portrait was prepared for, got {output_size}."
             )
-        if not isinstance(image, str | os.PathLike | Image.Image | np.ndarray | Tensor | Portrait):
+        if not isinstance(image, str | os.PathLike | Image.Image | np.ndarray | Tensor | Performer):
             kind = type(image).__name__
             raise ValueError(f"`image` must be a file, a PIL image, an array, a tensor, or a list of them, got {kind}.")
         check_file("image", "picture", image)
@@ -159,8 +182,13 @@ def check_audios(audios: Sequence[Any]) -> None:
         check_file("audio", "sound or video", audio)
 
 
-def check_batch(images: Sequence[Any], audios: Sequence[Any]) -> int:
+def check_batch(images: Sequence[Any], audios: Sequence[Any], name: str = "image") -> int:
     """Return the number of videos that images and sounds make.
+
+    Args:
+        images (`Sequence`): Who talks.
+        audios (`Sequence`): Their sounds.
+        name (`str`, defaults to "image"): Of the argument with the images.
 
     Raises:
         ValueError: If they are not equally many, nor one of them one.
@@ -168,7 +196,7 @@ def check_batch(images: Sequence[Any], audios: Sequence[Any]) -> int:
     batch_size = max(len(images), len(audios))
     if min(len(images), len(audios)) not in (1, batch_size):
         raise ValueError(
-            f"`image` and `audio` must be equally many, or one of them one: got {len(images)} and {len(audios)}."
+            f"`{name}` and `audio` must be equally many, or one of them one: got {len(images)} and {len(audios)}."
         )
     return batch_size
 

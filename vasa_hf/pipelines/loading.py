@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from vasa_hf.hub import resolve
+
+# Options of `from_pretrained` that say where on the Hub to look, and how.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 class EmbeddedWeightsMixin:
@@ -35,8 +39,7 @@ class EmbeddedWeightsMixin:
             ValueError: If there is no such model, if its weights are of another class or shape than it says, or if
                 `use_safetensors=False` is asked for: other weights are never loaded here.
         """
-        if not kwargs.setdefault("use_safetensors", True):
-            raise ValueError("`use_safetensors` must be True: pickled weights are never loaded, got False.")
+        require_safetensors(kwargs)
         try:
             pipeline = super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
             for name, component in pipeline.components.items():
@@ -66,6 +69,65 @@ class EmbeddedWeightsMixin:
         if not safe_serialization:
             raise ValueError("`safe_serialization` must be True: weights are saved as safetensors only, got False.")
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+
+
+def require_safetensors(options: dict[str, Any]) -> None:
+    """Ask for safetensors in options of `from_pretrained`; raise `ValueError` if they ask for something else."""
+    if not options.setdefault("use_safetensors", True):
+        raise ValueError("`use_safetensors` must be True: pickled weights are never loaded, got False.")
+
+
+def local_folder(name_or_path: str | os.PathLike, **hub_options: Any) -> Path:
+    """The folder of embedded weights, of a path, or of a repository of the Hub, whose safe files are downloaded whole.
+
+    `DiffusionPipeline.download` would leave out what is no component.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): What `from_pretrained` was given.
+        **hub_options: Some of `HUB_OPTIONS`.
+
+    Raises:
+        ValueError: If there is no such folder and no such repository, or it cannot be reached.
+    """
+    place = resolve(name_or_path)
+    if os.path.isdir(place):
+        return Path(place)
+    try:
+        known = {name: hub_options[name] for name in HUB_OPTIONS if hub_options.get(name) is not None}
+        return Path(snapshot_download(place, allow_patterns=["*.json", "*.txt", "*.safetensors"], **known))
+    except (OSError, ValueError) as error:  # also the Hub's own errors
+        raise ValueError(
+            f"`pretrained_model_name_or_path` must be an embedded model, a folder or a repository of the Hub, got "
+            f"{place!r}: {error}"
+        ) from error
+
+
+def load_model(model_class: type[ModelMixin], name_or_path: str | os.PathLike, **kwargs: Any) -> ModelMixin:
+    """Load one model of ours for use: whole, from safetensors, in float32.
+
+    Args:
+        model_class (`type`): Its class.
+        name_or_path (`str` or `os.PathLike`): A folder or a repository of the Hub.
+        **kwargs: As for its `from_pretrained`.
+
+    Raises:
+        ValueError: If it cannot be read, or is of another class or shape.
+    """
+    require_safetensors(kwargs)
+    place, kind = resolve(name_or_path), model_class.__name__
+    try:
+        saved = model_class.load_config(place, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
+        if saved.get("_class_name") != kind:
+            raise ValueError(f"it is a {saved.get('_class_name')}")
+        model = model_class.from_pretrained(place, **kwargs)
+        check_weights(kind, model)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"`name_or_path` must hold a whole {kind}, got {os.fspath(name_or_path)!r}: {error}"
+        ) from error
+    return model.float().eval()
 
 
 def check_weights(name: str, component: Any) -> None:

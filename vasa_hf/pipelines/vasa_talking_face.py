@@ -43,6 +43,7 @@ from vasa_hf.pipelines.driving import FaceDrivingMixin
 from vasa_hf.pipelines.inputs import (
     AudioInput,
     ImageInput,
+    Performer,
     Portrait,
     Sound,
     audio_list,
@@ -194,15 +195,16 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
     @torch.no_grad()
     def prepare_portrait(
         self,
-        image: ImageInput | Portrait,
+        image: ImageInput | Performer,
         face: int | None = None,
         box: Sequence[float] | None = None,
         output_size: int | None = None,
-    ) -> Portrait:
+    ) -> Performer:
         """Find the face, crop it and encode its appearance.
 
         Args:
-            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Portrait`): The portrait.
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Performer`): The portrait;
+                a `Performer`, such as a `Portrait` that is prepared already, stays as it is.
             face (`int`, *optional*): Which face, 0 is the largest.
             box (`Sequence[float]`, *optional*): x0, y0, x1, y1 of the face in pixels, instead of looking for it.
             output_size (`int`, *optional*): Side of the decoded square; one of `output_sizes`.
@@ -210,7 +212,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
         Raises:
             ValueError: If the picture cannot be read or shows no face that can be animated.
         """
-        if isinstance(image, Portrait):
+        if isinstance(image, Performer):
             return image
         model = self.face_autoencoder
         picture = self.image_processor.load(image)
@@ -347,7 +349,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
     def place_motion(
         self,
         windows: Iterable[Tensor],
-        portrait: Portrait,
+        portrait: Performer,
         head_motion: float = 1.0,
         head_distance: ControlTrack | None = None,
     ) -> Iterator[Tensor]:
@@ -364,20 +366,23 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
     @torch.no_grad()
     def decode_frames(
         self,
-        portrait: Portrait,
+        portrait: Performer,
         motion: Tensor,  # [T, M]
         paste_back: bool = False,
     ) -> Iterator[Tensor]:
         """Decode absolute motion to pictures, a few frames at a time.
 
         Args:
-            portrait (`Portrait`): Who.
+            portrait (`Performer`): Who; one that is no `Portrait` draws itself.
             motion (`torch.Tensor` of shape `(frames, channels)`): Pose and dynamics of each frame.
             paste_back (`bool`): Whether to put the face back into the whole picture.
 
         Yields:
             `torch.Tensor` of shape `(n, 3, height, width)` on the CPU, float32 in [0, 1].
         """
+        if not isinstance(portrait, Portrait):
+            yield from portrait.draw(motion)
+            return
         model, device = self.face_autoencoder, self._execution_device
         on_cpu = device.type == "cpu"
 

@@ -1,0 +1,230 @@
+"""Where the camera is at each moment of a video: fixed, to and fro about the head, keyframed, or a function of yours.
+
+Views are told relative to the portrait's camera and the middle of the head::
+
+                 . head's middle            azimuth    > 0: to the picture's right, the face seems to turn to its left
+                /|                          elevation  > 0: up
+    distance   / |  1: as in the portrait   distance   2: twice as far, half as large
+              /  |
+     view    o   o  portrait's camera       azimuth 0, elevation 0, distance 1: exactly the portrait's camera
+
+The head's middle stays where the portrait has it in the picture, whichever way the camera goes.
+
+# Not in the papers: all of this; VASA-3D shows its avatars from some fixed sides.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vasa_hf.geometry.cameras import Cameras, concatenate_cameras, orbit_cameras
+
+CAMERAS = ("fixed", "orbit")
+_CHECKS_PER_SECOND = 25
+_FORMS = (
+    f"one of {list(CAMERAS)}, an OrbitCamera, CameraKeyframes or a list of (seconds, azimuth_deg, elevation_deg, "
+    "distance), Cameras, or a function of seconds"
+)
+
+
+@dataclass(frozen=True)
+class OrbitCamera:
+    """To and fro about the head, as a sine: it begins in front and slows down at both ends.
+
+    Args:
+        azimuth_deg (`float`, defaults to 35.0): How far to each side.
+        period_seconds (`float`, defaults to 8.0): There, to the other side, and back.
+        elevation_deg (`float`, defaults to 0.0): Angle upwards, the same all the time.
+        distance (`float`, defaults to 1.0): Over that of the portrait's camera.
+
+    Raises:
+        ValueError: If a number is impossible.
+    """
+
+    azimuth_deg: float = 35.0
+    period_seconds: float = 8.0
+    elevation_deg: float = 0.0
+    distance: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_view(self.azimuth_deg, self.elevation_deg, self.distance)
+        if not _is_number(self.period_seconds) or self.period_seconds <= 0:
+            raise ValueError(f"`period_seconds` must be a number above 0, got {self.period_seconds!r}.")
+
+    @property
+    def duration(self) -> float:
+        """Seconds after which nothing new is seen."""
+        return self.period_seconds
+
+    def at(self, seconds: Tensor) -> Tensor:
+        """Azimuth and elevation in degrees, and distance `(times, 3)`, at times `(times,)`."""
+        azimuth = self.azimuth_deg * torch.sin(2 * math.pi * seconds / self.period_seconds)
+        rest = (torch.full_like(azimuth, value) for value in (self.elevation_deg, self.distance))
+        return torch.stack([azimuth, *rest], dim=-1)
+
+
+class CameraKeyframes:
+    """Through given views, smoothly and without overshooting; still before the first and after the last.
+
+    Args:
+        keyframes (`Sequence` of `(seconds, azimuth_deg, elevation_deg, distance)`): At rising times from 0 seconds on.
+
+    Raises:
+        ValueError: If a keyframe is malformed.
+    """
+
+    def __init__(self, keyframes: Sequence[Sequence[float]]):
+        form = "`camera` must be keyframes [(seconds, azimuth_deg, elevation_deg, distance), ...]"
+        if isinstance(keyframes, str) or not isinstance(keyframes, Sequence) or not keyframes:
+            raise ValueError(f"{form}, got {keyframes!r}.")
+        for key in keyframes:
+            if isinstance(key, str) or not isinstance(key, Sequence) or len(key) != 4 or not all(map(_is_number, key)):
+                raise ValueError(f"{form}, got {key!r} among them.")
+            _check_view(*key[1:])
+        table = torch.tensor(keyframes, dtype=torch.float64)
+        self.seconds, self.views = table[:, 0].contiguous(), table[:, 1:]
+        if self.seconds[0] < 0 or bool((self.seconds.diff() <= 0).any()):
+            raise ValueError(
+                f"`camera` must have keyframes at rising times from 0 seconds on, got {self.seconds.tolist()}."
+            )
+
+    @property
+    def duration(self) -> float:
+        """Seconds after which nothing new is seen."""
+        return float(self.seconds[-1])
+
+    def at(self, seconds: Tensor) -> Tensor:
+        """Azimuth and elevation in degrees, and distance `(times, 3)`, at times `(times,)`.
+
+        Cubic pieces whose slopes at the keyframes are harmonic means of those beside them, or 0 at a turn and at both
+        ends (Fritsch and Butland 1984): between two keyframes nothing leaves the range of the two.
+        """
+        if len(self.seconds) == 1:
+            return self.views.expand(len(seconds), -1)
+        step = self.seconds.diff()[:, None]
+        slope = self.views.diff(dim=0) / step
+        before, after = slope[:-1], slope[1:]
+        same = before * after > 0
+        inner = torch.where(same, 2 * before * after / torch.where(same, before + after, 1.0), 0.0)
+        still = torch.zeros_like(slope[:1])
+        tangent = torch.cat([still, inner, still])
+
+        seconds = seconds.to(self.seconds).clamp(self.seconds[0], self.seconds[-1])
+        right = torch.searchsorted(self.seconds, seconds, right=True).clamp(1, len(self.seconds) - 1)
+        left, length = right - 1, step[right - 1]
+        x = (seconds - self.seconds[left])[:, None] / length
+        rise = x * x * (3 - 2 * x)  # of the cubic Hermite basis, as the next two
+        leave, arrive = x * (1 - x) ** 2, x * x * (x - 1)
+        bend = length * (leave * tangent[left] + arrive * tangent[right])
+        return torch.lerp(self.views[left], self.views[right], rise) + bend
+
+
+def view_cameras(
+    portrait: Cameras,
+    center: Tensor,  # [3]
+    azimuth_deg: Tensor,  # [C]
+    elevation_deg: Tensor,  # [C]
+    distance: Tensor,  # [C]
+) -> Cameras:
+    """The portrait's camera, carried round a point that stays in its place in the picture.
+
+    Args:
+        portrait (`Cameras`): One camera.
+        center (`torch.Tensor` of shape `(3,)`): The point, in the world.
+        azimuth_deg (`torch.Tensor` of shape `(cameras,)`): Angle around the vertical axis.
+        elevation_deg (`torch.Tensor` of shape `(cameras,)`): Angle upwards.
+        distance (`torch.Tensor` of shape `(cameras,)`): Over the portrait camera's own distance from the point.
+    """
+    matrix = portrait.camera_from_world[0]
+    # An orbit's camera at azimuth and elevation 0 has the axes of the world.
+    turn = orbit_cameras(azimuth_deg.deg2rad(), elevation_deg.deg2rad()).camera_from_world[:, :3, :3].to(matrix)
+    seen = matrix[:3, :3] @ center + matrix[:3, 3]  # the point as the portrait's camera sees it
+    result = torch.eye(4).to(matrix).repeat(len(turn), 1, 1)
+    result[:, :3, :3] = matrix[:3, :3] @ turn
+    result[:, :3, 3] = distance.to(matrix)[:, None] * seen - result[:, :3, :3] @ center
+    return Cameras(result, portrait.focal.expand(len(turn), 2), portrait.center.expand(len(turn), 2))
+
+
+class CameraPath:
+    """The cameras of a video, for any of the ways in which a user may say where the camera is.
+
+    Args:
+        camera (`str`, `OrbitCamera`, `CameraKeyframes`, list of keyframes, `Cameras` or `Callable`):
+            `"fixed"` (the portrait's camera) or `"orbit"`; one of the paths of this module; one camera in the world;
+            or a function from seconds (`float`) to one camera in the world, called as frames are drawn.
+        portrait (`Cameras`): The fixed camera.
+        center (`torch.Tensor` of shape `(3,)`): Middle of the head, in the world.
+        radius (`float`): No camera may be nearer to it than this.
+
+    Raises:
+        ValueError: If `camera` is none of these, or is inside the head.
+    """
+
+    def __init__(self, camera: Any, portrait: Cameras, center: Tensor, radius: float):
+        self.portrait, self.center, self.radius = portrait.to(device="cpu"), center.detach().cpu(), radius
+        self._path = self._chosen(camera)
+        duration = getattr(self._path, "duration", 0.0)
+        self(torch.arange(math.floor(duration * _CHECKS_PER_SECOND) + 1, dtype=torch.float64) / _CHECKS_PER_SECOND)
+
+    def _chosen(self, camera: Any) -> OrbitCamera | CameraKeyframes | Cameras | Callable[[float], Cameras]:
+        if isinstance(camera, Cameras):
+            return _one_camera(camera)
+        if isinstance(camera, str) and camera in CAMERAS:
+            return self.portrait if camera == "fixed" else OrbitCamera()
+        if isinstance(camera, list | tuple):
+            return CameraKeyframes(camera)
+        if not isinstance(camera, OrbitCamera | CameraKeyframes) and not callable(camera):
+            raise ValueError(f"`camera` must be {_FORMS}, got {camera!r}.")
+        return camera
+
+    def __call__(self, seconds: Tensor) -> Cameras:
+        """Cameras at times `(times,)`, on the CPU.
+
+        Raises:
+            ValueError: If one of them is inside the head, or a function does not return one camera.
+        """
+        if isinstance(self._path, Cameras):
+            fields = vars(self._path).values()
+            cameras = Cameras(*(value.expand(len(seconds), *value.shape[1:]) for value in fields))
+        elif isinstance(self._path, OrbitCamera | CameraKeyframes):
+            cameras = view_cameras(self.portrait, self.center, *self._path.at(seconds).unbind(-1))
+        else:
+            cameras = concatenate_cameras([_one_camera(self._path(second)) for second in seconds.tolist()])
+        distance = (cameras.position - self.center).norm(dim=-1)
+        if bool((distance < self.radius).any()):
+            nearest = int(distance.argmin())
+            raise ValueError(
+                f"`camera` must stay outside of the head, at least {self.radius:.1f} cm from its middle, but is "
+                f"{float(distance[nearest]):.1f} cm from it at {float(seconds[nearest]):.2f} seconds."
+            )
+        return cameras
+
+
+def _one_camera(camera: Any) -> Cameras:
+    if not isinstance(camera, Cameras) or len(camera) != 1:
+        got = f"{len(camera)} of them" if isinstance(camera, Cameras) else type(camera).__name__
+        raise ValueError(f"`camera` must be, or return, Cameras with one camera, got {got}.")
+    camera = camera.to(device="cpu", dtype=torch.float32)
+    if not all(bool(torch.isfinite(value).all()) for value in vars(camera).values()):
+        raise ValueError("`camera` must be finite, got NaN or infinity.")
+    return camera
+
+
+def _check_view(azimuth_deg: Any, elevation_deg: Any, distance: Any) -> None:
+    for name, value, low, high in (
+        ("azimuth_deg", azimuth_deg, -math.inf, math.inf),
+        ("elevation_deg", elevation_deg, -90.0, 90.0),
+        ("distance", distance, 0.0, 100.0),
+    ):
+        if not _is_number(value) or not low <= value <= high or (name == "distance" and value == 0):
+            above = "above 0, at most 100" if name == "distance" else f"in [{low}, {high}]"
+            raise ValueError(f"`{name}` of a camera must be a number {above}, got {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
