@@ -18,7 +18,7 @@ from PIL import Image
 from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
 from vasa_hf import VasaTalkingFacePipeline, bench, load_motion
 from vasa_hf.cli import main
-from vasa_hf.hub import embedded_path
+from vasa_hf.hub import EMBEDDED, embedded_path
 from vasa_hf.media import VideoReader, load_audio, read_provenance, read_video, save_wav
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,7 +280,7 @@ def test_info_tells_versions_weights_and_devices(capsys):
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["vasa_hf"] and facts["packages"]["torch"] and "cpu" in facts["devices"]
-    assert set(facts["weights"]) == {"vasa-small"} and Path(facts["ffmpeg"]).exists()
+    assert set(facts["weights"]) == set(EMBEDDED) and Path(facts["ffmpeg"]).exists()
     assert main(["info"]) == 0
     said = capsys.readouterr().out
     assert "vasa-small" in said and "ffmpeg" in said

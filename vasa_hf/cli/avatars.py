@@ -1,0 +1,246 @@
+"""Commands of VASA-3D: `fit` (an avatar from a portrait), `talk3d` (a video of it), `view` (live, in the browser)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import vasa_hf
+from vasa_hf.cli import options as shared
+
+MODEL = "vasa3d-small"
+PRESETS = ("fast", "fast-gpu", "paper")
+COLORS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0), "green": (0.0, 0.69, 0.25)}
+
+_FIT_EXAMPLES = """examples:
+  vasa-hf fit me.jpg -o me/
+  vasa-hf fit me.jpg -o me/ --preset fast-gpu --device cuda --audio hello.wav --video clip.mp4
+  vasa-hf fit me.jpg -o me/ --preset paper --device cuda --set sds=stabilityai/stable-diffusion-2-1
+  vasa-hf fit me.jpg -o me/ --resume        # go on where it was stopped
+"""
+_TALK_EXAMPLES = """examples:
+  vasa-hf talk3d me/ hello.wav -o out.mp4
+  vasa-hf talk3d me/ hello.wav -o out.mp4 --camera orbit --size 512 --background 0.2,0.3,0.4
+  vasa-hf talk3d me/ hello.wav -o out.mp4 --camera path.json --emotion happy=0.6
+where path.json holds [[SECONDS, AZIMUTH, ELEVATION, DISTANCE], ...], in degrees and times the portrait's distance
+"""
+_VIEW_EXAMPLES = """examples:
+  vasa-hf view me/ --audio hello.wav
+  vasa-hf view me/ --port 8090 --host 0.0.0.0        # lets other machines look
+"""
+
+
+def add_commands(command: Any) -> None:
+    """Add this module's commands to the parser."""
+    fit = command("fit", _fit, "make a 3D avatar of the person in a portrait (VASA-3D)", _FIT_EXAMPLES)
+    fit.add_argument("image", help="portrait: a picture file")
+    fit.add_argument("-o", "--output", required=True, metavar="AVATAR_DIR", help="folder to write, new or empty")
+    fit.add_argument(
+        "--preset", default="fast", choices=PRESETS, help="fast: minutes on two CPU cores; the others want a GPU"
+    )
+    fit.add_argument("--resume", action="store_true", help="go on with the fit that was stopped in that folder")
+    fit.add_argument("--face", type=int, help="which face of the picture, 0 is the largest")
+    driving = fit.add_argument_group("what it learns from", "motion of these; by default the package's own voice")
+    driving.add_argument("--audio", action="append", metavar="SPEECH", help="sound file; may be given again")
+    driving.add_argument("--video", action="append", metavar="CLIP", help="video of a face; may be given again")
+    making = fit.add_argument_group("making")
+    making.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting, such as iterations=500; see vasa_hf/training/avatar_presets.py",
+    )
+    making.add_argument("--seed", type=int, help="same seed, same fit where no clock ends it")
+    making.add_argument("--threads", type=int, help="CPU threads")
+    shared.add_model_options(making, MODEL)
+
+    talk = command("talk3d", _talk3d, "make a video of an avatar that talks, seen from any side", _TALK_EXAMPLES)
+    talk.add_argument("avatar", help="folder that `fit` wrote, name of an embedded avatar, or Hub repository")
+    talk.add_argument("audio", help="voice: a sound file, or a video with sound")
+    talk.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
+    shared.add_control_options(talk)
+    shared.add_making_options(talk, MODEL)
+    picture = talk.add_argument_group("picture")
+    picture.add_argument("--camera", default="fixed", help="fixed, orbit, or a file of keyframes (%(default)s)")
+    picture.add_argument("--fps", default="25", help="frames a second, such as 30 or 30000/1001 (%(default)s)")
+    picture.add_argument("--size", type=int, default=256, help="side of the picture in pixels (%(default)s)")
+    _add_background(picture, "white")
+    shared.add_video_options(picture)
+
+    view = command("view", _view, "look at an avatar in the browser while it talks", _VIEW_EXAMPLES)
+    view.add_argument("avatar", help="folder that `fit` wrote, name of an embedded avatar, or Hub repository")
+    view.add_argument("--audio", metavar="SPEECH", help="what it says (the voice that comes with the package)")
+    view.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
+    view.add_argument("--port", type=int, default=8080, help="0 takes a free one (%(default)s)")
+    view.add_argument("--size", type=int, default=384, help="height of moving pictures in pixels (%(default)s)")
+    _add_background(view, "0.93,0.93,0.93")
+    shared.add_making_options(view, MODEL)
+
+
+def _add_background(parser: Any, default: str) -> None:
+    names = ", ".join(COLORS)
+    parser.add_argument("--background", default=default, metavar="R,G,B", help=f"in [0, 1], or {names} (%(default)s)")
+
+
+def _background(text: str) -> Sequence[float]:
+    """A colour's name, or three numbers."""
+    if text not in COLORS and not (text[:1].isdigit() or text[:1] == "."):
+        raise ValueError(f"`background` must be R,G,B in [0, 1] or one of {', '.join(COLORS)}, got {text!r}.")
+    return COLORS.get(text) or shared.numbers("background", text, 3)
+
+
+def _camera(text: str) -> Any:
+    """`fixed`, `orbit`, or what a JSON file of keyframes holds."""
+    if text in ("fixed", "orbit"):
+        return text
+    if not os.path.isfile(text):
+        raise ValueError(f"`camera` must be fixed, orbit or an existing JSON file of keyframes, got {text!r}.")
+    try:
+        with open(text, encoding="utf-8") as file:
+            keyframes = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"`camera` must be a JSON file of keyframes, but {text!r} is none: {error}") from error
+    if not isinstance(keyframes, list):
+        raise ValueError(f"`camera` must hold a list of keyframes, {text!r} holds {type(keyframes).__name__}.")
+    return keyframes
+
+
+def _fit(options: argparse.Namespace) -> int:
+    named = {f"{kind}[{i}]": p for kind in ("audio", "video") for i, p in enumerate(getattr(options, kind) or [])}
+    shared.check_files(image=options.image, **named)
+    _check_fit_folder(options.output, options.resume)
+    changes = dict(_setting(text) for text in options.set)
+    shared.check_seed(options.seed)
+    pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
+    import torch
+
+    pipe.fit(
+        options.image,
+        preset=options.preset,
+        output=options.output,
+        audios=options.audio,
+        videos=options.video,
+        face=options.face,
+        generator=None if options.seed is None else torch.Generator().manual_seed(options.seed),
+        on_progress=_Progress(pipe),
+        **changes,
+    )
+    print(options.output)
+    return 0
+
+
+class _Progress:
+    """One bar for each stage of a fit, with the losses, and a line for each new preview."""
+
+    def __init__(self, pipe: Any):
+        self.pipe, self.bar, self.stage, self.preview = pipe, None, None, None
+
+    def __call__(self, progress: Any) -> None:
+        if progress.stage != self.stage:
+            self.stage = progress.stage
+            if self.bar is not None:
+                self.bar.close()
+            self.bar = self.pipe.progress_bar(total=progress.total)
+            self.bar.set_description(progress.stage)
+        self.bar.total = progress.total
+        self.bar.update(progress.done - self.bar.n)
+        if progress.logs:
+            self.bar.set_postfix({name: f"{value:.3g}" for name, value in list(progress.logs.items())[:4]})
+        if progress.preview is not None and progress.preview != self.preview:
+            self.preview = progress.preview
+            self.bar.write(f"vasa-hf: preview: {progress.preview}", file=sys.stderr)
+
+
+def _check_fit_folder(folder: str, resume: bool) -> None:
+    """Tell before the work that a fit would not go on, or go over another avatar."""
+    stopped = os.path.isfile(os.path.join(folder, "fit", "settings.json"))
+    if os.path.isfile(folder):
+        raise ValueError(f"`output` must be a folder, got the file {folder!r}.")
+    if resume and not stopped:
+        raise ValueError(f"`resume` needs a fit that was stopped, {folder!r} holds none.")
+    if not resume and stopped:
+        raise ValueError(f"`output` holds a fit that was stopped: add --resume, or delete {folder!r}.")
+    if not resume and os.path.isdir(folder) and os.listdir(folder):
+        raise ValueError(f"`output` must be a new or empty folder, {folder!r} holds something.")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE`; the value is JSON where it can be."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"`set` must be NAME=VALUE, got {text!r}.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _talk3d(options: argparse.Namespace) -> int:
+    from vasa_hf.media.ffmpeg import parse_fps
+
+    settings = shared.control_settings(options) | {
+        "camera": _camera(options.camera),
+        "background": _background(options.background),
+        "fps": parse_fps(options.fps),
+        "output_size": options.size,
+    }
+    shared.check_files(audio=options.audio)
+    shared.check_target("output", options.output, ".mp4")
+    if options.motion is not None:
+        shared.check_target("motion", options.motion, ".safetensors")
+
+    pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
+    avatar = pipe.load_avatar(options.avatar)
+    seed, generator = shared.seeded(options)
+    with shared.frame_counter(pipe) as show:
+        result = pipe.talk_to_file(
+            options.output,
+            avatar,
+            options.audio,
+            provenance=not options.no_provenance,
+            crf=options.crf,
+            on_frames=show,
+            generator=generator,
+            **settings,
+        )
+    if options.motion is not None:
+        result.save(options.motion)
+    print(f"seed {seed}", file=sys.stderr)
+    print(options.output)
+    return 0
+
+
+def _view(options: argparse.Namespace) -> int:
+    own_voice = os.path.join(os.path.dirname(os.path.abspath(vasa_hf.__file__)), "assets", "voice.flac")
+    audio, background = options.audio or own_voice, _background(options.background)
+    shared.check_files(audio=audio)
+    shared.check_seed(options.seed)
+    from vasa_hf.viewer import AvatarViewer, free_port
+
+    port = free_port(options.host, options.port)  # before the models are loaded
+    pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
+    pipe.set_progress_bar_config(disable=True)
+    avatar = pipe.load_avatar(options.avatar)
+    _, sound, rate = pipe.talking_face.prepare_audio(audio)
+    seed, _ = shared.seeded(options)
+
+    def speak(**controls: Any) -> Any:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        steps = {"num_inference_steps": options.steps, "output_type": "latent"}
+        return pipe(avatar, (sound, rate), generator=generator, **steps, **controls).motion[0]
+
+    emotions = pipe.motion_transformer.config.emotions
+    viewer = AvatarViewer(avatar, speak, (sound, rate), emotions, options.host, port, options.size, background)
+    print(viewer.url, flush=True)
+    try:
+        viewer.wait()
+    except KeyboardInterrupt:  # the usual end
+        print("vasa-hf: stopped", file=sys.stderr)
+    return 0

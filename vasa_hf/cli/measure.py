@@ -1,0 +1,207 @@
+"""Commands that measure: `info` (what is installed), `bench` (speed), `eval` (quality)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+import vasa_hf
+from vasa_hf.cli import options as shared
+from vasa_hf.hub import EMBEDDED, embedded_path, resolve
+
+
+def add_commands(command: Any) -> None:
+    """Add this module's commands to the parser."""
+    info = command(
+        "info",
+        _info,
+        "print versions, embedded weights and devices",
+        "examples:\n  vasa-hf info\n  vasa-hf info --json\n",
+    )
+    info.add_argument("--json", action="store_true", help="as JSON")
+
+    bench = command(
+        "bench",
+        _bench,
+        "measure load time, latency, speed by stage and memory on this machine",
+        "examples:\n  vasa-hf bench --threads 1,2\n  vasa-hf bench --seconds 600 --json > bench.json\n",
+    )
+    bench.add_argument("--seconds", type=float, default=10.0, help="length of the voice (%(default)s)")
+    bench.add_argument("--threads", metavar="N,M", help="numbers of CPU threads to compare, each in a fresh process")
+    bench.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
+    bench.add_argument("--size", type=int, help="side of the face's square in pixels")
+    bench.add_argument("--json", action="store_true", help="as JSON")
+    shared.add_model_options(bench)
+
+    judge = command(
+        "eval",
+        _eval,
+        "judge a model on a folder of clips, portraits and voices; write the papers' tables with its row in them",
+        "examples:\n"
+        "  vasa-hf eval --data data/eval --output results\n"
+        "  vasa-hf eval --data data/eval --output results --parts self,audio --limit 5\n"
+        "  vasa-hf eval --output results --remake\n"
+        "\nexit status: 0 if every asked-for metric was computed, 1 if not (the tables say why)\n",
+    )
+    judge.add_argument("--data", metavar="DIR", help="folder with clips/, portraits/, speech/, and labels if there are")
+    judge.add_argument("--output", required=True, metavar="DIR", help="folder for tables, rows, plots and sheets")
+    judge.add_argument("--pipeline", dest="model", default="vasa-small", help="what to judge (%(default)s)")
+    judge.add_argument("--parts", metavar="A,B", help="self, cross, audio, ablations, controls, studies (all)")
+    judge.add_argument("--metrics", metavar="A,B", help="only these, by their names in table.csv")
+    judge.add_argument("--limit", type=int, metavar="N", help="at most so many clips, portraits and voices")
+    judge.add_argument("--samples", type=int, default=3, help="videos for each sound (%(default)s)")
+    judge.add_argument("--seed", type=int, default=0, help="of their random numbers (%(default)s)")
+    judge.add_argument("--threads", type=int, help="CPU threads")
+    judge.add_argument("--device", default="cpu", help="such as cpu or cuda (%(default)s)")
+    judge.add_argument("--no-sheets", dest="sheets", action="store_false", help="write no pictures of frames")
+    judge.add_argument("--remake", action="store_true", help="only make the tables anew from the rows in the folder")
+    networks = judge.add_argument_group("networks of metrics", "those of the model's folder are used if it has them")
+    networks.add_argument("--mediapipe", metavar="FILE", help="measure faces by MediaPipe: its face_landmarker.task")
+    networks.add_argument("--recognizer", metavar="NAME", help="face recogniser: folder, or vision model of the Hub")
+    networks.add_argument("--sync-expert", metavar="DIR", help="our sync expert")
+    networks.add_argument("--capp", metavar="DIR", help="our CAPP")
+    networks.add_argument("--syncnet", metavar="DIR", help="SyncNet, converted by vasa_hf.convert.syncnet")
+    networks.add_argument("--lpips", metavar="DIR", help="LPIPS, converted by vasa_hf.convert.lpips")
+    networks.add_argument("--fid-network", metavar="FILE", help="Inception: TorchScript")
+    networks.add_argument("--fvd-network", metavar="FILE", help="I3D: TorchScript")
+
+
+def _info(options: argparse.Namespace) -> int:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from vasa_hf.media.ffmpeg import ffmpeg_path
+
+    def version_of(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    packages = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "moviepy", "gradio", "gsplat")
+    weights = {}
+    for name, text in EMBEDDED.items():
+        folder = embedded_path(name)
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else 0
+        weights[name] = {
+            "what": text,
+            "found": (folder / "model_index.json").is_file() and size > 0,
+            "megabytes": round(size / 2**20, 1),
+        }
+    devices = {"cpu": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
+    devices.update({f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())})
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    facts = {
+        "vasa_hf": vasa_hf.__version__,
+        "python": platform.python_version(),
+        "packages": {package: version_of(package) for package in packages},
+        "ffmpeg": ffmpeg_path(),
+        "weights": weights,
+        "devices": devices,
+    }
+    if options.json:
+        print(json.dumps(facts))
+        return 0
+    print(f"vasa_hf {facts['vasa_hf']}, Python {facts['python']}")
+    print("packages  " + ", ".join(f"{name} {number or 'missing'}" for name, number in facts["packages"].items()))
+    print(f"ffmpeg    {facts['ffmpeg']}")
+    for name, entry in weights.items():
+        state = f"{entry['megabytes']} MB" if entry["found"] else "MISSING"
+        print(f"weights   {name}: {entry['what']}, {state}")
+    for name, text in devices.items():
+        print(f"device    {name}: {text}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from vasa_hf import bench
+
+    threads = None if options.threads is None else shared.numbers("threads", options.threads)
+    if threads is not None and not all(count >= 1 and count == int(count) for count in threads):
+        raise ValueError(f"`threads` must be whole numbers from 1 on, such as 1,2, got {options.threads!r}.")
+    results = bench.compare(
+        [None] if threads is None else [int(count) for count in threads],
+        model=options.model,
+        seconds=options.seconds,
+        num_inference_steps=options.steps,
+        output_size=options.size,
+        device=options.device,
+    )
+    print(json.dumps(results) if options.json else bench.table(results))
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from vasa_hf.metrics import evaluate, tables
+
+    for name in ("limit", "samples"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}.")
+    parts, metrics = (None if text is None else text.split(",") for text in (options.parts, options.metrics))
+    evaluate.check_names(parts, metrics)
+    if options.remake:
+        tables.remake(options.output)
+        missing = evaluate.missing_metrics(options.output, parts, metrics)
+    else:
+        if options.data is None:
+            raise ValueError("`data` must be given: --data DIR (or --remake).")
+        if not os.path.isdir(options.data):
+            raise ValueError(f"`data` must be an existing folder, got {options.data!r}.")
+        pipe = shared.load_pipeline(options)
+        detector = None
+        if options.mediapipe is not None:
+            from vasa_hf import MediaPipeFaceAnalyzer
+
+            detector = MediaPipeFaceAnalyzer(options.mediapipe, pipe.face_analyzer.canonical)
+        missing = evaluate.evaluate(
+            pipe,
+            options.data,
+            options.output,
+            parts,
+            metrics=metrics,
+            networks=_metric_networks(options),
+            limit=options.limit,
+            samples=options.samples,
+            seed=options.seed,
+            sheets=options.sheets,
+            detector=detector,
+        )
+    for name in missing:
+        print(f"vasa-hf: not computed: {name}", file=sys.stderr)
+    print(os.path.join(options.output, "table.md"))
+    return 1 if missing else 0
+
+
+def _metric_networks(options: argparse.Namespace) -> dict[str, Any]:
+    """Networks of metrics: those that were named, else those in the model's folder; others are absent."""
+    from vasa_hf import Capp, FaceRecognizer, SyncExpert, SyncNet, pretrained_features
+    from vasa_hf.metrics.frechet import load_i3d, load_inception
+    from vasa_hf.metrics.lpips import Lpips
+
+    networks: dict[str, Any] = {}
+    folder = resolve(options.model)
+    own = {"face_recognizer": FaceRecognizer, "sync_expert": SyncExpert, "capp": Capp}
+    for name, kind in own.items():
+        if os.path.isfile(os.path.join(folder, name, "config.json")):
+            networks[name] = kind.from_pretrained(folder, subfolder=name).float()
+    if options.recognizer is not None:
+        networks["face_recognizer"] = pretrained_features(options.recognizer)
+    for name, kind in (("sync_expert", SyncExpert), ("capp", Capp), ("syncnet", SyncNet)):
+        if (path := getattr(options, name)) is not None:
+            if not os.path.isfile(os.path.join(path, "config.json")):
+                raise ValueError(f"`{name}` must be a folder with config.json, got {path!r}.")
+            networks[name] = kind.from_pretrained(path).float()
+    if options.lpips is not None:
+        networks["lpips"] = Lpips.load(options.lpips)
+    networks = {name: network.eval().to(options.device) for name, network in networks.items()}
+    if options.fid_network is not None:
+        networks["fid"] = load_inception(options.fid_network, options.device)
+    if options.fvd_network is not None:
+        networks["fvd"] = load_i3d(options.fvd_network, options.device)
+    return networks

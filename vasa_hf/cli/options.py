@@ -1,0 +1,202 @@
+"""What commands share: options, small texts to values, files to write, the pipeline itself."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def add_control_options(parser: Any) -> None:
+    """Gaze, distance, emotion, amount of movement and guidance."""
+    controls = parser.add_argument_group("controls", "constant, or keyframes as in the examples (SECONDS:VALUE ...)")
+    controls.add_argument("--gaze", metavar="YAW,PITCH", help="radians; > 0: picture's left, down (0,0: camera)")
+    controls.add_argument("--distance", metavar="D", help="head distance, 1 is the portrait's own")
+    controls.add_argument("--emotion", metavar="NAME=WEIGHT,...", help="offsets in [-1, 1], such as happy=0.6")
+    controls.add_argument("--head-motion", type=float, default=1.0, metavar="X", help="amount, 0 to 3 (%(default)s)")
+    controls.add_argument(
+        "--guidance", metavar="NAME=SCALE,...", help="of audio (0.5), gaze (1), head_distance, emotion, previous (0)"
+    )
+
+
+def add_making_options(parser: Any, model: str = "vasa-small") -> None:
+    """Steps, seed, threads, model and device."""
+    making = parser.add_argument_group("making")
+    making.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
+    making.add_argument("--seed", type=int, help="same seed, same motion; a random one is told if left out")
+    making.add_argument("--threads", type=int, help="CPU threads")
+    add_model_options(making, model)
+
+
+def add_video_options(picture: Any) -> None:
+    """Quality, motion file and provenance of a video that is written."""
+    picture.add_argument("--crf", type=int, default=18, help="quality of H.264, 0 to 51 (%(default)s)")
+    picture.add_argument("--motion", metavar="OUT.safetensors", help="also save the motion")
+    picture.add_argument(
+        "--no-provenance", action="store_true", help="leave out the mark and the note that the video is synthetic"
+    )
+
+
+def add_face_options(parser: Any) -> None:
+    """Which face of a picture."""
+    parser.add_argument("--face", type=int, help="which face, 0 is the largest")
+    parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the face's box in pixels, instead of looking for it")
+
+
+def add_model_options(parser: Any, model: str = "vasa-small") -> None:
+    """Model and device."""
+    parser.add_argument("--model", default=model, help="embedded name, folder or Hub repository (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda (%(default)s)")
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def control_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_control_options` and `add_making_options` read, as arguments of a pipeline's call.
+
+    Raises:
+        ValueError: If a text cannot be read.
+    """
+    settings: dict[str, Any] = {
+        "head_motion": options.head_motion,
+        "num_inference_steps": options.steps,
+        "guidance_scale": None if options.guidance is None else weights("guidance", options.guidance),
+    }
+    if options.gaze is not None:
+        settings["gaze"] = keyframes(options.gaze, lambda text: numbers("gaze", text, 2))
+    if options.distance is not None:
+        settings["head_distance"] = keyframes(options.distance, lambda text: numbers("distance", text, 1)[0])
+    if options.emotion is not None:
+        settings["emotion"] = keyframes(options.emotion, lambda text: weights("emotion", text))
+    check_seed(options.seed)
+    return settings
+
+
+def keyframes(text: str, parse: Any) -> Any:
+    """`VALUE`, or `SECONDS:VALUE SECONDS:VALUE ...`."""
+    if ":" not in text:
+        return parse(text)
+    keys = []
+    for word in text.split():
+        seconds, separator, value = word.partition(":")
+        if not separator:
+            raise ValueError(f"keyframes must be SECONDS:VALUE, got {word!r} in {text!r}.")
+        keys.append((numbers("seconds", seconds, 1)[0], parse(value)))
+    return keys
+
+
+def numbers(name: str, text: str, count: int | None = None) -> tuple[float, ...]:
+    """Numbers with commas between them; `count` of them if it is given."""
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or (count is not None and len(values) != count):
+        wanted = "numbers" if count is None else f"{count} number{'s' * (count > 1)}"
+        raise ValueError(f"`{name}` must be {wanted}{' with commas between them' * (count != 1)}, got {text!r}.")
+    return values
+
+
+def weights(name: str, text: str) -> dict[str, float]:
+    """`NAME=NUMBER,...`."""
+    named = {}
+    for word in text.split(","):
+        key, separator, value = word.partition("=")
+        if not separator:
+            raise ValueError(f"`{name}` must be NAME=NUMBER with commas between them, got {text!r}.")
+        named[key.strip()] = numbers(name, value, 1)[0]
+    return named
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise `ValueError` for a number that no generator takes."""
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must be a whole number from 0 to 2**63 - 1, got {seed}.")
+
+
+def check_files(**paths: str) -> None:
+    """Raise `ValueError` for an argument that is not an existing file."""
+    for name, path in paths.items():
+        if not os.path.isfile(path):
+            raise ValueError(f"`{name}` must be an existing file, got {path!r}.")
+
+
+def check_target(name: str, path: str, suffix: str) -> None:
+    """Tell before the work, not after it, that a file cannot be written."""
+    if not path.lower().endswith(suffix):
+        raise ValueError(f"`{name}` must end in {suffix}, got {path!r}.")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise ValueError(f"`{name}` must lie in an existing folder, got {path!r}.")
+    if os.path.isdir(path) or not os.access(os.path.dirname(path) or ".", os.W_OK):
+        raise ValueError(f"`{name}` must be a file that can be written, got {path!r}.")
+
+
+def save_png(picture: Any, path: str) -> None:
+    """Write a PIL image whole or not at all, and print where."""
+    from vasa_hf.media.ffmpeg import staging
+
+    with staging(path) as folder:
+        picture.save(folder / os.path.basename(path), format="PNG")
+    print(path)
+
+
+# --- the pipeline -----------------------------------------------------------------------------------------------------
+
+
+def load_pipeline(options: argparse.Namespace, name: str = "VasaTalkingFacePipeline") -> Any:
+    """The pipeline of this public name, by `options.model`, on `options.device`, with `options.threads`.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    import torch
+
+    import vasa_hf
+
+    quiet_libraries()
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"`threads` must be at least 1, got {options.threads}.")
+        torch.set_num_threads(options.threads)
+    try:
+        device = torch.device(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be one of torch's, such as cpu or cuda, got {options.device!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`device` must be one that is here: torch finds no CUDA device.")
+    return getattr(vasa_hf, name).from_pretrained(options.model).to(device)
+
+
+def seeded(options: argparse.Namespace) -> tuple[int, Any]:
+    """The seed that was asked for, or a random one, and a generator with it."""
+    import torch
+
+    seed = torch.seed() % 2**32 if options.seed is None else options.seed
+    return seed, torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def frame_counter(pipe: Any, text: str = "frames") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, as `show(done, total)`."""
+    with pipe.progress_bar(total=0) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        bar.set_description(text)
+        yield show
+
+
+def quiet_libraries() -> None:
+    """No progress bars for the loading of small files."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,115 @@
+"""Commands that make files for training and measuring: `prepare` (clips of videos), `convert` (public checkpoints)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from vasa_hf.cli import options as shared
+
+
+def add_commands(command: Any) -> None:
+    """Add this module's commands to the parser."""
+    convert = command(
+        "convert",
+        _convert,
+        "turn a public checkpoint into safetensors, without running what it pickles",
+        "examples:\n"
+        "  vasa-hf convert syncnet syncnet_v2.model syncnet\n"
+        "  vasa-hf convert lpips alexnet.pth lpips_alex.pth lpips\n"
+        "  vasa-hf convert flame FLAME2020/generic_model.pkl flame2020.safetensors\n",
+    )
+    convert.add_argument("kind", choices=("syncnet", "lpips", "flame"), help="what it is")
+    convert.add_argument("source", nargs="+", help="checkpoint; for lpips the backbone's, then the linear layers'")
+    convert.add_argument("destination", help="folder to write; for flame a .safetensors file")
+
+    ready = command(
+        "prepare",
+        _prepare,
+        "make training clips of a folder of videos: find faces, filter, crop, label, write shards",
+        "examples:\n"
+        "  vasa-hf prepare videos -o shards --workers 4\n"
+        "  vasa-hf prepare videos -o shards --filters loose --set min_face=100 --set frontal_deg=45\n"
+        "  vasa-hf prepare --check shards\n"
+        "  vasa-hf prepare --unpack shards -o data     # the layout that the trainers read\n"
+        "\nA run may be stopped; the same command goes on. Exit status of --check: 0 if all is well, 1 if not.\n",
+    )
+    ready.add_argument("videos", nargs="?", help="folder of videos; its first folders name the people")
+    ready.add_argument("-o", "--output", metavar="DIR", help="folder for the shards, or for what is unpacked")
+    ready.add_argument("--check", metavar="DIR", help="compare shards with their manifest")
+    ready.add_argument("--unpack", metavar="DIR", help="write clips/*.mp4, clips.npz and identities.csv from shards")
+    ready.add_argument("--filters", default="strict", help="strict: for motion, loose: for appearance (%(default)s)")
+    ready.add_argument(
+        "--set", action="append", default=[], metavar="NAME=NUMBER", help="change a filter, see vasa_hf/data/filters.py"
+    )
+    ready.add_argument("--min-seconds", type=float, help="least length of a clip (3)")
+    ready.add_argument("--max-seconds", type=float, help="longer ones are cut (10)")
+    ready.add_argument("--size", type=int, default=256, help="side of the clips in pixels (%(default)s)")
+    ready.add_argument("--crop-scale", type=float, default=2.0, help="side over that of the face (%(default)s)")
+    ready.add_argument("--crf", type=int, default=18, help="quality of H.264, 0 to 51 (%(default)s)")
+    ready.add_argument("--identity", default="folder", help="who is who: folder or video (%(default)s)")
+    ready.add_argument("--model", default="vasa-small", help="with the networks that look and listen (%(default)s)")
+    ready.add_argument("--mediapipe", metavar="FILE", help="find faces by MediaPipe: its face_landmarker.task")
+    ready.add_argument("--clips-per-shard", type=int, default=1000, help="(%(default)s)")
+    ready.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+    ready.add_argument("--engine", default="local", help="local, or ray for a cluster (%(default)s)")
+    ready.add_argument("--retry", action="store_true", help="try unreadable videos again")
+    ready.add_argument("--json", action="store_true", help="print the manifest's counts as JSON")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from vasa_hf.convert.flame import convert_flame
+    from vasa_hf.convert.lpips import convert_lpips
+    from vasa_hf.convert.syncnet import convert_syncnet
+
+    kinds = {"syncnet": (convert_syncnet, 1), "lpips": (convert_lpips, 2), "flame": (convert_flame, 1)}
+    convert, files = kinds[options.kind]
+    if len(options.source) != files:
+        raise ValueError(f"`source` must be {files} file(s) for {options.kind}, got {len(options.source)}.")
+    print(convert(*options.source, options.destination))
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from vasa_hf.data import shards
+
+    if options.check is not None:
+        complaints = shards.check(options.check)
+        print(
+            "\n".join(complaints) or f"{options.check}: {shards.read_manifest(options.check)['samples']} clips, whole"
+        )
+        return 1 if complaints else 0
+    if options.output is None:
+        raise ValueError("`output` must be given: -o DIR.")
+    if options.unpack is not None:
+        print(f"{shards.unpack(options.unpack, options.output)} clips in {options.output}")
+        return 0
+    if options.videos is None:
+        raise ValueError("`videos` must be given: a folder.")
+    shared.quiet_libraries()
+    from vasa_hf.data import prepare_job
+    from vasa_hf.data.filters import Filters
+    from vasa_hf.data.prepare import PrepareSettings
+
+    changes = {name: value for text in options.set for name, value in shared.weights("set", text).items()}
+    for name in ("min_seconds", "max_seconds"):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
+    names = ("size", "crop_scale", "crf", "model", "mediapipe", "identity")
+    manifest = prepare_job.prepare(
+        options.videos,
+        options.output,
+        PrepareSettings(Filters.named(options.filters, **changes), **{name: getattr(options, name) for name in names}),
+        clips_per_shard=options.clips_per_shard,
+        workers=options.workers,
+        engine=options.engine,
+        retry=options.retry,
+        progress=lambda done, total: print(f"\r{done} of {total} videos", end="", file=sys.stderr, flush=True),
+    )
+    print(file=sys.stderr)
+    for name, error in prepare_job.unreadable(options.output):
+        print(f"vasa-hf: unreadable: {name}: {error}", file=sys.stderr)
+    print(json.dumps(manifest["counts"]) if options.json else prepare_job.table(manifest["counts"]))
+    return 0
