@@ -74,7 +74,7 @@ def ssim_loss(prediction: Tensor, target: Tensor, sigma: float = 1.5, kernel_siz
         sigma (`float`, *optional*, defaults to 1.5): Standard deviation of the window in pixels.
         kernel_size (`int`, *optional*, defaults to 11): Its side.
     """
-    distance = torch.arange(kernel_size) - (kernel_size - 1) / 2
+    distance = torch.arange(kernel_size, dtype=torch.float64) - (kernel_size - 1) / 2
     line = torch.exp(-0.5 * (distance / sigma) ** 2)
     weights = tuple((line / line.sum()).tolist())
     target = target.detach()
