@@ -56,6 +56,7 @@ FRONT_DOORS = {"bench", "bench_3d", "cli"}
 # Libraries that only one place may import.
 KEPT_APART = {
     "gsplat": ("gaussians/cuda.py",),
+    "cv2": ("processors/matte.py",),
     "gradio": (),  # app.py alone, which is outside the package
     "moviepy": ("media/",),
     "imageio_ffmpeg": ("media/",),
@@ -66,7 +67,7 @@ KEPT_APART = {
     "viser": ("viewer.py",),
 }
 # Development tools and libraries that the project does not depend on.
-NOT_OURS = {"cv2", "torchvision", "torchaudio", "librosa", "scipy", "skimage", "pytest", "requests"}
+NOT_OURS = {"torchvision", "torchaudio", "librosa", "scipy", "skimage", "pytest", "requests"}
 SYSTEMS = {"vasa1": "Vasa1", "vasa3d": "Vasa3D", "gaia": "Gaia", "liveportrait": "LivePortrait", "moda": "Moda"}
 SHARED_MODELS = {
     "face_analyzer",
