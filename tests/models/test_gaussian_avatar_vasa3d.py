@@ -341,6 +341,19 @@ def test_fit_motion_checks_its_arguments(avatar):
         narrow.fit_motion(**{**good, "motions": torch.tensor([*REST, *[0.0] * 28]).repeat(4, 1)})
 
 
+def test_own_motion_is_the_mean_until_somebody_says_it(avatar):
+    copy = Vasa3DGaussianAvatar.from_config(avatar.config)
+    copy.load_state_dict(avatar.state_dict())
+    copy.own_motion.zero_()
+    motions = torch.tensor([*REST, *[0.0] * 28]) + 0.01 * torch.randn(8, 34)
+    copy.fit_motion(motions, torch.zeros(28, 162, 2))
+    torch.testing.assert_close(copy.own_motion, motions.mean(0))
+    said = motions[3].clone()
+    copy.own_motion.copy_(said)
+    copy.fit_motion(motions, torch.zeros(28, 162, 2))
+    assert torch.equal(copy.own_motion, said)
+
+
 def test_place_from_picture_puts_the_head_where_the_fit_has_it():
     avatar = Vasa3DGaussianAvatar.from_head(**{**SMALL_CONFIG, "num_gaussians": 12_000})
     pose = torch.tensor([0.3, -0.1, 0.1, 0.45, 0.55, 0.26])

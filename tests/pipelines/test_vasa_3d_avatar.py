@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.testing_utils.pipelines import (
 from vasa_hf import OrbitCamera, Vasa3DAvatarPipeline, Vasa3DGaussianAvatar, VasaTalkingFacePipeline, orbit_cameras
 from vasa_hf.gaussians.export import load_ply, load_splat
 from vasa_hf.gaussians.render import render
+from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoWriter, read_provenance, read_video
 from vasa_hf.motion import to_relative
 from vasa_hf.pipelines.avatar_view import head_sphere
@@ -551,3 +553,72 @@ def test_what_is_no_pipeline_is_told(tmp_path):
     with pytest.raises(ValueError, match="`safe_serialization` must be True"):
         make_pipe().save_pretrained(tmp_path / "new", safe_serialization=False)
     assert not (tmp_path / "new").exists()
+
+
+# --- the embedded weights ---------------------------------------------------------------------------------------------
+
+EMBEDDED = embedded_path("vasa3d-small")
+ASSETS = Path(__file__).resolve().parents[2] / "vasa_hf" / "assets"
+needs_weights = pytest.mark.skipif(
+    not (embedded_path("vasa-small") / "face_autoencoder").is_dir(), reason="the embedded weights are not here"
+)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    pipe = Vasa3DAvatarPipeline.from_pretrained("vasa3d-small")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@needs_weights
+def test_embedded_model_does_not_repeat_vasa1s_weights(embedded):
+    assert embedded.model_name == "vasa3d-small" and embedded.talking_face.model_name == "vasa-small"
+    parts = {path.relative_to(EMBEDDED).parts[0] for path in EMBEDDED.rglob("*.safetensors")}
+    assert parts <= {"avatars"}
+
+
+@needs_weights
+def test_embedded_avatars_talk(embedded):
+    if not embedded.avatars:
+        pytest.skip("no avatars in this checkout")
+    assert len(embedded.avatars) >= 2
+    for name in embedded.avatars:
+        out = embedded(name, make_audio(0.6), num_inference_steps=2, output_type="pt", camera="orbit")
+        assert out.frames.shape == (15, 3, 256, 256)
+        assert (out.frames != 1).any(1).float().mean() > 0.2  # somebody is before the white background
+
+
+@needs_weights
+def test_portraits_that_no_avatar_can_be_made_of_are_told(embedded):
+    with pytest.raises(ValueError, match="`image` must show a face, but none was found"):
+        embedded.fit(np.full((256, 256, 3), 128, np.uint8))
+    with pytest.raises(ValueError, match="`image` must be a picture file, but 'nowhere.png' does not exist"):
+        embedded.fit("nowhere.png")
+    with pytest.raises(ValueError, match="`preset` must be one of"):
+        embedded.fit(ASSETS / "portrait.jpg", preset="slow")
+    portrait = embedded.talking_face.prepare_portrait(ASSETS / "portrait.jpg")
+    turned = portrait.motion.clone()
+    turned[:, 0] = -0.9
+    picture = embedded.talking_face.render(portrait, turned).frames[0]
+    with pytest.raises(ValueError, match="`image` must show the face turned by less than 0.7 radians, got 0.7"):
+        embedded.fit(picture)
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"camera": "spiral"}, "`camera` must be one of"),
+        ({"output_size": 5000}, "`output_size` must be a whole number"),
+        ({"background": (2, 0, 0)}, "`background` must be"),
+        ({"audio": np.zeros(100, np.float32)}, "`audio` must be at least"),
+        ({"gaze": (9, 9)}, "`gaze` must lie in"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be"),
+    ],
+)
+def test_portrait_is_not_fitted_if_anything_else_is_wrong(embedded, changes, message):
+    """A fit takes minutes: first all is checked, though the portrait would do."""
+    audio = changes.pop("audio", make_audio(0.5))
+    with pytest.raises(ValueError, match=message):
+        embedded(ASSETS / "portrait.jpg", audio, **changes)

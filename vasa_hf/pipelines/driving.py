@@ -22,7 +22,7 @@ from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import resample_motion
 from vasa_hf.outputs import TalkingFaceOutput, join_pictures
-from vasa_hf.pipelines.inputs import AudioInput, ImageInput, Portrait, check_file, only_image, read_motion
+from vasa_hf.pipelines.inputs import AudioInput, ImageInput, Performer, check_file, only_image, read_motion
 
 
 class FaceDrivingMixin:
@@ -34,7 +34,7 @@ class FaceDrivingMixin:
     @torch.no_grad()
     def animate(
         self,
-        image: ImageInput | Portrait,
+        image: ImageInput | Performer,
         driving_video: str | os.PathLike | Sequence,
         *,
         relative: bool = True,
@@ -120,7 +120,7 @@ class FaceDrivingMixin:
     @torch.no_grad()
     def render(
         self,
-        image: ImageInput | Portrait,
+        image: ImageInput | Performer,
         motion: Tensor | str | os.PathLike,
         *,
         motion_fps: Fraction | float | str | None = None,
@@ -162,7 +162,7 @@ class FaceDrivingMixin:
 
     def _render(
         self,
-        portrait: Portrait,
+        portrait: Performer,
         motion: Tensor,
         motion_fps: Fraction,
         fps: Fraction,

@@ -414,7 +414,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
     @torch.no_grad()
     def __call__(
         self,
-        image: ImageInput | Portrait | list,
+        image: ImageInput | Performer | list,
         audio: AudioInput | list,
         *,
         sampling_rate: int | None = None,
@@ -439,7 +439,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
         """Make a talking video, or several.
 
         Args:
-            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `Portrait` or a list of them):
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `Performer` or list of them):
                 Portrait: a file, PIL image, array `(height, width, channels)` or tensor `(channels, height, width)`.
             audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor`, `tuple` or a list of them):
                 Voice: a sound or video file, samples in [-1, 1], or (samples, rate). One image goes with many audios
@@ -542,7 +542,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
 
     def stream(
         self,
-        image: ImageInput | Portrait,
+        image: ImageInput | Performer,
         audio_chunks: Iterable | AudioInput,
         *,
         sampling_rate: int | None = None,
@@ -596,7 +596,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
     @torch.no_grad()
     def _stream(
         self,
-        portrait: Portrait,
+        portrait: Performer,
         pieces: Iterable[Tensor],
         settings: tuple,
         head_motion: float,
@@ -627,7 +627,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
     def talk_to_file(
         self,
         path: str | os.PathLike,
-        image: ImageInput | Portrait,
+        image: ImageInput | Performer,
         audio: AudioInput,
         *,
         provenance: bool | Mapping[str, Any] = True,
@@ -639,7 +639,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
 
         Args:
             path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
-            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Portrait`): One portrait.
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Performer`): One portrait.
             audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One voice.
             provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
             crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
