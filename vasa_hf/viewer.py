@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import logging
 import socket
 import sys
 import threading
@@ -152,7 +153,7 @@ class AvatarViewer:
         self._sound_url = sound_url(*sound)
         self._shown: dict[int, tuple] = {}  # browser -> what it was last shown, and when that was
         self._stopping, self._changed_at, self._laps = threading.Event(), 0.0, 0
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+        with contextlib.redirect_stdout(io.StringIO()):  # viser's banner: the commands say in one line where to look
             self.server = viser.ViserServer(host=host, port=self.port, label="vasa_hf", verbose=False)
         self.url = f"http://{'localhost' if host in ('0.0.0.0', '127.0.0.1') else host}:{self.port}"
         self._add_page(emotions)
@@ -322,7 +323,7 @@ class AvatarViewer:
         self._stopping.set()
         for worker in self._workers:
             worker.join(timeout=10)
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(io.StringIO()):
             self.server.stop()
 
 
@@ -381,6 +382,7 @@ def _import_viser() -> Any:
         import viser
     except ImportError as error:
         raise ImportError("The viewer needs viser: pip install 'vasa-hf[viewer]'.") from error
-    # A browser may leave while its picture is being rendered.
+    # Browsers open connections that they do not use, and leave while their picture is being rendered.
+    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="Queued a BackgroundImageMessage on a closed connection")
     return viser

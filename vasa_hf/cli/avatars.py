@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import vasa_hf
@@ -119,17 +120,18 @@ def _fit(options: argparse.Namespace) -> int:
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     import torch
 
-    pipe.fit(
-        options.image,
-        preset=options.preset,
-        output=options.output,
-        audios=options.audio,
-        videos=options.video,
-        face=options.face,
-        generator=None if options.seed is None else torch.Generator().manual_seed(options.seed),
-        on_progress=_Progress(pipe),
-        **changes,
-    )
+    with closing(_Progress(pipe)) as show:
+        pipe.fit(
+            options.image,
+            preset=options.preset,
+            output=options.output,
+            audios=options.audio,
+            videos=options.video,
+            face=options.face,
+            generator=None if options.seed is None else torch.Generator().manual_seed(options.seed),
+            on_progress=show,
+            **changes,
+        )
     print(options.output)
     return 0
 
@@ -142,9 +144,8 @@ class _Progress:
 
     def __call__(self, progress: Any) -> None:
         if progress.stage != self.stage:
+            self.close()
             self.stage = progress.stage
-            if self.bar is not None:
-                self.bar.close()
             self.bar = self.pipe.progress_bar(total=progress.total)
             self.bar.set_description(progress.stage)
         self.bar.total = progress.total
@@ -154,6 +155,11 @@ class _Progress:
         if progress.preview is not None and progress.preview != self.preview:
             self.preview = progress.preview
             self.bar.write(f"vasa-hf: preview: {progress.preview}", file=sys.stderr)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def _check_fit_folder(folder: str, resume: bool) -> None:

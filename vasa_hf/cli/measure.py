@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from typing import Any
 
 import vasa_hf
@@ -43,13 +44,19 @@ def add_commands(command: Any) -> None:
         "examples:\n"
         "  vasa-hf eval --data data/eval --output results\n"
         "  vasa-hf eval --data data/eval --output results --parts self,audio --limit 5\n"
+        "  vasa-hf eval --data data/eval --output results --pipeline vasa3d --avatars me/,anna\n"
         "  vasa-hf eval --output results --remake\n"
         "\nexit status: 0 if every asked-for metric was computed, 1 if not (the tables say why)\n",
     )
     judge.add_argument("--data", metavar="DIR", help="folder with clips/, portraits/, speech/, and labels if there are")
     judge.add_argument("--output", required=True, metavar="DIR", help="folder for tables, rows, plots and sheets")
-    judge.add_argument("--pipeline", dest="model", default="vasa-small", help="what to judge (%(default)s)")
-    judge.add_argument("--parts", metavar="A,B", help="self, cross, audio, ablations, controls, studies (all)")
+    judge.add_argument(
+        "--pipeline", dest="model", default="vasa-small", help="what to judge; vasa3d for avatars (%(default)s)"
+    )
+    judge.add_argument("--avatars", metavar="A,B", help="names or folders of avatars (those of the pipeline)")
+    judge.add_argument(
+        "--parts", metavar="A,B", help="self, cross, audio, ablations, controls, studies; avatars for vasa3d (all)"
+    )
     judge.add_argument("--metrics", metavar="A,B", help="only these, by their names in table.csv")
     judge.add_argument("--limit", type=int, metavar="N", help="at most so many clips, portraits and voices")
     judge.add_argument("--samples", type=int, default=3, help="videos for each sound (%(default)s)")
@@ -153,7 +160,7 @@ def _eval(options: argparse.Namespace) -> int:
             raise ValueError("`data` must be given: --data DIR (or --remake).")
         if not os.path.isdir(options.data):
             raise ValueError(f"`data` must be an existing folder, got {options.data!r}.")
-        pipe = shared.load_pipeline(options)
+        pipe, avatars, model = _what_to_judge(options)
         detector = None
         if options.mediapipe is not None:
             from vasa_hf import MediaPipeFaceAnalyzer
@@ -165,12 +172,13 @@ def _eval(options: argparse.Namespace) -> int:
             options.output,
             parts,
             metrics=metrics,
-            networks=_metric_networks(options),
+            networks=_metric_networks(options, model),
             limit=options.limit,
             samples=options.samples,
             seed=options.seed,
             sheets=options.sheets,
             detector=detector,
+            avatars=avatars,
         )
     for name in missing:
         print(f"vasa-hf: not computed: {name}", file=sys.stderr)
@@ -178,14 +186,43 @@ def _eval(options: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
-def _metric_networks(options: argparse.Namespace) -> dict[str, Any]:
+def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str]:
+    """VASA-1's pipeline; of a pipeline of avatars, functions that load each of them; and where VASA-1 lies."""
+    options.model = "vasa3d-small" if options.model == "vasa3d" else options.model
+    folder = resolve(options.model)
+    index = os.path.join(folder, "model_index.json")
+    about = {}
+    if os.path.isfile(index):
+        with open(index, encoding="utf-8") as file:
+            about = json.load(file)
+    if about.get("_class_name") != "Vasa3DAvatarPipeline":
+        if options.avatars is not None:
+            raise ValueError(f"`avatars` are judged by --pipeline vasa3d, got {options.model!r}.")
+        return shared.load_pipeline(options), None, options.model
+
+    from vasa_hf.metrics.avatar_parts import open_sitter
+
+    pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
+    pipe.set_progress_bar_config(disable=True)
+    names = pipe.avatars if options.avatars is None else [name.rstrip("/") for name in options.avatars.split(",")]
+    if not names:
+        raise ValueError(f"`avatars` must be given: {options.model!r} has none of its own.")
+    size, sitters = pipe.talking_face.output_sizes[0], {}
+    for name in names:
+        place = os.path.join(folder, "avatars", name) if name in pipe.avatars else name
+        title = os.path.basename(name)
+        sitters[name if title in sitters else title] = partial(open_sitter, pipe, name, place, size)
+    return pipe.talking_face, sitters, about.get("talking_face", options.model)
+
+
+def _metric_networks(options: argparse.Namespace, model: str) -> dict[str, Any]:
     """Networks of metrics: those that were named, else those in the model's folder; others are absent."""
     from vasa_hf import Capp, FaceRecognizer, SyncExpert, SyncNet, pretrained_features
     from vasa_hf.metrics.frechet import load_i3d, load_inception
     from vasa_hf.metrics.lpips import Lpips
 
     networks: dict[str, Any] = {}
-    folder = resolve(options.model)
+    folder = resolve(model)
     own = {"face_recognizer": FaceRecognizer, "sync_expert": SyncExpert, "capp": Capp}
     for name, kind in own.items():
         if os.path.isfile(os.path.join(folder, name, "config.json")):

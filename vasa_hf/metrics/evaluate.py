@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,21 @@ import torch
 from torch import Tensor
 
 import vasa_hf
-from vasa_hf.metrics import tables
-from vasa_hf.metrics.catalogue import METRICS, NOT_DEFINED, PARTS, TRUTH
+from vasa_hf.metrics import avatar_parts, tables
+from vasa_hf.metrics.catalogue import AVATAR_PARTS, METRICS, NOT_DEFINED, PARTS, TRUTH
 from vasa_hf.metrics.eval_data import Clip, EvalData, load_samples, to_uint8
 from vasa_hf.metrics.faces import FaceTrack
 from vasa_hf.metrics.inference import quick_detector
 from vasa_hf.metrics.memory import peak_memory_mb
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
-from vasa_hf.metrics.parts import EXCERPT_FRAMES, RUN
+from vasa_hf.metrics.parts import EXCERPT_FRAMES
+from vasa_hf.metrics.parts import RUN as TALKING
 from vasa_hf.metrics.plots import write_sheet
 from vasa_hf.metrics.scoring import Case, Scorer, fit_lip_motion
 from vasa_hf.streaming import map_ahead
 
 NOTHING = "the data folder holds nothing for this part"
+RUN = {**TALKING, "avatars": avatar_parts.avatars}
 
 
 @dataclass
@@ -73,6 +75,9 @@ class Evaluation:
         seed (`int`, defaults to 0): Of their random numbers.
         sheets (`bool`, defaults to `True`): Write a picture of frames side by side for each video.
         detector (`FaceAnalyzer` or another, *optional*): Measures faces; the pipeline's analyzer by default.
+        avatars (`Mapping`, *optional*):
+            Name -> function that loads a `Sitter`: avatars that are judged, by the parts `AVATAR_PARTS`, against
+            `pipeline`.
     """
 
     def __init__(
@@ -87,10 +92,12 @@ class Evaluation:
         seed: int = 0,
         sheets: bool = True,
         detector=None,
+        avatars: Mapping[str, Callable[[], avatar_parts.Sitter]] | None = None,
     ):
         check_names(None, metrics)
         self.pipeline, self.data, self.output = pipeline, EvalData(data, limit), Path(output)
-        self.model = getattr(pipeline, "model_name", None) or type(pipeline).__name__
+        self.model = avatar_parts.FULL if avatars else getattr(pipeline, "model_name", None) or type(pipeline).__name__
+        self.avatars = dict(avatars or {})
         self.asked = set(metrics) if metrics else None
         self.networks = networks or {}
         self.num_samples, self.seed, self.sheets = samples, seed, sheets
@@ -330,11 +337,11 @@ class Evaluation:
                 self.scorer.collect(part, system, case.frames)
         self.scorer.forget()
 
-    def score_sets(self, part: str, names: Sequence[str]) -> None:
-        """Score the sets of videos of all systems against the true ones."""
+    def score_sets(self, part: str, names: Sequence[str], truth: str = TRUTH) -> None:
+        """Score the sets of videos of all systems against those of `truth`."""
         roles = {row["system"]: row["role"] for row in self.scorer.rows if row["value"] != ""}
         with self.clock("score"):
-            self.scorer.score_sets(part, tuple(names), roles, TRUTH)
+            self.scorer.score_sets(part, tuple(names), roles, truth)
 
     def sheet(
         self, part: str, name: str, source: Tensor, driven: Tensor | None, made: Tensor, truth: Tensor | None
@@ -368,14 +375,17 @@ def evaluate(
         pipeline (`VasaTalkingFacePipeline` or another with its methods): What is judged.
         data (`str` or `os.PathLike`): See `EvalData`.
         output (`str` or `os.PathLike`): Folder; rows of parts made before stay there and come into the tables, too.
-        parts (`Sequence[str]`, *optional*): Of `PARTS`; all by default.
+        parts (`Sequence[str]`, *optional*): Of `PARTS`; all that are for such a pipeline by default.
         **settings: Of `Evaluation`.
 
     Returns:
         `list[str]`: Asked-for metrics without a single number; empty if all is well.
     """
     check_names(parts, settings.get("metrics"))
-    parts = list(parts or PARTS)
+    known = AVATAR_PARTS if settings.get("avatars") else tuple(part for part in PARTS if part not in AVATAR_PARTS)
+    parts = list(parts or known)
+    if not set(parts) <= set(known):
+        raise ValueError(f"`parts` must be of {list(known)} for this pipeline, got {parts}.")
     run = Evaluation(pipeline, data, output, **settings)
     (run.output / "rows").mkdir(parents=True, exist_ok=True)
     if hasattr(pipeline, "set_progress_bar_config"):
