@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tests.models.test_gaussian_avatar_vasa3d import tiny_head
 from vasa_hf import FaceRecognizer, Vasa3DGaussianAvatar
+from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.metrics.image import feature_distance, ssim
 from vasa_hf.metrics.lpips import FILE_NAME, Lpips
 from vasa_hf.training.avatar_losses import (
@@ -141,19 +142,29 @@ def test_the_sharpening_loss_makes_pictures_sharper(tmp_path):
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-def angles(avatar, cameras):
-    """Azimuth and elevation in degrees; the centre is the origin, the distance the portrait's."""
-    position = cameras.position
-    torch.testing.assert_close(position.norm(dim=1), torch.full((len(cameras),), avatar.config.camera_distance_cm))
+def angles(avatar, gaussians, cameras):
+    """Azimuth and elevation in degrees, about the head; from each of them it looks as large as from the front."""
+    center = gaussians.means.mean(dim=1)
+    position = cameras.position - center
+    distance = avatar.config.camera_distance_cm + center[:, 2]
+    torch.testing.assert_close(position.norm(dim=1), distance, rtol=1e-4, atol=1e-3)
     azimuth, flat = torch.atan2(position[:, 0], -position[:, 2]), position[:, [0, 2]].norm(dim=1)
     return torch.rad2deg(azimuth), torch.rad2deg(torch.atan2(-position[:, 1], flat))
 
 
+def moving_head(count):
+    """The head of an avatar at places and distances of its own in each frame."""
+    avatar, motion = make_avatar(), torch.zeros(count, 11)
+    motion[:, 0] = torch.linspace(-0.5, 0.5, count)
+    means = avatar.head.template[:8].expand(count, -1, -1) + 10 * torch.randn(count, 1, 3)
+    fill = torch.ones(count, 8, 4)
+    return avatar, Gaussians(means, fill, fill[..., :3], fill[..., 0], fill[..., :3]), motion
+
+
 def test_consistency_looks_from_the_side_that_the_frame_does_not_show():
-    avatar = make_avatar()
-    motion = torch.zeros(400, 11)
-    motion[:, 0] = torch.linspace(-0.5, 0.5, 400)
-    azimuth, elevation = angles(avatar, consistency_cameras(avatar, motion, torch.Generator().manual_seed(0)))
+    avatar, gaussians, motion = moving_head(400)
+    cameras = consistency_cameras(avatar, gaussians, motion, torch.Generator().manual_seed(0))
+    azimuth, elevation = angles(avatar, gaussians, cameras)
     yaw = torch.rad2deg(motion[:, 0])
     seen = azimuth + yaw  # how far the face is turned in that picture
     assert (seen.abs() > 34.9).all() and (seen.abs() < 55.1).all() and (seen * yaw <= 0).all()
@@ -162,8 +173,9 @@ def test_consistency_looks_from_the_side_that_the_frame_does_not_show():
 
 
 def test_random_views_are_all_around():
-    avatar = make_avatar()
-    azimuth, elevation = angles(avatar, random_cameras(avatar, 400, torch.Generator().manual_seed(0)))
+    avatar, gaussians, _ = moving_head(400)
+    cameras = random_cameras(avatar, gaussians, torch.Generator().manual_seed(0))
+    azimuth, elevation = angles(avatar, gaussians, cameras)
     assert azimuth.min() < -175 and azimuth.max() > 175 and azimuth.mean().abs() < 15
     assert 21.5 < elevation.abs().max() < 22.6
 

@@ -182,9 +182,9 @@ def _sweep(talking_face: Any, portrait: Any, files: Sequence[Path], count: int, 
 
 
 def motion_priors(talking_face: Any) -> MotionPriors:
-    """Known directions of z_dyn that a pipeline's folder holds, as far as it does."""
-    name = getattr(talking_face, "name_or_path", None) or ""
-    path = Path(name) / "motion_priors.safetensors"
+    """Known directions of z_dyn, which may lie beside a pipeline's face autoencoder."""
+    name = talking_face.face_autoencoder.config.get("_name_or_path")
+    path = Path(name or "").parent / "motion_priors.safetensors"
     return MotionPriors.load(path) if name and path.is_file() else MotionPriors()
 
 
@@ -233,9 +233,7 @@ def render_frames(
     if index_file.is_file():
         found = json.loads(index_file.read_text())
         if any(found[name] != about[name] for name in ("order", "backgrounds")):
-            raise ValueError(
-                f"`folder` must be empty or hold frames of these motions, {str(folder)!r} holds others."
-            )
+            raise ValueError(f"`folder` must be empty or hold frames of these motions, {str(folder)!r} holds others.")
         about = found
     first = sum(about["shards"])
     for start in range(first, len(order), SHARD_FRAMES):

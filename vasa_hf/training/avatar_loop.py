@@ -11,6 +11,7 @@ that average them by themselves need parameters that stay.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -28,7 +29,8 @@ from torch import Tensor, nn
 from vasa_hf.gaussians.binding import POSITION_THRESHOLD, SCALING_THRESHOLD, binding_losses
 from vasa_hf.gaussians.densify import DensityState, apply_density, observe, plan_density, reset_opacities
 from vasa_hf.gaussians.render import RenderOutput, render
-from vasa_hf.geometry.cameras import Cameras, concatenate_cameras, orbit_cameras
+from vasa_hf.gaussians.scene import Gaussians
+from vasa_hf.geometry.cameras import Cameras
 from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar, Vasa3DGaussianAvatarOutput
 from vasa_hf.outputs import to_pictures
 from vasa_hf.training import losses
@@ -36,6 +38,7 @@ from vasa_hf.training.avatar_frames import AvatarFrames
 from vasa_hf.training.avatar_losses import (
     PerceptualDistance,
     ScoreDistillation,
+    cameras_around,
     consistency_cameras,
     random_cameras,
     recon_loss,
@@ -45,7 +48,7 @@ from vasa_hf.training.avatar_losses import (
 from vasa_hf.training.avatar_presets import AvatarPreset
 from vasa_hf.training.loop import checkpoints
 
-_SIDE_RAD = 0.7854  # of the previews' side views
+_SIDE_RAD = math.radians(45)  # of the previews' side views
 
 
 @dataclass
@@ -165,10 +168,10 @@ class AvatarFit:
         batch = self._batch()
         out = self.avatar(batch["motion"], deform=preset.deform, return_base=preset.deform)
         probe = self._probe(len(batch["motion"]))
-        shown = self._render(out.gaussians, self.avatar.portrait_camera, batch, probe)
+        shown = self._render(out.gaussians, self.avatar.portrait_camera, batch["background"], probe)
         pictures = [shown.color]
         if preset.deform and self._uses(preset.base_every):
-            pictures.append(self._render(out.base, self.avatar.portrait_camera, batch).color)
+            pictures.append(self._render(out.base, self.avatar.portrait_camera, batch["background"]).color)
         terms = self._picture_losses(pictures, batch["frame"], sharpens)
         terms |= self._view_losses(out, batch, generator)
         visible = (shown.radii > 0).any(dim=0)
@@ -205,8 +208,8 @@ class AvatarFit:
         device = self.accelerator.device
         return {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}
 
-    def _render(self, gaussians: Any, cameras: Cameras, batch: dict[str, Tensor], probe: Any = None) -> RenderOutput:
-        return render(gaussians, cameras, self.size, batch["background"], screen_probe=probe)
+    def _render(self, gaussians: Gaussians, cameras: Cameras, background: Tensor, probe: Any = None) -> RenderOutput:
+        return render(gaussians, cameras, self.size, background, screen_probe=probe)
 
     def _probe(self, count: int) -> Tensor | None:
         config = self.density_config
@@ -236,18 +239,18 @@ class AvatarFit:
         self, out: Vasa3DGaussianAvatarOutput, batch: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
         """L_sds of G'' and G', and L_consist between them, from new views; weighed."""
-        preset, terms, count = self.preset, {}, len(batch["motion"])
+        preset, terms = self.preset, {}
         if preset.weight_consist and preset.deform and self.distance is not None and self._uses(preset.consist_every):
-            cameras = consistency_cameras(self.avatar, batch["motion"], generator)
-            deformed = self._render(out.gaussians, cameras, batch).color
+            cameras = consistency_cameras(self.avatar, out.gaussians, batch["motion"], generator)
+            deformed = self._render(out.gaussians, cameras, batch["background"]).color
             with torch.no_grad():
-                base = self._render(out.base, cameras, batch).color
+                base = self._render(out.base, cameras, batch["background"]).color
             with self.accelerator.autocast():
                 terms["consist"] = preset.weight_consist * self.distance(deformed, base)
         if self.sds is not None and preset.weight_sds and self._uses(preset.sds_every):
-            cameras = random_cameras(self.avatar, count, generator)
+            cameras = random_cameras(self.avatar, out.gaussians, generator)
             sets = [out.gaussians, out.base] if preset.deform else [out.gaussians]
-            pictures = torch.cat([self._render(one, cameras, batch).color for one in sets])
+            pictures = torch.cat([self._render(one, cameras, batch["background"]).color for one in sets])
             t_max = sds_t_max(self.step, preset.sds_t_max, preset.sds_decay, preset.sds_decay_every)
             with self.accelerator.autocast():
                 loss = self.sds(pictures, preset.sds_t_min, max(t_max, preset.sds_t_min), generator)
@@ -313,14 +316,14 @@ class AvatarFit:
             return
         sample = {name: value[None].to(self.accelerator.device) for name, value in self.frames[0].items()}
         out = self.avatar(sample["motion"], return_base=True)
+        front = [
+            self._render(one, self.avatar.portrait_camera, sample["background"]).color[0]
+            for one in (out.base, out.gaussians)
+        ]
+        neutral = self.avatar(self.avatar.neutral_motion.expand(2, -1)).gaussians
         angles = torch.tensor([-_SIDE_RAD, _SIDE_RAD])
-        config = self.avatar.config
-        sides = orbit_cameras(angles, 0.0, config.camera_distance_cm, fov_rad=config.fov_rad)
-        front = self.avatar.portrait_camera
-        cameras = concatenate_cameras([front, sides.to(device=front.focal.device)])
-        shown = render(out.gaussians.map(lambda v: v[0]), cameras, self.size, sample["background"][0]).color
-        base = self._render(out.base, front, sample).color
-        row = torch.cat([sample["frame"][0], base[0], *shown], dim=2).clamp(0, 1).float().cpu()
+        sides = self._render(neutral, cameras_around(self.avatar, neutral, angles, 0 * angles), sample["background"][0])
+        row = torch.cat([sample["frame"][0], *front, *sides.color], dim=2).clamp(0, 1).float().cpu()
         path = self.folder / f"preview-{self.step:06d}.png"
         (picture,) = to_pictures(row[None], "pil")
         _save_picture(picture, path)

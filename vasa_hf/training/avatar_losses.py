@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import Cameras, orbit_cameras
 from vasa_hf.hub import resolve
 from vasa_hf.metrics.lpips import Lpips
@@ -165,13 +166,16 @@ def sharpening_loss(distance: PerceptualDistance, prediction: Tensor) -> Tensor:
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-def consistency_cameras(avatar: Any, motion: Tensor, generator: torch.Generator | None = None) -> Cameras:
+def consistency_cameras(
+    avatar: Any, gaussians: Gaussians, motion: Tensor, generator: torch.Generator | None = None
+) -> Cameras:
     """Where Eq. 7 looks from: 35 to 55 degrees aside, on the side away from the training view; 15 up or down at most.
 
     The azimuth is meant as the face sees it: a training frame is seen at the head's own yaw.
 
     Args:
         avatar (`Vasa3DGaussianAvatar`): Gives distance and field of view.
+        gaussians (`Gaussians`): A batch, which tells where the head is.
         motion (`torch.Tensor` of shape `(batch, channels)`): Of the training frames.
         generator (`torch.Generator`, *optional*): Of the angles; on the CPU.
     """
@@ -179,19 +183,28 @@ def consistency_cameras(avatar: Any, motion: Tensor, generator: torch.Generator 
     low, high = _CONSIST_AZIMUTH
     drawn = torch.rand(2, len(motion), generator=generator)
     azimuth = torch.where(yaw > 0, -1.0, 1.0) * (low + (high - low) * drawn[0])
-    return _around(avatar, azimuth - yaw, _CONSIST_ELEVATION * (2 * drawn[1] - 1))
+    return cameras_around(avatar, gaussians, azimuth - yaw, _CONSIST_ELEVATION * (2 * drawn[1] - 1))
 
 
-def random_cameras(avatar: Any, count: int, generator: torch.Generator | None = None) -> Cameras:
+def random_cameras(avatar: Any, gaussians: Gaussians, generator: torch.Generator | None = None) -> Cameras:
     """Where L_sds looks from: all around, 22.5 degrees up or down at most. Arguments as above."""
-    drawn = torch.rand(2, count, generator=generator) * 2 - 1
-    return _around(avatar, math.pi * drawn[0], _SDS_ELEVATION * drawn[1])
+    drawn = torch.rand(2, gaussians.batch_size, generator=generator) * 2 - 1
+    return cameras_around(avatar, gaussians, math.pi * drawn[0], _SDS_ELEVATION * drawn[1])
 
 
-def _around(avatar: Any, azimuth: Tensor, elevation: Tensor) -> Cameras:
-    config = avatar.config
-    cameras = orbit_cameras(azimuth, elevation, config.camera_distance_cm, fov_rad=config.fov_rad)
-    return cameras.to(device=avatar.means.device)
+def cameras_around(avatar: Any, gaussians: Gaussians, azimuth: Tensor, elevation: Tensor) -> Cameras:
+    """A camera for each frame on an orbit about its head, from where it looks as large as from the front.
+
+    Args:
+        avatar (`Vasa3DGaussianAvatar`): Gives distance and field of view.
+        gaussians (`Gaussians`): A batch of frames.
+        azimuth (`torch.Tensor` of shape `(batch,)`): In radians, see `orbit_cameras`.
+        elevation (`torch.Tensor` of shape `(batch,)`): In radians.
+    """
+    center, config = gaussians.means.detach().mean(dim=1).cpu(), avatar.config
+    distance = (config.camera_distance_cm + center[:, 2]).clamp_min(0.25 * config.camera_distance_cm)
+    cameras = orbit_cameras(azimuth, elevation, distance, center, config.fov_rad)
+    return cameras.to(device=gaussians.means.device)
 
 
 # --- SDS --------------------------------------------------------------------------------------------------------------
