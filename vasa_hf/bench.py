@@ -22,11 +22,12 @@ STAGES = ("audio", "motion", "decode", "write")
 MOST_FRAMES = 250  # decoded and written for the speed of these stages
 
 
-def compare(threads: Sequence[int | None], **settings: Any) -> list[dict[str, Any]]:
+def compare(threads: Sequence[int | None], module: str = "vasa_hf.bench", **settings: Any) -> list[dict[str, Any]]:
     """Run `measure` in a fresh process for each number of threads.
 
     Args:
         threads (`Sequence[int | None]`): Numbers of CPU threads; `None` leaves it to torch.
+        module (`str`): Whose `measure`: this module's, or `vasa_hf.bench_3d`.
         **settings: Arguments of `measure`.
 
     Returns:
@@ -44,7 +45,7 @@ def compare(threads: Sequence[int | None], **settings: Any) -> list[dict[str, An
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(Path(vasa_hf.__file__).parents[1]), *filter(None, [environment.get("PYTHONPATH")])]
         )
-        command = [sys.executable, "-m", "vasa_hf.bench", json.dumps({**settings, "threads": count})]
+        command = [sys.executable, "-m", module, json.dumps({**settings, "threads": count})]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or ["no message"]
@@ -176,11 +177,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         ("peak memory, MB", [result["peak_memory_mb"] for result in results]),
     ]
     lines = [f"{results[0]['model']} on {results[0]['device']}, {results[0]['num_inference_steps']} steps"]
-    lines += [f"{name:<28}" + "".join(f"{_cell(value):>12}" for value in values) for name, values in rows]
+    lines += [f"{name:<28}" + "".join(f"{cell(value):>12}" for value in values) for name, values in rows]
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A number of a table."""
     if value is None:
         return "unknown"
     if isinstance(value, int):

@@ -28,14 +28,22 @@ def add_commands(command: Any) -> None:
         "bench",
         _bench,
         "measure load time, latency, speed by stage and memory on this machine",
-        "examples:\n  vasa-hf bench --threads 1,2\n  vasa-hf bench --seconds 600 --json > bench.json\n",
+        "examples:\n"
+        "  vasa-hf bench --threads 1,2\n"
+        "  vasa-hf bench --seconds 600 --json > bench.json\n"
+        "  vasa-hf bench 3d --threads 1,2\n"
+        "  vasa-hf bench 3d --device cuda\n",
     )
-    bench.add_argument("--seconds", type=float, default=10.0, help="length of the voice (%(default)s)")
+    bench.add_argument("what", nargs="?", choices=("2d", "3d"), default="2d", help="pictures or avatars (%(default)s)")
+    bench.add_argument("--seconds", type=float, help="2d: length of the voice (10)")
     bench.add_argument("--threads", metavar="N,M", help="numbers of CPU threads to compare, each in a fresh process")
     bench.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
-    bench.add_argument("--size", type=int, help="side of the face's square in pixels")
+    bench.add_argument("--size", type=int, help="side of the picture in pixels (3d: 256, on CUDA 512)")
+    bench.add_argument("--avatar", metavar="NAME", help="3d: name or folder (the first of the embedded ones)")
+    bench.add_argument("--gaussians", type=int, help="3d: cover the avatar anew with so many (20000, on CUDA 200000)")
+    bench.add_argument("--fit", metavar="PRESET", help="3d: also fit the package's portrait, such as fast; minutes")
     bench.add_argument("--json", action="store_true", help="as JSON")
-    shared.add_model_options(bench)
+    shared.add_model_options(bench, None)
 
     judge = command(
         "eval",
@@ -127,20 +135,25 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vasa_hf import bench
+    from vasa_hf import bench, bench_3d
 
     threads = None if options.threads is None else shared.numbers("threads", options.threads)
     if threads is not None and not all(count >= 1 and count == int(count) for count in threads):
         raise ValueError(f"`threads` must be whole numbers from 1 on, such as 1,2, got {options.threads!r}.")
+    only = {"2d": {"seconds": options.seconds}}
+    only["3d"] = {"avatar": options.avatar, "num_gaussians": options.gaussians, "fit": options.fit}
+    if strange := [name for kind in only.keys() - {options.what} for name, value in only[kind].items() if value]:
+        raise ValueError(f"`{strange[0]}` has no meaning for {options.what!r}.")
+    settings = {**only[options.what], "output_size": options.size, "model": options.model}
+    module = bench if options.what == "2d" else bench_3d
     results = bench.compare(
         [None] if threads is None else [int(count) for count in threads],
-        model=options.model,
-        seconds=options.seconds,
+        module.__name__,
         num_inference_steps=options.steps,
-        output_size=options.size,
         device=options.device,
+        **{name: value for name, value in settings.items() if value is not None},
     )
-    print(json.dumps(results) if options.json else bench.table(results))
+    print(json.dumps(results) if options.json else module.table(results))
     return 0
 
 

@@ -47,9 +47,10 @@ def add_face_options(parser: Any) -> None:
     parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the face's box in pixels, instead of looking for it")
 
 
-def add_model_options(parser: Any, model: str = "vasa-small") -> None:
-    """Model and device."""
-    parser.add_argument("--model", default=model, help="embedded name, folder or Hub repository (%(default)s)")
+def add_model_options(parser: Any, model: str | None = "vasa-small") -> None:
+    """Model and device; without `model`, the command has a default of its own."""
+    default = "the embedded one" if model is None else model
+    parser.add_argument("--model", default=model, help=f"embedded name, folder or Hub repository ({default})")
     parser.add_argument("--device", default="cpu", help="such as cpu or cuda (%(default)s)")
 
 
