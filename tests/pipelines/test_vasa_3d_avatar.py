@@ -384,7 +384,7 @@ def saved(tmp_path_factory):
     return folder
 
 
-def test_avatars_are_called_by_their_names(saved):
+def test_avatars_are_called_by_their_names(saved, tmp_path, monkeypatch):
     pipe = Vasa3DAvatarPipeline.from_pretrained(saved / "whole")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.avatars == ["anna", "ben"] and pipe.model_name == "whole"
@@ -392,6 +392,9 @@ def test_avatars_are_called_by_their_names(saved):
     assert torch.equal(call(pipe, "anna").frames, expected)
     assert torch.equal(call(pipe, saved / "whole" / "avatars" / "anna").frames, expected)
     assert pipe.load_avatar("anna") is pipe.load_avatar("anna")  # read once
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "anna").write_bytes(b"a file that bears her name")
+    assert torch.equal(call(pipe, "anna").frames, expected)
     with pytest.raises(ValueError, match=r"`avatar` must be one of \['anna', 'ben'\], an existing folder .*'carl'"):
         call(pipe, "carl")
 
@@ -622,3 +625,14 @@ def test_portrait_is_not_fitted_if_anything_else_is_wrong(embedded, changes, mes
     audio = changes.pop("audio", make_audio(0.5))
     with pytest.raises(ValueError, match=message):
         embedded(ASSETS / "portrait.jpg", audio, **changes)
+
+
+@pytest.mark.slow
+@needs_weights
+def test_portrait_is_fitted_and_talks(embedded):
+    """A portrait where an avatar is asked for: somebody who looks like it says what is to be said."""
+    out = embedded(ASSETS / "portrait.jpg", make_audio(0.5), head_motion=0.0, output_type="pt")
+    assert out.frames.shape == (13, 3, 256, 256)
+    portrait = embedded.talking_face.prepare_portrait(ASSETS / "portrait.jpg").crop.image / 2 + 0.5
+    face = slice(80, 176)  # without background
+    assert (out.frames[0] - portrait)[:, face, face].abs().mean() < 0.08

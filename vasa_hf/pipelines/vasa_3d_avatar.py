@@ -122,6 +122,7 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
+    @torch.enable_grad()  # a call has none
     def fit(self, image: ImageInput | Portrait, preset: Any = "fast", **options: Any) -> Vasa3DGaussianAvatar:
         """Make an avatar of a portrait.
 
@@ -231,7 +232,7 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
 
         def check() -> None:  # VASA-1 does it again; but what is wrong must be told before a fit, which takes minutes
             check_view(camera, fps, output_size, background)
-            for picture in filter(_is_picture, avatars):
+            for picture in filter(self._is_portrait, avatars):
                 talking_face.check_inputs(picture, audio, sampling_rate, None, None, fps, output_type)
             talking_face.check_sampling(**motion_options, batch_size=count)
             talking_face.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -239,10 +240,10 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
             for one in audios:
                 talking_face.open_audio(one, sampling_rate)
 
-        if any(map(_is_picture, avatars)):
-            avatars = [one if _is_picture(one) else self._avatar(one) for one in avatars]
+        if any(map(self._is_portrait, avatars)):
+            avatars = [one if self._is_portrait(one) else self._avatar(one) for one in avatars]
             check()
-            avatars = [self.fit(one) if _is_picture(one) else one for one in avatars]
+            avatars = [self.fit(one) if self._is_portrait(one) else one for one in avatars]
         # Each video has a view of its own, which counts its frames.
         views = [self.view(one, camera, fps, output_size, background) for one in avatars * (count // len(avatars))]
         callback = callback_on_step_end
@@ -479,6 +480,13 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
 
     # --- small parts --------------------------------------------------------------------------------------------------
 
+    def _is_portrait(self, value: Any) -> bool:
+        """Whether this is a picture, rather than an avatar or the name of one."""
+        if isinstance(value, str | os.PathLike):
+            named = os.fspath(value) in self.avatars
+            return not named and os.path.isfile(value) and Path(value).suffix.lower() not in SAVERS
+        return isinstance(value, Image.Image | np.ndarray | Tensor | Portrait)
+
     def _avatar(self, avatar: Any) -> Vasa3DGaussianAvatar:
         if isinstance(avatar, str | os.PathLike):
             return self.load_avatar(avatar)
@@ -500,10 +508,3 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
         if isinstance(result, TalkingFaceOutput):
             result.model_name = self.model_name
         return result
-
-
-def _is_picture(value: Any) -> bool:
-    """Whether this is a portrait, rather than an avatar or the name of one."""
-    if isinstance(value, str | os.PathLike):
-        return os.path.isfile(value) and Path(value).suffix.lower() not in SAVERS
-    return isinstance(value, Image.Image | np.ndarray | Tensor | Portrait)
