@@ -15,6 +15,7 @@ shard appears whole or not at all: what was interrupted goes on where it stood.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -36,8 +37,10 @@ from torch.utils.data import Dataset
 
 from vasa_hf.controls import rebase_motion
 from vasa_hf.data.clips import MotionPriors
+from vasa_hf.gaussians.render import render
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import POSE_DIM
+from vasa_hf.training.avatar_losses import cameras_around
 
 FPS = 25
 SHARD_FRAMES = 64
@@ -45,6 +48,10 @@ _VOICE = Path(__file__).resolve().parent.parent / "assets" / "voice.flac"
 _INDEX = "index.json"
 #: Half ranges of the sweeps: yaw, pitch, roll (rad), x, y (canonical units), logarithm of the scale.
 SWEEP = (math.radians(25), math.radians(15), math.radians(10), 0.15, 0.15, 0.2)
+
+
+#: How far aside the anchors look, in radians: beyond what VASA-1's frames show.
+ANCHOR_AZIMUTH = (math.radians(35), math.radians(80))
 
 
 # --- motion -----------------------------------------------------------------------------------------------------------
@@ -277,6 +284,41 @@ def _decode(talking_face: Any, portraits: Sequence[Any], motions: Tensor, backgr
             frames = torch.empty(len(motions), *made.shape[1:], dtype=torch.uint8)
         frames[rows] = (made * 255).round().byte()
     return frames
+
+
+@torch.no_grad()
+def render_anchors(start: Any, frames: AvatarFrames, path: str | os.PathLike, count: int = 48, seed: int = 0) -> None:
+    """Write what the avatar looks like from the sides before it is fitted, where the portrait does not show it.
+
+    Args:
+        start (`AvatarStart`): The avatar, and which of its Gaussians the portrait shows.
+        frames (`AvatarFrames`): Whose motions and backgrounds are taken.
+        path (`str` or `os.PathLike`): The file: `picture` uint8 `(count, 3, H, W)`; `weight` uint8 `(count, 1, H, W)`,
+            255 where the avatar shall stay as it is; `motion`, `background`, `camera_from_world` `(count, 4, 4)`.
+        count (`int`, *optional*, defaults to 48): How many pictures.
+        seed (`int`, *optional*, defaults to 0): Of the choice.
+    """
+    avatar, generator = start.avatar, torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(frames), (count,), generator=generator).tolist()
+    nearest, farthest = ANCHOR_AZIMUTH
+    azimuth = nearest + (farthest - nearest) * torch.rand(count, generator=generator)
+    azimuth[::2] *= -1
+    elevation = math.radians(15) * (2 * torch.rand(count, generator=generator) - 1)
+    hidden = (~start.shown).float()[:, None].expand(-1, 3)
+    size, parts = tuple(frames[0]["frame"].shape[-2:]), []
+    for number, row in enumerate(rows):
+        sample, view = frames[row], slice(number, number + 1)
+        gaussians = avatar(sample["motion"][None].to(avatar.device)).gaussians
+        camera = cameras_around(avatar, gaussians, azimuth[view] - sample["motion"][:1], elevation[view])
+        picture = render(gaussians, camera, size, sample["background"]).color[0]
+        shade = dataclasses.replace(gaussians, colors=hidden.to(picture)[None])
+        weight = render(shade, camera, size, (1.0, 1.0, 1.0)).color[0, :1]
+        pictures = ((value.clamp(0, 1) * 255).round().byte().cpu() for value in (picture, weight))
+        parts.append((*pictures, sample["motion"], sample["background"], camera.camera_from_world[0].cpu()))
+    names = ("picture", "weight", "motion", "background", "camera_from_world")
+    _write(
+        Path(path), {name: torch.stack(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
+    )
 
 
 class AvatarFrames(Dataset):

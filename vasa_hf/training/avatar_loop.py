@@ -10,6 +10,7 @@ that average them by themselves need parameters that stay.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -31,7 +32,7 @@ from vasa_hf.gaussians.densify import DensityState, apply_density, observe, plan
 from vasa_hf.gaussians.render import RenderOutput, render
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import Cameras
-from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar, Vasa3DGaussianAvatarOutput
+from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DGaussianAvatarOutput
 from vasa_hf.outputs import to_pictures
 from vasa_hf.training import losses
 from vasa_hf.training.avatar_frames import AvatarFrames
@@ -45,6 +46,7 @@ from vasa_hf.training.avatar_losses import (
     sds_t_max,
     sharpening_loss,
 )
+from vasa_hf.training.avatar_optimizer import avatar_optimizer, load_optimizer, optimizer_tensors
 from vasa_hf.training.avatar_presets import AvatarPreset
 from vasa_hf.training.loop import checkpoints
 
@@ -104,7 +106,7 @@ class AvatarFit:
         self.avatar = avatar.to(device).train().requires_grad_(True)
         self.distance = None if distance is None else distance.to(device)
         self.sds = None if sds is None else sds.to(device)
-        self.optimizer = _avatar_optimizer(avatar, preset)
+        self.optimizer = avatar_optimizer(avatar, preset)
         self.density_config = preset.density()
         self.density = DensityState.empty(len(avatar.means), device)
         self.room = _room(avatar)
@@ -116,6 +118,8 @@ class AvatarFit:
             rate = preset.lr_discriminator
             self.judge = torch.optim.Adam(self.discriminator.parameters(), lr=rate, betas=(0.5, 0.999))
         self.step, self.minutes = 0, 0.0
+        anchors = frames.folder / "anchors.safetensors"
+        self.anchors = load_file(anchors) if anchors.is_file() else None
         self.size = tuple(frames[0]["frame"].shape[-2:])
         self.preview: Path | None = None
 
@@ -173,7 +177,7 @@ class AvatarFit:
         if preset.deform and self._uses(preset.base_every):
             pictures.append(self._render(out.base, self.avatar.portrait_camera, batch["background"]).color)
         terms = self._picture_losses(pictures, batch["frame"], sharpens)
-        terms |= self._view_losses(out, batch, generator)
+        terms |= self._view_losses(out, batch, generator) | self._anchor_loss()
         visible = (shown.radii > 0).any(dim=0)
         distance, size = self.room[visible].split(1, dim=1)
         position, scaling = binding_losses(
@@ -257,6 +261,18 @@ class AvatarFit:
             terms["sds"] = preset.weight_sds * len(sets) * loss
         return terms
 
+    def _anchor_loss(self) -> dict[str, Tensor]:
+        """L1 to what the start looked like from the sides, where the portrait did not show it."""
+        preset, anchors = self.preset, self.anchors
+        if anchors is None or not preset.weight_anchor or not self._uses(preset.anchor_every):
+            return {}
+        number = self.step // preset.anchor_every % len(anchors["motion"])
+        one = {name: value[number : number + 1].to(self.accelerator.device) for name, value in anchors.items()}
+        camera = dataclasses.replace(self.avatar.portrait_camera, camera_from_world=one["camera_from_world"])
+        gaussians = self.avatar(one["motion"], deform=preset.deform).gaussians
+        error = (self._render(gaussians, camera, one["background"]).color - one["picture"] / 255).abs()
+        return {"anchor": preset.weight_anchor * (error * (one["weight"] / 255)).mean()}
+
     def _teach_discriminator(self, pictures: list[Tensor], frame: Tensor) -> Tensor:
         with self.accelerator.autocast():
             real, _ = self.discriminator(frame * 2 - 1)
@@ -316,13 +332,12 @@ class AvatarFit:
             return
         sample = {name: value[None].to(self.accelerator.device) for name, value in self.frames[0].items()}
         out = self.avatar(sample["motion"], return_base=True)
-        front = [
-            self._render(one, self.avatar.portrait_camera, sample["background"]).color[0]
-            for one in (out.base, out.gaussians)
-        ]
+        camera, background = self.avatar.portrait_camera, sample["background"]
+        front = [self._render(one, camera, background).color[0] for one in (out.base, out.gaussians)]
         neutral = self.avatar(self.avatar.neutral_motion.expand(2, -1)).gaussians
         angles = torch.tensor([-_SIDE_RAD, _SIDE_RAD])
-        sides = self._render(neutral, cameras_around(self.avatar, neutral, angles, 0 * angles), sample["background"][0])
+        beside = cameras_around(self.avatar, neutral, angles, 0 * angles)
+        sides = self._render(neutral, beside, background[0])
         row = torch.cat([sample["frame"][0], *front, *sides.color], dim=2).clamp(0, 1).float().cpu()
         path = self.folder / f"preview-{self.step:06d}.png"
         (picture,) = to_pictures(row[None], "pil")
@@ -339,11 +354,11 @@ class AvatarFit:
         shutil.rmtree(partial, ignore_errors=True)
         self.avatar.save_pretrained(partial / "avatar")
         names = {parameter: name for name, parameter in self.avatar.named_parameters()}
-        tensors = _optimizer_tensors("avatar", self.optimizer, names)
+        tensors = optimizer_tensors("avatar", self.optimizer, names)
         tensors |= {f"density.{name}": value for name, value in vars(self.density).items()} | {"room": self.room}
         if self.discriminator is not None:
             names = {parameter: name for name, parameter in self.discriminator.named_parameters()}
-            tensors |= _optimizer_tensors("judge", self.judge, names)
+            tensors |= optimizer_tensors("judge", self.judge, names)
             tensors |= {f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()}
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         save_file(tensors, partial / "training.safetensors")
@@ -358,11 +373,11 @@ class AvatarFit:
         """Go on from a checkpoint whose `avatar` this fit was made with."""
         tensors = load_file(checkpoint / "training.safetensors", device=str(self.accelerator.device))
         parameters = dict(self.avatar.named_parameters())
-        _load_optimizer("avatar", self.optimizer, parameters, tensors)
+        load_optimizer("avatar", self.optimizer, parameters, tensors)
         self.density = DensityState(tensors["density.gradient"], tensors["density.count"])
         self.room = tensors["room"]
         if self.discriminator is not None:
-            _load_optimizer("judge", self.judge, dict(self.discriminator.named_parameters()), tensors)
+            load_optimizer("judge", self.judge, dict(self.discriminator.named_parameters()), tensors)
             prefix = "discriminator."
             state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             self.discriminator.load_state_dict(state)
@@ -379,42 +394,6 @@ def _room(avatar: Vasa3DGaussianAvatar) -> Tensor:
     distance = avatar.means.norm(dim=1) / POSITION_THRESHOLD
     size = avatar.scales.exp().amax(dim=1) / SCALING_THRESHOLD
     return torch.stack([distance, size], dim=1).clamp_min(1.0)
-
-
-def _avatar_optimizer(avatar: Vasa3DGaussianAvatar, preset: AvatarPreset) -> torch.optim.Optimizer:
-    """Adam with a group for each kind of parameter; epsilon as in 3DGS, whose gradients are small."""
-    groups = [(name, [getattr(avatar, name)]) for name in (*WIDTHS, "shape")]
-    groups.append(("head", [*avatar.motion_to_expression.parameters(), *avatar.motion_to_pose.parameters()]))
-    groups.append(("deform", [*avatar.deform_face.parameters(), *avatar.deform_neck.parameters()]))
-    rates = [getattr(preset, f"lr_{name}") for name, _ in groups]
-    return torch.optim.Adam(
-        [
-            {"params": parameters, "lr": rate, "base_lr": rate}
-            for (_, parameters), rate in zip(groups, rates, strict=True)
-        ],
-        eps=1e-15,
-    )
-
-
-def _optimizer_tensors(
-    prefix: str, optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]
-) -> dict[str, Tensor]:
-    """State of an optimiser as named tensors: nothing is pickled."""
-    return {
-        f"{prefix}.{names[parameter]}#{key}": torch.as_tensor(value)
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def _load_optimizer(
-    prefix: str, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
-) -> None:
-    for name, value in tensors.items():
-        if name.startswith(f"{prefix}.") and "#" in name:
-            parameter, key = name.removeprefix(f"{prefix}.").split("#")
-            # Adam counts its steps on the CPU.
-            optimizer.state[parameters[parameter]][key] = value.cpu() if key == "step" else value
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:

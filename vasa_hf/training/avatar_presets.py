@@ -39,6 +39,8 @@ class AvatarPreset:
         sds (*optional*): Text-to-image pipeline of diffusers, its folder or its name on the Hub.
         densify_from, densify_until, densify_every, max_gaussians (`int`): See `DensityConfig`; every 0: never.
         opacity_reset_every (`int`): See `DensityConfig.reset_interval`; 0: never.
+        weight_anchor (`float`): Keeps sides that neither the portrait nor VASA-1's frames show as the start has them;
+            in place of L_sds where there is no text-to-image model. # Not in the paper.
         lr_head (`float`): Learning rate of M^e and M^p; `lr_deform` of D^e and D^p.
         final_lr_ratio (`float`): Learning rates at the end, where they have fallen exponentially.
         checkpoint_every, preview_every, log_every (`int`): Iterations between them; 0 for none.
@@ -67,6 +69,7 @@ class AvatarPreset:
     weight_sds: float = 1.0
     weight_consist: float = 0.01
     weight_sharpen: float = 10.0
+    weight_anchor: float = 0.0  # not in the paper
     weight_position: float = 0.01  # GaussianAvatars §3.3
     weight_scaling: float = 1.0  # GaussianAvatars §3.3
     base_every: int = 1
@@ -74,6 +77,7 @@ class AvatarPreset:
     perceptual_every: int = 1
     adversarial_every: int = 1
     consist_every: int = 1
+    anchor_every: int = 3
     sds_every: int = 10
     sds_guidance: float = 10.0
     sds_scale: float = 0.001
@@ -130,6 +134,7 @@ PRESETS = {
         sharpen_iterations=500,
         max_minutes=5.0,
         batch_size=2,
+        weight_anchor=1.0,
         adversarial_every=2,
         densify_from=500,
         densify_until=4_000,
@@ -155,6 +160,7 @@ PRESETS = {
         weight_adversarial=0.0,
         weight_sds=0.0,
         weight_consist=0.0,
+        weight_anchor=1.0,
         base_every=2,
         ssim_every=4,
         perceptual_every=4,

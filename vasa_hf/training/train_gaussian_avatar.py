@@ -31,14 +31,16 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, broadcast_object_list
 
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
-from vasa_hf.training.avatar_frames import AvatarFrames, make_motions, render_frames
+from vasa_hf.training.avatar_frames import AvatarFrames, make_motions, render_anchors, render_frames
 from vasa_hf.training.avatar_loop import AvatarFit, FitProgress
 from vasa_hf.training.avatar_losses import PerceptualDistance, ScoreDistillation
 from vasa_hf.training.avatar_presets import ABLATIONS, PRESETS, AvatarPreset, choose_preset
+from vasa_hf.training.avatar_start import AvatarStart, start_avatar
 from vasa_hf.training.loop import checkpoints
 
 logger = logging.getLogger(__name__)
 
+_SETTINGS = "settings.json"
 #: Fields of the preset that may change between an interruption and its end.
 _FREE = {"max_minutes", "frames_share", "checkpoint_every", "preview_every", "log_every", "mixed_precision"}
 
@@ -80,26 +82,24 @@ def fit_avatar(
     preset, began = choose_preset(preset, **overrides), time.monotonic()
     tell = on_progress or (lambda progress: None)
     accelerator = _accelerator(talking_face, preset)
+    about = _about(talking_face, image, preset, audios, videos, face)
+    distance, sds = _distance(preset), _score_distillation(preset)
     with ExitStack() as stack:
-        if output is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vasa-avatar-")))
-        else:
-            folder = Path(output) / "fit"
-            folder.mkdir(parents=True, exist_ok=True)
-        seed = _settings(folder, _about(talking_face, image, preset, audios, videos, face), generator, accelerator)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if output is None else output) / "fit"
+        seed = _seed(folder, about, generator, accelerator)
         ready, found = folder / "frames" / "complete", checkpoints(folder)
         if ready.exists() and found:
             avatar = Vasa3DGaussianAvatar.from_pretrained(found[-1] / "avatar")
         else:
             tell(FitProgress("start", 0, 1))
-            start = _start(talking_face, image, preset, face)
+            start = _start(talking_face, image, preset, face, seed)
             avatar = start.avatar
             avatar.own_motion.copy_(start.motion)
             tell(FitProgress("start", 1, 1))
         if not ready.exists():
             with accelerator.main_process_first():
+                _remember(folder, {**about, "seed": seed})
                 _make_frames(talking_face, start, preset, audios, videos, folder, seed, began, tell)
-        sds = _score_distillation(preset)
         limit = None if preset.max_minutes is None else preset.max_minutes - (time.monotonic() - began) / 60
         fit = AvatarFit(
             _alike(avatar, accelerator),
@@ -109,7 +109,7 @@ def fit_avatar(
             folder if output is not None else None,
             seed,
             None if limit is None else max(limit, 0.02),
-            _distance(preset),
+            distance,
             sds,
             on_progress,
         )
@@ -127,15 +127,16 @@ def _accelerator(talking_face: Any, preset: AvatarPreset) -> Accelerator:
     return Accelerator(mixed_precision=preset.mixed_precision, cpu=talking_face.device.type == "cpu")
 
 
-def _start(talking_face: Any, image: Any, preset: AvatarPreset, face: int | None) -> Any:
+def _start(talking_face: Any, image: Any, preset: AvatarPreset, face: int | None, seed: int) -> AvatarStart:
     """The coloured avatar of `start_avatar`, at a size that the face model can make."""
-    from vasa_hf.training.avatar_start import start_avatar
-
     model = talking_face.face_autoencoder
     config = {"motion_dim": model.motion_dim, "motion_space": model.config.motion_space, **preset.avatar}
     sizes = [size for size in talking_face.output_sizes if size <= preset.size] or [min(talking_face.output_sizes)]
     size = max(sizes)
-    return start_avatar(talking_face, image, num_gaussians=preset.num_gaussians, face=face, output_size=size, **config)
+    config |= {"num_gaussians": preset.num_gaussians, "output_size": size}
+    with torch.random.fork_rng(devices=[]):  # networks start at random
+        torch.manual_seed(seed)
+        return start_avatar(talking_face, image, face=face, **config)
 
 
 def _make_frames(talking_face, start, preset, audios, videos, folder, seed, began, tell) -> None:
@@ -164,6 +165,10 @@ def _make_frames(talking_face, start, preset, audios, videos, folder, seed, bega
         deadline,
         lambda done, total: tell(FitProgress("frames", done, total)),
     )
+    if preset.weight_anchor:
+        render_anchors(
+            start, AvatarFrames(folder / "frames", seed), folder / "frames" / "anchors.safetensors", seed=seed
+        )
     (folder / "frames" / "complete").touch()
 
 
@@ -197,7 +202,11 @@ def _alike(avatar: Vasa3DGaussianAvatar, accelerator: Accelerator) -> Vasa3DGaus
 
 
 def _about(talking_face: Any, image: Any, preset: AvatarPreset, audios: Any, videos: Any, face: int | None) -> dict:
-    """What must be the same when a fit goes on."""
+    """What must be the same when a fit goes on; missing files are told here, before any work."""
+    for kind, sources in (("audios", audios), ("videos", videos)):
+        for source in sources or []:
+            if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
+                raise ValueError(f"`{kind}` must be existing files, got {os.fspath(source)!r}.")
     picture = talking_face.image_processor.load(image)
     fields = {item.name: getattr(preset, item.name) for item in dataclasses.fields(preset) if item.name not in _FREE}
     name = lambda source: os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__  # noqa: E731
@@ -211,9 +220,9 @@ def _about(talking_face: Any, image: Any, preset: AvatarPreset, audios: Any, vid
     }
 
 
-def _settings(folder: Path, about: dict, generator: torch.Generator | None, accelerator: Accelerator) -> int:
+def _seed(folder: Path, about: dict, generator: torch.Generator | None, accelerator: Accelerator) -> int:
     """Seed of the fit: drawn now, or that of the interrupted fit in the folder, which must be the same one."""
-    path = folder / "settings.json"
+    path = folder / _SETTINGS
     drawn = int(torch.randint(2**31, (), generator=generator)) if generator is not None else None
     if path.is_file():
         found = json.loads(path.read_text())
@@ -226,11 +235,14 @@ def _settings(folder: Path, about: dict, generator: torch.Generator | None, acce
             )
     else:
         seed = int(torch.randint(2**31, ())) if drawn is None else drawn
-        if accelerator.is_main_process:
-            partial = path.with_name("settings.partial")
-            partial.write_text(json.dumps({**about, "seed": seed}, indent=1))
-            os.replace(partial, path)
     return broadcast_object_list([seed])[0] if accelerator.num_processes > 1 else seed
+
+
+def _remember(folder: Path, settings: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "settings.partial"
+    partial.write_text(json.dumps(settings, indent=1))
+    os.replace(partial, folder / _SETTINGS)
 
 
 def _publish(avatar: Vasa3DGaussianAvatar, output: Path, folder: Path) -> None:
@@ -239,7 +251,7 @@ def _publish(avatar: Vasa3DGaussianAvatar, output: Path, folder: Path) -> None:
     avatar.save_pretrained(partial)
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, output / file.name)
-    (folder / "settings.json").unlink()
+    (folder / _SETTINGS).unlink()
     for old in (partial, folder / "frames", folder / "motion", *checkpoints(folder)):
         shutil.rmtree(old)
 
