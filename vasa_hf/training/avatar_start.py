@@ -25,6 +25,7 @@ from vasa_hf.head.mesh import NUM_SKIN_LANDMARKS
 from vasa_hf.head.parametric import ParametricHead
 from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar
 from vasa_hf.motion import POSE_DIM
+from vasa_hf.processors.image import FaceCrop
 from vasa_hf.processors.matte import cut_out
 from vasa_hf.training.avatar_shell import PortraitMaps, make_shell
 
@@ -47,6 +48,7 @@ class AvatarStart:
         portraits (`list` of `Portrait`): The person before plain backgrounds, prepared for VASA-1.
         backgrounds (`torch.Tensor` of shape `(n, 3)`): Their colours, in [0, 1].
         motion (`torch.Tensor` of shape `(motion_dim,)`): The portrait's own.
+        shown (`torch.Tensor` of shape `(gaussians,)`): bool, which of the mesh's Gaussians the portrait shows.
         picture (`torch.Tensor` of shape `(4, size, size)`): The person cut out: RGB and alpha in [0, 1].
     """
 
@@ -54,6 +56,7 @@ class AvatarStart:
     portraits: list[Any]
     backgrounds: Tensor
     motion: Tensor
+    shown: Tensor
     picture: Tensor
 
 
@@ -80,8 +83,9 @@ def start_avatar(
     Raises:
         ValueError: If there is no face that can be animated, or it is turned away by more than 40 degrees.
     """
-    crop = talking_face.prepare_portrait(image, face=face, output_size=output_size).crop.image
-    picture, size = (crop.float().cpu() + 1) / 2, crop.shape[-1]
+    found = talking_face.prepare_portrait(image, face=face, output_size=output_size).crop
+    crop, size = found.image, found.image.shape[-1]
+    picture = ((crop.float().cpu() + 1) / 2).clamp(0, 1)
     faces = talking_face.face_analyzer.detect(crop)
     if not faces:
         raise ValueError("`image` must show a face in its crop, too, found none: give a portrait with a larger face.")
@@ -94,7 +98,8 @@ def start_avatar(
     landmarks = faces[0].landmarks / size
     person, fitted = personal_head(load_parametric_head(), landmarks, matrix_from_euler(*faces[0].pose[:3]))
     colours, alpha = cut_out(picture, *_where_the_person_is(person, fitted, landmarks, size))
-    portraits = [_plain(talking_face, alpha * colours + (1 - alpha) * grey) for grey in BACKGROUNDS]
+    alpha = alpha * _within_picture(found)
+    portraits = [_plain(talking_face, (alpha * colours + (1 - alpha) * grey).clamp(0, 1)) for grey in BACKGROUNDS]
     motion = torch.stack([portrait.motion[0].cpu() for portrait in portraits]).mean(0)
 
     avatar = _bare_avatar(person, num_gaussians, **config)
@@ -111,7 +116,8 @@ def start_avatar(
     seen = _colour(avatar, fitted, landmarks, colours, alpha)
     _add_shell(avatar, motion, colours, alpha, num_gaussians - len(seen), seen)
     backgrounds = torch.tensor(BACKGROUNDS)[:, None].expand(-1, 3).contiguous()
-    return AvatarStart(avatar, portraits, backgrounds, motion, torch.cat([colours, alpha[None]]))
+    shown = F.pad(seen, (0, len(avatar.triangles) - len(seen)))
+    return AvatarStart(avatar, portraits, backgrounds, motion, shown, torch.cat([colours, alpha[None]]))
 
 
 def _bare_avatar(person: ParametricHead, total: int, **config: Any) -> Vasa3DGaussianAvatar:
@@ -183,6 +189,21 @@ def _where_the_person_is(person, fitted: FittedHead, landmarks: Tensor, size: in
     body = (y > chin) & ((x - middle).abs() < 0.7 * half + 2.2 * (y - chin))
     column = body & (y > chin) & ((x - middle).abs() < 0.4 * half)
     return -F.max_pool2d(-sure.float()[None], 5, 1, 2)[0] > 0.5, likely | body | column
+
+
+def _within_picture(crop: FaceCrop) -> Tensor:
+    """1 where the crop shows the picture, softly 0 beyond its edge, `(size, size)`."""
+    height, width = crop.image_size
+    corners = crop.crop_from_image.float() @ torch.tensor([[0.0, width], [0.0, height], [1.0, 1.0]])
+    (x0, x1), (y0, y1) = corners[:2].tolist()
+    size = crop.image.shape[-1]
+    axis = (torch.arange(size) + 0.5) / size
+    inside = [(size * torch.minimum(axis - low, high - axis) / 2).clamp(0, 1) for low, high in ((y0, y1), (x0, x1))]
+    # Where the crop ends within the picture there is no edge.
+    for one, low, high in zip(inside, (y0, x0), (y1, x1), strict=True):
+        one[(axis - max(low, 0.0) < 2 / size) & (low <= 0)] = 1.0
+        one[(min(high, 1.0) - axis < 2 / size) & (high >= 1)] = 1.0
+    return inside[0][:, None] * inside[1]
 
 
 def _colour(
