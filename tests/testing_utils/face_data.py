@@ -76,3 +76,9 @@ def make_face_data(folder, size=256):
     for index in range(2):
         Image.fromarray(draw(portrait_pose[index])).save(folder / "portraits" / f"p_{index}.png")
     return folder
+
+
+def moved(picture, shift):
+    """The picture moved to the right, its edge repeated."""
+    array = np.asarray(picture)
+    return array[:, np.clip(np.arange(array.shape[1]) - shift, 0, None)]

@@ -119,7 +119,8 @@ def avatars(run: Evaluation) -> None:
             if not drives:
                 raise ValueError("there is no sound and no clip to drive the avatar.")
             sitter = open_sitter()
-            portrait = run.portrait(sitter.portrait(), run.whole)
+            scale = sitter.cutout.width / run.size
+            portrait = run.portrait(sitter.portrait(), [scale * value for value in run.whole])
             source = picture_of(sitter, run.size)
             for index, drive in enumerate(drives):
                 item = f"{who}: {drive.name}"
@@ -160,9 +161,10 @@ def _judge(
         full, base = sitter.show(motion, 0.0, True), sitter.show(motion, 0.0, False)
         sides = {angle: _side_views(sitter, motion, angle) for angle in SIDE_DEG}
     with run.clock("score"):
-        track = run.need_track(wanted)
+        track = run.track(wanted)
         heard = None if drive.samples is None else drive.samples[: len(motion) * SAMPLES_PER_FRAME]
         lacks = {"samples": f"{NOT_DEFINED}: {drive.why_silent or 'no sound'}"}
+        lacks |= {"truth_track": "our detector sees no face in VASA-1's frames"}
         shared = {"truth": wanted, "truth_track": track, "source": source, "samples": heard, "lacks": lacks}
         still = full[:1].expand_as(full)
         videos = [
