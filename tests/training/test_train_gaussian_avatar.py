@@ -66,6 +66,7 @@ def test_a_fit_leaves_an_avatar_and_nothing_half_done(whole):
         "config.json",
         "diffusion_pytorch_model.safetensors",
         "fit",
+        "portrait.png",
     ]
     assert [file.name for file in (output / "fit").iterdir()] == ["log.jsonl"]
     assert list(dict.fromkeys(report.stage for report in told)) == ["start", "motion", "frames", "fit"]

@@ -171,8 +171,11 @@ def _check_fit_folder(folder: str, resume: bool) -> None:
         raise ValueError(f"`resume` needs a fit that was stopped, {folder!r} holds none.")
     if not resume and stopped:
         raise ValueError(f"`output` holds a fit that was stopped: add --resume, or delete {folder!r}.")
-    if not resume and os.path.isdir(folder) and os.listdir(folder):
-        raise ValueError(f"`output` must be a new or empty folder, {folder!r} holds something.")
+    held = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    if not resume and held - {
+        "fit"
+    }:  # stopped at its very beginning, a fit leaves that folder empty
+        raise ValueError(f"`output` must be a new or empty folder, {folder!r} holds {sorted(held)[0]!r}.")
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -29,6 +29,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, broadcast_object_list
+from PIL import Image
 
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.training.avatar_frames import AvatarFrames, make_motions, render_anchors, render_frames
@@ -41,6 +42,8 @@ from vasa_hf.training.loop import checkpoints
 logger = logging.getLogger(__name__)
 
 _SETTINGS = "settings.json"
+#: The cut-out portrait beside an avatar's weights.
+_PORTRAIT = "portrait.png"
 #: Fields of the preset that may change between an interruption and its end.
 _FREE = {"max_minutes", "frames_share", "checkpoint_every", "preview_every", "log_every", "mixed_precision"}
 
@@ -99,6 +102,7 @@ def fit_avatar(
         if not ready.exists():
             with accelerator.main_process_first():
                 _remember(folder, {**about, "seed": seed})
+                _save_portrait(start.picture, folder / _PORTRAIT)
                 _make_frames(talking_face, start, preset, audios, videos, folder, seed, began, tell)
         limit = None if preset.max_minutes is None else preset.max_minutes - (time.monotonic() - began) / 60
         fit = AvatarFit(
@@ -245,13 +249,21 @@ def _remember(folder: Path, settings: dict) -> None:
     os.replace(partial, folder / _SETTINGS)
 
 
+def _save_portrait(picture: torch.Tensor, path: Path) -> None:
+    """Keep the cut-out portrait [4, S, S]: what the avatar is judged by (`vasa-hf eval --pipeline vasa3d`)."""
+    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(pixels).save(path)
+
+
 def _publish(avatar: Vasa3DGaussianAvatar, output: Path, folder: Path) -> None:
     """Put the avatar into its folder, the configuration last, and drop what only a fit needs."""
     partial = folder / "avatar.partial"
     avatar.save_pretrained(partial)
+    shutil.copyfile(folder / _PORTRAIT, partial / _PORTRAIT)
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, output / file.name)
-    (folder / _SETTINGS).unlink()
+    for file in (_SETTINGS, _PORTRAIT):
+        (folder / file).unlink()
     for old in (partial, folder / "frames", folder / "motion", *checkpoints(folder)):
         shutil.rmtree(old)
 
