@@ -158,6 +158,16 @@ def test_dataset_holds_few_shards_and_shows_all_frames(pipe, portraits, tmp_path
     torch.testing.assert_close(again[41]["motion"], rounds[1][11])  # whatever was read before
 
 
+def test_compressed_frames_are_nearly_the_same(pipe, portraits, tmp_path):
+    files = make(pipe, portraits, tmp_path / "motion")
+    for quality in (0, 95):
+        render_frames(pipe, portraits, BACKGROUNDS, files, tmp_path / str(quality), 20, jpeg_quality=quality)
+    raw, compressed = (AvatarFrames(tmp_path / name) for name in ("0", "95"))
+    error = torch.stack([raw[i]["frame"] - compressed[i]["frame"] for i in range(20)])
+    assert 0 < error.abs().mean() < 0.01 and error.abs().max() < 0.1
+    assert all(torch.equal(raw[i]["motion"], compressed[i]["motion"]) for i in range(20))
+
+
 def test_no_frames(tmp_path):
     assert SHARD_FRAMES == 64
     with pytest.raises(ValueError, match="`folder`"):

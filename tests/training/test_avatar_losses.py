@@ -320,6 +320,7 @@ def test_each_row_of_table_1_adds_one_thing():
         (("fast", None, {"iterations": 0}), "`iterations`"),
         (("fast", None, {"weight_sds": -1.0}), "`weight_sds`"),
         (("fast", None, {"sds_every": 0.5}), "`sds_every`"),
+        (("fast", None, {"mixed_precision": "fp16"}), "`mixed_precision`"),
     ],
 )
 def test_bad_presets(arguments, name):

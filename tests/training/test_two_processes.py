@@ -15,16 +15,16 @@ from tests.testing_utils.face_data import make_face_data
 ROOT = Path(__file__).parents[2]
 
 
-def launch(processes, module, *arguments):
+def launch(processes, module, *arguments, log=None):
     """Run a training and return its log."""
-    output = Path(arguments[arguments.index("--output") + 1])
+    log = Path(arguments[arguments.index("--output") + 1]) / "log.jsonl" if log is None else log
     # `accelerate launch --cpu` starts one process, whatever is asked for; torchrun starts them, accelerate finds them.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
     command += ["-m", module, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(a) for a in command], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 @pytest.mark.slow
@@ -43,3 +43,23 @@ def test_face_autoencoder_on_two_processes_has_the_losses_of_one(tmp_path):
             assert two == pytest.approx(one, rel=0.1), (name, part, one, two)
     weights = load_file(tmp_path / "run2" / "face_autoencoder" / "diffusion_pytorch_model.safetensors")
     assert all(np.isfinite(w.float().numpy()).all() for w in weights.values())
+
+
+@pytest.mark.slow
+def test_an_avatar_on_two_processes_has_the_losses_of_one(tmp_path):
+    """The same frames an iteration: two of one process, or one of each. Cameras of Eq. 7 are a process's own."""
+    logs, portrait = {}, ROOT / "vasa_hf" / "assets" / "portrait.jpg"
+    changes = {"motion_minutes": 0.008, "motion_steps": 2, "num_frames": 8, "iterations": 8, "max_minutes": "null"}
+    changes |= {"densify_from": 2, "densify_until": 6, "densify_every": 2, "max_gaussians": 21_000, "log_every": 1}
+    for processes, batch in ((1, 2), (2, 1)):
+        output = tmp_path / f"run{processes}"
+        settings = [f"{name}={value}" for name, value in {**changes, "batch_size": batch}.items()]
+        arguments = [portrait, "--output", output, "--seed", 0, "--device", "cpu", "--set", *settings]
+        logs[processes] = launch(
+            processes, "vasa_hf.training.train_gaussian_avatar", *arguments, log=output / "fit" / "log.jsonl"
+        )
+    one, two = logs[1][:8], logs[2][:8]
+    assert [line["gaussians"] for line in one] == [line["gaussians"] for line in two]
+    assert one[-1]["gaussians"] > one[0]["gaussians"]
+    for name in ("recon", "scaling"):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=0.02)

@@ -1,7 +1,7 @@
 """VASA-3D's training data (§3.2): one portrait, moved by VASA-1 in many ways, as shards of frames and motion latents.
 
 ```
-voices --motion transformer--.                          every shard: frames  uint8 [n, 3, H, W]
+voices --motion transformer--.                          every shard: frames  uint8 [n, 3, H, W], or JPEG
 videos --motion encoders-----+--> motions, a file each  ---decoder--->       motions float32 [n, M]
 sweeps of pose, blinks ------'    (motion/*.safetensors)                     background int64 [n]
 ```
@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -206,6 +208,7 @@ def render_frames(
     folder: str | os.PathLike,
     num_frames: int,
     seed: int = 0,
+    jpeg_quality: int = 0,
     deadline: float | None = None,
     on_frames: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -219,6 +222,7 @@ def render_frames(
         folder (`str` or `os.PathLike`): Where to.
         num_frames (`int`): How many, at most.
         seed (`int`, *optional*, defaults to 0): Of the choice.
+        jpeg_quality (`int`, *optional*, defaults to 0): Keep frames as JPEG, 1 to 100; 0 keeps them as they are.
         deadline (`float`, *optional*): `time.monotonic()` after which no further shard is begun, but for the first.
         on_frames (`Callable`, *optional*): `on_frames(frames_done, frames_in_all)`.
 
@@ -235,7 +239,8 @@ def render_frames(
     lengths = [_length(file) for file in motion_files]
     starts = np.cumsum([0, *lengths])
     order = np.random.default_rng([seed, 1 << 21]).permutation(starts[-1])[:num_frames]
-    about = {"order": hashlib.sha256(order.tobytes()).hexdigest(), "backgrounds": backgrounds.tolist(), "shards": []}
+    chosen = hashlib.sha256(order.tobytes()).hexdigest()
+    about: dict[str, Any] = {"order": chosen, "backgrounds": backgrounds.tolist(), "shards": []}
     index_file = folder / _INDEX
     if index_file.is_file():
         found = json.loads(index_file.read_text())
@@ -253,7 +258,8 @@ def render_frames(
             motions[torch.from_numpy(part)] = load_file(motion_files[number])["motions"][rows[part] - starts[number]]
         background = torch.arange(start, start + len(rows)) % len(portraits)
         frames = _decode(talking_face, portraits, motions, background)
-        shard = {"frames": frames, "motions": motions, "background": background}
+        shard = {"motions": motions, "background": background}
+        shard |= _compressed(frames, jpeg_quality) if jpeg_quality else {"frames": frames}
         _write(_shard(folder, len(about["shards"])), shard)
         about["shards"].append(len(rows))
         _write_text(index_file, json.dumps(about))
@@ -284,6 +290,26 @@ def _decode(talking_face: Any, portraits: Sequence[Any], motions: Tensor, backgr
             frames = torch.empty(len(motions), *made.shape[1:], dtype=torch.uint8)
         frames[rows] = (made * 255).round().byte()
     return frames
+
+
+def _compressed(frames: Tensor, quality: int) -> dict[str, Tensor]:
+    """JPEG files one after another, and where each begins."""
+    files = []
+    for frame in frames.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=0)
+        files.append(file.getvalue())
+    offsets = torch.tensor([0, *(len(file) for file in files)]).cumsum(0)
+    return {"jpegs": torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8), "offsets": offsets}
+
+
+def _frame(shard: dict[str, Tensor], row: int) -> Tensor:
+    """One frame `(3, H, W)` uint8."""
+    if "frames" in shard:
+        return shard["frames"][row]
+    start, stop = shard["offsets"][row : row + 2].tolist()
+    with Image.open(io.BytesIO(shard["jpegs"][start:stop].numpy().tobytes())) as picture:
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 @torch.no_grad()
@@ -359,7 +385,7 @@ class AvatarFrames(Dataset):
         number = int(np.searchsorted(self.starts, frame, side="right") - 1)
         shard, row = self._shard(number), frame - int(self.starts[number])
         background = self.backgrounds[shard["background"][row]]
-        return {"frame": shard["frames"][row].float() / 255, "motion": shard["motions"][row], "background": background}
+        return {"frame": _frame(shard, row).float() / 255, "motion": shard["motions"][row], "background": background}
 
     def _order(self, round_: int) -> np.ndarray:
         """All frames, in the order of a round."""

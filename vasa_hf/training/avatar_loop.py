@@ -159,8 +159,10 @@ class AvatarFit:
         return bool(every) and self.step % every == 0
 
     def _finished(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.progress >= 1
         finished = torch.tensor([float(self.progress >= 1)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(finished, "sum").item() > 0)
+        return bool(self.accelerator.reduce(finished, "sum").item() > 0)  # all end together
 
     def iterate(self) -> dict[str, Tensor]:
         """One iteration; returns the values of its losses."""
@@ -314,9 +316,11 @@ class AvatarFit:
     # --- what is seen of it -------------------------------------------------------------------------------------------
 
     def _report(self, values: dict[str, list[Tensor]]) -> None:
+        means = torch.stack([torch.stack(parts).mean() for parts in values.values()] or [torch.zeros(())])
+        means = self.accelerator.reduce(means.to(self.accelerator.device), "mean").tolist()  # over the processes
+        logs = dict(zip(values, means, strict=False))
         if not self.accelerator.is_main_process:
             return
-        logs = {name: float(torch.stack(parts).mean()) for name, parts in values.items()}
         if self.folder is not None:
             line = {"step": self.step, "minutes": round(self.minutes, 4), "gaussians": len(self.avatar.means), **logs}
             with open(self.folder / "log.jsonl", "a") as file:

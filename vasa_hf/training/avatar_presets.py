@@ -27,6 +27,7 @@ class AvatarPreset:
         avatar (`dict`): Further sizes of `Vasa3DGaussianAvatar`.
         motion_minutes (`float`): How much motion is made (paper: 10 hours).
         num_frames (`int`): Frames rendered of it, at most.
+        jpeg_quality (`int`): Of the frames on disk, 1 to 100; 0 keeps them raw, 0.8 MB each at 512 pixels.
         sweep_share (`float`): Part of the motion that sweeps the head's pose. # Not in the paper.
         motion_steps (`int`): Denoising steps of the motion.
         iterations (`int`), sharpen_iterations (`int`): Without and then with the CAS loss.
@@ -44,7 +45,7 @@ class AvatarPreset:
         lr_head (`float`): Learning rate of M^e and M^p; `lr_deform` of D^e and D^p.
         final_lr_ratio (`float`): Learning rates at the end, where they have fallen exponentially.
         checkpoint_every, preview_every, log_every (`int`): Iterations between them; 0 for none.
-        mixed_precision (`str`): Of the loss networks: no, fp16 or bf16.
+        mixed_precision (`str`): Of the loss networks: no or bf16.
     """
 
     size: int = 512
@@ -52,6 +53,7 @@ class AvatarPreset:
     avatar: dict[str, Any] = field(default_factory=dict)
     motion_minutes: float = 600.0
     num_frames: int = 900_000
+    jpeg_quality: int = 95
     sweep_share: float = 0.2
     motion_steps: int = 10
     iterations: int = 200_000
@@ -152,6 +154,7 @@ PRESETS = {
         avatar=_SMALL_AVATAR,
         motion_minutes=0.5,
         num_frames=320,
+        jpeg_quality=0,
         sweep_share=0.4,
         motion_steps=5,
         iterations=1_500,
@@ -209,6 +212,8 @@ def choose_preset(preset: str | AvatarPreset, ablation: str | None = None, **ove
     for name in ("size", "num_gaussians", "num_frames", "motion_minutes", "motion_steps", "iterations", "batch_size"):
         if not getattr(preset, name) > 0:
             raise ValueError(f"`{name}` must be more than 0, got {getattr(preset, name)!r}.")
+    if preset.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"`mixed_precision` must be no or bf16, got {preset.mixed_precision!r}.")
     for name, item in fields.items():
         negative = item.type in ("int", "float", "float | None") and (getattr(preset, name) or 0) < 0
         if negative or (name.endswith("_every") and not isinstance(getattr(preset, name), int)):

@@ -166,6 +166,7 @@ def _make_frames(talking_face, start, preset, audios, videos, folder, seed, bega
         folder / "frames",
         preset.num_frames,
         seed,
+        preset.jpeg_quality,
         deadline,
         lambda done, total: tell(FitProgress("frames", done, total)),
     )
