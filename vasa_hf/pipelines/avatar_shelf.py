@@ -177,7 +177,7 @@ def _save_avatar(avatar: Path | Vasa3DGaussianAvatar, folder: Path) -> None:
         avatar.save_pretrained(folder)
     elif not folder.exists() or not folder.samefile(avatar):
         folder.mkdir(parents=True, exist_ok=True)
-        for file in itertools.chain(avatar.glob("*.json"), avatar.glob("*.safetensors")):
+        for file in itertools.chain.from_iterable(map(avatar.glob, ("*.json", "*.safetensors", "portrait.png"))):
             shutil.copyfile(file, folder / file.name)
 
 
