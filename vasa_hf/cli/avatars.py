@@ -172,9 +172,7 @@ def _check_fit_folder(folder: str, resume: bool) -> None:
     if not resume and stopped:
         raise ValueError(f"`output` holds a fit that was stopped: add --resume, or delete {folder!r}.")
     held = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    if not resume and held - {
-        "fit"
-    }:  # stopped at its very beginning, a fit leaves that folder empty
+    if not resume and held - {"fit"}:  # stopped at its very beginning, a fit leaves that folder empty
         raise ValueError(f"`output` must be a new or empty folder, {folder!r} holds {sorted(held)[0]!r}.")
 
 

@@ -98,7 +98,17 @@ def _info(options: argparse.Namespace) -> int:
         except PackageNotFoundError:
             return None
 
-    packages = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "moviepy", "gradio", "gsplat")
+    packages = (
+        "torch",
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "safetensors",
+        "moviepy",
+        "gradio",
+        "gsplat",
+        "viser",
+    )
     weights = {}
     for name, text in EMBEDDED.items():
         folder = embedded_path(name)
