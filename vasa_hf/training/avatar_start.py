@@ -34,6 +34,7 @@ BACKGROUNDS = (0.9, 0.1)  # greys; two of them tell what is opaque
 _WHOLE = (0.25, 0.3, 0.75, 0.8)  # the face's box whose standard crop is the picture
 _MIRROR_CM = 0.5  # as near must the other side be seen
 _FACING = 0.4  # a Gaussian is seen if its normal turns to the camera by this cosine or more
+_MIDDLE_CM = 4.5  # half width of the middle of the face, whose steep parts are lips and nose, not its rim
 _SHELL_SHARE = 0.3  # of the Gaussians, at most
 _THINNED = 3  # triangles of scalp and neck for a Gaussian
 _TEETH, _MOUTH = (0.80, 0.76, 0.70), (0.30, 0.11, 0.11)
@@ -217,9 +218,10 @@ def _colour(
     unit = float(fitted.scale)
     placed[:, :2] += spreading(placed[head.landmarks, :2].clone(), placed[:, :2], 12 * unit, 0.5 * unit) @ rest
     means = _in_world(avatar, triangle_frames(placed, head.faces)).means  # fractions of the picture
-    pixels, hit, weights = rasterize(placed * size, head.faces, size)
+    skin = head.faces[head.region("face", "scalp", "neck")]  # teeth and eyeballs may stick out of a fitted face
+    pixels, hit, weights = rasterize(placed * size, skin, size)
     nearest = torch.full((size * size,), torch.inf)
-    nearest[pixels] = (placed[head.faces[hit], 2] * weights).sum(1)
+    nearest[pixels] = (placed[skin[hit], 2] * weights).sum(1)
     nearest = -F.max_pool2d(-nearest.view(1, 1, size, size), 3, 1, 1)
     depth = _look_up(nearest[0].nan_to_num(posinf=1e3), means[:, :2], "nearest")[:, 0]
     frames = triangle_frames(placed, head.faces)
@@ -227,7 +229,10 @@ def _colour(
     rim = 2 * (size // 64) + 1  # the outermost pixels are mixed with what is behind
     inner = -F.max_pool2d(-alpha[None], rim, 1, rim // 2)
     covered = _look_up(inner, means[:, :2])[:, 0]
-    seen = (facing > _FACING) & (means[:, 2] < depth + 0.5 * unit) & (covered > 0.9)
+    eyes = head.region("left_eye", "right_eye")[avatar.triangles]
+    slack = unit * torch.where(eyes, 0.02, 0.9)  # centimetres
+    middle = _in_world(avatar, triangle_frames(head.template, head.faces)).means[:, 0].abs() < _MIDDLE_CM
+    seen = (facing > torch.where(middle, 0.5, 1.0) * _FACING) & (means[:, 2] < depth + slack) & (covered > 0.9)
     inside = head.region("mouth", "teeth")[avatar.triangles]
     seen &= ~inside
     found = _look_up(colours, means[:, :2])
