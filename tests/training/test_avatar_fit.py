@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from tests.models.test_gaussian_avatar_vasa3d import REST, tiny_head
@@ -193,3 +194,22 @@ def test_logs_say_that_sds_is_off(caplog):
     with caplog.at_level(logging.WARNING):
         assert _score_distillation(make_preset()) is None
     assert caplog.text.count("L_sds is off") == 1
+
+
+@pytest.mark.gpu
+def test_cuda_has_the_losses_of_the_cpu(frames, distance, tmp_path):
+    """All losses but SDS, through densification and sharpening; kernels add up in another order."""
+    results = {}
+    for device in ("cpu", "cuda"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        dataset, accelerator = AvatarFrames(frames, seed=3), Accelerator(cpu=device == "cpu")
+        assert accelerator.device.type == device
+        fit = AvatarFit(make_avatar(), dataset, make_preset(), accelerator, tmp_path / device, 3, None, distance)
+        fit.folder.mkdir()
+        results[device] = [{name: float(value) for name, value in fit.iterate().items()} for _ in range(12)]
+        fit.save_checkpoint()
+        fit.load_checkpoint(checkpoints(fit.folder)[-1])
+        fit.save_preview()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for step, (cpu, cuda) in enumerate(zip(results["cpu"], results["cuda"], strict=True)):
+        assert cuda == pytest.approx(cpu, rel=0.02 if step < 4 else 0.1, abs=1e-4), step

@@ -91,7 +91,7 @@ def test_the_avatar_looks_like_the_portrait(pipe, whole):
     assert error(frame) < 0.05 and error(frame) < 0.5 * error(frame.flip(-1))
 
 
-@pytest.mark.parametrize(("stage", "done"), [("frames", 8), ("fit", 5)])
+@pytest.mark.parametrize(("stage", "done"), [pytest.param("frames", 8, marks=pytest.mark.slow), ("fit", 5)])
 def test_an_interrupted_fit_ends_as_an_uninterrupted_one(pipe, whole, tmp_path, stage, done):
     output = tmp_path / "avatar"
     with pytest.raises(StoppedError):

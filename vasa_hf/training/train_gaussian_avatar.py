@@ -64,7 +64,7 @@ def fit_avatar(
     """Make an avatar of the person in a portrait.
 
     Args:
-        talking_face (`VasaTalkingFacePipeline`): VASA-1; its device is the device of the fit.
+        talking_face (`VasaTalkingFacePipeline`): VASA-1. On a CUDA device the fit runs there, else on the CPU.
         image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The portrait.
         preset (`str` or `AvatarPreset`, *optional*, defaults to "fast"): "paper", "fast-gpu" or "fast".
         output (`str` or `os.PathLike`, *optional*):
@@ -127,8 +127,9 @@ def fit_avatar(
 
 
 def _accelerator(talking_face: Any, preset: AvatarPreset) -> Accelerator:
-    AcceleratorState._reset_state()  # a second fit in one process may use another precision
-    return Accelerator(mixed_precision=preset.mixed_precision, cpu=talking_face.device.type == "cpu")
+    # A second fit in one process may use another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    return Accelerator(mixed_precision=preset.mixed_precision, cpu=talking_face.device.type != "cuda")
 
 
 def _start(talking_face: Any, image: Any, preset: AvatarPreset, face: int | None, seed: int) -> AvatarStart:
