@@ -35,6 +35,7 @@ from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import Cameras, pinhole_cameras
 from vasa_hf.geometry.quaternions import matrix_from_quaternion
 from vasa_hf.motion import POSE_DIM
+from vasa_hf.pipelines.avatar_view import head_sphere
 
 FPS = 25
 STILL_SECONDS = 0.3  # a view that has not changed for so long is rendered anew, sharper
@@ -147,6 +148,7 @@ class AvatarViewer:
         self.avatar, self.speak, self.size, self.background = avatar.eval(), speak, size, tuple(background)
         with torch.no_grad():
             self.rest = avatar.rest_state()
+        self.center, self.radius = head_sphere(avatar)
         self.playback = Playback(len(sound[0]) / sound[1])
         self.motion = speak().to(avatar.device)
         self.controls: dict[str, Any] = {}
@@ -211,10 +213,12 @@ class AvatarViewer:
             still = shown == state and now - since > STILL_SECONDS
             if shown == state and (sharp or not still):
                 continue
-            gaussians = self.gaussians(frame, pose) if gaussians is None else gaussians
-            height = min(STILL_SCALE * self.size, MAX_STILL) if still else self.size
-            picture = self.picture(gaussians, viser_camera(camera, self.avatar.device), height, camera.aspect)
-            browser.scene.set_background_image(picture, format="jpeg", jpeg_quality=90)
+            cameras = viser_camera(camera, self.avatar.device)
+            if float((cameras.position[0] - self.center).norm()) > self.radius:  # else inside: there is nothing to see
+                gaussians = self.gaussians(frame, pose) if gaussians is None else gaussians
+                height = min(STILL_SCALE * self.size, MAX_STILL) if still else self.size
+                picture = self.picture(gaussians, cameras, height, camera.aspect)
+                browser.scene.set_background_image(picture, format="jpeg", jpeg_quality=90)
             self._shown[number] = (state, still, now if shown != state else since)
             worked = True
         return worked
@@ -261,8 +265,11 @@ class AvatarViewer:
         gui.configure_theme(show_logo=False, show_share_button=False)
         gui.main_panel.dock_right()
         server.scene.set_up_direction("-y")
-        first = server.initial_camera  # the portrait's
-        first.position, first.look_at = self.avatar.portrait_camera.position[0].tolist(), (0.0, 0.0, 0.0)
+        # The first view is the portrait's, and goes round the point of its axis that is nearest to the head's middle.
+        camera, first = self.avatar.portrait_camera, server.initial_camera
+        position, axis = camera.position[0], camera.camera_from_world[0, 2, :3]
+        first.position = position.tolist()
+        first.look_at = (position + axis * float(axis @ (self.center - position))).tolist()
         first.up, first.fov = (0.0, -1.0, 0.0), self.avatar.config.fov_rad
         server.on_client_connect(lambda _: self._sing())
 

@@ -98,17 +98,8 @@ def _info(options: argparse.Namespace) -> int:
         except PackageNotFoundError:
             return None
 
-    packages = (
-        "torch",
-        "diffusers",
-        "transformers",
-        "accelerate",
-        "safetensors",
-        "moviepy",
-        "gradio",
-        "gsplat",
-        "viser",
-    )
+    packages = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "moviepy", "gradio")
+    packages += ("gsplat", "viser")
     weights = {}
     for name, text in EMBEDDED.items():
         folder = embedded_path(name)
