@@ -19,9 +19,8 @@ from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.landmarks import rows
 from vasa_hf.geometry.rotations import matrix_from_euler
 from vasa_hf.head.driving import place_from_picture
-from vasa_hf.head.fit import FittedHead, personal_head, spreading
+from vasa_hf.head.fit import FittedHead, personal_head
 from vasa_hf.head.loading import load_parametric_head
-from vasa_hf.head.mesh import NUM_SKIN_LANDMARKS
 from vasa_hf.head.parametric import ParametricHead
 from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar
 from vasa_hf.motion import POSE_DIM
@@ -114,7 +113,8 @@ def start_avatar(
     with torch.enable_grad():
         avatar.fit_motion(motions, landmark_displacements(talking_face, portraits[0], motion), generator=generator)
     avatar.own_motion.copy_(motion)
-    seen = _colour(avatar, fitted, landmarks, colours, alpha)
+    _wear_own_expression(avatar, fitted)
+    seen = _colour(avatar, fitted, colours, alpha)
     _add_shell(avatar, motion, colours, alpha, num_gaussians - len(seen), seen)
     backgrounds = torch.tensor(BACKGROUNDS)[:, None].expand(-1, 3).contiguous()
     shown = F.pad(seen, (0, len(avatar.triangles) - len(seen)))
@@ -136,6 +136,14 @@ def _bare_avatar(person: ParametricHead, total: int, **config: Any) -> Vasa3DGau
     rows_of = {name: torch.nn.Parameter(value[kept]) for name, value in avatar.gaussian_parameters.items()}
     avatar.set_gaussians(rows_of, avatar.triangles[kept])
     return avatar
+
+
+def _wear_own_expression(avatar: Vasa3DGaussianAvatar, fitted: FittedHead) -> None:
+    """Shift M^e so that the portrait's own motion gives the expression that the fit found in the portrait."""
+    found, _ = avatar.head_parameters(avatar.own_motion[None])
+    named = fitted.expression @ avatar.head.named  # [E + 3], jaw last
+    wanted = torch.cat([named[:-3], found[0, -9:-3], named[-3:]])
+    avatar.motion_to_expression[-1].bias += wanted - found[0]
 
 
 def _plain(talking_face: Any, picture: Tensor) -> Any:
@@ -207,16 +215,11 @@ def _within_picture(crop: FaceCrop) -> Tensor:
     return inside[0][:, None] * inside[1]
 
 
-def _colour(
-    avatar: Vasa3DGaussianAvatar, fitted: FittedHead, landmarks: Tensor, colours: Tensor, alpha: Tensor
-) -> Tensor:
+def _colour(avatar: Vasa3DGaussianAvatar, fitted: FittedHead, colours: Tensor, alpha: Tensor) -> Tensor:
     """Give the mesh's Gaussians the portrait's colours; which of them it shows, bool `(N,)`."""
     head, size = avatar.head, alpha.shape[-1]
     placed = fitted.project(fitted.vertices)
-    # The fit is smooth; for the look-up lids and lips come to lie exactly where the portrait has them.
-    rest = landmarks[:NUM_SKIN_LANDMARKS] - placed[head.landmarks, :2]
     unit = float(fitted.scale)
-    placed[:, :2] += spreading(placed[head.landmarks, :2].clone(), placed[:, :2], 12 * unit, 0.5 * unit) @ rest
     means = _in_world(avatar, triangle_frames(placed, head.faces)).means  # fractions of the picture
     skin = head.faces[head.region("face", "scalp", "neck")]  # teeth and eyeballs may stick out of a fitted face
     pixels, hit, weights = rasterize(placed * size, skin, size)
