@@ -1,22 +1,25 @@
 import itertools
 import json
 import logging
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.models.test_gaussian_avatar_vasa3d import REST, tiny_head
 from tests.training.test_avatar_losses import make_recognizer, make_text_to_image
 from vasa_hf import Vasa3DGaussianAvatar
 from vasa_hf.gaussians.render import render
-from vasa_hf.training.avatar_frames import AvatarFrames
+from vasa_hf.geometry.cameras import Cameras
+from vasa_hf.training.avatar_frames import AvatarFrames, render_anchors
 from vasa_hf.training.avatar_loop import AvatarFit
 from vasa_hf.training.avatar_losses import PerceptualDistance, ScoreDistillation
 from vasa_hf.training.avatar_presets import choose_preset
+from vasa_hf.training.avatar_start import AvatarStart
 from vasa_hf.training.loop import checkpoints
 
 SIZE, COUNT = 32, 24
@@ -186,6 +189,33 @@ def test_hair_may_stay_away_from_its_triangle(frames, distance):
     fit = make_fit(frames, distance, avatar=fit.avatar)
     assert fit.room[0, 0] == pytest.approx(5.0) and fit.room[1:, 0].max() < 1.5
     assert fit.iterate()["position"] < 1e-6
+
+
+def test_anchors_hold_the_sides_as_they_began(frames, distance, tmp_path):
+    """Where no frame looks, a fit with anchors stays nearer to the start; what the portrait shows is not held."""
+    shutil.copytree(frames, tmp_path / "frames")
+    start, shown = make_avatar(), torch.zeros(60, dtype=torch.bool)
+    shown[:40] = True
+    path = tmp_path / "frames" / "anchors.safetensors"
+    about = AvatarStart(start, [], torch.zeros(2, 3), torch.zeros(11), shown, torch.zeros(4, SIZE, SIZE))
+    render_anchors(about, AvatarFrames(frames), path, count=9)
+    anchors = load_file(path)
+    assert anchors["picture"].shape == (9, 3, SIZE, SIZE) and anchors["weight"].shape == (9, 1, SIZE, SIZE)
+    assert anchors["weight"].max() == 255 and anchors["weight"].float().mean() < 250
+
+    def moved(avatar):
+        front = avatar.portrait_camera
+        cameras = Cameras(anchors["camera_from_world"], front.focal.expand(9, 2), front.center.expand(9, 2))
+        with torch.no_grad():
+            seen = render(avatar(anchors["motion"]).gaussians, cameras, SIZE, anchors["background"]).color
+        return float(((seen - anchors["picture"] / 255).abs() * anchors["weight"] / 255).mean())
+
+    assert moved(make_avatar()) < 2 / 255
+    changes = {"iterations": 45, "sharpen_iterations": 0, "densify_every": 0, "opacity_reset_every": 0}
+    changes |= {"weight_adversarial": 0.0, "weight_anchor": 30.0, "anchor_every": 1, "lr_colors": 1e-2}
+    free, held = (make_fit(folder, distance, **changes) for folder in (frames, tmp_path / "frames"))
+    assert "anchor" in held.iterate() and "anchor" not in free.iterate()
+    assert moved(held.run()) < 0.6 * moved(free.run())
 
 
 def test_logs_say_that_sds_is_off(caplog):

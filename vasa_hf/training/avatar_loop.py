@@ -32,7 +32,7 @@ from vasa_hf.gaussians.densify import DensityState, apply_density, observe, plan
 from vasa_hf.gaussians.render import RenderOutput, render
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import Cameras
-from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DGaussianAvatarOutput
+from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DGaussianAvatarOutput, Vasa3DRestState
 from vasa_hf.outputs import to_pictures
 from vasa_hf.training import losses
 from vasa_hf.training.avatar_frames import AvatarFrames
@@ -172,14 +172,15 @@ class AvatarFit:
             group["lr"] = group["base_lr"] * decay
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step * 997 + self._rank) % 2**63)
         batch = self._batch()
-        out = self.avatar(batch["motion"], deform=preset.deform, return_base=preset.deform)
+        rest = self.avatar.rest_state()
+        out = self.avatar(batch["motion"], deform=preset.deform, return_base=preset.deform, rest=rest)
         probe = self._probe(len(batch["motion"]))
         shown = self._render(out.gaussians, self.avatar.portrait_camera, batch["background"], probe)
         pictures = [shown.color]
         if preset.deform and self._uses(preset.base_every):
             pictures.append(self._render(out.base, self.avatar.portrait_camera, batch["background"]).color)
         terms = self._picture_losses(pictures, batch["frame"], sharpens)
-        terms |= self._view_losses(out, batch, generator) | self._anchor_loss()
+        terms |= self._view_losses(out, batch, generator) | self._anchor_loss(rest)
         visible = (shown.radii > 0).any(dim=0)
         distance, size = self.room[visible].split(1, dim=1)
         position, scaling = binding_losses(
@@ -263,7 +264,7 @@ class AvatarFit:
             terms["sds"] = preset.weight_sds * len(sets) * loss
         return terms
 
-    def _anchor_loss(self) -> dict[str, Tensor]:
+    def _anchor_loss(self, rest: Vasa3DRestState) -> dict[str, Tensor]:
         """L1 to what the start looked like from the sides, where the portrait did not show it."""
         preset, anchors = self.preset, self.anchors
         if anchors is None or not preset.weight_anchor or not self._uses(preset.anchor_every):
@@ -271,7 +272,7 @@ class AvatarFit:
         number = self.step // preset.anchor_every % len(anchors["motion"])
         one = {name: value[number : number + 1].to(self.accelerator.device) for name, value in anchors.items()}
         camera = dataclasses.replace(self.avatar.portrait_camera, camera_from_world=one["camera_from_world"])
-        gaussians = self.avatar(one["motion"], deform=preset.deform).gaussians
+        gaussians = self.avatar(one["motion"], deform=preset.deform, rest=rest).gaussians
         error = (self._render(gaussians, camera, one["background"]).color - one["picture"] / 255).abs()
         return {"anchor": preset.weight_anchor * (error * (one["weight"] / 255)).mean()}
 
