@@ -154,10 +154,9 @@ def test_the_page_shows_a_head_that_moves_and_can_be_gone_round(viewer, tmp_path
         page.wait_for(lambda: not viewer.playback.playing)
         page.drag((300, 560), (420, 560))
         page.wait_for(lambda: abs(browser.camera.position[0]) > 5)
-        radii = [
-            np.linalg.norm(p - browser.camera.look_at) for p in (browser.camera.position, camera.position[0].numpy())
-        ]
-        assert radii[0] == pytest.approx(radii[1], rel=0.02)
+        places = browser.camera.position, camera.position[0].numpy()
+        now, before = (np.linalg.norm(place - browser.camera.look_at) for place in places)
+        assert now == pytest.approx(before, rel=0.02)
         page.wait_for(lambda: np.abs(seen() - still).mean() > 1)
         time.sleep(1.0)  # the view glides to a stop
 
