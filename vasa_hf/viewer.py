@@ -4,8 +4,8 @@ Every browser has a camera of its own. For each frame the avatar is deformed onc
 rendered here, by the same `render` that makes videos, and sent as a picture behind viser's empty scene. The browser
 needs no GPU, and what it shows is what a video will show.
 
-Why not viser's own Gaussian splats: the page builds its sorter and its textures anew for every change of them and fades
-them in, so that a face that moves 25 times a second flickers; 20 000 of them are 16 MB a second, a picture 0.5 MB.
+Why not viser's own Gaussian splats: 20 000 that move are 16 MB a second for every browser, pictures 0.5 MB; without a GPU
+a browser is too slow for them; and it would draw them by other rules than `render`.
 
 Sound is a part of the page that starts where the avatar is. Browsers let a page sound only after a click into it.
 """
@@ -216,7 +216,7 @@ class AvatarViewer:
             cameras = viser_camera(camera, self.avatar.device)
             if float((cameras.position[0] - self.center).norm()) > self.radius:  # else inside: there is nothing to see
                 gaussians = self.gaussians(frame, pose) if gaussians is None else gaussians
-                height = min(STILL_SCALE * self.size, MAX_STILL) if still else self.size
+                height = max(self.size, min(STILL_SCALE * self.size, MAX_STILL)) if still else self.size
                 picture = self.picture(gaussians, cameras, height, camera.aspect)
                 browser.scene.set_background_image(picture, format="jpeg", jpeg_quality=90)
             self._shown[number] = (state, still, now if shown != state else since)

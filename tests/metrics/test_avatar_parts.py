@@ -115,6 +115,16 @@ def test_the_papers_rows_are_beside_ours(result):
     assert (output / "sheets" / "avatars_twin_a_good.jpg").is_file()
 
 
+def test_only_the_asked_for_metrics_are_computed(pipeline, data, cutout, tmp_path):
+    recognizer = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=4, num_feature_maps=2).eval()
+    show = lambda motion, azimuth_deg, deform: torch.rand(len(motion), 3, SIZE, SIZE)  # noqa: E731
+    options = {"metrics": ["identity_45"], "networks": {"face_recognizer": recognizer}, "limit": 1, "sheets": False}
+    sitters = {"noise": lambda: Sitter(cutout, GREY, show)}
+    assert evaluate(pipeline, data, tmp_path, avatars=sitters, **options) == []
+    rows = [row for row in tables.read_rows(tmp_path) if row["value"] is not None]
+    assert {(row["system"], row["metric"]) for row in rows} == {(FULL, "identity_45")}
+
+
 def test_parts_are_those_of_the_pipeline(pipeline, data, tmp_path):
     with pytest.raises(ValueError, match="`parts` must be of .*'avatars'.* for this pipeline, got .'self'"):
         evaluate(pipeline, data, tmp_path, ["self"], avatars={"a": None})

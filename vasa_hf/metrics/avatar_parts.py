@@ -23,13 +23,13 @@ from vasa_hf.controls import rebase_motion
 from vasa_hf.metrics.catalogue import NOT_DEFINED, PARTS, STILL, VASA1
 from vasa_hf.metrics.eval_data import picture, to_uint8
 from vasa_hf.metrics.motion import SAMPLES_PER_FRAME
-from vasa_hf.metrics.scoring import Case
+from vasa_hf.metrics.scoring import SCORES, Case
 
 if TYPE_CHECKING:
     from vasa_hf.metrics.evaluate import Evaluation
 
 FRAMES = 75  # of each motion: 3 seconds
-MOST_CLIPS = 6  # evenly spread; they last as long as the voices' first 3 seconds
+MOST_CLIPS = 6  # evenly spread
 SIDE_DEG = (30, 45)  # to both sides
 SIDE_STRIDE = 5  # side views of every fifth frame
 BACKGROUND = (0.9, 0.9, 0.9)  # one of those that avatars are fitted on
@@ -113,12 +113,12 @@ def avatars(run: Evaluation) -> None:
     """Every avatar with every driving sound and clip."""
     part, names = "avatars", PARTS["avatars"]
     drives = _drives(run, part, names)
-    for number, (who, open_sitter) in enumerate(run.avatars.items()):
+    for number, (who, load) in enumerate(run.avatars.items()):
         run.say(part, number, len(run.avatars), who)
         with run.reasons(part, who, names, FULL):
             if not drives:
                 raise ValueError("there is no sound and no clip to drive the avatar.")
-            sitter = open_sitter()
+            sitter = load()
             scale = sitter.cutout.width / run.size
             portrait = run.portrait(sitter.portrait(), [scale * value for value in run.whole])
             source = picture_of(sitter, run.size)
@@ -176,8 +176,8 @@ def _judge(
         real = Case(frames=wanted, track=track, latent=_seen(run, wanted), **own)
         run.keep(part, item, [*videos, ("truth", VASA1, 0, [name for name in names if name in ALONE], real)])
         for angle, frames in sides.items():
-            value = run.scorer.score(("identity",), Case(frames=frames, source=source)).get("identity")
-            if value is not None:
+            if run.has("face_recognizer"):
+                value = SCORES["identity"](run.scorer, Case(frames=frames, source=source))
                 run.scorer.record(part, "model", FULL, item, 0, run.wanted_values({f"identity_{angle}": value}))
     run.sheet(part, item.replace(": ", "_").replace("/", "_"), source, wanted, full, wanted)
 
