@@ -4,8 +4,8 @@ Every browser has a camera of its own. For each frame the avatar is deformed onc
 rendered here, by the same `render` that makes videos, and sent as a picture behind viser's empty scene. The browser
 needs no GPU, and what it shows is what a video will show.
 
-Why not viser's own Gaussian splats: 20 000 that move are 16 MB a second for every browser, pictures 0.5 MB; without a GPU
-a browser is too slow for them; and it would draw them by other rules than `render`.
+Why not viser's own Gaussian splats: 20 000 that move are 16 MB a second for every browser, pictures 0.5 MB; a browser
+without a GPU is too slow for them; and it would draw them by other rules than `render`.
 
 Sound is a part of the page that starts where the avatar is. Browsers let a page sound only after a click into it.
 """
@@ -16,6 +16,7 @@ import base64
 import contextlib
 import io
 import logging
+import math
 import socket
 import sys
 import threading
@@ -40,7 +41,7 @@ from vasa_hf.pipelines.avatar_view import head_sphere
 FPS = 25
 STILL_SECONDS = 0.3  # a view that has not changed for so long is rendered anew, sharper
 STILL_SCALE, MAX_STILL = 2, 1024
-MAX_TURN_DEG = 30  # of the pose sliders
+MAX_TURN_DEG = 30  # of the sliders of head and gaze
 IDLE_SECONDS = 0.01  # between looks for something to do
 SETTLE_SECONDS = 0.4  # a slider is still being moved if it changed so lately
 
@@ -151,7 +152,6 @@ class AvatarViewer:
         self.center, self.radius = head_sphere(avatar)
         self.playback = Playback(len(sound[0]) / sound[1])
         self.motion = speak().to(avatar.device)
-        self.controls: dict[str, Any] = {}
         self._sound_url = sound_url(*sound)
         self._shown: dict[int, tuple] = {}  # browser -> what it was last shown, and when that was
         self._stopping, self._changed_at, self._laps = threading.Event(), 0.0, 0
@@ -243,7 +243,7 @@ class AvatarViewer:
     def _wanted(self) -> dict[str, Any]:
         """The controls of the generator, as the sliders stand."""
         emotion = {name: slider.value for name, slider in self._emotions.items() if slider.value}
-        gaze = (np.deg2rad(self._gaze[0].value), np.deg2rad(self._gaze[1].value))
+        gaze = tuple(math.radians(slider.value) for slider in self._gaze)
         return {"gaze": gaze, "head_distance": self._distance.value, "emotion": emotion}
 
     @property
@@ -261,18 +261,24 @@ class AvatarViewer:
     # --- the page -----------------------------------------------------------------------------------------------------
 
     def _add_page(self, emotions: Sequence[str]) -> None:
-        server, gui = self.server, self.server.gui
-        gui.configure_theme(show_logo=False, show_share_button=False)
-        gui.main_panel.dock_right()
-        server.scene.set_up_direction("-y")
-        # The first view is the portrait's, and goes round the point of its axis that is nearest to the head's middle.
-        camera, first = self.avatar.portrait_camera, server.initial_camera
+        self.server.gui.configure_theme(show_logo=False, show_share_button=False)
+        self.server.gui.main_panel.dock_right()
+        self._place_camera()
+        self._add_playback()
+        self._add_sliders(emotions)
+        self.server.on_client_connect(lambda _: self._sing())
+
+    def _place_camera(self) -> None:
+        """Let the first view be the portrait's, and turn about the point of its axis nearest to the head's middle."""
+        self.server.scene.set_up_direction("-y")
+        camera, first = self.avatar.portrait_camera, self.server.initial_camera
         position, axis = camera.position[0], camera.camera_from_world[0, 2, :3]
         first.position = position.tolist()
         first.look_at = (position + axis * float(axis @ (self.center - position))).tolist()
         first.up, first.fov = (0.0, -1.0, 0.0), self.avatar.config.fov_rad
-        server.on_client_connect(lambda _: self._sing())
 
+    def _add_playback(self) -> None:
+        gui = self.server.gui
         play = gui.add_button("Pause")
         again = gui.add_button("From the start")
         self._sound_on = gui.add_checkbox("Sound", True, hint="after a click into the page")
@@ -280,35 +286,24 @@ class AvatarViewer:
         self._sound = gui.add_html("")
         self._status = gui.add_markdown("")
 
-        @play.on_click
-        def play_or_pause(_: Any) -> None:
-            self.playback.change(playing=not self.playback.playing)
+        def change(**what: Any) -> None:
+            self.playback.change(**what)
             play.label = "Pause" if self.playback.playing else "Play"
-            restart()
-
-        @again.on_click
-        def from_the_start(_: Any) -> None:
-            self.playback.change(playing=True, position=0.0)
-            play.label = "Pause"
-            restart()
-
-        def restart() -> None:
             self._laps = 0
             self._sing()
 
-        @speed.on_update
-        def change_speed(_: Any) -> None:
-            self.playback.change(speed=speed.value)
-            restart()
-
+        play.on_click(lambda _: change(playing=not self.playback.playing))
+        again.on_click(lambda _: change(playing=True, position=0.0))
+        speed.on_update(lambda _: change(speed=speed.value))
         self._sound_on.on_update(lambda _: self._sing())
+
+    def _add_sliders(self, emotions: Sequence[str]) -> None:
+        gui, most = self.server.gui, MAX_TURN_DEG
         with gui.add_folder("Pose and expression"):
-            turns = [
-                gui.add_slider(f"{name} °", -MAX_TURN_DEG, MAX_TURN_DEG, 1, 0) for name in ("Yaw", "Pitch", "Roll")
-            ]
+            turns = [gui.add_slider(f"{name} °", -most, most, 1, 0) for name in ("Yaw", "Pitch", "Roll")]
             self._pose = [*turns, gui.add_slider("Expression", 0.0, 2.0, 0.05, 1.0)]
         with gui.add_folder("Motion (made anew)"):
-            self._gaze = [gui.add_slider(f"Gaze {axis} °", -30, 30, 1, 0) for axis in ("yaw", "pitch")]
+            self._gaze = [gui.add_slider(f"Gaze {axis} °", -most, most, 1, 0) for axis in ("yaw", "pitch")]
             self._distance = gui.add_slider("Distance", 0.5, 2.0, 0.05, 1.0)
             self._emotions = {name: gui.add_slider(name.capitalize(), -1.0, 1.0, 0.1, 0.0) for name in emotions}
         for slider in (*self._gaze, self._distance, *self._emotions.values()):
