@@ -71,7 +71,7 @@ def shell_heights(maps: PortraitMaps, pixel_cm: float, closed: bool = False) -> 
     bulge = torch.where(rows < maps.chin_row, _HAIR_BULGE, _BODY_BULGE)
     square = torch.where(known, maps.height_cm.nan_to_num().clamp_min(0).square(), torch.zeros(()))
     floating = known & maps.face & (rows > maps.floating_row)
-    links = [_links(person, free, floating, shift, axis) for axis in (0, 1) for shift in (1, -1)]
+    links = [_links(floating, shift, axis) for axis in (0, 1) for shift in (1, -1)]
 
     def laplacian(values: Tensor) -> Tensor:
         total = torch.zeros_like(values)
@@ -89,12 +89,11 @@ def shell_heights(maps: PortraitMaps, pixel_cm: float, closed: bool = False) -> 
     return torch.where(free, torch.maximum(height, over_scalp), square.sqrt()), free
 
 
-def _links(person: Tensor, free: Tensor, floating: Tensor, shift: int, axis: int) -> tuple[Tensor, int, int]:
+def _links(floating: Tensor, shift: int, axis: int) -> tuple[Tensor, int, int]:
     """Which pixels [G, G] feel the neighbour that `roll` by `shift` brings; at the picture's rim there is none."""
-    neighbour = torch.roll(floating, shift, axis)
-    inside = torch.ones_like(free)
+    inside = torch.ones_like(floating)
     inside.select(axis, 0 if shift == 1 else -1).zero_()
-    return (inside & ~(free & neighbour) & ~(floating & torch.roll(free, shift, axis))).float(), shift, axis
+    return (inside & ~torch.roll(floating, shift, axis)).float(), shift, axis
 
 
 def _conjugate_gradients(product, source: Tensor, steps: int, tolerance: float = 1e-4) -> Tensor:

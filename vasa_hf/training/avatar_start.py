@@ -196,8 +196,7 @@ def _where_the_person_is(person, fitted: FittedHead, landmarks: Tensor, size: in
     middle, half = size * landmarks[:, 0].mean(), size * (landmarks[:, 0].amax() - landmarks[:, 0].amin()) / 2
     # Shoulders widen from the neck downwards.
     body = (y > chin) & ((x - middle).abs() < 0.7 * half + 2.2 * (y - chin))
-    column = body & (y > chin) & ((x - middle).abs() < 0.4 * half)
-    return -F.max_pool2d(-sure.float()[None], 5, 1, 2)[0] > 0.5, likely | body | column
+    return -F.max_pool2d(-sure.float()[None], 5, 1, 2)[0] > 0.5, likely | body
 
 
 def _within_picture(crop: FaceCrop) -> Tensor:
@@ -320,11 +319,10 @@ def _add_shell(
     camera, head = avatar.portrait_camera, avatar.head
     middle = avatar.canonical_origin + torch.tensor([0.0, 0.0, 9.0])  # between the ears, about
     middle_depth = float(_carried(avatar, posed, middle)[2]) + avatar.config.camera_distance_cm
-    grid = 144
-    while True:
+    grid = alpha.shape[-1]
+    while True:  # once with too many, then as fine as the budget allows
         maps = _maps(avatar, posed, colours, alpha, grid, middle_depth)
-        pixel_cm = middle_depth / float(camera.focal[0, 0]) / grid
-        shell, hair = make_shell(maps, pixel_cm)
+        shell, hair = make_shell(maps, middle_depth / float(camera.focal[0, 0]) / grid)
         if len(shell) <= budget or grid <= 32:
             break
         grid = max(int(grid * (0.98 * budget / len(shell)) ** 0.5), 32)
