@@ -8,6 +8,8 @@ Why not viser's own Gaussian splats: 20 000 that move are 16 MB a second for eve
 without a GPU is too slow for them; and it would draw them by other rules than `render`.
 
 Sound is a part of the page that starts where the avatar is. Browsers let a page sound only after a click into it.
+
+# Not in the paper, which shows a real-time demo and does not say how it is made.
 """
 
 from __future__ import annotations

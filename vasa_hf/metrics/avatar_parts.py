@@ -3,6 +3,9 @@
 Each avatar and VASA-1 make the same motions of the same portrait, cut out and put on the same plain background; the
 avatar is seen by the portrait's camera. VASA-1's frames are what the avatar should show (VASA-3D, Tables 1 and A), and
 its own numbers are the upper bound (Table 2). The motions come from sounds and clips that no fit has seen.
+
+# Not in the paper: three seconds of each; G' is the trained avatar without its VAS deformation, rather than one trained
+without; identity from aside; the still frame as a baseline.
 """
 
 from __future__ import annotations
