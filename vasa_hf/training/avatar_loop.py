@@ -191,6 +191,8 @@ class AvatarFit:
         self._average_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        # Not in the papers: what frames hide but for a rim would else become any colour, as sides would show.
+        self.avatar.colors.data.clamp_(0.0, 1.0)
         if self.discriminator is not None and self._uses(preset.adversarial_every):
             terms["discriminator"] = self._teach_discriminator(pictures, batch["frame"])
         if probe is not None:

@@ -22,13 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list
 from PIL import Image
 
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
@@ -41,7 +42,7 @@ from vasa_hf.training.loop import checkpoints
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = "settings.json"
+_SETTINGS, _COMPLETE = "settings.json", "complete"
 #: The cut-out portrait beside an avatar's weights.
 _PORTRAIT = "portrait.png"
 #: Fields of the preset that may change between an interruption and its end.
@@ -90,8 +91,8 @@ def fit_avatar(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if output is None else output) / "fit"
         seed = _seed(folder, about, generator, accelerator)
-        ready, found = folder / "frames" / "complete", checkpoints(folder)
-        if ready.exists() and found:
+        has_frames, found = (folder / "frames" / _COMPLETE).exists(), checkpoints(folder)
+        if resumes := has_frames and bool(found):
             avatar = Vasa3DGaussianAvatar.from_pretrained(found[-1] / "avatar")
         else:
             tell(FitProgress("start", 0, 1))
@@ -99,11 +100,11 @@ def fit_avatar(
             avatar = start.avatar
             avatar.own_motion.copy_(start.motion)
             tell(FitProgress("start", 1, 1))
-        if not ready.exists():
-            with accelerator.main_process_first():
-                _remember(folder, {**about, "seed": seed})
-                _save_portrait(start.picture, folder / _PORTRAIT)
-                _make_frames(talking_face, start, preset, audios, videos, folder, seed, began, tell)
+        if not has_frames and accelerator.is_main_process:
+            _remember(folder, {**about, "seed": seed})
+            _save_portrait(start.picture, folder / _PORTRAIT)
+            _make_frames(talking_face, start, preset, audios, videos, folder, seed, began, tell)
+        accelerator.wait_for_everyone()
         limit = None if preset.max_minutes is None else preset.max_minutes - (time.monotonic() - began) / 60
         fit = AvatarFit(
             _alike(avatar, accelerator),
@@ -117,7 +118,7 @@ def fit_avatar(
             sds,
             on_progress,
         )
-        if ready.exists() and found:
+        if resumes:
             fit.load_checkpoint(found[-1])
         avatar = fit.run()
         if output is not None and accelerator.is_main_process:
@@ -129,7 +130,10 @@ def fit_avatar(
 def _accelerator(talking_face: Any, preset: AvatarPreset) -> Accelerator:
     # A second fit in one process may use another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(mixed_precision=preset.mixed_precision, cpu=talking_face.device.type != "cuda")
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=2))  # the others wait while one makes the frames
+    return Accelerator(
+        mixed_precision=preset.mixed_precision, cpu=talking_face.device.type != "cuda", kwargs_handlers=[patience]
+    )
 
 
 def _start(talking_face: Any, image: Any, preset: AvatarPreset, face: int | None, seed: int) -> AvatarStart:
@@ -175,7 +179,7 @@ def _make_frames(talking_face, start, preset, audios, videos, folder, seed, bega
         render_anchors(
             start, AvatarFrames(folder / "frames", seed), folder / "frames" / "anchors.safetensors", seed=seed
         )
-    (folder / "frames" / "complete").touch()
+    (folder / "frames" / _COMPLETE).touch()
 
 
 def _distance(preset: AvatarPreset) -> PerceptualDistance | None:
