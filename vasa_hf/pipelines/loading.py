@@ -33,15 +33,18 @@ class EmbeddedWeightsMixin:
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
                 Name of embedded weights (`"vasa-small"`, no network), a folder, or a repository of the Hub.
-            **kwargs: As for `DiffusionPipeline.from_pretrained`. `dtype` defaults to float32.
+            **kwargs: As for `DiffusionPipeline.from_pretrained`, such as the `revision` of a repository, `token` and
+                `local_files_only`. `dtype` defaults to float32.
 
         Raises:
             ValueError: If there is no such model, if its weights are of another class or shape than it says, or if
                 `use_safetensors=False` is asked for: other weights are never loaded here.
         """
         require_safetensors(kwargs)
+        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, **options)
         try:
-            pipeline = super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
+            pipeline = super().from_pretrained(folder, **kwargs)
             for name, component in pipeline.components.items():
                 check_weights(name, component)
         except torch.OutOfMemoryError:
@@ -80,7 +83,8 @@ def require_safetensors(options: dict[str, Any]) -> None:
 def local_folder(name_or_path: str | os.PathLike, **hub_options: Any) -> Path:
     """The folder of embedded weights, of a path, or of a repository of the Hub, whose safe files are downloaded whole.
 
-    `DiffusionPipeline.download` would leave out what is no component.
+    `DiffusionPipeline.download` would leave out what is no component, and refuses components of other libraries than
+    diffusers and transformers.
 
     Args:
         name_or_path (`str` or `os.PathLike`): What `from_pretrained` was given.
