@@ -157,13 +157,14 @@ def test_a_resumed_fit_ends_as_an_uninterrupted_one(frames, distance, tmp_path, 
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_the_clock_ends_a_fit_with_the_learning_rate_at_its_end(frames, distance, monkeypatch):
+def test_the_clock_ends_a_fit_with_the_learning_rate_at_its_end(frames, distance, monkeypatch, caplog):
     """A clock by which every iteration takes a second; 20 are allowed."""
     monkeypatch.setattr("vasa_hf.training.avatar_loop.time", SimpleNamespace(monotonic=itertools.count().__next__))
     fit = make_fit(frames, distance, iterations=10_000, sharpen_iterations=0, densify_every=0)
     fit.limit_minutes = 20 / 60
     fit.run()
     assert fit.step == 20 and fit.progress == pytest.approx(1.0)
+    assert "20 of 10000 iterations" in caplog.text  # too few of them: said
     for group in fit.optimizer.param_groups:  # of the last iteration, 19 seconds after the first
         assert group["lr"] == pytest.approx(group["base_lr"] * fit.preset.final_lr_ratio ** (19 / 20))
 

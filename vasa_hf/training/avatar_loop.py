@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -50,6 +51,9 @@ from vasa_hf.training.avatar_optimizer import avatar_optimizer, load_optimizer, 
 from vasa_hf.training.avatar_presets import AvatarPreset
 from vasa_hf.training.loop import checkpoints
 
+logger = logging.getLogger(__name__)
+
+_FEW = 0.2  # of the iterations, after which the clock ends a fit too early
 _SIDE_RAD = math.radians(45)  # of the previews' side views
 
 
@@ -153,6 +157,10 @@ class AvatarFit:
                 self.save_checkpoint()
         self.save_preview()
         self._report(values)
+        if self.step < _FEW * preset.iterations:
+            logger.warning(
+                "The time was up after %d of %d iterations: allow more `max_minutes`.", self.step, preset.iterations
+            )
         return self.avatar.eval()
 
     def _due(self, every: int) -> bool:
