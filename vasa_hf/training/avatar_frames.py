@@ -52,8 +52,8 @@ _INDEX = "index.json"
 SWEEP = (math.radians(25), math.radians(15), math.radians(10), 0.15, 0.15, 0.2)
 
 
-#: How far aside the anchors look, in radians: beyond what VASA-1's frames show.
-ANCHOR_AZIMUTH = (math.radians(35), math.radians(80))
+#: How far aside the anchors look, in radians: from about where VASA-1's frames end.
+ANCHOR_AZIMUTH = (math.radians(25), math.radians(80))
 
 
 # --- motion -----------------------------------------------------------------------------------------------------------
