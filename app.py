@@ -1,0 +1,363 @@
+"""The page: wires `vasa_hf.studio` to Gradio. `python app.py`, `vasa-hf app`, or as a Space; `--help` tells flags."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import vasa_hf
+from vasa_hf.cli.app import add_options
+from vasa_hf.studio import about, faces
+from vasa_hf.studio.desk import MINE, POSES, VIDEO, VOICE, Desk, message, status
+from vasa_hf.studio.jobs import Update
+from vasa_hf.studio.settings import BACKGROUNDS, control_groups
+from vasa_hf.studio.speech import VOICES, can_speak
+
+try:  # a Space with ZeroGPU: the device is there only inside such functions
+    from spaces import GPU
+except ImportError:
+    GPU = lambda **_: lambda function: function  # noqa: E731
+
+ASSETS = Path(vasa_hf.__file__).parent / "assets"
+FACE, SPEECH = str(ASSETS / "portrait.jpg"), str(ASSETS / "voice.flac")
+CSS = """
+.status {min-height: 3em} .status progress {width: 100%; height: 10px; accent-color: var(--color-accent)}
+@media (max-width: 640px) {.gradio-container {padding: 6px !important}}
+"""
+ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+DESK: Desk
+
+
+@GPU(duration=120)
+def long_work(*arguments: Any) -> Any:
+    """Yield the updates of a job."""
+    yield from DESK.do_long(*arguments)
+
+
+@GPU(duration=20)
+def short_work(*arguments: Any) -> Any:
+    """Return the result of something quick."""
+    return DESK.do_short(*arguments)
+
+
+async def hand_on(value: Any, output_id: str, first_chunk: bool) -> tuple:
+    """Stream `Segment`s as they are: Gradio's own way encodes each one's sound anew, and needs ffprobe for it."""
+    file = {"path": output_id, "is_stream": True, "orig_name": "live.mp4", "meta": {"_type": "gradio.FileData"}}
+    if not value:
+        return None, file
+    data = b"".join(segment.path.read_bytes() for segment in value)
+    return {"data": data, "duration": sum(segment.seconds for segment in value), "extension": ".ts"}, file
+
+
+async def hold_nothing_back(output_id: str) -> None:
+    """At a stream's end nothing is left."""
+
+
+def portrait_field(height: int) -> gr.Image:
+    """A picture's file as it was sent: it is decoded, and complained about, by the package."""
+    field = gr.Image(label="Portrait", sources=["upload", "webcam", "clipboard"], height=height)
+    field.preprocess = lambda payload: payload and payload.path
+    return field
+
+
+def readable(function: Any) -> Any:
+    """Show what is wrong with the input as a message, instead of "Error"."""
+
+    def shown(error: Exception) -> gr.Error:
+        return gr.Error(message(error), title="That did not work", duration=20, print_exception=False)
+
+    @functools.wraps(function)
+    def generator(*arguments: Any) -> Any:
+        try:
+            yield from function(*arguments)
+        except (ValueError, ImportError) as error:
+            raise shown(error) from error
+
+    @functools.wraps(function)
+    def plain(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (ValueError, ImportError) as error:
+            raise shown(error) from error
+
+    return generator if inspect.isgeneratorfunction(function) else plain
+
+
+def user(request: gr.Request) -> str:
+    """Name of who asks."""
+    return request.session_hash or "api"
+
+
+def video_page(kind: str) -> Any:
+    """Handler of a button that makes a video: yields status, pieces to play, video and files."""
+
+    def page(request: gr.Request, *arguments: Any) -> Any:
+        for update in getattr(DESK, kind)(user(request), *arguments):
+            files = [str(file) for file in update.files.values()]
+            done = (gr.update(value=files[0], visible=True), gr.update(value=files, visible=True)) if files else ()
+            yield status(update), update.segments or gr.skip(), *(done or (gr.skip(), gr.skip()))
+
+    return readable(page)
+
+
+@readable
+def talk_api(request: gr.Request, consent, image, audio, face, *settings) -> Any:
+    """Make a video of a portrait that says what is heard in a sound file; returns the video and its settings (JSON).
+
+    `consent` says that the people whose face and voice are used have agreed. The settings are those of the page.
+    """
+    for update in DESK.talk(user(request), consent, image, VOICE, audio, None, face, *settings):
+        files = update.files
+        if files:
+            yield str(files["video"]), str(files["settings"])
+
+
+@readable
+def show_faces(consent, image, face=None) -> tuple:
+    """Find the faces of a picture: the picture with boxes, the square that is cut out, and which faces there are."""
+    found = DESK.faces(consent, image, face)
+    if found is None:
+        return None, None, gr.update(choices=[], value=None), "Tick the box at the top to see the faces.", None
+    choices = [(name, index) for index, name in enumerate(found.names)]
+    text = "One face found." if len(choices) == 1 else f"{len(choices)} faces found: click on the one to animate."
+    return found.picture, found.crop, gr.update(choices=choices, value=found.chosen), text, found.boxes
+
+
+def pick_face(consent, image, boxes, event: gr.SelectData) -> tuple:
+    """The face that was clicked on."""
+    return show_faces(consent, image, faces.nearest(boxes, *event.index) if boxes else None)
+
+
+@readable
+def fit_page(request: gr.Request, consent, image, minutes) -> Any:
+    """Yield status and preview while an avatar is fitted; at the end it is the chosen one."""
+    preview = None
+    for update in DESK.fit(user(request), consent, image, minutes):
+        new, preview = update.preview != preview, update.preview
+        yield status(update), str(preview) if new else gr.skip(), gr.update(value=MINE) if update.files else gr.skip()
+
+
+@readable
+def look_page(request: gr.Request, name, azimuth, elevation, background) -> Any:
+    """A picture of an avatar from one side."""
+    return DESK.look(user(request), name, azimuth, elevation, background)
+
+
+@readable
+def export_page(request: gr.Request, name) -> Any:
+    """Yield an avatar's Gaussians to be turned in the page, and as `.ply` and `.splat`."""
+    for files in DESK.export(user(request), name):
+        yield str(files["splat"]), gr.update(value=[str(file) for file in files.values()], visible=True)
+
+
+@readable
+def swaps_page(request: gr.Request, consent, image, others, audio, seed) -> Any:
+    """Yield status and the sheet of exchanged poses and dynamics."""
+    for update in DESK.swaps(user(request), consent, image, others, audio, seed):
+        yield status(update), str(update.files["sheet"]) if update.files else gr.skip()
+
+
+@readable
+def shape_page(consent, image, *amounts) -> Any:
+    """A portrait moved along the latent's named directions."""
+    return DESK.shape(consent, image, *amounts)
+
+
+@readable
+def say(request: gr.Request, text, voice) -> str:
+    """Typed text as a sound file."""
+    return DESK.say(user(request), text, voice)
+
+
+def stop_job(request: gr.Request) -> str:
+    """End what runs for this user, or waits."""
+    DESK.jobs.stop(user(request))
+    return status(Update("Stopped. Nothing was kept."))
+
+
+def leave(request: gr.Request) -> None:
+    """Remove what a user had who closed the page."""
+    DESK.jobs.forget(user(request))
+
+
+def settings_controls() -> list:
+    """The fields of `TalkSettings`, in their order."""
+    made = []
+    for index, (group, controls) in enumerate(control_groups(DESK.about["emotions"], DESK.about["sizes"]).items()):
+        with gr.Accordion(group, open=index == 0), gr.Row():
+            made += [getattr(gr, kind)(**options) for kind, options in controls]
+    return made
+
+
+def results(label: str) -> list:
+    """Status, what plays while it is made, the whole video, and its files."""
+    state = gr.HTML(status(Update("Ready.")))
+    live = gr.Video(streaming=True, autoplay=True, label=f"{label}, while it is made", height=320, interactive=False)
+    live.stream_output, live.flush_stream_output = hand_on, hold_nothing_back
+    video = gr.Video(label=label, visible=False, height=320, interactive=False)
+    return [state, live, video, gr.File(label="Download: video and settings", visible=False, file_count="multiple")]
+
+
+def start_and_stop(text: str) -> tuple:
+    """Two buttons."""
+    with gr.Row():
+        return gr.Button(text, variant="primary"), gr.Button("Stop", variant="stop")
+
+
+def begin(buttons: tuple, page: Any, inputs: list, outputs: list, name: str) -> Any:
+    """Let one button start a job, and the other stop it."""
+    event = buttons[0].click(page, inputs, outputs, api_name=name, api_visibility="undocumented", **ONE_AT_A_TIME)
+    buttons[1].click(stop_job, None, outputs[0], cancels=[event], queue=False, api_visibility="private")
+    return event
+
+
+def talk_tab(consent: Any) -> tuple:
+    """One portrait and one voice, or a driving video."""
+    boxes = gr.State()
+    with gr.Row():
+        with gr.Column(min_width=280):
+            image = portrait_field(280)
+            note = gr.Markdown("Tick the box at the top to see the faces.", container=False)
+            with gr.Row():
+                seen = gr.Image(label="Faces: click on one", interactive=False, height=180, min_width=120, buttons=[])
+                crop = gr.Image(label="What the model sees", interactive=False, height=180, min_width=120, buttons=[])
+            face = gr.Radio([], label="Face to animate")
+        with gr.Column(min_width=280):
+            by = gr.Radio([VOICE, VIDEO], value=VOICE, label="What moves it")
+            with gr.Group() as voice_group:
+                audio = gr.Audio(label="Voice", type="filepath", sources=["upload", "microphone"])
+                with gr.Accordion("Type what to say", open=False, visible=can_speak()):
+                    text = gr.Textbox(label="Text", lines=3, max_length=2000)
+                    voice = gr.Dropdown(list(VOICES), label="Speaker", value=next(iter(VOICES)))
+                    speak = gr.Button("Speak it", size="sm")
+            video = gr.Video(label="Driving video", visible=False, sources=["upload", "webcam"], height=240)
+            gr.Examples([[FACE, SPEECH]], [image, audio], label="Example", api_visibility="private")
+            controls = settings_controls()
+        with gr.Column(min_width=280):
+            pair = start_and_stop("Make it talk")
+            outputs = results("Talking face")
+    inputs = [consent, image, by, audio, video, face, *controls]
+    begin(pair, video_page("talk"), inputs, outputs, "talk_live")
+    found = {"outputs": [seen, crop, face, note, boxes], "show_progress": "minimal"}
+    gr.on([image.change, consent.change], show_faces, [consent, image], api_name="faces", **found)
+    face.input(show_faces, [consent, image, face], api_visibility="private", **found)
+    seen.select(pick_face, [consent, image, boxes], api_visibility="private", **found)
+    speak.click(say, [text, voice], audio, api_name="speak")
+    swap = lambda kind: (gr.update(visible=kind == VOICE), gr.update(visible=kind == VIDEO))  # noqa: E731
+    by.change(swap, by, [voice_group, video], queue=False, api_visibility="private")
+    api = [gr.Button(visible=False), gr.Video(visible=False), gr.File(visible=False)]
+    given = [consent, image, audio, face, *controls]
+    api[0].click(talk_api, given, api[1:], api_name="talk", **ONE_AT_A_TIME)
+    return image, audio
+
+
+def avatar_tab(consent: Any) -> Any:
+    """A portrait to a 3D avatar; it is turned, talks, and is taken away."""
+    choices, have = [*DESK.about["avatars"], MINE], DESK.about["avatars"]
+    with gr.Row():
+        with gr.Column(min_width=280):
+            name = gr.Dropdown(choices, value=choices[0], label="Avatar")
+            with gr.Accordion("Fit one to a portrait", open=not have):
+                image = portrait_field(240)
+                minutes = gr.Slider(0.5, 15, 6, step=0.5, label="Minutes", info="longer: sharper")
+                fit_pair = start_and_stop("Fit")
+                fit_outputs = [gr.HTML(status(Update("Ready.")))]
+                fit_outputs += [gr.Image(label="Preview: target, mesh alone, all, both sides", interactive=False)]
+            view = gr.Image(label="From this side", interactive=False, height=300, buttons=["download"])
+            azimuth = gr.Slider(-90, 90, 0, step=5, label="Turn (degrees)")
+            elevation = gr.Slider(-30, 30, 0, step=5, label="From above (degrees)")
+            background = gr.Dropdown(list(BACKGROUNDS), label="Background")
+        with gr.Column(min_width=280):
+            audio = gr.Audio(SPEECH, label="Voice", type="filepath", sources=["upload", "microphone"])
+            camera = gr.Radio(["fixed", "orbit"], value="fixed", label="Camera")
+            controls = settings_controls()
+            pair = start_and_stop("Make the avatar talk")
+            outputs = results("Talking avatar")
+        with gr.Column(min_width=280):
+            export = gr.Button("Show and export its Gaussians")
+            splat = gr.Model3D(label="Gaussians: drag to turn", height=400, clear_color=(1, 1, 1, 1))
+            files = gr.File(label="Download: .ply and .splat", visible=False, file_count="multiple")
+    begin(pair, video_page("talk3d"), [consent, name, audio, camera, background, *controls], outputs, "talk3d_live")
+    begin(fit_pair, fit_page, [consent, image, minutes], [*fit_outputs, name], "fit")
+    turn = [slider.release for slider in (azimuth, elevation)] + [name.change, background.change]
+    gr.on(turn, look_page, [name, azimuth, elevation, background], view, api_name="look", show_progress="minimal")
+    export.click(export_page, name, [splat, files], api_name="export")
+
+
+def inside_tabs(consent: Any, image: Any, audio: Any) -> None:
+    """The systems beside each other, and what the latent means."""
+    with gr.Tab("Compare"):
+        gr.Markdown("VASA-1 (left) and VASA-3D (right): one portrait, one voice, one motion.")
+        with gr.Row():
+            name = gr.Dropdown([*DESK.about["avatars"], MINE], label="Avatar")
+            camera = gr.Radio(["fixed", "orbit"], value="fixed", label="Camera of VASA-3D")
+            seed = gr.Number(1, precision=0, label="Seed")
+        voice = gr.Audio(SPEECH, label="Voice", type="filepath", sources=["upload", "microphone"])
+        pair, outputs = start_and_stop("Compare"), results("VASA-1, VASA-3D")
+        begin(pair, video_page("compare"), [consent, name, voice, camera, seed], outputs, "compare_live")
+    with gr.Tab("Inspect"):
+        gr.Markdown("The portrait and the voice are those of the first tab.")
+        with gr.Row():
+            with gr.Column(min_width=280):
+                picture = gr.Image(label="Moved along named directions", interactive=False, height=300)
+                sliders = [gr.Slider(-40, 40, 0, step=1, label=f"pose: {one}", min_width=140) for one in POSES]
+                with gr.Row():
+                    sliders += [
+                        gr.Slider(-2, 2, 0, step=0.1, label=one, min_width=140) for one in DESK.about["sliders"]
+                    ]
+                gr.on([s.release for s in sliders], shape_page, [consent, image, *sliders], picture, api_name="shape")
+            with gr.Column(min_width=280):
+                gr.Markdown("The same motion on several faces; then its pose, then its dynamics, exchanged.")
+                others = gr.File(label="Up to two other portraits", file_count="multiple", file_types=["image"])
+                number = gr.Number(1, precision=0, label="Seed")
+                pair, state = start_and_stop("Exchange"), gr.HTML(status(Update("Ready.")))
+                sheet = gr.Image(label="Pose and dynamics exchanged", interactive=False)
+                begin(pair, swaps_page, [consent, image, others, audio, number], [state, sheet], "swaps")
+
+
+def build() -> gr.Blocks:
+    """The page."""
+    with gr.Blocks(title="vasa_hf", delete_cache=(600, 3600), analytics_enabled=False) as page:
+        gr.Markdown("# vasa_hf: talking faces from one portrait and one voice")
+        text = "The people whose face and voice I use agreed to it, or do not exist; I will not pass it off as real."
+        consent = gr.Checkbox(not DESK.need_consent, label=text, visible=DESK.need_consent, elem_id="consent")
+        with gr.Tab("Talk"):
+            image, audio = talk_tab(consent)
+        with gr.Tab("3D"):
+            avatar_tab(consent)
+        inside_tabs(consent, image, audio)
+        with gr.Tab("About"):
+            gr.Markdown(about.CONSENT)
+            with gr.Row():
+                video, answer = gr.Video(label="Video to look at", height=240), gr.Markdown("No video yet.")
+            video.change(about.verdict_or_hint, video, answer, api_name="verdict")
+            for folder in (DESK.about["base"], DESK.about["folder"]):
+                with gr.Accordion(f"Model card: {folder.name}", open=False):
+                    gr.Markdown(about.card(folder))
+        page.unload(leave)
+    return page.queue(max_size=24, default_concurrency_limit=2)
+
+
+def serve(options: argparse.Namespace, **launch: Any) -> tuple:
+    """Serve the page; the models load meanwhile. `launch` goes to Gradio."""
+    global DESK
+    DESK = Desk(options.model, not options.private, options.device)
+    DESK.long_work, DESK.short_work = long_work, short_work
+    places = {"server_name": options.host, "server_port": options.port, "share": options.share}
+    looks = {"css": CSS, "theme": gr.themes.Soft(), "footer_links": ["api", "settings"], "ssr_mode": False}
+    limits = {"max_file_size": "50mb", "show_error": True, "mcp_server": options.mcp, "inbrowser": options.open}
+    page = build()
+    served = page.launch(**places, **looks, **limits, **launch, prevent_thread_lock=True)
+    DESK.models.start()  # when the page is there: reading weights takes the cores that a browser's first look needs
+    return page, *served
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Serve the web page.")
+    add_options(parser)
+    serve(parser.parse_args())[0].block_thread()

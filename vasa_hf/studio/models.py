@@ -1,0 +1,180 @@
+"""One set of models for everybody: loaded once, in the background, with the last portraits and sounds kept ready."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from vasa_hf.hub import resolve
+
+PRIORS = "motion_priors.safetensors"
+
+
+class Recent:
+    """What was made lately, by key; the oldest goes first.
+
+    Args:
+        count (`int`): How many to keep.
+    """
+
+    def __init__(self, count: int):
+        self.count, self.made = count, 0
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value of a key, made if it is not there."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            self.made += 1
+            self._values[key] = value
+            while len(self._values) > self.count:
+                self._values.popitem(last=False)
+        return value
+
+
+class Models:
+    """The pipelines of VASA-1 and VASA-3D, which share their components.
+
+    Args:
+        name (`str`, defaults to `"vasa3d-small"`): Embedded name, folder or Hub repository.
+        device (`str`, *optional*): Defaults to a CUDA device if there is one.
+    """
+
+    def __init__(self, name: str = "vasa3d-small", device: str | None = None):
+        self.name, self.device = name, device
+        self._pipe: Any = None
+        self._error: BaseException | None = None
+        self._loaded = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self.portraits, self.sounds, self.features = Recent(8), Recent(8), Recent(256)
+
+    def start(self) -> None:
+        """Begin to load, in a thread."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._load, daemon=True)
+                self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a job would begin at once."""
+        return self._loaded.is_set()
+
+    @property
+    def avatars(self) -> Any:
+        """VASA-3D's pipeline; waits until it is loaded."""
+        self.start()
+        self._loaded.wait()
+        if self._error is not None:
+            raise self._error
+        return self._pipe
+
+    @property
+    def faces(self) -> Any:
+        """VASA-1's pipeline, with the same components."""
+        return self.avatars.talking_face
+
+    def portrait(self, path: str, face: int | None = None, output_size: int | None = None) -> Any:
+        """A portrait, encoded; the last ones are remembered by what is in the file."""
+        key = (digest(path), face, output_size)
+        return self.portraits.get(key, lambda: self.faces.prepare_portrait(path, face, output_size=output_size))
+
+    def sound(self, path: str) -> tuple[Any, int]:
+        """Samples `(n,)` of a voice, mono, and their rate; checked, and remembered."""
+
+        def read() -> tuple[Any, int]:
+            _, samples, rate = self.faces.prepare_audio(path)
+            return samples, rate
+
+        return self.sounds.get(digest(path), read)
+
+    def _load(self) -> None:
+        try:
+            import torch
+
+            from vasa_hf import Vasa3DAvatarPipeline
+
+            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            pipe = Vasa3DAvatarPipeline.from_pretrained(self.name).to(device)
+            pipe.set_progress_bar_config(disable=True)
+            # A change of controls leaves the voice as it was: its features are not computed again.
+            processor = pipe.audio_processor
+            processor.window_features = partial(self._window_features, processor.window_features)
+            self._pipe = pipe
+        except BaseException as error:  # noqa: BLE001 - raised again for whoever asks for the models
+            self._error = error
+        finally:
+            self._loaded.set()
+
+    def _window_features(self, compute: Callable, encoder: Any, samples: Any, start_frame: int, num_frames: int) -> Any:
+        key = (hashlib.blake2b(samples.cpu().numpy().tobytes()).digest(), tuple(samples.shape), start_frame, num_frames)
+        return self.features.get(key, lambda: compute(encoder, samples, start_frame, num_frames))
+
+
+def digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content, hexadecimal.
+
+    Raises:
+        ValueError: If there is no such file.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"`path` must be an existing file, got {os.fspath(path)!r}.")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash(file)
+
+
+def _hash(file: Any) -> str:
+    whole = hashlib.sha256()
+    while block := file.read(1 << 20):
+        whole.update(block)
+    return whole.hexdigest()
+
+
+def described(name: str) -> dict[str, Any]:
+    """What a page must know before the weights are loaded: emotions, sizes, sliders, avatars, folders of the cards.
+
+    Args:
+        name (`str`): As for `Models`; of a Hub repository little is known before it is there.
+    """
+    folder = Path(resolve(name))
+    index = _json(folder / "model_index.json")
+    base = Path(resolve(index.get("talking_face", name)))
+    emotions = _json(base / "motion_transformer" / "config.json").get("emotions", [])
+    size = _json(base / "face_autoencoder" / "config.json").get("image_size", 256)
+    return {
+        "emotions": emotions,
+        "sizes": [size, 2 * size],
+        "avatars": sorted(path.parent.name for path in folder.glob("avatars/*/config.json")),
+        "sliders": _directions(base / PRIORS, emotions),
+        "folder": folder,
+        "base": base,
+    }
+
+
+def _directions(file: Path, emotions: list[str]) -> list[str]:
+    """Names of the known directions of z_dyn that lie beside a model's weights."""
+    if not file.is_file():
+        return []
+    with safe_open(file, framework="numpy") as known:
+        held = set(known.keys())
+    parts = {"blink": ["blink"], "gaze": ["gaze yaw", "gaze pitch"], "emotion": emotions}
+    return [name for part, names in parts.items() if part in held for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
