@@ -91,10 +91,16 @@ def test_videos_come_once_from_the_portraits_pose(tmp_path):
 def test_interrupted_motion_goes_on(pipe, portraits, tmp_path):
     files = make(pipe, portraits, tmp_path)
     motions, kept = motions_of(files), files[0].stat().st_mtime_ns
-    for file in files[1:]:
+    for file in [*files[1:], tmp_path / "complete"]:
         file.unlink()
     torch.testing.assert_close(motions_of(make(pipe, portraits, tmp_path)), motions)
     assert files[0].stat().st_mtime_ns == kept
+
+
+def test_motion_ends_by_the_clock_after_a_source(pipe, portraits, tmp_path):
+    files = make(pipe, portraits, tmp_path, deadline=0.0)
+    assert [len(load_file(file)["motions"]) for file in files] == [15, 9]  # one turn of the voice, and the sweep
+    assert make(pipe, portraits, tmp_path) == files  # what frames may have been made of stays
 
 
 def test_frames_are_what_the_decoder_makes_on_each_background(pipe, portraits, tmp_path):

@@ -47,7 +47,7 @@ from vasa_hf.training.avatar_losses import cameras_around
 FPS = 25
 SHARD_FRAMES = 64
 _VOICE = Path(__file__).resolve().parent.parent / "assets" / "voice.flac"
-_INDEX = "index.json"
+_INDEX, _COMPLETE = "index.json", "complete"
 #: Half ranges of the sweeps: yaw, pitch, roll (rad), x, y (canonical units), logarithm of the scale.
 SWEEP = (math.radians(25), math.radians(15), math.radians(10), 0.15, 0.15, 0.2)
 
@@ -69,6 +69,7 @@ def make_motions(
     sweep_share: float = 0.2,
     num_inference_steps: int = 10,
     seed: int = 0,
+    deadline: float | None = None,
     on_motion: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write motion of one portrait, each source in a file of its own; files that are there are kept.
@@ -86,6 +87,7 @@ def make_motions(
         sweep_share (`float`, *optional*, defaults to 0.2): Part that sweeps the head's pose.
         num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
         seed (`int`, *optional*, defaults to 0): Seed.
+        deadline (`float`, *optional*): `time.monotonic()` after which only the sweep follows, but for the first source.
         on_motion (`Callable`, *optional*): `on_motion(frames_done, frames_in_all)`.
 
     Returns:
@@ -93,6 +95,8 @@ def make_motions(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / _COMPLETE).is_file():
+        return sorted(folder.glob("motion-*.safetensors"))
     audios = list(audios or []) or ([] if videos else [_VOICE])
     total = max(2, round(60 * FPS * minutes))
     driven = total - round(sweep_share * total)
@@ -113,11 +117,12 @@ def make_motions(
         done += _length(path)
         if on_motion is not None:
             on_motion(done, total)
-        if done >= driven:
+        if done >= driven or (deadline is not None and time.monotonic() > deadline):
             break
     if total > driven:
         sweep = functools.partial(_sweep, talking_face, portrait, files, total - driven, seed)
         files.append(_kept(folder / "motion-sweep.safetensors", sweep))
+    (folder / _COMPLETE).touch()
     return files
 
 

@@ -161,6 +161,7 @@ def _make_frames(talking_face, start, preset, audios, videos, folder, seed, bega
         preset.sweep_share,
         preset.motion_steps,
         seed,
+        deadline,
         lambda done, total: tell(FitProgress("motion", done, total)),
     )
     render_frames(
