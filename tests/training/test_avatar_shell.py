@@ -7,7 +7,7 @@ from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import orbit_cameras
 from vasa_hf.training import avatar_shell
-from vasa_hf.training.avatar_shell import PortraitMaps, make_shell, shell_heights
+from vasa_hf.training.avatar_shell import PortraitMaps, make_shell, shell_heights, shell_size
 
 GRID, PIXEL_CM = 64, 0.25
 
@@ -85,3 +85,10 @@ def test_the_back_mirrors_the_front_in_the_hairs_colours():
     assert front.any() and back.any()
     behind_face = back & ((shell.means[:, :2] - 0.5).norm(dim=1) < 6 / GRID)
     assert behind_face.any() and shell.colors[behind_face, 2].max() < 0.2
+
+
+def test_size_is_known_before():
+    for radius in (6.0, 16.0, 40.0):
+        maps, _ = disc(radius)
+        count = len(make_shell(maps, PIXEL_CM)[0])
+        assert count <= shell_size(maps) < 1.15 * count + 40

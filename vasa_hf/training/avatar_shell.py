@@ -30,6 +30,7 @@ _STRETCH = 3.0  # a disc that is seen edge-on is longer than wide, at most so ma
 _WIDTH = 0.75  # standard deviation of a disc over the distance to its neighbour
 _THICKNESS = 0.3
 _LEAST_ALPHA = 0.1
+_COARSE_BACK = 2  # every second pixel: the back is seldom seen
 
 
 @dataclasses.dataclass
@@ -112,6 +113,12 @@ def _conjugate_gradients(product, source: Tensor, steps: int, tolerance: float =
     return found
 
 
+def shell_size(maps: PortraitMaps) -> int:
+    """How many Gaussians `make_shell` makes, or some more."""
+    person = maps.alpha > _LEAST_ALPHA
+    return int((person & ~maps.face & ~maps.neck).sum() + (person.sum() + 2 * len(person)) / _COARSE_BACK**2)
+
+
 def make_shell(maps: PortraitMaps, pixel_cm: float) -> tuple[Gaussians, Tensor]:
     """The shell as Gaussians.
 
@@ -148,6 +155,6 @@ def make_shell(maps: PortraitMaps, pixel_cm: float) -> tuple[Gaussians, Tensor]:
 
     outside = (maps.alpha > 0.9) & ~maps.face & ~maps.neck
     front, above = discs(1.0, 1, maps.colours)
-    behind, below = discs(-1.0, 2, spread_colours(maps.colours, outside))  # coarser: it is seldom seen
+    behind, below = discs(-1.0, _COARSE_BACK, spread_colours(maps.colours, outside))
     both = Gaussians(*(torch.cat(pair) for pair in zip(vars(front).values(), vars(behind).values(), strict=True)))
     return both, torch.cat([above, below]) + 0.5 < maps.chin_row

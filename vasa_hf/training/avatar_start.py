@@ -26,7 +26,7 @@ from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar
 from vasa_hf.motion import POSE_DIM
 from vasa_hf.processors.image import FaceCrop
 from vasa_hf.processors.matte import cut_out
-from vasa_hf.training.avatar_shell import PortraitMaps, make_shell
+from vasa_hf.training.avatar_shell import PortraitMaps, make_shell, shell_size
 
 MOST_YAW_RAD = 0.7  # a portrait turned further shows too little of the other half
 BACKGROUNDS = (0.9, 0.1)  # greys; two of them tell what is opaque
@@ -243,7 +243,7 @@ def _colour(avatar: Vasa3DGaussianAvatar, fitted: FittedHead, colours: Tensor, a
     teeth = head.region("teeth")[avatar.triangles]
     avatar.colors[inside] = torch.tensor(_MOUTH) * lightness
     avatar.colors[teeth] = torch.tensor(_TEETH) * lightness
-    _pull_in(avatar, means, frames, alpha)
+    _pull_in(avatar, means, frames, inner[0])
     return seen
 
 
@@ -319,13 +319,12 @@ def _add_shell(
     camera, head = avatar.portrait_camera, avatar.head
     middle = avatar.canonical_origin + torch.tensor([0.0, 0.0, 9.0])  # between the ears, about
     middle_depth = float(_carried(avatar, posed, middle)[2]) + avatar.config.camera_distance_cm
-    grid = alpha.shape[-1]
-    while True:  # once with too many, then as fine as the budget allows
+    grid, count = alpha.shape[-1], budget + 1
+    while count > budget and grid > 32:  # once with too many, then as fine as the budget allows
+        grid = max(min(int(grid * (0.98 * budget / count) ** 0.5), grid - 1), 32)
         maps = _maps(avatar, posed, colours, alpha, grid, middle_depth)
-        shell, hair = make_shell(maps, middle_depth / float(camera.focal[0, 0]) / grid)
-        if len(shell) <= budget or grid <= 32:
-            break
-        grid = max(int(grid * (0.98 * budget / len(shell)) ** 0.5), 32)
+        count = shell_size(maps)
+    shell, hair = make_shell(maps, middle_depth / float(camera.focal[0, 0]) / grid)
     depth = middle_depth - shell.means[:, 2]
     xy = (shell.means[:, :2] - camera.center) / camera.focal * depth[:, None]
     placed = Gaussians(
@@ -382,6 +381,9 @@ def _maps(
     trusted[0, where] = ~head.region("scalp", "neck")[hit]
     trusted[1, where] = head.region("neck")[hit]
     small = F.interpolate(torch.cat([colours, alpha[None]])[None], (grid, grid), mode="area")[0]
+    # Discs are wider than a pixel: with the outermost left out they end where the person does. Else the fit would make
+    # the rim transparent, and one would look through it from the side.
+    small[3:] = -F.max_pool2d(-small[3:], 3, 1, 1)
     lip, chin = (float(seen[head.landmarks[rows(point)[0]], 1]) for point in (0, 152))
     return PortraitMaps(
         colours=small[:3],
