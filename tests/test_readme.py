@@ -85,6 +85,12 @@ def test_the_page_is_short_and_speaks_known_languages():
     assert {language for language, _ in BLOCKS} == {"python", "bash"}
 
 
+def test_pictures_are_there_and_light():
+    pictures = re.findall(r'<img src="([^"]+)"|!\[[^]]+\]\(([^)]+)\)', README)
+    assert len(pictures) >= 2 and all("alt=" in tag for tag in re.findall(r"<img [^>]+>", README))
+    assert all(0 < (ROOT / (html or markdown)).stat().st_size < 1_500_000 for html, markdown in pictures)
+
+
 def test_python_blocks_run(session):
     folder, names = session
     assert len(names["out"].frames) == 20
