@@ -48,7 +48,12 @@ class HubServer(ThreadingHTTPServer):
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         # Xet, the other way of uploading, speaks to servers of its own.
         ours = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        return {**kept, **ours, **({} if token is None else {"HF_TOKEN": token}), "NO_PROXY": "127.0.0.1,localhost"}
+        return {
+            **kept,
+            **ours,
+            **({} if token is None else {"HF_TOKEN": token}),
+            **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
+        }
 
     def files(self, repo, revision="main"):
         """What a revision holds, path -> bytes; None if there is no such revision."""
