@@ -30,6 +30,8 @@ CSS = """
 @media (max-width: 640px) {.gradio-container {padding: 6px !important}}
 """
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+# Fonts of the device: a page that runs offline must not ask for others.
+THEME = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
 DESK: Desk
 
 
@@ -122,10 +124,12 @@ def show_faces(consent, image, face=None) -> tuple:
     """Find the faces of a picture: the picture with boxes, the square that is cut out, and which faces there are."""
     found = DESK.faces(consent, image, face)
     if found is None:
-        return None, None, gr.update(choices=[], value=None), "Tick the box at the top to see the faces.", None
+        text = "Tick the box at the top to see the faces." if image else ""
+        return gr.update(visible=False), None, None, gr.update(choices=[], value=None), text, None
     choices = [(name, index) for index, name in enumerate(found.names)]
     text = "One face found." if len(choices) == 1 else f"{len(choices)} faces found: click on the one to animate."
-    return found.picture, found.crop, gr.update(choices=choices, value=found.chosen), text, found.boxes
+    picker = gr.update(choices=choices, value=found.chosen, visible=len(choices) > 1)
+    return gr.update(visible=True), found.picture, found.crop, picker, text, found.boxes
 
 
 def pick_face(consent, image, boxes, event: gr.SelectData) -> tuple:
@@ -152,7 +156,7 @@ def look_page(request: gr.Request, name, azimuth, elevation, background) -> Any:
 def export_page(request: gr.Request, name) -> Any:
     """Yield an avatar's Gaussians to be turned in the page, and as `.ply` and `.splat`."""
     for files in DESK.export(user(request), name):
-        yield str(files["splat"]), gr.update(value=[str(file) for file in files.values()], visible=True)
+        yield str(files["shown"]), gr.update(value=[str(files[kind]) for kind in ("ply", "splat")], visible=True)
 
 
 @readable
@@ -188,8 +192,8 @@ def leave(request: gr.Request) -> None:
 def settings_controls() -> list:
     """The fields of `TalkSettings`, in their order."""
     made = []
-    for index, (group, controls) in enumerate(control_groups(DESK.about["emotions"], DESK.about["sizes"]).items()):
-        with gr.Accordion(group, open=index == 0), gr.Row():
+    for group, controls in control_groups(DESK.about["emotions"], DESK.about["sizes"]).items():
+        with gr.Accordion(group, open=False), gr.Row():
             made += [getattr(gr, kind)(**options) for kind, options in controls]
     return made
 
@@ -200,7 +204,8 @@ def results(label: str) -> list:
     live = gr.Video(streaming=True, autoplay=True, label=f"{label}, while it is made", height=320, interactive=False)
     live.stream_output, live.flush_stream_output = hand_on, hold_nothing_back
     video = gr.Video(label=label, visible=False, height=320, interactive=False)
-    return [state, live, video, gr.File(label="Download: video and settings", visible=False, file_count="multiple")]
+    files = gr.File(label="Download: video and settings", visible=False, file_count="multiple", interactive=False)
+    return [state, live, video, files]
 
 
 def start_and_stop(text: str) -> tuple:
@@ -222,14 +227,14 @@ def talk_tab(consent: Any) -> tuple:
     with gr.Row():
         with gr.Column(min_width=280):
             image = portrait_field(280)
-            note = gr.Markdown("Tick the box at the top to see the faces.", container=False)
-            with gr.Row():
-                seen = gr.Image(label="Faces: click on one", interactive=False, height=180, min_width=120, buttons=[])
-                crop = gr.Image(label="What the model sees", interactive=False, height=180, min_width=120, buttons=[])
-            face = gr.Radio([], label="Face to animate")
+            note = gr.Markdown()
+            with gr.Column(visible=False) as found_faces:
+                seen = gr.Image(label="Faces", interactive=False, height=240, buttons=[])
+                crop = gr.Image(label="What the model sees", interactive=False, height=200, buttons=[])
+                face = gr.Radio([], label="Face to animate")
         with gr.Column(min_width=280):
             by = gr.Radio([VOICE, VIDEO], value=VOICE, label="What moves it")
-            with gr.Group() as voice_group:
+            with gr.Column() as voice_group:
                 audio = gr.Audio(label="Voice", type="filepath", sources=["upload", "microphone"])
                 with gr.Accordion("Type what to say", open=False, visible=can_speak()):
                     text = gr.Textbox(label="Text", lines=3, max_length=2000)
@@ -243,7 +248,7 @@ def talk_tab(consent: Any) -> tuple:
             outputs = results("Talking face")
     inputs = [consent, image, by, audio, video, face, *controls]
     begin(pair, video_page("talk"), inputs, outputs, "talk_live")
-    found = {"outputs": [seen, crop, face, note, boxes], "show_progress": "minimal"}
+    found = {"outputs": [found_faces, seen, crop, face, note, boxes], "show_progress": "minimal"}
     gr.on([image.change, consent.change], show_faces, [consent, image], api_name="faces", **found)
     face.input(show_faces, [consent, image, face], api_visibility="private", **found)
     seen.select(pick_face, [consent, image, boxes], api_visibility="private", **found)
@@ -281,7 +286,7 @@ def avatar_tab(consent: Any) -> Any:
         with gr.Column(min_width=280):
             export = gr.Button("Show and export its Gaussians")
             splat = gr.Model3D(label="Gaussians: drag to turn", height=400, clear_color=(1, 1, 1, 1))
-            files = gr.File(label="Download: .ply and .splat", visible=False, file_count="multiple")
+            files = gr.File(label="Download: .ply and .splat", visible=False, file_count="multiple", interactive=False)
     begin(pair, video_page("talk3d"), [consent, name, audio, camera, background, *controls], outputs, "talk3d_live")
     begin(fit_pair, fit_page, [consent, image, minutes], [*fit_outputs, name], "fit")
     turn = [slider.release for slider in (azimuth, elevation)] + [name.change, background.change]
@@ -349,7 +354,7 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
     DESK = Desk(options.model, not options.private, options.device)
     DESK.long_work, DESK.short_work = long_work, short_work
     places = {"server_name": options.host, "server_port": options.port, "share": options.share}
-    looks = {"css": CSS, "theme": gr.themes.Soft(), "footer_links": ["api", "settings"], "ssr_mode": False}
+    looks = {"css": CSS, "theme": THEME, "footer_links": ["api", "settings"], "ssr_mode": False}
     limits = {"max_file_size": "50mb", "show_error": True, "mcp_server": options.mcp, "inbrowser": options.open}
     page = build()
     served = page.launch(**places, **looks, **limits, **launch, prevent_thread_lock=True)

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "bench": {"hub", "media", "metrics"},
     "bench_3d": {"bench", "gaussians", "metrics", "media"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
-    "studio": {"hub", "media", "motion", "controls", "outputs"},
+    "studio": {"hub", "media", "motion", "controls", "outputs", "gaussians"},
     "app": {"studio", "cli"},
     "cli": {"hub", "publish", "media", "bench", "bench_3d", "viewer", "metrics", "convert", "data"},
 }

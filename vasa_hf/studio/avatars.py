@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vasa_hf.gaussians.export import load_splat, save_splat
 from vasa_hf.outputs import to_uint8
 from vasa_hf.studio.jobs import Job, Pace, Update, told
 from vasa_hf.studio.models import Models
@@ -91,7 +93,9 @@ def look(
 
 
 def export(models: Models, avatar: str, folder: Path) -> dict[str, Path]:
-    """An avatar at its portrait's own motion as `.ply` (3DGS) and `.splat` (web viewers).
+    """An avatar at its portrait's own motion as `.ply` (3DGS) and `.splat` (web viewers), and to be shown in a page.
+
+    A file is in centimetres; `shown` is a small copy in the middle, where a viewer's camera at (0, 0, -5) sees it.
 
     Args:
         models (`Models`): What poses it.
@@ -104,6 +108,11 @@ def export(models: Models, avatar: str, folder: Path) -> dict[str, Path]:
     for suffix in (".ply", ".splat"):
         written = pipe.export_sequence(loaded, loaded.own_motion[None], folder / f"export{suffix}", suffix)
         files[suffix[1:]] = Path(shutil.move(written[0], folder / f"avatar{suffix}"))
+    gaussians, files["shown"] = load_splat(files["splat"]), folder / "shown.splat"
+    middle = (gaussians.means.amin(0) + gaussians.means.amax(0)) / 2
+    scale = 1.6 / float((gaussians.means - middle).abs().amax())
+    small = {"means": (gaussians.means - middle) * scale, "scales": gaussians.scales * scale}
+    save_splat(dataclasses.replace(gaussians, **small), files["shown"])
     return files
 
 

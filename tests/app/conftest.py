@@ -1,0 +1,102 @@
+"""The page as users meet it: its own process, and a real browser where there is one."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vasa_hf.media import load_audio, save_wav
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+OPTIONS = ["--no-sandbox", "--mute-audio", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+WAIT_MS = 120_000  # of loaded machines
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """`python app.py`, with temporary files where we can count them; `url`, `pid`, `temporary`."""
+    folder = tmp_path_factory.mktemp("app")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "gradio")}
+    log = open(folder / "log", "w")
+    command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--host", "127.0.0.1"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.2)
+        yield SimpleNamespace(url=url, pid=process.pid, temporary=folder)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        log.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'vasa-hf[dev]'")
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server, browser):
+    """The page in a window of a desktop, loaded; errors of its scripts fail the test."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(WAIT_MS)
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(server.url, timeout=WAIT_MS)
+    page.locator("#consent").wait_for()
+    yield page
+    page.close()
+    assert not wrong
+
+
+@pytest.fixture(scope="session")
+def portrait():
+    return str(ROOT / "vasa_hf" / "assets" / "portrait.jpg")
+
+
+@pytest.fixture(scope="session")
+def voices(tmp_path_factory):
+    """Seconds -> a file with so much of the package's own voice."""
+    folder = tmp_path_factory.mktemp("voices")
+    samples, rate = load_audio(ROOT / "vasa_hf" / "assets" / "voice.flac")
+
+    def voice(seconds):
+        path = folder / f"{seconds}.wav"
+        if not path.exists():
+            save_wav(path, np.tile(samples[0], 3)[: round(seconds * rate)], rate)
+        return str(path)
+
+    return voice
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory):
+    """Where screenshots are kept: in $CI_OUTPUT if that is set."""
+    kept = os.environ.get("CI_OUTPUT")
+    folder = Path(kept) / "screenshots" if kept else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
