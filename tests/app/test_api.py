@@ -38,7 +38,7 @@ def test_talk_gives_video_and_settings_and_the_page_knows_its_own(client, portra
     video = video["video"] if isinstance(video, dict) else video
     assert len(list(read_video(video))) == 25 and read_video(video).has_audio
     assert json.loads(open(settings).read())["settings"]["seed"] == 7
-    assert "made by vasa_hf" in client.predict({"video": handle_file(video)}, api_name="/verdict")
+    assert "made by vasa_hf" in client.predict(handle_file(video), api_name="/verdict")
 
 
 def test_consent_is_asked_of_programs_too(client, portrait, voices):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vasa_hf.studio import speech
 from vasa_hf.studio.faces import FoundFaces
-from vasa_hf.studio.jobs import Job, Jobs, Stopped, Update
+from vasa_hf.studio.jobs import Job, Jobs, Stopped, Update, release_memory
 from vasa_hf.studio.models import Models, described
 from vasa_hf.studio.settings import TalkSettings
 
@@ -68,12 +68,14 @@ class Desk:
         check_consent(consent, self.need_consent)
         if not self.models.ready:
             yield Update("Loading the models")
-        with self.jobs.open(session) as job:
-            try:
+        try:
+            with self.jobs.open(session) as job:
                 assert self.models.avatars  # waits; here, as another process has not the thread that loads
                 yield from self.long_work(kind, job, *arguments)
-            except Stopped:
-                yield Update("Stopped. Nothing was kept.")
+        except Stopped:
+            yield Update("Stopped. Nothing was kept.")
+        finally:
+            release_memory()
 
     def talk(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
+import gc
 import queue
 import shutil
 import tempfile
@@ -115,6 +117,13 @@ class Jobs:
 def _plain(session: str) -> str:
     """A session's name as a part of a folder's name."""
     return "".join(c if c.isalnum() else "_" for c in session)
+
+
+def release_memory() -> None:
+    """Give memory that a job has freed back to the system, where the allocator (glibc's) would keep it for the next."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Pace:
