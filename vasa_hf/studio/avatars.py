@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vasa_hf.gaussians.export import load_splat, save_splat
+from vasa_hf.gaussians.export import load_splat, save_ply
 from vasa_hf.outputs import to_uint8
 from vasa_hf.studio.jobs import Job, Pace, Update, told
 from vasa_hf.studio.models import Models
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings
 from vasa_hf.studio.talk import PREPARING, check_length, perform
 
+# The page's viewer draws Gaussians so much smaller than `render` that a head would be a cloud of dots.
+_WIDER = 2.5
 FIT_STAGES = {
     "start": "Mesh and colours",
     "motion": "Making motion to learn from",
@@ -95,7 +97,8 @@ def look(
 def export(models: Models, avatar: str, folder: Path) -> dict[str, Path]:
     """An avatar at its portrait's own motion as `.ply` (3DGS) and `.splat` (web viewers), and to be shown in a page.
 
-    A file is in centimetres; `shown` is a small copy in the middle, where a viewer's camera at (0, 0, -5) sees it.
+    `shown` is a small copy in the middle, where the camera of Gradio's viewer at (0, 0, -5) sees it; a `.ply`, as the
+    viewer of Gradio 6.31 leaves a `.splat` blank that comes after the page.
 
     Args:
         models (`Models`): What poses it.
@@ -108,11 +111,11 @@ def export(models: Models, avatar: str, folder: Path) -> dict[str, Path]:
     for suffix in (".ply", ".splat"):
         written = pipe.export_sequence(loaded, loaded.own_motion[None], folder / f"export{suffix}", suffix)
         files[suffix[1:]] = Path(shutil.move(written[0], folder / f"avatar{suffix}"))
-    gaussians, files["shown"] = load_splat(files["splat"]), folder / "shown.splat"
+    gaussians, files["shown"] = load_splat(files["splat"]), folder / "shown.ply"
     middle = (gaussians.means.amin(0) + gaussians.means.amax(0)) / 2
-    scale = 1.6 / float((gaussians.means - middle).abs().amax())
-    small = {"means": (gaussians.means - middle) * scale, "scales": gaussians.scales * scale}
-    save_splat(dataclasses.replace(gaussians, **small), files["shown"])
+    scale = 0.8 / float((gaussians.means - middle).abs().amax())
+    small = {"means": (gaussians.means - middle) * scale, "scales": gaussians.scales * scale * _WIDER}
+    save_ply(dataclasses.replace(gaussians, **small), files["shown"])
     return files
 
 
