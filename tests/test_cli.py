@@ -136,7 +136,7 @@ def test_bad_options_are_one_line_and_exit_code_2(files, tmp_path, capsys, extra
         (("talk", "{image}", "{voice}", "-o", "{out}.avi"), "`output` must end in .mp4"),
         (("talk", "{image}", "{voice}", "-o", "{out}/no/out.mp4"), "`output` must lie in an existing folder"),
         (("talk", "{image}", "{voice}", "-o", "{folder}"), "`output` must be a file that can be written"),
-        (("talk", "{image}", "{voice}", "-o", "{out}", "--model", "{model}/nothing"), "must hold a whole pipeline"),
+        (("talk", "{image}", "{voice}", "-o", "{out}", "--model", "{model}/nothing"), "must be an embedded model"),
         (("crop", "nowhere.png"), "`image` must be an existing picture file"),
         (("inspect", "nowhere.mp4"), "`path` must be an existing file"),
         (("bench", "--threads", "0"), "`threads` must be whole numbers from 1 on"),
