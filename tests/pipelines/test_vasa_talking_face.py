@@ -602,7 +602,6 @@ def cut_off(folder):
         (cut_off, "Unable to load weights from .*motion_transformer"),
         (lambda folder: shutil.rmtree(folder / "scheduler"), "scheduler"),
         (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json' is not a valid JSON file"),
-        (shutil.rmtree, "neither a valid local path nor a valid repo id"),
     ],
 )
 def test_weights_of_another_class_or_shape_are_told(saved, tmp_path, spoil, message):
@@ -612,6 +611,11 @@ def test_weights_of_another_class_or_shape_are_told(saved, tmp_path, spoil, mess
         ValueError, match=f"(?s)`pretrained_model_name_or_path` must hold a whole pipeline, got '.*{message}"
     ):
         VasaTalkingFacePipeline.from_pretrained(tmp_path / "model")
+
+
+def test_a_pipeline_that_is_nowhere_is_told(saved, tmp_path):
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must be an embedded model, a folder or a"):
+        VasaTalkingFacePipeline.from_pretrained(tmp_path / "nothing")
 
 
 # --- the embedded weights ---------------------------------------------------------------------------------------------
