@@ -10,6 +10,7 @@ from PIL import Image
 from tests.testing_utils.avatars import make_avatar
 from vasa_hf import Vasa3DAvatarPipeline
 from vasa_hf.gaussians.render import render
+from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
 from vasa_hf.metrics import tables
 from vasa_hf.metrics.avatar_parts import BASE, FULL, Sitter, open_sitter
 from vasa_hf.metrics.catalogue import PAPERS, STILL, VASA1
@@ -38,7 +39,7 @@ def result(pipeline, data, cutout, tmp_path_factory):
     torch.manual_seed(0)
     recognizer = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=4, num_feature_maps=2).eval()
     output, sitter = tmp_path_factory.mktemp("output"), Sitter(cutout, GREY, None)
-    box = tuple(128 * share for share in (0.25, 0.3, 0.75, 0.8))
+    box = tuple(128 * share for share in WHOLE_PICTURE_BOX)
     portrait = pipeline.prepare_portrait(sitter.portrait(), box=box)
     asked = []
 

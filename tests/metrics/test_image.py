@@ -126,7 +126,7 @@ def test_ssim_blurs_pictures_of_any_size(size):
     line = torch.softmax(torch.randn(11), 0)
     frames = torch.rand(2, 3, *size)
     expected = F.conv2d(frames.flatten(0, 1)[:, None], (line[:, None] * line)[None, None])[:, 0].unflatten(0, (2, 3))
-    assert torch.allclose(image._blur(frames, line), expected, atol=1e-5)
+    assert torch.allclose(image.blur(frames, line.tolist()), expected, atol=1e-5)
 
 
 def test_unequal_shapes_are_told():

@@ -197,29 +197,7 @@ def _talk3d(options: argparse.Namespace) -> int:
         "output_size": options.size,
     }
     shared.check_files(audio=options.audio)
-    shared.check_target("output", options.output, ".mp4")
-    if options.motion is not None:
-        shared.check_target("motion", options.motion, ".safetensors")
-
-    pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
-    avatar = pipe.load_avatar(options.avatar)
-    seed, generator = shared.seeded(options)
-    with shared.frame_counter(pipe) as show:
-        result = pipe.talk_to_file(
-            options.output,
-            avatar,
-            options.audio,
-            provenance=not options.no_provenance,
-            crf=options.crf,
-            on_frames=show,
-            generator=generator,
-            **settings,
-        )
-    if options.motion is not None:
-        result.save(options.motion)
-    print(f"seed {seed}", file=sys.stderr)
-    print(options.output)
-    return 0
+    return shared.talk_to_file(options, "Vasa3DAvatarPipeline", lambda pipe: pipe.load_avatar(options.avatar), settings)
 
 
 def _view(options: argparse.Namespace) -> int:

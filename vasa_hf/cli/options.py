@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -192,6 +193,34 @@ def frame_counter(pipe: Any, text: str = "frames") -> Iterator[Callable[[int, in
 
         bar.set_description(text)
         yield show
+
+
+def talk_to_file(
+    options: argparse.Namespace, name: str, find: Callable[[Any], Any], settings: Mapping[str, Any]
+) -> int:
+    """Let a pipeline of this class write the video of whom `find(pipe)` finds, and the motion if it is asked for."""
+    check_target("output", options.output, ".mp4")
+    if options.motion is not None:
+        check_target("motion", options.motion, ".safetensors")
+    pipe = load_pipeline(options, name)
+    who = find(pipe)
+    seed, generator = seeded(options)
+    with frame_counter(pipe) as show:
+        result = pipe.talk_to_file(
+            options.output,
+            who,
+            options.audio,
+            provenance=not options.no_provenance,
+            crf=options.crf,
+            on_frames=show,
+            generator=generator,
+            **settings,
+        )
+    if options.motion is not None:
+        result.save(options.motion)
+    print(f"seed {seed}", file=sys.stderr)
+    print(options.output)
+    return 0
 
 
 def quiet_libraries() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from typing import Any
 
 import vasa_hf
@@ -86,28 +85,7 @@ def _talk(options: argparse.Namespace) -> int:
         "paste_back": options.paste_back,
     }
     shared.check_files(image=options.image, audio=options.audio)
-    shared.check_target("output", options.output, ".mp4")
-    if options.motion is not None:
-        shared.check_target("motion", options.motion, ".safetensors")
-
-    pipe = shared.load_pipeline(options)
-    seed, generator = shared.seeded(options)
-    with shared.frame_counter(pipe) as show:
-        result = pipe.talk_to_file(
-            options.output,
-            options.image,
-            options.audio,
-            provenance=not options.no_provenance,
-            crf=options.crf,
-            on_frames=show,
-            generator=generator,
-            **settings,
-        )
-    if options.motion is not None:
-        result.save(options.motion)
-    print(f"seed {seed}", file=sys.stderr)
-    print(options.output)
-    return 0
+    return shared.talk_to_file(options, "VasaTalkingFacePipeline", lambda _: options.image, settings)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -19,6 +19,8 @@ from torch import Tensor
 #: The standard crop: side over the larger side of the landmark box, and how far the centre is raised (of the side).
 STANDARD_SCALE = 2.0
 STANDARD_RAISE = 0.05
+#: A face box, in fractions of a square picture, whose standard crop is that very picture.
+WHOLE_PICTURE_BOX = (0.25, 0.3, 0.75, 0.8)
 
 
 def crop_matrix(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import vasa_hf
+from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
 from vasa_hf.metrics import avatar_parts, tables
 from vasa_hf.metrics.catalogue import AVATAR_PARTS, METRICS, NOT_DEFINED, PARTS, TRUTH
 from vasa_hf.metrics.eval_data import Clip, EvalData, load_samples, to_uint8
@@ -103,7 +104,7 @@ class Evaluation:
         self.num_samples, self.seed, self.sheets = samples, seed, sheets
         self.detector = detector or quick_detector(pipeline.face_analyzer)
         self.size = pipeline.output_sizes[0]
-        self.whole = tuple(self.size * share for share in (0.25, 0.3, 0.75, 0.8))  # whose standard crop is the picture
+        self.whole = tuple(self.size * share for share in WHOLE_PICTURE_BOX)
         self.truths: dict[Path, Truth] = {}
         self.seconds, self.cpu_seconds = {"generate": 0.0, "score": 0.0}, {"generate": 0.0, "score": 0.0}
 

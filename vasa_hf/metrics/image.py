@@ -75,21 +75,25 @@ def ssim(pictures: Tensor, truth: Tensor, sigma: float = 1.5, kernel_size: int =
         raise ValueError(
             f"`pictures` must be at least {kernel_size} pixels wide and high, got {tuple(pictures.shape)}."
         )
-    distance = torch.arange(kernel_size, dtype=pictures.dtype, device=pictures.device) - (kernel_size - 1) / 2
-    line = torch.exp(-0.5 * (distance / sigma) ** 2)
-    line = line / line.sum()
+    line = gaussian_line(sigma, kernel_size)
     # A few at a time: four blurred pictures for each colour of each frame.
     parts = zip(pictures.split(BATCH), truth.split(BATCH), strict=True)
     return torch.cat([_ssim_maps(a, b, line).mean((1, 2, 3)) for a, b in parts])
 
 
-def _blur(pictures: Tensor, line: Tensor) -> Tensor:
+def gaussian_line(sigma: float, kernel_size: int) -> tuple[float, ...]:
+    """Weights of a Gaussian window along one axis; their sum is 1."""
+    distance = torch.arange(kernel_size, dtype=torch.float64) - (kernel_size - 1) / 2
+    line = torch.exp(-0.5 * (distance / sigma) ** 2)
+    return tuple((line / line.sum()).tolist())
+
+
+def blur(pictures: Tensor, weights: Sequence[float]) -> Tensor:
     """Filter both axes where the window fits: `(..., height, width)` -> `(..., height - k + 1, width - k + 1)`.
 
     Sums of shifted pictures, several times as fast as a convolution of one channel and twice as fast as products with
     matrices that are nearly all zeros.
     """
-    weights = line.tolist()
     for axis in (-2, -1):
         count = pictures.shape[axis] - len(weights) + 1
         blurred = pictures.narrow(axis, 0, count) * weights[0]
@@ -99,9 +103,9 @@ def _blur(pictures: Tensor, line: Tensor) -> Tensor:
     return pictures
 
 
-def _ssim_maps(x: Tensor, y: Tensor, line: Tensor) -> Tensor:
+def _ssim_maps(x: Tensor, y: Tensor, line: Sequence[float]) -> Tensor:
     """SSIM of each place where the window fits: `(frames, 3, height - k + 1, width - k + 1)`."""
-    mean_x, mean_y, squares, product = _blur(torch.stack([x, y, x * x + y * y, x * y]), line)
+    mean_x, mean_y, squares, product = blur(torch.stack([x, y, x * x + y * y, x * y]), line)
     means, cross = mean_x**2 + mean_y**2, mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     value = (2 * cross + c1) * (2 * (product - cross) + c2)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import Cameras, orbit_cameras
 from vasa_hf.hub import resolve
+from vasa_hf.metrics.image import blur, gaussian_line
 from vasa_hf.metrics.lpips import Lpips
 from vasa_hf.models.face_recognizer import pretrained_features
 
@@ -40,28 +41,18 @@ _FEATURE_SCALE = 0.1
 class _Blur(torch.autograd.Function):
     """Both axes filtered by an even line of weights where it fits; the backward pass is the same filter.
 
-    Sums of shifted pictures: torch's depthwise convolution takes several times as long on a CPU.
+    `metrics.image.blur` alone would keep a picture for each of its weights until the backward pass.
     """
 
     @staticmethod
     def forward(ctx, pictures: Tensor, weights: tuple[float, ...]) -> Tensor:
         ctx.weights = weights
-        return _shifted_sums(pictures, weights)
+        return blur(pictures, weights)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         border = len(ctx.weights) - 1
-        return _shifted_sums(F.pad(gradient, (border,) * 4), ctx.weights), None
-
-
-def _shifted_sums(pictures: Tensor, weights: tuple[float, ...]) -> Tensor:
-    for axis in (-2, -1):
-        count = pictures.shape[axis] - len(weights) + 1
-        blurred = pictures.narrow(axis, 0, count) * weights[0]
-        for shift, weight in enumerate(weights[1:], 1):
-            blurred.add_(pictures.narrow(axis, shift, count), alpha=weight)
-        pictures = blurred
-    return pictures
+        return blur(F.pad(gradient, (border,) * 4), ctx.weights), None
 
 
 def ssim_loss(prediction: Tensor, target: Tensor, sigma: float = 1.5, kernel_size: int = 11) -> Tensor:
@@ -75,9 +66,7 @@ def ssim_loss(prediction: Tensor, target: Tensor, sigma: float = 1.5, kernel_siz
         sigma (`float`, *optional*, defaults to 1.5): Standard deviation of the window in pixels.
         kernel_size (`int`, *optional*, defaults to 11): Its side.
     """
-    distance = torch.arange(kernel_size, dtype=torch.float64) - (kernel_size - 1) / 2
-    line = torch.exp(-0.5 * (distance / sigma) ** 2)
-    weights = tuple((line / line.sum()).tolist())
+    weights = gaussian_line(sigma, kernel_size)
     target = target.detach()
     x, xx, xy = _Blur.apply(torch.cat([prediction, prediction.square(), prediction * target], 1), weights).chunk(3, 1)
     y, yy = _Blur.apply(torch.cat([target, target.square()], 1), weights).chunk(2, 1)

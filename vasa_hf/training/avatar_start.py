@@ -16,6 +16,7 @@ from torch import Tensor
 from vasa_hf.data.synthetic.raster import rasterize
 from vasa_hf.gaussians.binding import TriangleFrames, local_from_world, triangle_frames, world_from_local
 from vasa_hf.gaussians.scene import Gaussians
+from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
 from vasa_hf.geometry.landmarks import rows
 from vasa_hf.geometry.rotations import matrix_from_euler
 from vasa_hf.head.driving import place_from_picture
@@ -30,7 +31,6 @@ from vasa_hf.training.avatar_shell import PortraitMaps, make_shell, shell_size
 
 MOST_YAW_RAD = 0.7  # a portrait turned further shows too little of the other half
 BACKGROUNDS = (0.9, 0.1)  # greys; two of them tell what is opaque
-_WHOLE = (0.25, 0.3, 0.75, 0.8)  # the face's box whose standard crop is the picture
 _MIRROR_CM = 0.5  # as near must the other side be seen
 _FACING = 0.4  # a Gaussian is seen if its normal turns to the camera by this cosine or more
 _MIDDLE_CM = 4.5  # half width of the middle of the face, whose steep parts are lips and nose, not its rim
@@ -149,7 +149,7 @@ def _wear_own_expression(avatar: Vasa3DGaussianAvatar, fitted: FittedHead) -> No
 def _plain(talking_face: Any, picture: Tensor) -> Any:
     """A picture that is the crop already, prepared for VASA-1."""
     size = picture.shape[-1]
-    return talking_face.prepare_portrait(picture, box=[size * share for share in _WHOLE], output_size=size)
+    return talking_face.prepare_portrait(picture, box=[size * share for share in WHOLE_PICTURE_BOX], output_size=size)
 
 
 def landmark_displacements(talking_face: Any, portrait: Any, motion: Tensor, step: float = 1.5) -> Tensor:

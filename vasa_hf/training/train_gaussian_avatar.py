@@ -98,7 +98,6 @@ def fit_avatar(
             tell(FitProgress("start", 0, 1))
             start = _start(talking_face, image, preset, face, seed)
             avatar = start.avatar
-            avatar.own_motion.copy_(start.motion)
             tell(FitProgress("start", 1, 1))
         if not has_frames and accelerator.is_main_process:
             _remember(folder, {**about, "seed": seed})
