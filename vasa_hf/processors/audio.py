@@ -111,16 +111,40 @@ def feature_geometry(config) -> tuple[int, int]:
     return stride, field
 
 
+def pad_by_reflection(
+    samples: Tensor,  # [B, n]
+    stride: int = 320,
+    field: int = 400,
+) -> Tensor:  # [B, n + 2 * side]
+    """Lengthen both ends by their mirror image, so that an encoder makes one vector for every whole `stride`.
+
+    Source: code of JoyVASA and MoDA. The mirror is laid on in two halves, the second of which reflects the first.
+
+    Args:
+        samples (`torch.Tensor` of shape `(batch, n)`): Mono audio.
+        stride (`int`, defaults to 320): Samples from one vector of the encoder to the next.
+        field (`int`, defaults to 400): Samples that one vector sees.
+    """
+    length = samples.shape[1]
+    side = -((length - stride * (length // stride) - (field - stride)) // 2)
+    if side <= 0:
+        return samples
+    for _ in range(2):
+        samples = F.pad(samples, (side // 2, side // 2), mode="reflect")
+    return F.pad(samples, (side % 2, side % 2), mode="replicate")
+
+
 def frame_features(
     encoder,
     samples: Tensor,  # [B, 640 N]
     num_frames: int,
     do_normalize: bool = False,
+    padding: str = "zeros",
 ) -> Tensor:  # [B, N, hidden]
     """Encode audio and give exactly one feature vector a video frame.
 
-    The edges are padded with zeros so that the encoder makes exactly two vectors a frame (more if its stride is
-    shorter); these are averaged.
+    The edges are padded so that the encoder makes exactly two vectors a frame (more if its stride is shorter); these
+    are averaged.
 
     Args:
         encoder (`transformers.Wav2Vec2Model`): Any size and configuration, on any device and in any dtype.
@@ -129,6 +153,7 @@ def frame_features(
         do_normalize (`bool`, defaults to `False`):
             Bring the samples to zero mean and unit variance first, as the published encoders without a layer norm in
             their convolutions expect. The embedded encoder must not: it knows silence by its level.
+        padding (`str`, defaults to `"zeros"`): What lies beyond the ends: `"zeros"`, or `"reflect"` as JoyVASA has it.
 
     Returns:
         `torch.Tensor` of shape `(batch, num_frames, hidden_size)`, on the encoder's device, in its dtype.
@@ -142,13 +167,17 @@ def frame_features(
             f"`samples` must have the shape (batch, num_frames * samples_per_frame), samples_per_frame a multiple of"
             f" {stride}; got {tuple(samples.shape)} with `num_frames` {num_frames}."
         )
+    if padding not in ("zeros", "reflect"):
+        raise ValueError(f"`padding` must be 'zeros' or 'reflect', got {padding!r}.")
     samples = samples.to(encoder.device, torch.float32)
     if do_normalize:
         mean, variance = samples.mean(-1, keepdim=True), samples.var(-1, keepdim=True, unbiased=False)
         samples = (samples - mean) / torch.sqrt(variance + 1e-7)
-    pad = field - stride
-    samples = F.pad(samples, (pad // 2, pad - pad // 2)).to(encoder.dtype)
-    hidden = encoder(samples).last_hidden_state  # [B, samples / stride, hidden]
+    if padding == "reflect":
+        samples = pad_by_reflection(samples, stride, field)
+    else:
+        samples = F.pad(samples, ((field - stride) // 2, (field - stride + 1) // 2))
+    hidden = encoder(samples.to(encoder.dtype)).last_hidden_state  # [B, samples / stride, hidden]
     return hidden.unflatten(1, (num_frames, -1)).mean(2)
 
 
