@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vasa_hf.windowing import MotionWindows
+from vasa_hf.windowing import MotionWindows, OverlappedWindows
 
 
 class AudioBuffer:
@@ -54,7 +54,7 @@ class AudioBuffer:
 
 
 def audio_windows(
-    audio: Iterable[Tensor], windows: MotionWindows, samples_per_frame: int, before: int, after: int
+    audio: Iterable[Tensor], windows: MotionWindows | OverlappedWindows, samples_per_frame: int, before: int, after: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Cut the sound of each window out of pieces of any length, as soon as it has arrived.
 
@@ -63,7 +63,7 @@ def audio_windows(
 
     Args:
         audio (`Iterable` of `torch.Tensor` of shape `(batch, n)`): The pieces.
-        windows (`MotionWindows`): Plans the windows.
+        windows (`MotionWindows` or `OverlappedWindows`): Plans the windows.
         samples_per_frame (`int`): Samples of one frame.
         before (`int`): Frames heard before a window.
         after (`int`): Frames heard after it.
@@ -84,7 +84,7 @@ def audio_windows(
             size = windows.window if window.start else windows.first_window
             start, stop = window.start - before, window.start + size + after
             cut = buffer.cut(start * samples_per_frame, stop * samples_per_frame)
-            buffer.forget((window.stop - before) * samples_per_frame)
+            buffer.forget((windows.position - before) * samples_per_frame)
             yield window, cut
 
 

@@ -141,3 +141,124 @@ def hold_last(motions: Sequence[Tensor]) -> Tensor:
     longest = max(motion.shape[1] for motion in motions)
     held = [torch.cat([motion, motion[:, -1:].expand(-1, longest - motion.shape[1], -1)], dim=1) for motion in motions]
     return torch.cat(held)
+
+
+class OverlappedWindows:
+    """Plans windows that overlap, and carries one frame from each to the next. Its methods are those of `MotionWindows`.
+
+        frames   0 ......... W - V ... W .................. n
+        window 1 [-------------|------]
+        window 2               [------|-------------|------]      V frames are in both, `join_windows` fades them over
+
+    # Not in the paper: MoDA says nothing of how windows meet; this is what its published code does, whose windows begin
+    with the frame before the overlap as condition. The first window may be shorter here, for an early start.
+
+    Args:
+        window (`int`): Frames W of a window.
+        overlap (`int`): Frames V that neighbours share, `0 <= V < first_window`.
+        first_window (`int`, *optional*, defaults to `window`): Frames of the very first window.
+        smoothed (`slice`, *optional*): Channels of which a window's neighbouring frames are averaged, see `smooth`.
+    """
+
+    def __init__(self, window: int, overlap: int, first_window: int | None = None, smoothed: slice | None = None):
+        first_window = window if first_window is None else first_window
+        if not 0 <= overlap < first_window <= window:
+            raise ValueError(
+                f"`first_window` must lie in [{overlap + 1}, {window}] for `overlap` {overlap}, got {first_window}."
+            )
+        self.window, self.overlap, self.first_window, self.smoothed = window, overlap, first_window, smoothed
+        self.position = 0  # first frame of the next window
+        self.previous_motion: Tensor | None = None  # [B, M]
+
+    def take(self, available: int, finished: bool) -> Iterator[slice]:
+        """Yield the frames of each window that can be generated now; see `MotionWindows.take`."""
+        while self.position == 0 < available or self.position + self.overlap < available:
+            start, stop = self.position, self.position + (self.window if self.position else self.first_window)
+            if stop > available and not finished:
+                return
+            self.position = stop - self.overlap
+            yield slice(start, min(stop, available))
+
+    def count(self, num_frames: int) -> int:
+        """Number of windows that a whole sequence takes."""
+        return 1 + max(0, -(-(num_frames - self.first_window) // (self.window - self.overlap)))
+
+    def generate(self, audio: Tensor, sample_window: Callable[..., Tensor]) -> Tensor:
+        """Generate the motion of one window and remember the frame that conditions the next.
+
+        Args:
+            audio (`torch.Tensor` of shape `(batch, frames, ...)`): Features of the frames that `take` named.
+            sample_window (`Callable`):
+                As for `MotionWindows.generate`, but `previous_motion` is one frame `(batch, channels)`, and
+                `previous_audio` always `None`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, frames, channels)`.
+        """
+        size = self.first_window if self.previous_motion is None else self.window
+        frames = audio.shape[1]
+        if not 1 <= frames <= size:
+            raise ValueError(f"`audio` must have 1 to {size} frames, got {frames}.")
+        padded = torch.cat([audio, audio.new_zeros(len(audio), size - frames, *audio.shape[2:])], dim=1)
+        frame_mask = torch.arange(size, device=audio.device).expand(len(audio), -1) < frames
+        motion = sample_window(padded, frame_mask, self.previous_motion, None)
+        motion = motion if self.smoothed is None else smooth(motion, self.smoothed)
+        self.previous_motion = motion[:, size - self.overlap - 1]
+        return motion[:, :frames]
+
+
+def smooth(motion: Tensor, channels: slice) -> Tensor:
+    """Average some channels of motion `(batch, frames, channels)` over each frame and its neighbours.
+
+    Source: MoDA's code, on the pose alone: a box of three frames, of two at the ends.
+    """
+    part = motion[..., channels]
+    left, right = torch.cat([part[:, :1], part], 1), torch.cat([part, part[:, -1:]], 1)
+    total, count = left[:, :-1] + part + right[:, 1:], torch.full_like(part[:1, :, :1], 3.0)
+    total[:, 0] -= part[:, 0]
+    total[:, -1] -= part[:, -1]
+    count[:, 0] -= 1
+    count[:, -1] -= 1
+    smoothed = motion.clone()
+    smoothed[..., channels] = total / count
+    return smoothed
+
+
+def join_windows(windows: Iterable[Tensor], overlap: int, smoothed: slice | None = None) -> Iterator[Tensor]:
+    """Join windows of `OverlappedWindows` to one motion, each frame as soon as it is final.
+
+    The frames that two windows share fade from the old to the new one: the new one's weight is `k / overlap` for frame
+    `k`. Then neighbouring frames are averaged, see `smooth`.
+
+    Args:
+        windows (`Iterable` of `torch.Tensor` of shape `(batch, frames, channels)`): One after another.
+        overlap (`int`): Frames that neighbours share.
+        smoothed (`slice`, *optional*): Channels to be averaged over neighbouring frames.
+
+    Yields:
+        `torch.Tensor` of shape `(batch, n, channels)` with at least one frame.
+    """
+
+    def faded() -> Iterator[Tensor]:
+        tail = None
+        for window in windows:
+            if tail is not None and overlap:
+                weight = torch.arange(overlap, device=window.device, dtype=window.dtype)[:, None] / overlap
+                window = torch.cat([tail * (1 - weight) + window[:, :overlap] * weight, window[:, overlap:]], dim=1)
+            keep = max(window.shape[1] - overlap, 0)
+            tail = window[:, keep:]
+            yield window[:, :keep]
+        if tail is not None:
+            yield tail
+
+    if smoothed is None:
+        yield from (part for part in faded() if part.shape[1])
+        return
+    known, told = None, 0  # the last frame that was told, if any, and all after it; how many of them were
+    for part in faded():
+        known = part if known is None else torch.cat([known, part], dim=1)
+        if known.shape[1] - told > 1:  # the last frame waits for its neighbour
+            yield smooth(known, smoothed)[:, told:-1]
+            known, told = known[:, -2:], 1
+    if known is not None:
+        yield smooth(known, smoothed)[:, told:]

@@ -14,15 +14,12 @@ interpolation of the motion; `head_motion`; pasting the face back into the pictu
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -32,48 +29,42 @@ from transformers import Wav2Vec2Model
 
 from vasa_hf.controls import ControlTrack, parse_controls, place_motion, window_controls
 from vasa_hf.guidance import check_guidance_scale, guided_prediction
-from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import parse_fps
-from vasa_hf.media.video import VideoWriter
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
-from vasa_hf.outputs import TalkingFaceOutput, join_pictures, named_provenance, to_pictures, to_uint8
+from vasa_hf.motion import MotionSpec
+from vasa_hf.outputs import TalkingFaceOutput
 from vasa_hf.pipelines.driving import FaceDrivingMixin
 from vasa_hf.pipelines.inputs import (
     AudioInput,
     ImageInput,
     Performer,
     Portrait,
-    Sound,
     audio_list,
-    check_audios,
     check_batch,
-    check_choice,
     check_components,
     check_generator,
-    check_images,
     check_number,
-    check_output,
     image_list,
     is_whole_audio,
     listen,
     only_image,
 )
 from vasa_hf.pipelines.loading import EmbeddedWeightsMixin
-from vasa_hf.processors.audio import MAX_RATE, MIN_RATE, VasaAudioProcessor
+from vasa_hf.pipelines.speaking import SpeakingMixin
+from vasa_hf.processors.audio import VasaAudioProcessor
 from vasa_hf.processors.image import FaceImageProcessor
-from vasa_hf.streaming import AudioBuffer, audio_windows, map_ahead, resampled
+from vasa_hf.streaming import audio_windows, map_ahead
 from vasa_hf.windowing import MotionWindows, entry_of_windows, hold_last
 
 # VASA-1 §4, "Implementation details": CFG scales, forward-facing gaze, average distance, empty emotion offset.
 DEFAULT_GUIDANCE_SCALE = {"audio": 0.5, "gaze": 1.0}
 MAX_HEAD_MOTION = 3.0
 MAX_DECODE_WORKERS = 4  # on a CPU; each holds the activations of `decode_batch_size` frames
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionPipeline):
+class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, SpeakingMixin, DiffusionPipeline):
     """Talking face from one portrait and one voice, after VASA-1.
 
     Args:
@@ -127,35 +118,6 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
-    def check_inputs(
-        self,
-        image: Any,
-        audio: Any = None,
-        sampling_rate: Any = None,
-        face: Any = None,
-        output_size: Any = None,
-        fps: Any = 25,
-        output_type: str = "pil",
-    ) -> None:
-        """Raise `ValueError` for what can be seen to be wrong of pictures, sounds and output before any work.
-
-        Controls are checked by `parse_controls`, what is in pictures and sounds when they are read; all before the
-        models run.
-        """
-        images, audios = image_list(image)[0], [None] if audio is None else audio_list(audio)[0]
-        if output_size is not None:
-            check_choice("output_size", output_size, self.output_sizes)
-        check_images(images, output_size)
-        if audio is not None:
-            check_audios(audios)
-        check_batch(images, audios)
-        if sampling_rate is not None:
-            check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
-        if face is not None:
-            check_number("face", face, 0, 1000, whole=True)
-        parse_fps(fps)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
-
     def check_sampling(
         self,
         guidance_scale: Any = None,
@@ -179,18 +141,16 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
             check_number("first_window", first_window, max(config.context, 1), config.window, whole=True)
         check_generator(generator, batch_size)
 
-    def check_callback(self, callback_on_step_end: Any, callback_on_step_end_tensor_inputs: Sequence[str]) -> None:
-        """Raise `ValueError` for a callback that cannot be called with what it asks for."""
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise ValueError(f"`callback_on_step_end` must be callable, got {type(callback_on_step_end).__name__}.")
-        for name in callback_on_step_end_tensor_inputs:
-            check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
-
     @property
     def output_sizes(self) -> tuple[int, ...]:
         """Sides of the square that the decoder can make."""
         size = self.face_autoencoder.config.image_size
         return (size, 2 * size) if self.face_autoencoder.config.source_passthrough else (size,)
+
+    @property
+    def motion_spec(self) -> MotionSpec:
+        """Meaning of the channels of `motion`: head pose and the dynamics of the face autoencoder."""
+        return self.motion_transformer.motion_spec
 
     @torch.no_grad()
     def prepare_portrait(
@@ -220,35 +180,6 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
         crop = self.image_processor.crop(picture, **around, size=output_size or model.config.image_size)
         appearance = model.encode_appearance(crop.image[None].to(self._execution_device, model.dtype))
         return Portrait(appearance, picture, crop)
-
-    def _find_face(self, picture: Tensor, face: int | None, box: Sequence[float] | None) -> dict[str, Any]:
-        """Where to crop: the box by hand, or the chosen one of the faces found."""
-        if box is not None:
-            return {"box": box}
-        faces = self.face_analyzer.detect(picture)
-        return {"face": self.image_processor.choose(faces, tuple(picture.shape[-2:]), face)}
-
-    def prepare_audio(self, audio: AudioInput, sampling_rate: int | None = None) -> tuple[Tensor, np.ndarray, int]:
-        """Read a sound of any kind.
-
-        Args:
-            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): See `VasaAudioProcessor.load`.
-            sampling_rate (`int`, *optional*): Rate of bare samples in Hz, defaults to the processor's.
-
-        Returns:
-            `tuple`: samples for the encoder `(1, n)`; the sound as it was, mono `(samples,)`; and its rate.
-        """
-        sound, rate = load_audio(audio, self._rate_of(audio, sampling_rate))
-        samples = self.audio_processor.load((sound, rate))
-        return torch.from_numpy(samples)[None], sound.mean(0), rate
-
-    def open_audio(self, audio: AudioInput | Sound, sampling_rate: int | None = None) -> Sound:
-        """Read a sound through and check it, but do not keep it: `prepare_audio` for long files."""
-        return audio if isinstance(audio, Sound) else Sound(audio, self._rate_of(audio, sampling_rate))
-
-    def _rate_of(self, audio: AudioInput, sampling_rate: int | None) -> int | None:
-        bare = not isinstance(audio, str | os.PathLike | tuple)
-        return self.audio_processor.sampling_rate if bare and sampling_rate is None else sampling_rate
 
     @torch.no_grad()
     def generate_motion(
@@ -404,11 +335,6 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
         wanted = self.cpu_bfloat16 and device.type == "cpu" and self.face_autoencoder.dtype == torch.float32
         return torch.autocast("cpu", torch.bfloat16, enabled=wanted and _cpu_computes_bfloat16())
 
-    @staticmethod
-    def postprocess(frames: Tensor, output_type: str) -> Any:
-        """Frames `(n, 3, height, width)` in [0, 1] as PIL images, an array `(n, height, width, 3)`, or as they are."""
-        return to_pictures(frames, output_type)
-
     # --- the story ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -495,37 +421,18 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
         num_windows = MotionWindows(config.window, config.context, first_window).count(max(num_motion_frames))
         with self.progress_bar(total=num_windows * num_inference_steps) as progress_bar:
             progress_bar.set_description("motion")
-
-            def on_step(step: int, timestep: Tensor, latents: Tensor, audio_features: Tensor) -> Tensor:
-                progress_bar.update()
-                if callback_on_step_end is None:
-                    return latents
-                tensors = {"latents": latents, "audio_features": audio_features}
-                chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                return (callback_on_step_end(self, step, timestep, chosen) or {}).get("latents", latents)
-
+            on_step = self.on_step(progress_bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
             settings = (guidance_scale, num_inference_steps, generator, first_window)
             windows = list(self.generate_motion([samples], controls, *settings, num_motion_frames, on_step))
 
         # 3. Motion onto each portrait's own pose, then pictures.
         fps, rate = parse_fps(fps), self.audio_processor.sampling_rate
         num_frames = [math.ceil(samples.shape[1] * fps / rate) for samples, _, _ in sounds]
-        motions, videos = [], []
-        with self.progress_bar(total=sum(num_frames) if output_type != "latent" else 0) as progress_bar:
-            progress_bar.set_description("frames")
-            for index, portrait in enumerate(portraits):
-                relative = entry_of_windows(windows, index, num_motion_frames[index])
-                placed = list(self.place_motion(relative, portrait, head_motion, controls["head_distance"]))
-                motions.append(torch.cat(placed, dim=1))
-                if output_type == "latent":
-                    videos.append(motions[-1][0])
-                    continue
-                parts = []
-                for motion in resampled(placed, self.audio_processor.fps, fps, partial(num_frames.__getitem__, index)):
-                    for part in self.decode_frames(portrait, motion[0], paste_back):
-                        parts.append(self.postprocess(part, output_type))
-                        progress_bar.update(len(part))
-                videos.append(join_pictures(parts, output_type))
+        motions = []
+        for index, portrait in enumerate(portraits):
+            relative = entry_of_windows(windows, index, num_motion_frames[index])
+            motions.append(list(self.place_motion(relative, portrait, head_motion, controls["head_distance"])))
+        videos = self.make_videos(portraits, motions, num_frames, fps, paste_back, output_type)
 
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -537,7 +444,7 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
             sounds[0][1] if single else [sound for _, sound, _ in sounds],
             sounds[0][2],
             fps,
-            hold_last(motions),
+            hold_last([torch.cat(pieces, dim=1) for pieces in motions]),
         )
 
     def stream(
@@ -591,112 +498,12 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, DiffusionP
         portrait = self.prepare_portrait(only_image(image), face, box, output_size)
         pieces = listen(audio_chunks, self.audio_processor, sampling_rate)
         settings = (controls, guidance_scale, num_inference_steps, generator, first_window)
-        return self._stream(portrait, pieces, settings, head_motion, parse_fps(fps), paste_back, output_type)
 
-    @torch.no_grad()
-    def _stream(
-        self,
-        portrait: Performer,
-        pieces: Iterable[Tensor],
-        settings: tuple,
-        head_motion: float,
-        fps: Fraction,
-        paste_back: bool,
-        output_type: str,
-    ) -> Iterator[TalkingFaceOutput]:
-        rate, sound, count = self.audio_processor.sampling_rate, AudioBuffer(), 0
+        def move(heard: Iterator[Tensor]) -> Iterator[Tensor]:
+            relative = self.generate_motion(heard, *settings)
+            return self.place_motion(relative, portrait, head_motion, controls["head_distance"])
 
-        def heard() -> Iterator[Tensor]:
-            for samples in pieces:
-                sound.append(samples)
-                yield samples
-
-        relative = self.generate_motion(heard(), *settings)
-        placed = self.place_motion(relative, portrait, head_motion, settings[0]["head_distance"])
-        for motion in resampled(placed, self.audio_processor.fps, fps, lambda: math.ceil(sound.stop * fps / rate)):
-            parts = [motion[0]] if output_type == "latent" else self.decode_frames(portrait, motion[0], paste_back)
-            for part in parts:
-                frames = part if output_type == "latent" else self.postprocess(part, output_type)
-                start, stop = (round(frame * rate / fps) for frame in (count, count + len(part)))
-                audio = sound.cut(start, stop)[0].numpy()
-                sound.forget(stop)
-                yield self._output(frames, audio, rate, fps, motion[:, : len(part)], motion_fps=fps)
-                motion, count = motion[:, len(part) :], count + len(part)
-        self.maybe_free_model_hooks()
-
-    def talk_to_file(
-        self,
-        path: str | os.PathLike,
-        image: ImageInput | Performer,
-        audio: AudioInput,
-        *,
-        provenance: bool | Mapping[str, Any] = True,
-        crf: int = 18,
-        on_frames: Callable[[int, int], None] | None = None,
-        **options: Any,
-    ) -> TalkingFaceOutput:
-        """Write a talking video frame by frame: `stream` into a file, with the sound as it was, in constant memory.
-
-        Args:
-            path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
-            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Performer`): One portrait.
-            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One voice.
-            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
-            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
-            on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
-            **options: As for `stream`.
-
-        Returns:
-            `TalkingFaceOutput` without frames and sound: its motion (at the video's rate) can be saved.
-        """
-        check_output(path)
-        check_number("crf", crf, 0, 51, whole=True)
-        check_audios([audio])
-        sound = self.open_audio(audio, options.get("sampling_rate"))
-        chunks = self.stream(image, sound, **{**options, "output_type": "np"})
-        fps = parse_fps(options.get("fps", 25))
-        num_frames = math.ceil(sound.num_samples * fps / sound.sampling_rate)
-        first, motions = next(chunks), []
-        size = (first.frames.shape[2], first.frames.shape[1])
-        provenance = named_provenance(provenance, self.model_name)
-        with VideoWriter(path, fps, size, provenance=provenance, crf=crf) as writer:
-            for block in sound:
-                writer.write_audio(block.mean(0), sound.sampling_rate)
-            for chunk in itertools.chain([first], chunks):
-                for frame in to_uint8(chunk.frames):
-                    writer.write(frame)
-                motions.append(chunk.motion)
-                if on_frames is not None:
-                    on_frames(writer.num_frames, num_frames)
-        return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
-
-    # --- small parts --------------------------------------------------------------------------------------------------
-
-    def _join_audio(self, sounds: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """Pad sounds `(1, n)` with zeros to one batch; also the frames of each."""
-        longest = max(sound.shape[1] for sound in sounds)
-        batch = torch.cat([torch.nn.functional.pad(sound, (0, longest - sound.shape[1])) for sound in sounds])
-        return batch, [-(-sound.shape[1] // self.audio_processor.samples_per_frame) for sound in sounds]
-
-    def _output(
-        self,
-        frames: Any,
-        audio: Any,
-        sampling_rate: int | None,
-        fps: Fraction,
-        motion: Tensor,
-        motion_fps: Fraction | None = None,
-    ) -> TalkingFaceOutput:
-        return TalkingFaceOutput(
-            frames=frames,
-            audio=audio,
-            sampling_rate=sampling_rate,
-            fps=fps,
-            motion=motion,
-            motion_spec=self.motion_transformer.motion_spec,
-            motion_fps=Fraction(self.audio_processor.fps) if motion_fps is None else motion_fps,
-            model_name=self.model_name,
-        )
+        return self.speak(portrait, pieces, move, parse_fps(fps), paste_back, output_type)
 
 
 def _cpu_computes_bfloat16() -> bool:
