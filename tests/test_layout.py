@@ -71,7 +71,14 @@ KEPT_APART = {
 }
 # Development tools and libraries that the project does not depend on.
 NOT_OURS = {"torchvision", "torchaudio", "librosa", "scipy", "skimage", "pytest", "requests"}
-SYSTEMS = {"vasa1": "Vasa1", "vasa3d": "Vasa3D", "gaia": "Gaia", "liveportrait": "LivePortrait", "moda": "Moda"}
+SYSTEMS = {
+    "vasa1": "Vasa1",
+    "vasa3d": "Vasa3D",
+    "gaia": "Gaia",
+    "liveportrait": "LivePortrait",
+    "moda": "Moda",
+    "joyvasa": "JoyVasa",
+}
 SHARED_MODELS = {
     "face_analyzer",
     "face_analyzer_mediapipe",

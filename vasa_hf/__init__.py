@@ -15,6 +15,7 @@ _PUBLIC = {
     "FaceAnalyzer": "models.face_analyzer",
     "FaceImageProcessor": "processors.image",
     "FaceRecognizer": "models.face_recognizer",
+    "JoyVasaMotionDenoiser": "models.motion_denoiser_joyvasa",
     "MediaPipeFaceAnalyzer": "models.face_analyzer_mediapipe",
     "MotionSpec": "motion",
     "OrbitCamera": "camera_paths",
