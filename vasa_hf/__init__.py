@@ -16,6 +16,7 @@ _PUBLIC = {
     "FaceImageProcessor": "processors.image",
     "FaceRecognizer": "models.face_recognizer",
     "JoyVasaMotionDenoiser": "models.motion_denoiser_joyvasa",
+    "LivePortraitRenderer": "models.renderer_liveportrait",
     "MediaPipeFaceAnalyzer": "models.face_analyzer_mediapipe",
     "MotionSpec": "motion",
     "OrbitCamera": "camera_paths",
