@@ -183,7 +183,8 @@ class DenseMotionNetwork(nn.Module):
         block_expansion (`int`): See `Hourglass`.
         max_channels (`int`): See `Hourglass`.
         num_blocks (`int`): See `Hourglass`.
-        mask_kernel_size (`int`): Of the convolution that mixes.
+        mask_kernel_size (`int`): Of the convolution that mixes, odd.
+        occlusion_kernel_size (`int`): Of the convolution that says what is visible, odd.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class DenseMotionNetwork(nn.Module):
         max_channels: int,
         num_blocks: int,
         mask_kernel_size: int,
+        occlusion_kernel_size: int,
     ):
         super().__init__()
         in_channels = (num_keypoints + 1) * (compress_channels + 1)
@@ -204,7 +206,8 @@ class DenseMotionNetwork(nn.Module):
         self.hourglass = Hourglass(in_channels, block_expansion, max_channels, num_blocks)
         out_channels = self.hourglass.decoder.out_channels
         self.mask = nn.Conv3d(out_channels, num_keypoints + 1, mask_kernel_size, padding=mask_kernel_size // 2)
-        self.occlusion = nn.Conv2d(out_channels * feature_depth, 1, 7, padding=3)
+        flat = out_channels * feature_depth
+        self.occlusion = nn.Conv2d(flat, 1, occlusion_kernel_size, padding=occlusion_kernel_size // 2)
 
     def proposals(self, feature_3d: Tensor, kp_source: Tensor, kp_driving: Tensor) -> Tensor:
         """What the hourglass looks at: for no shift and for each keypoint's, a heatmap and the shifted volume.
@@ -247,8 +250,8 @@ class DenseMotionNetwork(nn.Module):
             kp_driving (`torch.Tensor` of shape `(batch, K, 3)`): Where they shall be.
 
         Returns:
-            Sampling positions `(batch, depth, height, width, 3)` in float32, what is visible `(batch, 1, height, width)`
-            from 0 to 1, and the shares of the shifts `(batch, K + 1, depth, height, width)`.
+            Sampling positions `(batch, depth, height, width, 3)` in float32; what is visible, from 0 to 1,
+            `(batch, 1, height, width)`; and the shares of the shifts `(batch, K + 1, depth, height, width)`.
         """
         x = self.hourglass(self.proposals(feature_3d, kp_source, kp_driving))
         mask = self.mask(x).softmax(1)

@@ -1,7 +1,43 @@
 """Spatially adaptive normalisation (SPADE, arXiv 1903.07291): a feature map modulates another, position by position."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def conv_of_enlarged(image: Tensor, conv: nn.Conv2d, factor: int) -> Tensor:
+    """A padded 3x3 convolution of a nearest-enlarged map, computed at the size that the map has.
+
+    Within a cell of the map, only the first row looks at the cell before and only the last at the one behind; all rows
+    between are equal. The same holds for columns. So a cell has at most nine different results, of two by two taps.
+
+    Args:
+        image (`torch.Tensor` of shape `(batch, channels, height, width)`): Map, before it is enlarged.
+        conv (`torch.nn.Conv2d`): Convolution with a 3x3 kernel.
+        factor (`int`): How much the map is enlarged, at least 2.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, conv.out_channels, factor * height, factor * width)`.
+    """
+    height, width = image.shape[2:]
+    kinds = [0, 1, 2] if factor > 2 else [0, 2]
+    # Taps at (this cell or the one before, the next): collapsed kernels of a cell's first, inner and last rows.
+    collapse = conv.weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[0, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 1]]])[kinds]
+    weight = torch.einsum("oihw,aph,bqw->aboipq", conv.weight, collapse, collapse)
+    result = F.conv2d(F.pad(image, (1, 1, 1, 1)), weight.flatten(0, 2)).unflatten(1, (len(kinds), len(kinds), -1))
+    rows = [kind == 2 for kind in kinds]  # taps of the last row begin one cell later
+    cells = torch.stack(
+        [
+            torch.stack([result[:, i, j, :, a : a + height, b : b + width] for j, b in enumerate(rows)], -1)
+            for i, a in enumerate(rows)
+        ],
+        -2,
+    )  # [B, C, H, W, kinds, kinds]
+    if factor > 3:
+        repeats = torch.tensor([1, factor - 2, 1], device=image.device)
+        cells = cells.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2)
+    enlarged = cells.permute(0, 1, 2, 4, 3, 5).reshape(len(image), -1, factor * height, factor * width)
+    return enlarged + conv.bias[:, None, None]
 
 
 class Spade(nn.Module):
@@ -24,11 +60,14 @@ class Spade(nn.Module):
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch, channels, height, width)`): Features.
-            label (`torch.Tensor` of shape `(batch, label_channels, h, w)`): Map of any size, nearest-resized.
+            label (`torch.Tensor` of shape `(batch, label_channels, h, w)`): Map; one cell may lie
+                under several positions: it is nearest-enlarged.
         """
-        if label.shape[-2:] != hidden_states.shape[-2:]:
-            label = F.interpolate(label, hidden_states.shape[-2:], mode="nearest")
-        shared = self.mlp_shared(label)
+        factor = hidden_states.shape[-1] // label.shape[-1]
+        if factor == 1:
+            shared = self.mlp_shared(label)
+        else:
+            shared = F.relu(conv_of_enlarged(label, self.mlp_shared[0], factor))
         return F.instance_norm(hidden_states) * (1 + self.mlp_gamma(shared)) + self.mlp_beta(shared)
 
 

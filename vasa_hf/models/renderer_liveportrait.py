@@ -43,7 +43,7 @@ class LivePortraitOutput(BaseOutput):
     """A driven picture and what drove it.
 
     Attributes:
-        image (`torch.Tensor` of shape `(batch, 3, upscale * height, upscale * width)`): RGB in [0, 1].
+        image (`torch.Tensor` of shape `(batch, 3, H, W)`): RGB in [0, 1].
         kp_source (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints of the source in the picture.
         kp_driving (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints the source was moved to.
         deformation (`torch.Tensor` of shape `(batch, depth, h, w, 3)`): Where the volume was sampled, xyz.
@@ -158,6 +158,7 @@ class SpadeGenerator(nn.Module):
 
     Args:
         in_channels (`int`): Channels in.
+        channels (`int`): Channels of the blocks at the features' size; halved at each doubling.
         num_up_blocks (`int`): Doublings before the last layer.
         out_channels (`int`): Channels before the last layer.
         num_middle_blocks (`int`): Blocks at the features' size.
@@ -168,6 +169,7 @@ class SpadeGenerator(nn.Module):
     def __init__(
         self,
         in_channels: int,
+        channels: int,
         num_up_blocks: int,
         out_channels: int,
         num_middle_blocks: int,
@@ -176,7 +178,7 @@ class SpadeGenerator(nn.Module):
     ):
         super().__init__()
         self.num_middle_blocks, self.num_up_blocks, self.upscale = num_middle_blocks, num_up_blocks, upscale
-        widths = [2 * in_channels // 2**index for index in range(num_up_blocks)] + [out_channels]
+        widths = [channels // 2**index for index in range(num_up_blocks)] + [out_channels]
         self.fc = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         for index in range(num_middle_blocks):
             block = SpadeResBlock(widths[0], widths[0], in_channels, hidden_channels)
@@ -227,10 +229,11 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
     """F, M, W, G and the three small networks of LivePortrait in one model; the defaults are the public weights' sizes.
 
     Args:
-        image_size (`int`, defaults to 256): Side of the pictures that go in.
+        image_size (`int`, defaults to 256): Side of the pictures that go in. Other sizes work, too, if they are
+            divisible by `size_multiple`.
         block_expansion (`int`, defaults to 64): Channels at full size; doubled at each halving.
         max_features (`int`, defaults to 512): Most channels of F.
-        num_down_blocks (`int`, defaults to 2): Halvings from the picture to the volume, and doublings of G.
+        num_down_blocks (`int`, defaults to 2): Halvings from the picture to the volume.
         feature_channels (`int`, defaults to 32): Channels C of the volume.
         feature_depth (`int`, defaults to 16): Depth D of the volume.
         num_resblocks (`int`, defaults to 6): Residual blocks of F.
@@ -241,10 +244,14 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         hourglass_num_blocks (`int`, defaults to 5): Halvings of the hourglass.
         compress_channels (`int`, defaults to 4): Channels of the volume that the hourglass sees.
         mask_kernel_size (`int`, defaults to 7): Of the convolution that mixes the keypoints' shifts; odd.
+        occlusion_kernel_size (`int`, defaults to 7): Of the convolution that says what is visible; odd.
+        warped_channels (`int`, *optional*): Channels from W to G; F's last width if left out.
+        generator_channels (`int`, *optional*): G's channels at the volume's size; twice those if left out.
         generator_num_blocks (`int`, defaults to 6): G's blocks at the volume's size.
+        num_up_blocks (`int`, *optional*): G's doublings; as many as F's halvings if left out.
         generator_out_channels (`int`, defaults to 64): G's channels before the last layer.
         spade_channels (`int`, defaults to 128): Channels within G's norms.
-        upscale (`int`, defaults to 2): By how much pictures come out larger than they go in.
+        upscale (`int`, defaults to 2): By how much G's last layer enlarges.
     """
 
     _no_split_modules = ("SpadeResBlock", "ConvNextV2Block")
@@ -266,19 +273,23 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         hourglass_num_blocks: int = 5,
         compress_channels: int = 4,
         mask_kernel_size: int = 7,
+        occlusion_kernel_size: int = 7,
+        warped_channels: int | None = None,
+        generator_channels: int | None = None,
         generator_num_blocks: int = 6,
+        num_up_blocks: int | None = None,
         generator_out_channels: int = 64,
         spade_channels: int = 128,
         upscale: int = 2,
     ):
         super().__init__()
-        if mask_kernel_size % 2 == 0:
-            raise ValueError(f"`mask_kernel_size` must be odd, got {mask_kernel_size}.")
-        multiple = max(2 ** (num_down_blocks + hourglass_num_blocks), 4 * 2 ** (len(motion_dims) - 1))
-        if image_size <= 0 or image_size % multiple:
-            raise ValueError(f"`image_size` must be divisible by {multiple} for this depth, got {image_size}.")
+        for name, size in (("mask", mask_kernel_size), ("occlusion", occlusion_kernel_size)):
+            if size % 2 == 0:
+                raise ValueError(f"`{name}_kernel_size` must be odd, got {size}.")
+        if image_size <= 0 or image_size % self.size_multiple:
+            raise ValueError(f"`image_size` must be divisible by {self.size_multiple}, got {image_size}.")
         widths = [min(max_features, block_expansion * 2**level) for level in range(num_down_blocks + 1)]
-        flat = widths[-1]
+        warped_channels = warped_channels or widths[-1]
         self.appearance_feature_extractor = AppearanceFeatureExtractor(
             widths, feature_channels, feature_depth, num_resblocks
         )
@@ -292,20 +303,40 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
             hourglass_max_features,
             hourglass_num_blocks,
             mask_kernel_size,
+            occlusion_kernel_size,
         )
-        self.warping_module = WarpingModule(dense_motion, feature_channels * feature_depth, flat)
+        self.warping_module = WarpingModule(dense_motion, feature_channels * feature_depth, warped_channels)
         self.spade_generator = SpadeGenerator(
-            flat, num_down_blocks, generator_out_channels, generator_num_blocks, spade_channels, upscale
+            warped_channels,
+            generator_channels or 2 * warped_channels,
+            num_down_blocks if num_up_blocks is None else num_up_blocks,
+            generator_out_channels,
+            generator_num_blocks,
+            spade_channels,
+            upscale,
         )
         points = 3 * NUM_KEYPOINTS
         self.stitching = RetargetingNetwork(2 * points, (128, 128, 64), points + 2)
         self.retargeting_lip = RetargetingNetwork(points + 2, (128, 128, 64), points)
         self.retargeting_eye = RetargetingNetwork(points + 3, (256, 256, 128, 128, 64), points)
 
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of pictures must be divisible by."""
+        config = self.config
+        return max(2 ** (config.num_down_blocks + config.hourglass_num_blocks), 2 ** (len(config.motion_dims) + 1))
+
+    @property
+    def output_size(self) -> int:
+        """Side of the pictures that come out, for ones of `image_size`."""
+        doublings = self.spade_generator.num_up_blocks - self.config.num_down_blocks
+        return round(self.config.image_size * 2.0**doublings) * self.config.upscale
+
     def _check_image(self, image: Tensor, name: str = "image") -> None:
-        size = self.config.image_size
-        if image.ndim != 4 or image.shape[1:] != (3, size, size):
-            raise ValueError(f"`{name}` must have shape (batch, 3, {size}, {size}), got {tuple(image.shape)}.")
+        multiple = self.size_multiple
+        if image.ndim != 4 or image.shape[1] != 3 or any(side == 0 or side % multiple for side in image.shape[2:]):
+            expected = f"(batch, 3, height, width) with sides divisible by {multiple}"
+            raise ValueError(f"`{name}` must have shape {expected}, got {tuple(image.shape)}.")
 
     @staticmethod
     def _check_keypoints(**keypoints: Tensor) -> None:
@@ -317,7 +348,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         """F: the appearance of pictures as feature volumes.
 
         Args:
-            image (`torch.Tensor` of shape `(batch, 3, image_size, image_size)`): RGB in [0, 1].
+            image (`torch.Tensor` of shape `(batch, 3, height, width)`): RGB in [0, 1].
 
         Returns:
             `torch.Tensor` of shape `(batch, feature_channels, feature_depth, h, w)`.
@@ -332,7 +363,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         """M: what moves in pictures, with the angles decoded to degrees.
 
         Args:
-            image (`torch.Tensor` of shape `(batch, 3, image_size, image_size)`): RGB in [0, 1].
+            image (`torch.Tensor` of shape `(batch, 3, height, width)`): RGB in [0, 1].
 
         Returns:
             `KeypointMotion` with a row for each picture.
@@ -422,13 +453,15 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If a shape is another.
         """
-        config = self.config
-        side = config.image_size // 2**config.num_down_blocks
-        expected = (config.feature_channels, config.feature_depth, side, side)
-        if feature_3d.ndim != 5 or feature_3d.shape[1:] != expected:
-            raise ValueError(
-                f"`feature_3d` must have shape (batch, {', '.join(map(str, expected))}), got {tuple(feature_3d.shape)}."
-            )
+        channels, depth, multiple = (
+            self.config.feature_channels,
+            self.config.feature_depth,
+            2**self.config.hourglass_num_blocks,
+        )
+        sides = feature_3d.shape[3:]
+        if feature_3d.ndim != 5 or feature_3d.shape[1:3] != (channels, depth) or any(side % multiple for side in sides):
+            expected = f"(batch, {channels}, {depth}, height, width) with sides divisible by {multiple}"
+            raise ValueError(f"`feature_3d` must have shape {expected}, got {tuple(feature_3d.shape)}.")
         self._check_keypoints(kp_source=kp_source, kp_driving=kp_driving)
         return self.warping_module(feature_3d, kp_source, kp_driving)
 
@@ -439,7 +472,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
             out (`torch.Tensor` of shape `(batch, c, h, w)`): From `warp`.
 
         Returns:
-            `torch.Tensor` of shape `(batch, 3, upscale * image_size, upscale * image_size)`: RGB in [0, 1].
+            `torch.Tensor` of shape `(batch, 3, output_size, output_size)` for pictures of `image_size`: RGB in [0, 1].
         """
         return self.spade_generator(out)
 
@@ -452,7 +485,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
             kp_driving (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints to reach.
 
         Returns:
-            `torch.Tensor` of shape `(batch, 3, upscale * image_size, upscale * image_size)`: RGB in [0, 1].
+            `torch.Tensor` of shape `(batch, 3, output_size, output_size)` for pictures of `image_size`: RGB in [0, 1].
 
         Raises:
             ValueError: If a shape is another.
@@ -463,8 +496,8 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         """Reenact: the appearance of one picture with all the motion of another, as in training (§3.1).
 
         Args:
-            source (`torch.Tensor` of shape `(batch, 3, image_size, image_size)`): RGB in [0, 1].
-            driving (`torch.Tensor` of shape `(batch, 3, image_size, image_size)`): RGB in [0, 1].
+            source (`torch.Tensor` of shape `(batch, 3, height, width)`): RGB in [0, 1].
+            driving (`torch.Tensor` of shape `(batch, 3, height, width)`): RGB in [0, 1].
             return_dict (`bool`, defaults to `True`): Whether to return a `LivePortraitOutput`.
 
         Raises:
