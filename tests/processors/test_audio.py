@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Model
 
 from vasa_hf.media.audio import save_wav
 from vasa_hf.processors.audio import (
@@ -12,6 +12,7 @@ from vasa_hf.processors.audio import (
     VasaAudioProcessor,
     feature_geometry,
     frame_features,
+    layer_features,
     resample,
     window_features,
 )
@@ -195,6 +196,54 @@ def test_a_window_hears_its_surroundings_alone(norm):
     assert offline.shape == (1, 20, 16)
 
 
+def tiny_hubert(norm: str) -> HubertModel:
+    return HubertModel(HubertConfig.from_dict({**tiny_encoder(norm).config.to_dict(), "num_hidden_layers": 3})).eval()
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+@pytest.mark.parametrize("make", [tiny_encoder, tiny_hubert])
+def test_layers_are_those_of_the_encoder(make, norm):
+    encoder, samples = make(norm), torch.randn(2, 6480)
+    with torch.no_grad():
+        expected = encoder(samples, output_hidden_states=True)
+        layers = layer_features(encoder, samples)
+    torch.testing.assert_close(layers[:, :, -1], expected.last_hidden_state)
+    for i in range(layers.shape[2] - 1):
+        torch.testing.assert_close(layers[:, :, i], expected.hidden_states[i + 1])
+
+
+def test_all_layers_of_a_window_at_the_frame_rate():
+    encoder = tiny_hubert("group")
+    samples = torch.randn(1, 40 * 640)
+    options = {"layers": "all", "resample_first": True, "padding": "reflect", "pre_emphasis": 0.97}
+    processor = VasaAudioProcessor(context_frames=8, lookahead_frames=2, **options)
+    with torch.no_grad():
+        features = processor.window_features(encoder, samples, 10, 20)
+        assert features.shape == (1, 20, 3, 16)
+        # The transformer hears 30 vectors, not 60 that are averaged.
+        plain = window_features(encoder, samples, 10, 20, 8, 2, layers="all")
+        assert plain.shape == features.shape and (plain - features).abs().max() > 1e-3
+        # What lies further away than the context does not matter.
+        samples[:, : 2 * 640], samples[:, 33 * 640 :] = 0.0, 0.0
+        torch.testing.assert_close(processor.window_features(encoder, samples, 10, 20), features)
+
+
+def test_pre_emphasis_is_a_filter_of_two_taps():
+    encoder, samples = tiny_hubert("group"), torch.randn(1, 5 * 640)
+    filtered = samples.clone()
+    filtered[:, 1:] -= 0.97 * samples[:, :-1]
+    with torch.no_grad():
+        result = frame_features(encoder, samples, 5, pre_emphasis=0.97)
+        torch.testing.assert_close(result, frame_features(encoder, filtered, 5))
+        assert (result - frame_features(encoder, samples, 5)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("option", [{"layers": "first"}, {"padding": "edge"}])
+def test_unknown_ways_of_encoding_are_named(option):
+    with pytest.raises(ValueError, match=f"`{next(iter(option))}`"):
+        frame_features(tiny_encoder(), torch.zeros(1, 640), 1, **option)
+
+
 def test_beyond_the_ends_there_is_silence():
     encoder, audio = tiny_encoder(), 0.1 * torch.randn(1, 10 * 640)
     padded = torch.nn.functional.pad(audio, (12 * 640, 70 * 640))
@@ -203,10 +252,12 @@ def test_beyond_the_ends_there_is_silence():
 
 
 def test_the_processor_is_saved_and_loaded(tmp_path):
-    processor = VasaAudioProcessor(context_frames=5, lookahead_frames=1, do_normalize=True)
+    options = {"do_normalize": True, "layers": "all", "resample_first": True, "padding": "reflect", "pre_emphasis": 0.9}
+    processor = VasaAudioProcessor(context_frames=5, lookahead_frames=1, **options)
     processor.save_pretrained(tmp_path)
     again = VasaAudioProcessor.from_pretrained(tmp_path)
-    assert (again.context_frames, again.lookahead_frames, again.do_normalize) == (5, 1, True)
+    assert (again.context_frames, again.lookahead_frames) == (5, 1)
+    assert {name: getattr(again, name) for name in options} == options
     assert again.sampling_rate == 16_000
     assert again.samples_per_frame == 640
 

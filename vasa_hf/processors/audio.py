@@ -4,8 +4,11 @@ VASA-1 (paper section 3.2) conditions its motion generator on features of a pret
 video. Wav2Vec2 makes one vector every 320 samples (50 Hz at 16 kHz); the project works at 25 frames a second.
 
     any rate, any channels --VasaAudioProcessor--> 16 kHz mono, 640 samples a frame, [1, 640 N]
-    [B, 640 N] --frame_features--> [B, N, hidden]       one vector a frame, over the samples given
+    [B, 640 N] --frame_features--> [B, N, hidden]       one vector a frame (or one a layer), over the samples given
     [B, 640 N] --window_features--> [B, W, hidden]      frames of one window, from the samples near it alone
+
+MoDA takes all layers of a HuBERT whose transformer runs at the frame rate: `layers="all"`, `resample_first=True`,
+`padding="reflect"`, `pre_emphasis=0.97`.
 
 # Not in the paper: how features are aligned and how far they may look. Here each window sees `context_frames` before it
 # and `lookahead_frames` after it, zeros beyond the ends, so that streaming and offline give the same numbers.
@@ -140,11 +143,14 @@ def frame_features(
     num_frames: int,
     do_normalize: bool = False,
     padding: str = "zeros",
-) -> Tensor:  # [B, N, hidden]
+    layers: str = "last",
+    resample_first: bool = False,
+    pre_emphasis: float = 0.0,
+) -> Tensor:  # [B, N, hidden] or [B, N, L, hidden]
     """Encode audio and give exactly one feature vector a video frame.
 
     The edges are padded so that the encoder makes exactly two vectors a frame (more if its stride is shorter); these
-    are averaged.
+    are averaged, unless `resample_first`.
 
     Args:
         encoder (`transformers.Wav2Vec2Model`): Any size and configuration, on any device and in any dtype.
@@ -154,9 +160,14 @@ def frame_features(
             Bring the samples to zero mean and unit variance first, as the published encoders without a layer norm in
             their convolutions expect. The embedded encoder must not: it knows silence by its level.
         padding (`str`, defaults to `"zeros"`): What lies beyond the ends: `"zeros"`, or `"reflect"` as JoyVASA has it.
+        layers (`str`, defaults to `"last"`): `"all"` gives the outputs of all layers, as MoDA has it.
+        resample_first (`bool`, defaults to `False`):
+            Bring the features of the convolutions to one a frame, so that the transformer runs at the frame rate.
+        pre_emphasis (`float`, defaults to 0.0): Share of the sample before that is taken off each; 0.97 in MoDA's code.
 
     Returns:
-        `torch.Tensor` of shape `(batch, num_frames, hidden_size)`, on the encoder's device, in its dtype.
+        `torch.Tensor` of shape `(batch, num_frames, hidden_size)`, or `(batch, num_frames, layers, hidden_size)` of all
+        layers, on the encoder's device, in its dtype.
 
     Raises:
         ValueError: If `samples` is not two-dimensional, or its length is no multiple of `num_frames` and the stride.
@@ -169,7 +180,11 @@ def frame_features(
         )
     if padding not in ("zeros", "reflect"):
         raise ValueError(f"`padding` must be 'zeros' or 'reflect', got {padding!r}.")
+    if layers not in ("last", "all"):
+        raise ValueError(f"`layers` must be 'last' or 'all', got {layers!r}.")
     samples = samples.to(encoder.device, torch.float32)
+    if pre_emphasis:
+        samples = samples - pre_emphasis * F.pad(samples, (1, 0))[:, :-1]
     if do_normalize:
         mean, variance = samples.mean(-1, keepdim=True), samples.var(-1, keepdim=True, unbiased=False)
         samples = (samples - mean) / torch.sqrt(variance + 1e-7)
@@ -177,8 +192,49 @@ def frame_features(
         samples = pad_by_reflection(samples, stride, field)
     else:
         samples = F.pad(samples, ((field - stride) // 2, (field - stride + 1) // 2))
-    hidden = encoder(samples.to(encoder.dtype)).last_hidden_state  # [B, samples / stride, hidden]
+    samples = samples.to(encoder.dtype)
+    if layers == "last" and not resample_first:
+        hidden = encoder(samples).last_hidden_state  # [B, samples / stride, hidden]
+    else:
+        hidden = layer_features(encoder, samples, num_frames if resample_first else None)
+        hidden = hidden if layers == "all" else hidden[:, :, -1]
     return hidden.unflatten(1, (num_frames, -1)).mean(2)
+
+
+def layer_features(
+    encoder,
+    samples: Tensor,  # [B, n]
+    num_vectors: int | None = None,
+) -> Tensor:  # [B, N, L, hidden]
+    """Outputs of all layers of an encoder's transformer, which may run at a rate of its own.
+
+    Source: MoDA's code (its paper says "wav2vec").
+
+    Args:
+        encoder (`transformers.HubertModel` or `transformers.Wav2Vec2Model`): The encoder, in evaluation mode.
+        samples (`torch.Tensor` of shape `(batch, n)`): Mono audio, padded already.
+        num_vectors (`int`, *optional*):
+            Length to which the features of the convolutions are interpolated, ends onto ends, before the transformer.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, vectors, layers, hidden_size)`.
+    """
+    features = encoder.feature_extractor(samples)  # [B, C, n']
+    if num_vectors is not None:
+        features = F.interpolate(features, num_vectors, mode="linear", align_corners=True)
+    hidden, transformer = encoder.feature_projection(features.mT), encoder.encoder
+    hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    hidden = hidden + transformer.pos_conv_embed(hidden)
+    norm_last = encoder.config.do_stable_layer_norm
+    hidden = transformer.dropout(hidden if norm_last else transformer.layer_norm(hidden))
+    outputs = []
+    for layer in transformer.layers:
+        hidden = layer(hidden)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        outputs.append(hidden)
+    if norm_last:
+        outputs[-1] = transformer.layer_norm(outputs[-1])
+    return torch.stack(outputs, dim=2)
 
 
 def window_samples(
@@ -203,7 +259,8 @@ def window_features(
     lookahead_frames: int = 2,
     do_normalize: bool = False,
     samples_per_frame: int = 640,
-) -> Tensor:  # [B, num_frames, hidden]
+    **options,
+) -> Tensor:  # [B, num_frames, hidden] or [B, num_frames, L, hidden]
     """Features of one window, computed from the samples of the window and its near surroundings alone.
 
     Nothing else of the audio is looked at, and what lies beyond its ends counts as zeros, so a stream that has received
@@ -218,13 +275,15 @@ def window_features(
         lookahead_frames (`int`, defaults to 2): Frames heard after the window.
         do_normalize (`bool`, defaults to `False`): See `frame_features`; the statistics are those of this window.
         samples_per_frame (`int`, defaults to 640): Samples of one video frame.
+        **options: More of `frame_features`.
 
     Returns:
-        `torch.Tensor` of shape `(batch, num_frames, hidden_size)`.
+        `torch.Tensor` of shape `(batch, num_frames, hidden_size)`, or with all layers, see `frame_features`.
     """
     total = context_frames + num_frames + lookahead_frames
     cut = window_samples(samples, start_frame - context_frames, total, samples_per_frame)
-    return frame_features(encoder, cut, total, do_normalize)[:, context_frames : context_frames + num_frames]
+    features = frame_features(encoder, cut, total, do_normalize, **options)
+    return features[:, context_frames : context_frames + num_frames]
 
 
 class AudioCheck:
@@ -286,6 +345,10 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         lookahead_frames (`int`, defaults to 2): Frames that the encoder hears after each window.
         do_normalize (`bool`, defaults to `False`):
             Normalise each window before encoding: `True` for `facebook/wav2vec2-base-960h` and its like.
+        padding (`str`, defaults to `"zeros"`): See `frame_features`, as the following.
+        layers (`str`, defaults to `"last"`): `"last"` or `"all"`.
+        resample_first (`bool`, defaults to `False`): Whether the transformer runs at the frame rate.
+        pre_emphasis (`float`, defaults to 0.0): Share of the sample before that is taken off each.
     """
 
     model_input_names = ["input_values"]
@@ -297,6 +360,10 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         context_frames: int = 10,
         lookahead_frames: int = 2,
         do_normalize: bool = False,
+        padding: str = "zeros",
+        layers: str = "last",
+        resample_first: bool = False,
+        pre_emphasis: float = 0.0,
         **kwargs,
     ):
         if sampling_rate % fps:
@@ -307,6 +374,8 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         self.context_frames = context_frames
         self.lookahead_frames = lookahead_frames
         self.do_normalize = do_normalize
+        self.padding, self.layers = padding, layers
+        self.resample_first, self.pre_emphasis = resample_first, pre_emphasis
 
     @property
     def samples_per_frame(self) -> int:
@@ -352,7 +421,7 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         return {"input_values": torch.from_numpy(samples)[None], "num_frames": num_frames}
 
     def window_features(self, encoder, samples: Tensor, start_frame: int, num_frames: int) -> Tensor:
-        """`window_features` with this processor's context, look-ahead and normalisation."""
+        """`window_features` with this processor's context, look-ahead and normalisation and layers."""
         return window_features(
             encoder,
             samples,
@@ -362,4 +431,8 @@ class VasaAudioProcessor(FeatureExtractionMixin):
             self.lookahead_frames,
             self.do_normalize,
             self.samples_per_frame,
+            padding=self.padding,
+            layers=self.layers,
+            resample_first=self.resample_first,
+            pre_emphasis=self.pre_emphasis,
         )
