@@ -1,0 +1,407 @@
+"""Reading other projects' checkpoints safely, and judging them tensor by tensor; the converters share it.
+
+A checkpoint is a folder, a file or a repository of the Hub. Pickles are read by names on a list alone, and each name
+stands for a holder of ours: no foreign class is imported and nothing that a file says is run. What was read is held
+against what the model needs; unless all fits, nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
+
+# --- where it is ------------------------------------------------------------------------------------------------------
+
+
+def locate(source: str | os.PathLike, wanted: Sequence[str]) -> Path:
+    """The folder of a checkpoint; of a repository of the Hub, the wanted files are downloaded or in the cache.
+
+    Args:
+        source (`str` or `os.PathLike`): A folder, or `owner/name` of a repository.
+        wanted (`Sequence[str]`): Patterns of the files to download.
+
+    Raises:
+        ValueError: If there is no such place, or the repository cannot be reached.
+    """
+    name = os.fspath(source)
+    if os.path.isdir(name):
+        return Path(name)
+    if os.path.exists(name) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"`source` must be a folder or a repository owner/name of the Hub, got {name!r}.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(wanted)))
+    except (OSError, ValueError) as error:  # also the Hub's own errors
+        raise ValueError(f"`source` must be a folder or a repository of the Hub, got {name!r}: {error}") from error
+
+
+def find(folder: Path, patterns: Sequence[str]) -> Path | None:
+    """The first file of a folder that one of the patterns names, best pattern first; None without any.
+
+    Args:
+        folder (`pathlib.Path`): Where to look.
+        patterns (`Sequence[str]`): Relative paths, with `*` for any name.
+    """
+    return next((file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()), None)
+
+
+def need(folder: Path, patterns: Sequence[str]) -> Path:
+    """As `find`, but the file must be there.
+
+    Args:
+        folder (`pathlib.Path`): Where to look.
+        patterns (`Sequence[str]`): Relative paths, with `*` for any name.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    path = find(folder, patterns)
+    if path is None:
+        raise ValueError(f"`source` must hold {' or '.join(patterns)}, but {str(folder)!r} does not.")
+    return path
+
+
+# --- what stands for the classes that a pickle may name ---------------------------------------------------------------
+
+
+class Namespace:
+    """Holder of an `argparse.Namespace`: options by name."""
+
+    # torch's own unpickler goes by these names, too.
+    __module__, __qualname__ = "argparse", "Namespace"
+
+
+class Text(str):
+    """Holder of a path of any system: its parts, joined."""
+
+    def __new__(cls, *parts: str) -> Text:
+        """Join the parts that a path is made of."""
+        return str.__new__(cls, "/".join(str(part).strip("/") for part in parts))
+
+
+class Dtype:
+    """Holder of a `numpy.dtype`: plain numbers alone."""
+
+    __module__, __qualname__ = "numpy", "dtype"
+
+    def __init__(self, code: str = "", *_: object):
+        self.code, self.order = str(code), "<"
+        if self.code.lstrip("<>=|") not in ("f2", "f4", "f8", "i4", "i8", "u4", "u8", "i2", "u2", "i1", "u1", "b1"):
+            raise ValueError(f"`source` must hold arrays of plain numbers, but has one of type {self.code!r}.")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = ">" if state[1] == ">" else "<"
+
+    def numpy(self) -> np.dtype:
+        """The type itself."""
+        code = self.code.lstrip("<>=|")
+        return np.dtype(code if code[1:] == "1" else self.order + code)
+
+
+class Array:
+    """Holder of a `numpy.ndarray`, or of anything else that comes to one `value`."""
+
+    __module__, __qualname__ = "numpy", "ndarray"
+    value: Any = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, content = state
+        self.value = _frombuffer(content, dtype, shape, "F" if fortran else "C").value
+
+
+class Scalar(Array):
+    """Holder of a numpy number."""
+
+    def __init__(self, dtype: Dtype, content: bytes | str):
+        self.value = _frombuffer(content, dtype, (), "C").value[()]
+
+
+def _frombuffer(content: object, dtype: Dtype, shape: tuple, order: str = "C") -> Array:
+    content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+    array = Array()
+    array.value = np.frombuffer(content, dtype.numpy()).reshape(tuple(shape), order=order)
+    return array
+
+
+def _reconstruct(*_: object) -> Array:
+    return Array()
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")
+
+
+def plain(thing: Any) -> Any:
+    """What a holder holds; other things stay as they are."""
+    return thing.value if isinstance(thing, Array) else thing
+
+
+# Name in a pickle -> its holder.
+ARRAYS: dict[str, Any] = {"numpy.ndarray": Array, "numpy.dtype": Dtype, "_codecs.encode": _encode}
+for _core in ("numpy.core", "numpy._core"):
+    ARRAYS |= {f"{_core}.multiarray._reconstruct": _reconstruct, f"{_core}.multiarray.scalar": Scalar}
+    ARRAYS |= {f"{_core}.numeric._frombuffer": _frombuffer}
+OPTIONS: dict[str, Any] = {"argparse.Namespace": Namespace}
+for _module in ("pathlib", "pathlib._local"):
+    OPTIONS |= {
+        f"{_module}.{_name}": Text for _name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    }
+
+
+def _under(name: str, holder: Any) -> Any:
+    """The holder under the name that a pickle has for it, for torch's unpickler."""
+    module, _, own = name.rpartition(".")
+    if (holder.__module__, holder.__qualname__) == (module, own):
+        return holder
+    if isinstance(holder, type):
+        return type(own, (holder,), {"__module__": module})
+    twin = FunctionType(holder.__code__, holder.__globals__, own, holder.__defaults__)
+    twin.__module__, twin.__qualname__ = module, own
+    return twin
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Unpickler(pickle.Unpickler):
+    allowed: Mapping[str, Any] = ARRAYS
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in self.allowed:
+            raise ValueError(f"`source` must hold arrays of numbers alone, but asks for {module}.{name}.")
+        return self.allowed[f"{module}.{name}"]
+
+    def persistent_load(self, pid: object) -> Any:
+        raise ValueError("`source` must hold all of its content, but refers to another file.")
+
+
+def read_pickle(path: str | os.PathLike, allowed: Mapping[str, Any] = ARRAYS) -> dict[str, Any]:
+    """A pickled dict of arrays, read without running anything that the file says.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        allowed (`Mapping[str, Any]`, *optional*): Names that it may ask for, and what stands for each.
+
+    Raises:
+        ValueError: If the file is absent, is no pickled dict, or asks for a name that is not on the list.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"`source` must be a pickled file, but there is none at {str(path)!r}.")
+    with open(path, "rb") as file:
+        unpickler = _Unpickler(file, encoding="latin1")
+        unpickler.allowed = allowed
+        content = _explained(path, unpickler.load, "a pickle of arrays")
+    if not isinstance(content, dict):
+        raise ValueError(f"`source` must hold a dict of arrays, but {path.name!r} holds a {type(content).__name__}.")
+    return {str(name): plain(value) for name, value in content.items()}
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """What torch or safetensors saved: tensors, arrays and plain options, in dicts; nothing that the file says is run.
+
+    Args:
+        path (`str` or `os.PathLike`): `.safetensors`, or any other name for what `torch.save` wrote.
+
+    Returns:
+        `dict`: As it was saved; arrays have become tensors.
+
+    Raises:
+        ValueError: If the file is absent, is no checkpoint, or asks for a class that is not on the list.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"`source` must be a checkpoint file, but there is none at {str(path)!r}.")
+    if path.suffix == ".safetensors":
+        return _explained(path, lambda: load_file(path), "safetensors")
+    holders = [_under(name, holder) for name, holder in (ARRAYS | OPTIONS).items()]
+    with torch.serialization.safe_globals(holders):
+        content = _explained(
+            path, lambda: torch.load(path, map_location="cpu", weights_only=True), "a checkpoint of tensors alone"
+        )
+    if not isinstance(content, dict):
+        raise ValueError(f"`source` must hold a dict of tensors, but {path.name!r} holds a {type(content).__name__}.")
+    return {str(name): _tensors(value) for name, value in content.items()}
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _tensors(inner) for name, inner in value.items()}
+    value = plain(value)
+    return torch.from_numpy(np.array(value)) if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _explained(path: Path, read: Callable[[], Any], what: str) -> Any:
+    try:
+        return read()
+    except Exception as error:  # a bad file may fail in any way
+        if isinstance(error, ValueError) and str(error).startswith("`source`"):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"`source` must be {what}, but {path.name!r} is not: {reason}") from error
+
+
+def state_dict(content: dict[str, Any], name: str) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, wherever a trainer may have put them.
+
+    Args:
+        content (`dict[str, Any]`): From `read_checkpoint`.
+        name (`str`): Of the file, for the message.
+
+    Raises:
+        ValueError: If there is anything else than tensors.
+    """
+    inner = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    if not inner or not all(torch.is_tensor(value) for value in inner.values()):
+        raise ValueError(f"`source` must hold a dict of tensors, but {name!r} does not.")
+    return dict(inner)
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TensorRow:
+    """One tensor.
+
+    Args:
+        name (`str`): As the source has it.
+        expected (`tuple[int, ...]`, *optional*): Its shape in the model; None: it has no place there.
+        found (`tuple[int, ...]`, *optional*): Its shape in the source; None: it is not there.
+        outcome (`str`): `converted`, `missing`, `extra`, `shape`, `not finite`, or why it does not matter.
+    """
+
+    name: str
+    expected: tuple[int, ...] | None
+    found: tuple[int, ...] | None
+    outcome: str
+
+
+MISFITS = ("missing", "extra", "shape", "not finite")
+
+
+@dataclass
+class ConversionReport:
+    """What became of each tensor.
+
+    Args:
+        rows (`list[TensorRow]`, *optional*): One a tensor.
+        notes (`list[str]`, *optional*): What else the user should know.
+        problems (`list[str]`, *optional*): What else does not fit.
+    """
+
+    rows: list[TensorRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor has found its place."""
+        return not self.problems and not self.misfits
+
+    @property
+    def misfits(self) -> list[TensorRow]:
+        """Tensors that do not fit."""
+        return [row for row in self.rows if row.outcome in MISFITS]
+
+    def names(self, outcome: str) -> list[str]:
+        """Names of the tensors with this outcome."""
+        return [row.name for row in self.rows if row.outcome == outcome]
+
+    def summary(self) -> str:
+        """Counts in one line."""
+        counts = {outcome: len(self.names(outcome)) for outcome in ("converted", *MISFITS)}
+        aside = len(self.rows) - sum(counts.values())
+        said = [f"{counts.pop('converted')} tensors converted"]
+        said += [f"{count} {outcome}" for outcome, count in counts.items() if count]
+        return ", ".join(said + [f"{aside} not needed"] * bool(aside))
+
+    def table(self, rows: Sequence[TensorRow] | None = None) -> str:
+        """Name, expected shape, found shape and outcome of each tensor, in columns.
+
+        Args:
+            rows (`Sequence[TensorRow]`, *optional*): Some of the rows; all by default.
+        """
+        cells = [("tensor", "expected", "found", "outcome")]
+        cells += [
+            (r.name, _shape(r.expected), _shape(r.found), r.outcome) for r in (self.rows if rows is None else rows)
+        ]
+        widths = [max(len(row[i]) for row in cells) for i in range(3)]
+        return "\n".join(
+            "  ".join((*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[3])) for row in cells
+        )
+
+    def check(self, what: str) -> None:
+        """Raise `ConversionError` unless all fits.
+
+        Args:
+            what (`str`): The model, for the message.
+
+        Raises:
+            ConversionError: With the table of what does not fit.
+        """
+        if not self.complete:
+            raise ConversionError(what, self)
+
+    def __str__(self) -> str:
+        return "\n".join([self.table(), self.summary(), *self.notes, *self.problems])
+
+
+class ConversionError(ValueError):
+    """A checkpoint that does not fit.
+
+    Args:
+        what (`str`): The model that it should be.
+        report (`ConversionReport`): What does not fit.
+    """
+
+    def __init__(self, what: str, report: ConversionReport):
+        self.report = report
+        lines = [f"`source` does not fit {what}, nothing was written: {report.summary()}."]
+        lines += [report.table(report.misfits)] if report.misfits else []
+        super().__init__("\n".join(lines + report.problems))
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else " x ".join(map(str, shape)) or "number"
+
+
+def match(
+    expected: Mapping[str, Sequence[int]],
+    found: Mapping[str, Tensor | np.ndarray],
+    optional: Callable[[str], str | None] = lambda name: None,
+) -> ConversionReport:
+    """Hold tensors against what a model needs.
+
+    Args:
+        expected (`Mapping[str, Sequence[int]]`): Shapes by the names that the source should have.
+        found (`Mapping[str, torch.Tensor]`): What the source has.
+        optional (`Callable`, *optional*):
+            Of a name that may be absent, or may be there without having a place, it says why; of others, None.
+    """
+    report = ConversionReport()
+    for name, shape in expected.items():
+        shape, value = tuple(shape), found.get(name)
+        if value is None:
+            report.rows.append(TensorRow(name, shape, None, optional(name) or "missing"))
+            continue
+        numbers = torch.as_tensor(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+        outcome = "converted" if tuple(value.shape) == shape else "shape"
+        if numbers.is_floating_point() and not bool(torch.isfinite(numbers).all()):
+            outcome = "not finite"
+        report.rows.append(TensorRow(name, shape, tuple(value.shape), outcome))
+    for name in found.keys() - expected.keys():
+        report.rows.append(TensorRow(name, None, tuple(found[name].shape), optional(name) or "extra"))
+    report.rows[len(expected) :] = sorted(report.rows[len(expected) :], key=lambda row: row.name)
+    return report

@@ -1,0 +1,198 @@
+"""LivePortrait's weights (`KwaiVGI/LivePortrait`, MIT) as `LivePortraitRenderer`.
+
+    base_models/{appearance_feature_extractor,motion_extractor,warping_module,spade_generator}.pth
+    retargeting_models/stitching_retargeting_module.pth       three networks, names with the prefix `module.`
+
+or the same as safetensors (`Kijai/LivePortrait_safetensors`), where the three networks are told apart by prefixes.
+Sizes are read from the tensors. The generator's spectral norm is folded: weight = weight_orig / (u W v) with the u and
+v that are stored, as the public code uses them; one more power iteration would give another scale.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vasa_hf.convert.checkpoint import ConversionReport, locate, match, need, read_checkpoint, state_dict
+from vasa_hf.convert.writing import check_destination, save_pipeline
+from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
+
+NETWORKS = ("appearance_feature_extractor", "motion_extractor", "warping_module", "spade_generator")
+RETARGETING = "stitching_retargeting_module"
+# Our name -> that in the file, to which the mirror adds `_module.`.
+PARTS = {"stitching": "retarget_shoulder", "retargeting_lip": "retarget_mouth", "retargeting_eye": "retarget_eye"}
+# Where the files lie: in LivePortrait's repository, in what is downloaded for JoyVASA, and in MoDA's copy.
+FOLDERS = ("liveportrait", "pretrained_weights/liveportrait", "decode/v1/first_stage", ".")
+ANIMALS, _ANIMAL_VERSIONS = "liveportrait_animals", ("base_models_v1.1", "base_models")
+_ENDINGS = (".pth", ".safetensors")
+_NORMALISED = re.compile(r"(spade_generator\.(?:G_middle_|up_)\d+\.conv_[01s])\.weight")
+
+
+def wanted(animals: bool = False) -> list[str]:
+    """Patterns of the files that a repository must give."""
+    networks = [f"{folder}/{name}" for name in NETWORKS for folder in _network_folders(animals)]
+    names = networks + [f"{folder}/{RETARGETING}" for folder in _retargeting_folders()]
+    return [f"{name.removeprefix('./')}{suffix}" for name in names for suffix in _ENDINGS]
+
+
+def convert_liveportrait(
+    source: str | os.PathLike, destination: str | os.PathLike, animals: bool = False
+) -> ConversionReport:
+    """Convert LivePortrait's weights to a folder for `ModaTalkingHeadPipeline.from_pretrained`.
+
+    Args:
+        source (`str` or `os.PathLike`): `KwaiVGI/LivePortrait`, or a folder laid out like it or like its mirror.
+        destination (`str` or `os.PathLike`): New folder; nothing is written unless every tensor fits.
+        animals (`bool`, defaults to `False`): Take the weights for animals; their stitching network is the human one.
+
+    Raises:
+        ValueError: If a file is absent or cannot be read safely, or a tensor is missing, unknown or of another shape.
+    """
+    check_destination(destination)
+    renderer, report = read_renderer(locate(source, wanted(animals)), animals)
+    report.check("LivePortrait")
+    save_pipeline(destination, {"renderer": renderer})
+    return report
+
+
+def read_renderer(folder: Path, animals: bool = False) -> tuple[LivePortraitRenderer, ConversionReport]:
+    """The renderer of a folder; its weights are in it only if the report is complete.
+
+    Args:
+        folder (`pathlib.Path`): See `convert_liveportrait`.
+        animals (`bool`, defaults to `False`): See there.
+    """
+    state: dict[str, Tensor] = {}
+    for network in NETWORKS:
+        file = need(folder, [f"{at}/{network}{end}" for at in _network_folders(animals) for end in _ENDINGS])
+        tensors = state_dict(read_checkpoint(file), file.name)
+        state |= {f"{network}.{name}": value for name, value in tensors.items()}
+    file = need(folder, [f"{at}/{RETARGETING}{end}" for at in _retargeting_folders() for end in _ENDINGS])
+    state |= retargeting_networks(read_checkpoint(file))
+    model = LivePortraitRenderer(**sizes(state)).eval()
+    report = match(official_shapes(model), state, _counter)
+    if report.complete:
+        model.load_state_dict(own_names(state, model))
+    return model, report
+
+
+def _network_folders(animals: bool) -> list[str]:
+    if animals:
+        return [f"{at}{ANIMALS}/{models}" for at in ("", "pretrained_weights/") for models in _ANIMAL_VERSIONS]
+    return [inner for folder in FOLDERS for inner in (f"{folder}/base_models", folder)]
+
+
+def _retargeting_folders() -> list[str]:
+    return [inner for folder in FOLDERS for inner in (f"{folder}/retargeting_models", folder)]
+
+
+def retargeting_networks(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of the three small networks by our prefixes; a name that belongs to none of them stays as it is.
+
+    Args:
+        content (`Mapping[str, Any]`): A dict of state dicts, or a flat one with prefixes.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in content.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        for rest, tensor in inner.items():
+            if not torch.is_tensor(tensor):
+                raise ValueError(f"`source` must hold tensors alone, but {name!r} of {RETARGETING} has something else.")
+            found[_own_prefix(name, rest)] = tensor
+    return found
+
+
+def _own_prefix(name: str, rest: str) -> str:
+    for own, theirs in PARTS.items():
+        if name == theirs:
+            return f"{own}.{rest.replace('module.', '')}"
+        if name.startswith(f"{theirs}_module."):
+            return f"{own}.{name.removeprefix(f'{theirs}_module.').replace('module.', '')}"
+    return f"{RETARGETING}.{name}{'.' if rest else ''}{rest}"
+
+
+def official_shapes(model: LivePortraitRenderer) -> dict[str, tuple[int, ...]]:
+    """Shapes that the files must have, by `network.name`: the generator's convolutions with their spectral norm."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, value in model.state_dict().items():
+        shape = tuple(value.shape)
+        if found := _NORMALISED.fullmatch(name):
+            vectors = {"weight_u": shape[:1], "weight_v": (math.prod(shape[1:]),)}
+            shapes |= {f"{found[1]}.{part}": size for part, size in {"weight_orig": shape, **vectors}.items()}
+        else:
+            shapes[name] = shape
+    return shapes
+
+
+def own_names(state: Mapping[str, Tensor], model: LivePortraitRenderer) -> dict[str, Tensor]:
+    """Tensors for the model: as they are, or with the spectral norm folded; counters that are absent are zero."""
+    tensors = {}
+    for name, own in model.state_dict().items():
+        if found := _NORMALISED.fullmatch(name):
+            tensors[name] = folded(*(state[f"{found[1]}.weight_{part}"] for part in ("orig", "u", "v")))
+        else:
+            tensors[name] = state.get(name, torch.zeros_like(own))
+    return tensors
+
+
+def folded(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """A weight `(out, ...)` over its spectral norm by the stored vectors `(out,)` and `(prod(...),)`."""
+    matrix, u, v = weight.flatten(1).double(), u.double(), v.double()
+    return (weight.double() / (u @ (matrix @ v))).float()
+
+
+def _counter(name: str) -> str | None:
+    return "not needed" if name.endswith("num_batches_tracked") else None
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Configuration of the renderer, from the tensors; what is missing is as in the public weights."""
+
+    def side(name: str, dim: int, default: int) -> int:
+        return state[name].shape[dim] if name in state and state[name].ndim > dim else default
+
+    def count(prefix: str, default: int) -> int:
+        return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}) or default
+
+    f, m, w, g = (f"{network}." for network in NETWORKS)
+    dense, m = f"{w}dense_motion_network.", f"{m}detector."
+    first, halvings = side(f"{f}first.conv.weight", 0, 64), count(f"{f}down_blocks.", 2)
+    widest = side(f"{f}down_blocks.{halvings - 1}.conv.weight", 0, 256)
+    channels = side(f"{f}resblocks_3d.3dr0.conv1.weight", 0, 32)
+    stages = count(f"{m}stages.", 4)
+    compress = side(f"{dense}compress.weight", 0, 4)
+    keypoints = side(f"{dense}mask.weight", 0, 22)
+    blocks = count(f"{dense}hourglass.encoder.down_blocks.", 5)
+    expansion = side(f"{dense}hourglass.decoder.conv.weight", 0, 142) - keypoints * (compress + 1)
+    deepest = side(f"{dense}hourglass.encoder.down_blocks.{blocks - 1}.conv.weight", 0, 1024)
+    last = next((name for name in (f"{g}conv_img.0.weight", f"{g}conv_img.weight") if name in state), "")
+    return {
+        "block_expansion": first,
+        "max_features": widest if widest < first * 2**halvings else max(512, widest),
+        "num_down_blocks": halvings,
+        "feature_channels": channels,
+        "feature_depth": side(f"{f}second.weight", 0, 512) // channels,
+        "num_resblocks": count(f"{f}resblocks_3d.", 6),
+        "motion_depths": tuple(count(f"{m}stages.{s}.", 3) for s in range(stages)),
+        "motion_dims": tuple(side(f"{m}stages.{s}.0.norm.weight", 0, 96 * 2**s) for s in range(stages)),
+        "hourglass_block_expansion": expansion,
+        "hourglass_max_features": deepest if deepest < expansion * 2**blocks else max(1024, deepest),
+        "hourglass_num_blocks": blocks,
+        "compress_channels": compress,
+        "mask_kernel_size": side(f"{dense}mask.weight", 2, 7),
+        "occlusion_kernel_size": side(f"{dense}occlusion.weight", 2, 7),
+        "warped_channels": side(f"{w}fourth.weight", 0, 256),
+        "generator_channels": side(f"{g}fc.weight", 0, 512),
+        "generator_num_blocks": sum(f"{g}G_middle_{i}.conv_0.bias" in state for i in range(64)) or 6,
+        "num_up_blocks": sum(f"{g}up_{i}.conv_0.bias" in state for i in range(16)) or 2,
+        "generator_out_channels": side(last, 1, 64),
+        "spade_channels": side(f"{g}up_0.norm_0.mlp_shared.0.weight", 0, 128),
+        "upscale": math.isqrt(side(last, 0, 12) // 3),
+    }

@@ -1,0 +1,82 @@
+"""What the converters write: a folder that is whole or not there, laid out as diffusers' pipelines are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+PIPELINE = "ModaTalkingHeadPipeline"
+COMPONENTS = (
+    *("audio_encoder", "audio_processor", "face_analyzer", "image_processor"),
+    *("motion_generator", "renderer", "scheduler"),
+)
+# Lends what no checkpoint brings: the pipeline looks there for components that are null.
+BASE = "vasa-small"
+
+
+@contextmanager
+def new_folder(destination: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write into that gets its name when all is written; it is gone if something fails.
+
+    Args:
+        destination (`str` or `os.PathLike`): Its name: new, or an empty folder.
+
+    Raises:
+        ValueError: If there is something already.
+    """
+    check_destination(destination)
+    destination = Path(destination).absolute()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        # One that `mkdtemp` makes lets nobody else in.
+        (whole := partial / destination.name).mkdir()
+        yield whole
+        if destination.is_dir():
+            destination.rmdir()
+        whole.rename(destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_destination(destination: str | os.PathLike) -> None:
+    """Tell before the work that there is something already.
+
+    Args:
+        destination (`str` or `os.PathLike`): Folder to write.
+
+    Raises:
+        ValueError: Unless it is new or an empty folder.
+    """
+    destination = Path(destination)
+    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
+        raise ValueError(f"`destination` must be a new or an empty folder, got {str(destination)!r}: it is not empty.")
+
+
+def save_pipeline(destination: str | os.PathLike, components: Mapping[str, Any]) -> None:
+    """Write components as a folder for `ModaTalkingHeadPipeline.from_pretrained`.
+
+    Args:
+        destination (`str` or `os.PathLike`): New or empty folder.
+        components (`Mapping[str, Any]`): Some of `COMPONENTS`, each with a `save_pretrained`; the others are null.
+    """
+    index = {"_class_name": PIPELINE, "_diffusers_version": diffusers.__version__, "base": BASE}
+    with new_folder(destination) as folder:
+        for name in COMPONENTS:
+            component = components.get(name)
+            if component is None:
+                index[name] = [None, None]
+                continue
+            component.save_pretrained(folder / name)
+            module = type(component).__module__
+            library = module if module.startswith("vasa_hf.") else module.split(".")[0]
+            index[name] = [library, type(component).__name__]
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
