@@ -18,6 +18,8 @@ _PUBLIC = {
     "JoyVasaMotionDenoiser": "models.motion_denoiser_joyvasa",
     "LivePortraitRenderer": "models.renderer_liveportrait",
     "MediaPipeFaceAnalyzer": "models.face_analyzer_mediapipe",
+    "ModaMotionTransformer": "models.motion_transformer_moda",
+    "ModaTalkingHeadPipeline": "pipelines.moda_talking_head",
     "MotionSpec": "motion",
     "OrbitCamera": "camera_paths",
     "ParametricHead": "head.parametric",

@@ -84,9 +84,9 @@ def parse_controls(
         ValueError: If a value is malformed, unknown or out of range.
     """
     return {
-        "gaze": _track("gaze", "(yaw, pitch) in radians", gaze, _gaze_value),
-        "head_distance": _track("head_distance", "a number", head_distance, _distance_value),
-        "emotion": _track("emotion", "a dict of weights", emotion, lambda value: _emotion_value(value, emotions)),
+        "gaze": parse_track("gaze", "(yaw, pitch) in radians", gaze, _gaze_value),
+        "head_distance": parse_track("head_distance", "a number", head_distance, _distance_value),
+        "emotion": parse_track("emotion", "a dict of weights", emotion, lambda value: _emotion_value(value, emotions)),
     }
 
 
@@ -156,7 +156,18 @@ def rebase_motion(motion: Tensor, own: Tensor) -> Tensor:
     return from_relative(torch.cat([relative[..., :POSE_DIM], dynamics], dim=-1), own)
 
 
-def _track(name: str, form: str, control: Any, parse: Callable[[Any], list[float] | None]) -> ControlTrack | None:
+def parse_track(name: str, form: str, control: Any, parse: Callable[[Any], list[float] | None]) -> ControlTrack | None:
+    """Check one control: a constant value, or keyframes.
+
+    Args:
+        name (`str`): Of the argument, for errors.
+        form (`str`): What a value looks like, likewise.
+        control (`Any`): What the user gave; `None` gives `None`.
+        parse (`Callable`): Turns a value into numbers, or gives `None` if it is none.
+
+    Raises:
+        ValueError: If it is neither, or the times do not rise.
+    """
     if control is None:
         return None
     constant = parse(control)

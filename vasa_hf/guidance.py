@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ def check_guidance_scale(guidance_scale: Mapping[str, float]) -> dict[str, float
         ValueError: If a name is unknown or a scale is no finite number >= 0.
     """
     for name, scale in guidance_scale.items():
-        if name not in GUIDANCE_NAMES:
+        if not set(name.split("+")) <= set(GUIDANCE_NAMES):
             raise ValueError(f"`guidance_scale` knows the names {list(GUIDANCE_NAMES)}, got {name!r}.")
         if not math.isfinite(scale) or scale < 0:
             raise ValueError(f"`guidance_scale` expects finite numbers >= 0, got {scale!r} for {name!r}.")
@@ -46,7 +46,8 @@ def guided_prediction(
             tensors of shape `(batch,)`: for these samples the condition is null.
         sample (`torch.Tensor` of shape `(batch, frames, channels)`): Noisy motion X_t.
         conditions (`Mapping[str, torch.Tensor | None]`): C; every tensor has the batch first. `None` is null.
-        guidance_scale (`Mapping[str, float]`): lambda_c by name, see `GUIDANCE_NAMES`.
+        guidance_scale (`Mapping[str, float]`):
+            lambda_c by name, see `GUIDANCE_NAMES`. `"audio+emotion"` is one scale for both, which are null together.
         **shared: More keyword arguments of `predict`; tensors with the batch first are repeated, others passed on.
 
     Returns:
@@ -55,7 +56,7 @@ def guided_prediction(
     scales = {
         name: scale
         for name, scale in check_guidance_scale(guidance_scale).items()
-        if any(value is not None for key, value in conditions.items() if _belongs(key, name))
+        if any(value is not None for key, value in conditions.items() if _belongs(key, name.split("+")))
     }
     batch, passes = sample.shape[0], 1 + len(scales)
 
@@ -68,7 +69,8 @@ def guided_prediction(
     for place, name in enumerate(scales, start=1):
         mask = torch.zeros(passes, batch, dtype=torch.bool, device=sample.device)
         mask[place] = True
-        drop[name] = mask.flatten()
+        for part in name.split("+"):
+            drop[part] = drop[part] | mask.flatten() if part in drop else mask.flatten()
     arguments = {key: repeat(value) for key, value in {**conditions, **shared}.items()}
     outputs = predict(repeat(sample), drop=drop, **arguments).unflatten(0, (passes, batch))
     guided = (1.0 + sum(scales.values())) * outputs[0]
@@ -77,6 +79,6 @@ def guided_prediction(
     return guided
 
 
-def _belongs(condition: str, name: str) -> bool:
-    """Whether an argument of the model belongs to this guidance name."""
-    return condition == name or condition.startswith(f"{name}_")
+def _belongs(condition: str, names: Sequence[str]) -> bool:
+    """Whether an argument of the model belongs to one of these guidance names."""
+    return any(condition == name or condition.startswith(f"{name}_") for name in names)

@@ -126,14 +126,14 @@ def smooth_seam(previous: Tensor, motion: Tensor, frames: int) -> Tensor:
     return torch.cat([motion[:, :frames] - fade, motion[:, frames:]], dim=1)
 
 
-def entry_of_windows(windows: Iterable[Tensor], index: int, num_frames: int) -> Iterator[Tensor]:
-    """Windows `(1, frames, channels)` of one entry of a batch, up to its own length."""
+def entry_of_windows(windows: Iterable[Tensor], index: int, num_frames: int, overlap: int = 0) -> Iterator[Tensor]:
+    """Windows `(1, frames, channels)` of one entry of a batch, up to its own length; neighbours share `overlap`."""
     start = 0
     for window in windows:
         part = window[index : index + 1, : max(num_frames - start, 0)]
-        start += window.shape[1]
-        if part.shape[1]:
+        if part.shape[1] > (overlap if start else 0):
             yield part
+        start += window.shape[1] - overlap
 
 
 def hold_last(motions: Sequence[Tensor]) -> Tensor:
@@ -144,7 +144,7 @@ def hold_last(motions: Sequence[Tensor]) -> Tensor:
 
 
 class OverlappedWindows:
-    """Plans windows that overlap, and carries one frame from each to the next. Its methods are those of `MotionWindows`.
+    """Plans windows that overlap, and carries a frame from each to the next. Its methods are those of `MotionWindows`.
 
         frames   0 ......... W - V ... W .................. n
         window 1 [-------------|------]
@@ -262,3 +262,10 @@ def join_windows(windows: Iterable[Tensor], overlap: int, smoothed: slice | None
             known, told = known[:, -2:], 1
     if known is not None:
         yield smooth(known, smoothed)[:, told:]
+
+
+def hold_after(motion: Tensor, lengths: Tensor) -> Tensor:
+    """Let each motion of a batch `(batch, frames, channels)` hold still after its own length `(batch,)`."""
+    frames = torch.arange(motion.shape[1], device=motion.device)
+    index = torch.minimum(frames[None], lengths.to(motion.device)[:, None] - 1)
+    return motion.gather(1, index[..., None].expand(-1, -1, motion.shape[-1]))

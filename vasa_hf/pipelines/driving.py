@@ -12,23 +12,19 @@ import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vasa_hf.controls import rebase_motion
-from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import parse_fps
-from vasa_hf.media.video import VideoReader
-from vasa_hf.motion import resample_motion
-from vasa_hf.outputs import TalkingFaceOutput, join_pictures
-from vasa_hf.pipelines.inputs import AudioInput, ImageInput, Performer, check_file, only_image, read_motion
+from vasa_hf.outputs import TalkingFaceOutput
+from vasa_hf.pipelines.inputs import AudioInput, ImageInput, Performer, only_image, open_driving, read_motion
 
 
 class FaceDrivingMixin:
     """`animate` and `render` for a pipeline with a face autoencoder.
 
-    The pipeline has the steps `check_inputs`, `prepare_portrait`, `prepare_audio`, `decode_frames`, `postprocess`.
+    The pipeline has the steps of `SpeakingMixin`, and `prepare_portrait` and `decode_frames`.
     """
 
     @torch.no_grad()
@@ -68,23 +64,11 @@ class FaceDrivingMixin:
             ValueError: If an argument is unfit; its name is in the message.
         """
         self.check_inputs(image, None, None, face, output_size, 25 if fps is None else fps, output_type)
-        check_file("driving_video", "video", driving_video)
-        audio = rate = None
-        if isinstance(driving_video, str | os.PathLike):
-            video = VideoReader(driving_video, fps)
-            fps, num_frames = video.fps, video.num_frames
-            if video.has_audio:
-                audio, rate = load_audio(driving_video)
-                audio = audio.mean(0)
-        elif isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
-            video, fps, num_frames = driving_video, parse_fps(25 if fps is None else fps), len(driving_video)
-        else:
-            kind = type(driving_video).__name__
-            raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
+        video, fps, num_frames, sound = open_driving(driving_video, fps)
         portrait = self.prepare_portrait(only_image(image), face, box, output_size)
         driving = self.encode_video(video, driving_face, driving_box, num_frames)
         motion = rebase_motion(driving, portrait.motion) if relative else driving
-        return self._render(portrait, motion, fps, fps, (audio, rate), paste_back, output_type, return_dict)
+        return self.draw_motion(portrait, motion, fps, fps, sound, paste_back, output_type, return_dict)
 
     @torch.no_grad()
     def encode_video(
@@ -103,18 +87,8 @@ class FaceDrivingMixin:
             num_frames (`int`, *optional*): Their number for the progress bar, if it is known.
         """
         model, motions = self.face_autoencoder, []
-        with self.progress_bar(total=num_frames or 0) as progress_bar:
-            progress_bar.set_description("driving")
-            for frame in frames:
-                try:
-                    picture = self.image_processor.load(frame)
-                    if not motions:
-                        around = self._find_face(picture, face, box)
-                    crop = self.image_processor.crop(picture, **around, size=model.config.image_size)
-                except ValueError as error:
-                    raise ValueError(f"`driving_video`, frame {len(motions)}: {error}") from error
-                motions.append(model.encode_motion(crop.image[None].to(self._execution_device, model.dtype)).float())
-                progress_bar.update()
+        for crop in self.driving_crops(frames, face, box, num_frames, model.config.image_size):
+            motions.append(model.encode_motion(crop[None].to(self._execution_device, model.dtype)).float())
         return torch.stack(motions, dim=1)
 
     @torch.no_grad()
@@ -152,33 +126,11 @@ class FaceDrivingMixin:
             ValueError: If an argument is unfit; its name is in the message.
         """
         self.check_inputs(image, audio, sampling_rate, face, output_size, fps, output_type)
-        spec, own_fps = self.motion_transformer.motion_spec, self.audio_processor.fps
+        spec, own_fps = self.motion_spec, self.audio_processor.fps
         motion, motion_fps = read_motion(motion, motion_fps, spec, own_fps)
         sound = (None, None) if audio is None else self.prepare_audio(audio, sampling_rate)[1:]
         portrait = self.prepare_portrait(only_image(image), face, box, output_size)
         motion = motion.to(portrait.motion)
         motion = rebase_motion(motion, portrait.motion) if relative else motion
-        return self._render(portrait, motion, motion_fps, parse_fps(fps), sound, paste_back, output_type, return_dict)
-
-    def _render(
-        self,
-        portrait: Performer,
-        motion: Tensor,
-        motion_fps: Fraction,
-        fps: Fraction,
-        sound: tuple[np.ndarray | None, int | None],
-        paste_back: bool,
-        output_type: str,
-        return_dict: bool,
-    ) -> TalkingFaceOutput | tuple:
-        frames = motion[0]
-        if output_type != "latent":
-            wanted, parts = resample_motion(motion, motion_fps, fps), []
-            with self.progress_bar(total=wanted.shape[1]) as progress_bar:
-                progress_bar.set_description("frames")
-                for part in self.decode_frames(portrait, wanted[0], paste_back):
-                    parts.append(self.postprocess(part, output_type))
-                    progress_bar.update(len(part))
-            frames = join_pictures(parts, output_type)
-        self.maybe_free_model_hooks()
-        return self._output(frames, *sound, fps, motion, motion_fps) if return_dict else (frames,)
+        options = (paste_back, output_type, return_dict)
+        return self.draw_motion(portrait, motion, motion_fps, parse_fps(fps), sound, *options)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from vasa_hf.media.audio import as_channels, audio_blocks, load_audio
 from vasa_hf.media.ffmpeg import parse_fps
+from vasa_hf.media.video import VideoReader
 from vasa_hf.models.face_autoencoder_vasa1 import FaceAppearance, Vasa1FaceAutoencoder
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec, load_motion
@@ -263,6 +264,33 @@ def check_components(
     ):
         if got != wanted:
             raise ValueError(f"`{component}` must have `{name}` {wanted!r} to fit the `{other}`, got {got!r}.")
+
+
+def open_driving(
+    driving_video: Any, fps: Any
+) -> tuple[Iterable[Any], Fraction, int | None, tuple[np.ndarray | None, int | None]]:
+    """Open a driving video: a file, or frames.
+
+    Args:
+        driving_video (`str`, `os.PathLike` or a sequence of pictures): What drives.
+        fps (`Fraction`, `float` or `str`, *optional*): Wanted rate; the file's own by default, 25 of frames.
+
+    Returns:
+        `tuple`: its frames, read one by one; their rate; their number, if it is known; its sound, mono, and the
+        sound's rate, or `None` twice.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    check_file("driving_video", "video", driving_video)
+    if isinstance(driving_video, str | os.PathLike):
+        video = VideoReader(driving_video, fps)
+        sound, rate = load_audio(driving_video) if video.has_audio else (None, None)
+        return video, video.fps, video.num_frames, (None if sound is None else sound.mean(0), rate)
+    if isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
+        return driving_video, parse_fps(25 if fps is None else fps), len(driving_video), (None, None)
+    kind = type(driving_video).__name__
+    raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
 
 
 def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: int) -> tuple[Tensor, Fraction]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoWriter
-from vasa_hf.motion import MotionSpec
+from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.outputs import TalkingFaceOutput, join_pictures, named_provenance, to_pictures, to_uint8
 from vasa_hf.pipelines.inputs import (
     AudioInput,
@@ -38,9 +38,10 @@ from vasa_hf.pipelines.inputs import (
     image_list,
 )
 from vasa_hf.processors.audio import MAX_RATE, MIN_RATE
-from vasa_hf.streaming import AudioBuffer, resampled
+from vasa_hf.streaming import AudioBuffer, map_ahead, resampled
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+MAX_DECODE_WORKERS = 4  # on a CPU; each holds the activations of `decode_batch_size` frames
 
 
 class SpeakingMixin:
@@ -48,9 +49,15 @@ class SpeakingMixin:
 
     The pipeline has the components `face_analyzer`, `image_processor` and `audio_processor`, the steps `decode_frames`
     and `stream`, and the properties `output_sizes` and `motion_spec`.
+
+    Attributes:
+        decode_batch_size (`int`, *optional*): Frames decoded at a time; 4 on a CPU, 16 elsewhere if `None`.
+        cpu_bfloat16 (`bool`): Decode float32 weights under bfloat16 autocast on CPUs that compute it natively.
     """
 
     _callback_tensor_inputs: Sequence[str] = ()
+    decode_batch_size: int | None = None
+    cpu_bfloat16: bool = True
 
     @property
     def motion_spec(self) -> MotionSpec:
@@ -146,7 +153,49 @@ class SpeakingMixin:
 
         return on_step
 
+    def driving_crops(
+        self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, total: int | None, size: int
+    ) -> Iterator[Tensor]:
+        """Cut the face of a driving video out of all frames: one square, around the first frame's face.
+
+        Args:
+            frames (`Iterable`): Pictures of one size, as `FaceImageProcessor.load` takes them.
+            face (`int`, *optional*): Which face of the first frame, 0 is the largest.
+            box (`Sequence[float]`, *optional*): Its box, instead of looking for it.
+            total (`int`, *optional*): Their number for the progress bar, if it is known.
+            size (`int`): Side of the squares.
+
+        Yields:
+            `torch.Tensor` of shape `(3, size, size)` in [-1, 1].
+
+        Raises:
+            ValueError: If a frame cannot be read, or the first shows no face.
+        """
+        around = None
+        with self.progress_bar(total=total or 0) as progress_bar:
+            progress_bar.set_description("driving")
+            for index, frame in enumerate(frames):
+                try:
+                    picture = self.image_processor.load(frame)
+                    around = self._find_face(picture, face, box) if around is None else around
+                    crop = self.image_processor.crop(picture, **around, size=size)
+                except ValueError as error:
+                    raise ValueError(f"`driving_video`, frame {index}: {error}") from error
+                yield crop.image
+                progress_bar.update()
+
     # --- the way out --------------------------------------------------------------------------------------------------
+
+    def decode_ahead(self, decode: Callable[[Tensor], Tensor], motion: Tensor) -> Iterator[Tensor]:
+        """`decode` of some frames of a motion `(frames, channels)` after the others; on a CPU, side by side."""
+        on_cpu = self._execution_device.type == "cpu"
+        workers = min(torch.get_num_threads(), MAX_DECODE_WORKERS) if on_cpu else 1
+        yield from map_ahead(decode, motion.split(self.decode_batch_size or (4 if on_cpu else 16)), workers)
+
+    def decoder_precision(self, model: torch.nn.Module) -> torch.autocast:
+        """Autocast for the decoder, where it pays; see `cpu_bfloat16`."""
+        wanted = self.cpu_bfloat16 and self._execution_device.type == "cpu" and model.dtype == torch.float32
+        return torch.autocast("cpu", torch.bfloat16, enabled=wanted and _cpu_computes_bfloat16())
 
     def make_videos(
         self,
@@ -156,6 +205,7 @@ class SpeakingMixin:
         fps: Fraction,
         paste_back: bool,
         output_type: str,
+        **options: Any,
     ) -> list[Any]:
         """Decode one video for each performer.
 
@@ -166,6 +216,7 @@ class SpeakingMixin:
             fps (`Fraction`): Their rate.
             paste_back (`bool`): Whether to put the face back into the whole picture.
             output_type (`str`): As of the call; `"latent"` gives the motion itself.
+            **options: More for `decode_frames`.
         """
         if output_type == "latent":
             return [torch.cat(list(pieces), dim=1)[0] for pieces in motions]
@@ -175,11 +226,36 @@ class SpeakingMixin:
             for performer, pieces, count in zip(performers, motions, num_frames, strict=True):
                 parts = []
                 for motion in resampled(pieces, self.audio_processor.fps, fps, lambda count=count: count):
-                    for part in self.decode_frames(performer, motion[0], paste_back):
+                    for part in self.decode_frames(performer, motion[0], paste_back, **options):
                         parts.append(self.postprocess(part, output_type))
                         progress_bar.update(len(part))
                 videos.append(join_pictures(parts, output_type))
         return videos
+
+    def draw_motion(
+        self,
+        performer: Performer,
+        motion: Tensor,
+        motion_fps: Fraction,
+        fps: Fraction,
+        sound: tuple[np.ndarray | None, int | None],
+        paste_back: bool,
+        output_type: str,
+        return_dict: bool,
+        **options: Any,
+    ) -> TalkingFaceOutput | tuple:
+        """Decode one absolute motion `(1, frames, channels)`; the end of `animate` and `render`."""
+        frames = motion[0]
+        if output_type != "latent":
+            wanted, parts = resample_motion(motion, motion_fps, fps), []
+            with self.progress_bar(total=wanted.shape[1]) as progress_bar:
+                progress_bar.set_description("frames")
+                for part in self.decode_frames(performer, wanted[0], paste_back, **options):
+                    parts.append(self.postprocess(part, output_type))
+                    progress_bar.update(len(part))
+            frames = join_pictures(parts, output_type)
+        self.maybe_free_model_hooks()
+        return self._output(frames, *sound, fps, motion, motion_fps) if return_dict else (frames,)
 
     @torch.no_grad()
     def speak(
@@ -190,6 +266,7 @@ class SpeakingMixin:
         fps: Fraction,
         paste_back: bool,
         output_type: str,
+        **options: Any,
     ) -> Iterator[TalkingFaceOutput]:
         """Make frames while the sound comes in.
 
@@ -200,6 +277,7 @@ class SpeakingMixin:
             fps (`Fraction`): Of the video.
             paste_back (`bool`): Whether to put the face back into the whole picture.
             output_type (`str`): As of `stream`.
+            **options: More for `decode_frames`.
 
         Yields:
             `TalkingFaceOutput` with a few frames, their sound and their motion.
@@ -213,7 +291,9 @@ class SpeakingMixin:
 
         ends = lambda: math.ceil(sound.stop * fps / rate)  # noqa: E731 - known when the sound has ended
         for motion in resampled(move(heard()), self.audio_processor.fps, fps, ends):
-            parts = [motion[0]] if output_type == "latent" else self.decode_frames(performer, motion[0], paste_back)
+            parts = [motion[0]]
+            if output_type != "latent":
+                parts = self.decode_frames(performer, motion[0], paste_back, **options)
             for part in parts:
                 frames = part if output_type == "latent" else self.postprocess(part, output_type)
                 start, stop = (round(frame * rate / fps) for frame in (count, count + len(part)))
@@ -299,3 +379,9 @@ class SpeakingMixin:
             motion_fps=Fraction(self.audio_processor.fps) if motion_fps is None else motion_fps,
             model_name=self.model_name,
         )
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; others emulate it slowly."""
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, test, bool)() for test in tests)

@@ -55,13 +55,12 @@ from vasa_hf.pipelines.loading import EmbeddedWeightsMixin
 from vasa_hf.pipelines.speaking import SpeakingMixin
 from vasa_hf.processors.audio import VasaAudioProcessor
 from vasa_hf.processors.image import FaceImageProcessor
-from vasa_hf.streaming import audio_windows, map_ahead
+from vasa_hf.streaming import audio_windows
 from vasa_hf.windowing import MotionWindows, entry_of_windows, hold_last
 
 # VASA-1 §4, "Implementation details": CFG scales, forward-facing gaze, average distance, empty emotion offset.
 DEFAULT_GUIDANCE_SCALE = {"audio": 0.5, "gaze": 1.0}
 MAX_HEAD_MOTION = 3.0
-MAX_DECODE_WORKERS = 4  # on a CPU; each holds the activations of `decode_batch_size` frames
 
 
 class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, SpeakingMixin, DiffusionPipeline):
@@ -113,8 +112,6 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, SpeakingMi
             scheduler=scheduler,
         )
         check_components(face_autoencoder, audio_encoder, audio_processor, motion_transformer, scheduler)
-        self.decode_batch_size: int | None = None
-        self.cpu_bfloat16 = True
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -315,25 +312,18 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, SpeakingMi
             yield from portrait.draw(motion)
             return
         model, device = self.face_autoencoder, self._execution_device
-        on_cpu = device.type == "cpu"
 
         @torch.no_grad()
         def decode(part: Tensor) -> Tensor:
             appearance = portrait.appearance.expand(len(part))
-            with self._decoder_precision(device):
+            with self.decoder_precision(model):
                 frames = model.decode(appearance, part.to(device), output_size=portrait.output_size)
             frames = frames.float().cpu()
             if paste_back:
                 frames = self.image_processor.paste_back(portrait.picture, frames, portrait.crop)
             return (frames * 0.5 + 0.5).clamp_(0, 1)
 
-        batch_size = self.decode_batch_size or (4 if on_cpu else 16)
-        workers = min(torch.get_num_threads(), MAX_DECODE_WORKERS) if on_cpu else 1
-        yield from map_ahead(decode, motion.split(batch_size), workers)
-
-    def _decoder_precision(self, device: torch.device) -> torch.autocast:
-        wanted = self.cpu_bfloat16 and device.type == "cpu" and self.face_autoencoder.dtype == torch.float32
-        return torch.autocast("cpu", torch.bfloat16, enabled=wanted and _cpu_computes_bfloat16())
+        yield from self.decode_ahead(decode, motion)
 
     # --- the story ----------------------------------------------------------------------------------------------------
 
@@ -504,9 +494,3 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, SpeakingMi
             return self.place_motion(relative, portrait, head_motion, controls["head_distance"])
 
         return self.speak(portrait, pieces, move, parse_fps(fps), paste_back, output_type)
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16; others emulate it slowly."""
-    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, test, bool)() for test in tests)
