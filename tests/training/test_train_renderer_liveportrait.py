@@ -1,0 +1,72 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.testing_utils.face_data import make_face_data
+from vasa_hf.geometry.keypoints import KeypointMotion
+from vasa_hf.models.face_recognizer import FaceRecognizer
+from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
+from vasa_hf.training.train_renderer_liveportrait import STAGES, TINY_CONFIG, main, motion_error
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faces")
+    return make_face_data(folder / "train"), folder / "cache"
+
+
+def run(data, output, *arguments):
+    common = ["--data", data[0], "--cache", data[1], "--output", output, "--preset", "tiny", "--cpu", "--batch-size", 4]
+    common += ["--train-size", 64, "--log-every", 1, "--sample-every", 0, "--checkpoint-every", 0]
+    model = main([str(a) for a in [*common, "--warmup-steps", 1, *arguments]])
+    return model, [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("stage", "extra", "name"),
+    [
+        ("motion", [], "generator_loss"),
+        ("renderer", [], "l1"),
+        ("joint", ["--weight-adversarial", 0.01], "l1"),
+        ("stitching", [], "lips"),
+    ],
+)
+def test_each_stage_lowers_its_loss_and_only_its_parts_learn(data, tmp_path, stage, extra, name):
+    torch.manual_seed(0)  # the weights that `main` starts from
+    model, log = run(data, tmp_path, "--stage", stage, "--max-steps", 30, "--learning-rate", 3e-3, "--seed", 0, *extra)
+    first, last = (np.mean([line[name] for line in part]) for part in (log[:6], log[-12:]))
+    assert last < 0.95 * first, f"{name} went from {first:.4f} to {last:.4f}"
+    again = LivePortraitRenderer.from_pretrained(tmp_path / "renderer").state_dict()
+    torch.manual_seed(0)
+    start = LivePortraitRenderer(**TINY_CONFIG).half().state_dict()
+    changed = {key.split(".")[0] for key in start if not torch.equal(start[key], again[key])}
+    assert changed == set(STAGES[stage])
+
+
+def test_a_perceptual_loss_can_be_added(data, tmp_path):
+    faces = FaceRecognizer(image_size=32, widths=(4, 8, 8), depths=(1, 2), embedding_dim=12, num_feature_maps=3)
+    faces.save_pretrained(tmp_path / "faces")
+    options = ["--perceptual", tmp_path / "faces", "--weight-perceptual", 1, "--max-steps", 1]
+    _, log = run(data, tmp_path / "run", *options)
+    assert log[0]["perceptual"] > 0
+
+
+def test_motion_error_is_zero_for_the_labels_alone():
+    values = (torch.randn(2, 21, 3), torch.randn(2, 21, 3), torch.ones(2, 1), torch.randn(2, 3))
+    wanted = KeypointMotion(*values, *(10 * torch.randn(2) for _ in range(3)))
+    assert motion_error(wanted, wanted)[0] == 0
+    turned = dataclasses.replace(wanted, yaw=wanted.yaw + 5)
+    _, errors = motion_error(turned, wanted)
+    assert errors["yaw"] > 0.5 and errors["points"] > 0 and errors["pitch"] == 0
+
+
+def test_bad_options_say_so(data, tmp_path):
+    with pytest.raises(ValueError, match="`stage` must be"):
+        run(data, tmp_path, "--stage", "all")
+    with pytest.raises(ValueError, match="`preset` must be"):
+        run(data, tmp_path, "--preset", "huge")
+    with pytest.raises(ValueError, match="`perceptual` must name"):
+        run(data, tmp_path, "--weight-perceptual", 1)

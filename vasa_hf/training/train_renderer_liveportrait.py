@@ -1,0 +1,352 @@
+"""Train LivePortrait's renderer (MoDA's disentangled motion-appearance space, paper §3.2.1) from labelled faces.
+
+    accelerate launch -m vasa_hf.training.train_renderer_liveportrait --data DATA/train --cache CACHE --output RUN
+    ... --stage motion       # M from labels
+    ... --stage renderer     # F, W and G, driven by labelled keypoints: learns motion in minutes
+    ... --stage joint        # everything: keypoints come from M
+    ... --stage stitching    # the three small networks: stitching, eyes and lips
+
+# Not in the paper, nor in LivePortrait's: labels anchor the keypoints (`data/keypoint_labels.py`), stages, and losses
+without pretrained networks. LivePortrait learns keypoints from 69M frames with landmark guidance, VGG and GAN losses.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vasa_hf.data.face_pairs import FacePairs
+from vasa_hf.data.keypoint_labels import keypoints_from_labels, keypoints_from_motion
+from vasa_hf.data.landmark_dynamics import PARTS, LandmarkDynamics
+from vasa_hf.geometry.keypoints import EYE_KEYPOINTS, LIP_KEYPOINTS, KeypointMotion, transform_keypoints
+from vasa_hf.geometry.landmarks import eye_openness, rows
+from vasa_hf.hub import resolve
+from vasa_hf.models.face_recognizer import pretrained_features
+from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
+from vasa_hf.motion import POSE_DIM
+from vasa_hf.training import losses
+from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
+from vasa_hf.training.train_face_autoencoder import augment, channels_last, discriminator_player_loss
+
+# The official sizes are the model's defaults; 256² pictures in and out, on 32² features, are for CPUs.
+SMALL_CONFIG = {
+    "image_size": 256,
+    "block_expansion": 16,
+    "max_features": 96,
+    "num_down_blocks": 3,
+    "feature_channels": 32,
+    "feature_depth": 4,
+    "num_resblocks": 2,
+    "motion_depths": (2, 2, 4, 2),
+    "motion_dims": (32, 64, 128, 256),
+    "hourglass_block_expansion": 16,
+    "hourglass_max_features": 128,
+    "hourglass_num_blocks": 3,
+    "compress_channels": 2,
+    "mask_kernel_size": 3,
+    "generator_num_blocks": 1,
+    "generator_out_channels": 96,
+    "spade_channels": 16,
+    "num_up_blocks": 1,
+    "upscale": 4,
+}
+TINY_CONFIG = {
+    **SMALL_CONFIG,
+    "image_size": 64,
+    "block_expansion": 4,
+    "max_features": 8,
+    "feature_channels": 4,
+    "feature_depth": 2,
+    "num_resblocks": 1,
+    "motion_depths": (1, 1, 1, 1),
+    "motion_dims": (4, 8, 8, 8),
+    "hourglass_block_expansion": 4,
+    "hourglass_max_features": 16,
+    "hourglass_num_blocks": 2,
+    "generator_out_channels": 8,
+    "spade_channels": 4,
+}
+PRESETS = {"paper": {}, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
+STAGES = {
+    "motion": ("motion_extractor",),
+    "renderer": ("appearance_feature_extractor", "warping_module", "spade_generator"),
+    "joint": ("motion_extractor", "appearance_feature_extractor", "warping_module", "spade_generator"),
+    "stitching": ("stitching", "retargeting_lip", "retargeting_eye"),
+}
+
+
+@dataclass
+class RendererOptions(LoopOptions):
+    """Options of this stage; those of the loop are in `LoopOptions`."""
+
+    data: str = option("data/train", "folder with clips and labels, with portraits if there are any; or shards")
+    cache: str = option("cache", "folder for decoded frames")
+    stage: str = option("renderer", f"one of {', '.join(STAGES)}")
+    preset: str = option("small", f"one of {', '.join(PRESETS)}")
+    initial: str | None = option(None, "renderer folder to start from")
+    save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/renderer)")
+    learning_rate: float = option(4e-4, "peak learning rate")
+    train_size: int = option(256, "side of the pictures while training")
+    dynamics: str | None = option(None, "landmark dynamics file, such as vasa-small's; fitted to the data if left out")
+    stream: bool = option(False, "decode frames whenever they are drawn, for data too large to keep decoded")
+    portrait_share: float = option(0.25, "share of samples that are single portraits")
+    rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
+    rendered_share: float = option(0.35, "share of samples that are rendered faces")
+    label_share: float = option(0.3, "stage joint: share of the samples whose keypoints still come from the labels")
+    weight_motion: float = option(1.0, "M against labels")
+    weight_l1: float = option(1.0, "reconstruction L1")
+    weight_pyramid: float = option(2.0, "L1 of gradients at three scales")
+    weight_flow: float = option(0.1, "landmark flow (px)")
+    weight_perceptual: float = option(0.0, "perceptual loss, needs --perceptual")
+    perceptual: str | None = option(None, "face recogniser folder, or a vision model of the Hub")
+    weight_adversarial: float = option(0.0, "adversarial and feature matching losses")
+    weight_stitching: float = option(1.0, "stage stitching: how little stitching may change the keypoints")
+
+
+def motion_error(motion: KeypointMotion, wanted: KeypointMotion) -> tuple[Tensor, dict[str, Tensor]]:
+    """Smooth L1 of all that M says, each in its own unit, and of the keypoints that follow.
+
+    Args:
+        motion (`KeypointMotion`): Of the motion extractor.
+        wanted (`KeypointMotion`): Of the labels.
+    """
+    units = {"kp": 0.02, "exp": 0.01, "scale": 0.05, "t": 0.02, "pitch": 5.0, "yaw": 5.0, "roll": 5.0}
+    errors = {
+        name: F.smooth_l1_loss(getattr(motion, name).float() / unit, getattr(wanted, name) / unit, beta=0.3)
+        for name, unit in units.items()
+    }
+    points = transform_keypoints(motion) - transform_keypoints(wanted)
+    errors["points"] = F.smooth_l1_loss(points / 0.02, torch.zeros_like(points), beta=0.3)
+    return sum(errors.values()), errors
+
+
+class RendererLoss:
+    """Loss of the stages `motion`, `renderer` and `joint`.
+
+    Args:
+        options (`RendererOptions`): Weights.
+        dynamics (`LandmarkDynamics`): What the labels' motion means.
+        features (`torch.nn.Module`, *optional*): Of the perceptual loss.
+    """
+
+    def __init__(self, options: RendererOptions, dynamics: LandmarkDynamics, features: nn.Module | None = None):
+        self.options, self.dynamics, self.features = options, dynamics, features
+        self.importance = torch.ones(len(dynamics.ids))
+        self.importance[dynamics.tensors["rows_lids"]] = 3
+        self.importance[dynamics.tensors["rows_lips"]] = 2
+        self.irises = torch.from_numpy(dynamics.ids >= 468)
+        self.importance[self.irises] = 12
+
+    def __call__(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int):
+        """Loss of a batch of `FacePairs`."""
+        options, model = self.options, modules["renderer"]
+        with torch.autocast(batch["source"].device.type, enabled=False):
+            sample = augment(batch, self.dynamics, options.train_size)
+            labels = [keypoints_from_labels(self.dynamics, *of(sample, name)) for name in ("source", "driving")]
+        source, driving = (sample[name] / 2 + 0.5 for name in ("source", "driving"))
+        terms: dict[str, Tensor] = {}
+        keypoints = [transform_keypoints(dataclasses.replace(label, kp=labels[0].kp)) for label in labels]
+        if options.stage != "renderer":
+            both = model.extract_motion(torch.cat([source, driving]))
+            wanted = joined(labels)
+            terms["motion"], errors = motion_error(both, wanted)
+            if options.stage == "motion":
+                return terms["motion"], errors
+            count = len(source)
+            read = (both[:count], both[count:])
+            own = [transform_keypoints(dataclasses.replace(m, kp=both.kp[:count])) for m in read]
+            labelled = torch.rand(len(source), 1, 1, device=source.device) < options.label_share
+            keypoints = [torch.where(labelled, a, b.float()) for a, b in zip(keypoints, own, strict=True)]
+        warped, deformation, _ = model.warp(model.encode_appearance(source), *keypoints)
+        prediction = model.decode(warped).float() * 2 - 1
+        target, weight = sample["driving"], sample["weight"]
+        terms["l1"] = losses.reconstruction_loss(prediction, target, weight)
+        terms["pyramid"] = losses.pyramid_loss(prediction, target, weight)
+        points = torch.stack([sample["source_landmarks"], sample["driving_landmarks"]])
+        seen = self.importance.to(source).repeat(len(source), 1)
+        seen[:, self.irises] *= (eye_openness(points).amin((0, 2)) > 0.12)[:, None]  # shut lids hide irises
+        flow = deformation[..., :2].mean(1)
+        terms["flow"] = losses.landmark_flow_loss(flow.float(), points[1], points[0], seen)
+        if options.weight_perceptual:
+            terms["perceptual"] = losses.perceptual_loss(self.features.feature_maps, prediction, target)
+        if options.weight_adversarial:
+            fake, fake_features = modules["discriminator"](prediction)
+            _, real_features = modules["discriminator"](target)
+            matching = losses.feature_matching_loss(real_features, fake_features)
+            terms["adversarial"] = losses.generator_loss(fake) + 10 * matching
+            batch["fake"], batch["real"] = prediction.detach(), target
+        total = sum(getattr(options, f"weight_{name}") * value for name, value in terms.items())
+        with torch.no_grad():
+            real = ~batch["is_portrait"]
+            for name, picture in (("psnr", prediction), ("psnr_copy", sample["source"])):
+                mse = (picture - target).square().mean((1, 2, 3)).clamp_min(1e-8) / 4
+                terms[name] = -10 * mse[real].log10().mean() if real.any() else mse.new_tensor(0.0)
+        return total, terms
+
+
+def joined(motions: list[KeypointMotion]) -> KeypointMotion:
+    """Batches of motions as one."""
+    names = [field.name for field in dataclasses.fields(KeypointMotion)]
+    return KeypointMotion(*(torch.cat([getattr(motion, name) for motion in motions]) for name in names))
+
+
+def of(sample: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """Landmarks and motion of one frame of an augmented batch."""
+    return sample[f"{name}_landmarks"], sample[f"{name}_motion"]
+
+
+class StitchingLoss:
+    """Loss of the stage `stitching`: three small networks on keypoints, the renderer stays as it is.
+
+    Stitching: the rim of the picture, where it is pasted back, stays as in the source, and the keypoints move little.
+    Retargeting: the source's keypoints with someone else's mouth or lids, given by the opening alone.
+
+    # Not in the paper: LivePortrait (§3.3, §3.4) learns the latter through pictures; anchored keypoints need none.
+    """
+
+    def __init__(self, options: RendererOptions, dynamics: LandmarkDynamics):
+        self.options, self.dynamics = options, dynamics
+
+    def __call__(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int):
+        """Loss of a batch of `FacePairs`."""
+        model, options = modules["renderer"], self.options
+        for name in STAGES["renderer"]:  # batch norm stays as it is
+            model.get_submodule(name).eval()
+        with torch.autocast(batch["source"].device.type, enabled=False):
+            sample = augment(batch, self.dynamics, options.train_size)
+            motion, other = sample["source_motion"], sample["other_motion"]
+            own = keypoints_from_labels(self.dynamics, *of(sample, "source"))
+            driven = other.clone()  # someone else's pose and face: what absolute driving brings
+            driven[:, 3:POSE_DIM] = motion[:, 3:POSE_DIM] + 0.3 * (other[:, 3:POSE_DIM] - motion[:, 3:POSE_DIM])
+            source = transform_keypoints(own)
+            target = transform_keypoints(keypoints_from_motion(self.dynamics, own.kp, driven))
+        stitched = model.stitch(source, target)
+        image = sample["source"] / 2 + 0.5
+        with torch.no_grad():
+            features = model.encode_appearance(image)
+        picture = model.render(features, source, stitched).float()
+        rim = F.pad(picture.new_zeros(picture.shape[-2:])[8:-8, 8:-8], (8, 8, 8, 8), value=1.0)
+        terms = {
+            "rim": ((picture - image).abs() * rim).sum() / (3 * len(picture) * rim.sum()),
+            "change": (stitched - target).abs().mean(),
+        }
+        for name, parts, keypoints in (("lips", ("lips",), LIP_KEYPOINTS), ("lids", ("lids",), EYE_KEYPOINTS)):
+            terms[name] = self.retargeting(model, name, parts, list(keypoints), sample, own, source)
+        total = terms["rim"] + options.weight_stitching * terms["change"] + 20 * (terms["lips"] + terms["lids"])
+        return total, terms
+
+    def retargeting(self, model, name, parts, keypoints, sample, own, source) -> Tensor:
+        """Error of the keypoints' change for the opening of a mouth or lids that someone else has."""
+        motion, landmarks = sample["source_motion"], sample["source_landmarks"]
+        swapped = motion.clone()
+        start = POSE_DIM
+        for part, width in PARTS.items():
+            if part in parts:
+                swapped[:, start : start + width] = sample["other_motion"][:, start : start + width]
+            start += width
+        wanted = transform_keypoints(keypoints_from_motion(self.dynamics, own.kp, swapped)) - source
+        moved = self.dynamics.move(landmarks, motion, swapped)
+        before, after = (opening(points)[name] for points in (landmarks, moved))
+        if name == "lips":
+            delta = model.retarget_lips(source, before, after)
+        else:
+            delta = model.retarget_eyes(source, before, after.mean(1, keepdim=True))
+        mask = torch.zeros(21, 1, device=delta.device)
+        mask[keypoints] = 1
+        return (F.smooth_l1_loss(delta, wanted * mask, beta=0.02, reduction="none")).mean()
+
+
+def opening(points: Tensor) -> dict[str, Tensor]:
+    """LivePortrait's ratios: lips `(batch, 1)`, gap over width of the inner rim; lids `(batch, 2)`, gap over width."""
+    left, right, top, bottom = points[:, rows(78, 308, 13, 14)].unbind(1)
+    lips = (top - bottom).norm(dim=1) / (left - right).norm(dim=1).clamp_min(1e-6)
+    return {"lips": lips[:, None], "lids": eye_openness(points)}
+
+
+def sample_sheet(dataset: FacePairs, size: int, count: int = 6):
+    """Contact sheets: source | driving | rendered by labels | rendered by M's keypoints | difference."""
+
+    def write(modules: dict[str, nn.Module], step: int, folder: Path) -> None:
+        model = modules["renderer"]
+        device = next(model.parameters()).device
+        samples = [dataset[10**6 + index] for index in range(count)]
+        batch = {key: torch.stack([s[key] for s in samples]).to(device) for key in samples[0]}
+        torch.manual_seed(0)
+        sample = augment(batch, dataset.dynamics, size)
+        source, driving = (sample[name] / 2 + 0.5 for name in ("source", "driving"))
+        labels = [keypoints_from_labels(dataset.dynamics, *of(sample, name)) for name in ("source", "driving")]
+        read = [model.extract_motion(image) for image in (source, driving)]
+        features = model.encode_appearance(source)
+        pictures = []
+        for motions in (labels, read):
+            keypoints = [transform_keypoints(dataclasses.replace(m, kp=motions[0].kp)) for m in motions]
+            pictures.append(model.render(features, *keypoints).float())
+        sheet = torch.cat([source, driving, *pictures, (pictures[0] - driving).abs()], 3)
+        pixels = (torch.cat(list(sheet), 1).clamp(0, 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        Image.fromarray(pixels).save(folder / f"sheet-{step:07d}.png")
+
+    return write
+
+
+def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
+    """Run one stage and save the averaged weights.
+
+    Args:
+        arguments (`list[str]`, *optional*): Command line, defaults to the process' own.
+    """
+    options = parse_options(RendererOptions, arguments, __doc__.splitlines()[0])
+    if options.stage not in STAGES:
+        raise ValueError(f"`stage` must be one of {list(STAGES)}, got {options.stage!r}.")
+    if options.preset not in PRESETS:
+        raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
+    if options.weight_perceptual and not options.perceptual:
+        raise ValueError("`perceptual` must name a face recogniser folder when its loss has a weight.")
+    torch.manual_seed(options.seed)
+    process = PartialState(cpu=options.cpu)
+    with process.main_process_first():
+        dataset = FacePairs(
+            options.data,
+            options.cache,
+            options.seed,
+            options.portrait_share,
+            dynamics=resolve(options.dynamics) if options.dynamics else None,
+            rendered=options.rendered,
+            rendered_share=options.rendered_share,
+            stream=options.stream,
+        )
+    if options.initial:
+        model = LivePortraitRenderer.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
+    else:
+        model = LivePortraitRenderer(**PRESETS[options.preset])
+    channels_last(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(STAGES[options.stage]))
+    modules: dict[str, nn.Module] = {"renderer": model}
+    if options.perceptual:
+        modules["features"] = pretrained_features(resolve(options.perceptual))
+    if options.stage == "stitching":
+        loss = StitchingLoss(options, dataset.dynamics)
+    else:
+        loss = RendererLoss(options, dataset.dynamics, modules.get("features"))
+    players = [Player("generator", ("renderer",), loss, options.learning_rate)]
+    if options.weight_adversarial:
+        modules["discriminator"] = losses.MultiScalePatchDiscriminator(32)
+        players.append(
+            Player("discriminator", ("discriminator",), discriminator_player_loss, options.learning_rate, (0.5, 0.99))
+        )
+    on_sample = sample_sheet(dataset, options.train_size)
+    state = train(options, modules, players, dataset, ("renderer",), print_log, on_sample)
+    state.ema["renderer"].copy_to(model)
+    if process.is_main_process:
+        target = Path(options.save or Path(options.output) / "renderer")
+        model.half().save_pretrained(target, max_shard_size="15MB")
+    return model.float()
+
+
+if __name__ == "__main__":
+    main()
