@@ -3,7 +3,8 @@ import os
 import pytest
 import torch
 
-from vasa_hf.convert.syncnet import convert_syncnet, match
+from vasa_hf.convert.checkpoint import match
+from vasa_hf.convert.syncnet import convert_syncnet, official_shapes
 from vasa_hf.models.syncnet import SyncNet
 
 TINY = {"audio_widths": (2, 3, 4, 3, 3, 6), "face_widths": (2, 3, 3, 3, 3, 5), "embed_dim": 8}
@@ -35,7 +36,7 @@ def model():
 def test_every_tensor_arrives_with_its_values(model, tmp_path, wrap):
     torch.save(wrap(public_state(model)), tmp_path / "syncnet.model")
     report = convert_syncnet(tmp_path / "syncnet.model", tmp_path / "out", SyncNet(**TINY))
-    assert report.complete and len(report.converted) == len(public_state(model))
+    assert report.complete and len(report.names("converted")) == len(public_state(model))
     assert not list((tmp_path / "out").glob("*.bin"))
     loaded = SyncNet.from_pretrained(tmp_path / "out").eval()
     for name, value in model.state_dict().items():
@@ -69,9 +70,10 @@ def test_names_and_shapes_of_the_public_size():
         layer(head, 3, (1024, 512), norm=False)
     with torch.device("meta"):
         model = SyncNet()
-    tensors, report = match(state, model)
+    counters = {name for name in official_shapes(model) if name.endswith("num_batches_tracked")}
+    report = match(official_shapes(model), state, lambda name: "not needed" if name in counters else None)
     assert report.complete, str(report)
-    assert {name for name in tensors if not name.endswith("num_batches_tracked")} == set(report.converted)
+    assert set(report.names("converted")) == set(state)
 
 
 def test_misfits_are_all_named_and_nothing_is_written(model, tmp_path):
@@ -82,10 +84,11 @@ def test_misfits_are_all_named_and_nothing_is_written(model, tmp_path):
     torch.save(state, tmp_path / "bad.model")
     with pytest.raises(ValueError, match="`source`") as error:
         convert_syncnet(tmp_path / "bad.model", tmp_path / "out", SyncNet(**TINY))
-    message = str(error.value)
-    assert "missing: audio_convs.0.weight" in message
-    assert "unexpected: stranger.weight" in message
-    assert "face_head.3.weight: expected (8, 5), got (9, 5)" in message
+    rows = [line.split("  ") for line in str(error.value).splitlines()]
+    rows = {(row[0].strip(), *(cell.strip() for cell in row[1:] if cell.strip())) for row in rows}
+    assert ("netcnnaud.0.weight", "2 x 1 x 3 x 3", "-", "missing") in rows
+    assert ("stranger.weight", "-", "1", "extra") in rows
+    assert ("netfclip.3.weight", "8 x 5", "9 x 5", "shape") in rows
     assert not (tmp_path / "out").exists()
 
 

@@ -279,7 +279,7 @@ class TensorRow:
         name (`str`): As the source has it.
         expected (`tuple[int, ...]`, *optional*): Its shape in the model; None: it has no place there.
         found (`tuple[int, ...]`, *optional*): Its shape in the source; None: it is not there.
-        outcome (`str`): `converted`, `missing`, `extra`, `shape`, `not finite`, or why it does not matter.
+        outcome (`str`): `converted`, one of `MISFITS`, or why it does not matter.
     """
 
     name: str
@@ -288,7 +288,7 @@ class TensorRow:
     outcome: str
 
 
-MISFITS = ("missing", "extra", "shape", "not finite")
+MISFITS = ("missing", "extra", "shape", "not finite", "no numbers")
 
 
 @dataclass
@@ -379,29 +379,32 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def match(
     expected: Mapping[str, Sequence[int]],
-    found: Mapping[str, Tensor | np.ndarray],
+    found: Mapping[str, Any],
     optional: Callable[[str], str | None] = lambda name: None,
 ) -> ConversionReport:
     """Hold tensors against what a model needs.
 
     Args:
         expected (`Mapping[str, Sequence[int]]`): Shapes by the names that the source should have.
-        found (`Mapping[str, torch.Tensor]`): What the source has.
+        found (`Mapping[str, torch.Tensor | np.ndarray]`): What the source has.
         optional (`Callable`, *optional*):
             Of a name that may be absent, or may be there without having a place, it says why; of others, None.
     """
     report = ConversionReport()
     for name, shape in expected.items():
-        shape, value = tuple(shape), found.get(name)
-        if value is None:
-            report.rows.append(TensorRow(name, shape, None, optional(name) or "missing"))
-            continue
-        numbers = torch.as_tensor(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
-        outcome = "converted" if tuple(value.shape) == shape else "shape"
-        if numbers.is_floating_point() and not bool(torch.isfinite(numbers).all()):
-            outcome = "not finite"
-        report.rows.append(TensorRow(name, shape, tuple(value.shape), outcome))
-    for name in found.keys() - expected.keys():
-        report.rows.append(TensorRow(name, None, tuple(found[name].shape), optional(name) or "extra"))
-    report.rows[len(expected) :] = sorted(report.rows[len(expected) :], key=lambda row: row.name)
+        value = found.get(name)
+        outcome = (optional(name) or "missing") if value is None else _judged(value, tuple(shape))
+        report.rows.append(TensorRow(name, tuple(shape), getattr(value, "shape", None), outcome))
+    for name in sorted(found.keys() - expected.keys()):
+        report.rows.append(TensorRow(name, None, getattr(found[name], "shape", None), optional(name) or "extra"))
     return report
+
+
+def _judged(value: Any, shape: tuple[int, ...]) -> str:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        finite = bool(np.isfinite(value).all())
+    elif torch.is_tensor(value):
+        finite = bool(torch.isfinite(value).all())
+    else:
+        return "no numbers"
+    return "shape" if tuple(value.shape) != shape else "converted" if finite else "not finite"

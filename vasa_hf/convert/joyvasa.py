@@ -34,6 +34,7 @@ from vasa_hf.convert.checkpoint import (
 from vasa_hf.convert.hubert import hubert_config, own_spelling
 from vasa_hf.convert.writing import check_destination, save_pipeline
 from vasa_hf.models.motion_denoiser_joyvasa import JoyVasaMotionDenoiser, joyvasa_scheduler, sinusoids
+from vasa_hf.processors.audio import VasaAudioProcessor
 
 _FOLDERS = ("", "JoyVASA/", "pretrained_weights/JoyVASA/")
 NETWORK = [
@@ -89,8 +90,8 @@ def convert_joyvasa(
     drawn_report.check("LivePortrait")
     report.rows += drawn_report.rows
     scheduler = joyvasa_scheduler(model.config.num_train_timesteps)
-    components = {"motion_generator": model, "audio_encoder": encoder, "scheduler": scheduler, "renderer": drawn}
-    save_pipeline(destination, components)
+    components = {"motion_generator": model, "audio_encoder": encoder, "renderer": drawn, "scheduler": scheduler}
+    save_pipeline(destination, components | {"audio_processor": VasaAudioProcessor(padding="reflect")})
     return report
 
 
