@@ -50,7 +50,8 @@ class HourglassEncoder(nn.Module):
         """The input and what each block gives."""
         features = [hidden_states]
         for block in self.down_blocks:
-            features.append(F.avg_pool3d(block(features[-1]), (1, 2, 2)))
+            x = block(features[-1])
+            features.append(F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3]))
         return features
 
 
