@@ -17,6 +17,7 @@ from vasa_hf.studio.desk import MINE, POSES, VIDEO, VOICE, Desk, message, status
 from vasa_hf.studio.jobs import Update
 from vasa_hf.studio.settings import BACKGROUNDS, control_groups
 from vasa_hf.studio.speech import VOICES, can_speak
+from vasa_hf.studio.splat_viewer import viewer_parts
 
 try:  # a Space with ZeroGPU: the device is there only inside such functions
     from spaces import GPU
@@ -154,9 +155,25 @@ def look_page(request: gr.Request, name, azimuth, elevation, background) -> Any:
 
 @readable
 def export_page(request: gr.Request, name) -> Any:
-    """Yield an avatar's Gaussians to be turned in the page, and as `.ply` and `.splat`."""
-    for files in DESK.export(user(request), name):
-        yield str(files["shown"]), gr.update(value=[str(files[kind]) for kind in ("ply", "splat")], visible=True)
+    """Yield an avatar's Gaussians as `.ply` and `.splat`, and what the page's viewer turns."""
+    for made in DESK.export(user(request), name):
+        shown = {"path": str(made.splat), "meta": {"_type": "gradio.FileData"}}
+        files = gr.update(value=[str(made.ply), str(made.splat)], visible=True)
+        yield {"splat": shown, "name": name, **made.camera}, files
+
+
+@readable
+def show_page(request: gr.Request, name, *side) -> Any:
+    """Yield an avatar's picture from one side, then what `export_page` gives."""
+    yield DESK.look(user(request), name, *side), gr.skip(), gr.skip()
+    for shown in export_page(request, name):
+        yield gr.skip(), *shown
+
+
+def first_look(request: gr.Request, shown, name, *side) -> Any:
+    """Show the chosen avatar when its tab is opened, if there is one and it is not shown yet."""
+    if not shown and name in DESK.about["avatars"]:
+        yield from show_page(request, name, *side)
 
 
 @readable
@@ -210,8 +227,8 @@ def results(label: str) -> list:
 
 def start_and_stop(text: str) -> tuple:
     """Two buttons."""
-    with gr.Row():
-        return gr.Button(text, variant="primary"), gr.Button("Stop", variant="stop")
+    with gr.Row(equal_height=True):
+        return gr.Button(text, variant="primary", scale=2), gr.Button("Stop", variant="stop", min_width=80)
 
 
 def begin(buttons: tuple, page: Any, inputs: list, outputs: list, name: str) -> Any:
@@ -261,7 +278,7 @@ def talk_tab(consent: Any) -> tuple:
     return image, audio
 
 
-def avatar_tab(consent: Any) -> Any:
+def avatar_tab(consent: Any, tab: Any) -> None:
     """A portrait to a 3D avatar; it is turned, talks, and is taken away."""
     choices, have = [*DESK.about["avatars"], MINE], DESK.about["avatars"]
     with gr.Row():
@@ -273,25 +290,29 @@ def avatar_tab(consent: Any) -> Any:
                 fit_pair = start_and_stop("Fit")
                 fit_outputs = [gr.HTML(status(Update("Ready.")))]
                 fit_outputs += [gr.Image(label="Preview: target, mesh alone, all, both sides", interactive=False)]
-            view = gr.Image(label="From this side", interactive=False, height=300, buttons=["download"])
-            azimuth = gr.Slider(-90, 90, 0, step=5, label="Turn (degrees)")
-            elevation = gr.Slider(-30, 30, 0, step=5, label="From above (degrees)")
-            background = gr.Dropdown(list(BACKGROUNDS), label="Background")
+            splat = gr.HTML(**viewer_parts())
         with gr.Column(min_width=280):
             audio = gr.Audio(SPEECH, label="Voice", type="filepath", sources=["upload", "microphone"])
             camera = gr.Radio(["fixed", "orbit"], value="fixed", label="Camera")
+            background = gr.Dropdown(list(BACKGROUNDS), label="Background")
             controls = settings_controls()
             pair = start_and_stop("Make the avatar talk")
             outputs = results("Talking avatar")
         with gr.Column(min_width=280):
-            export = gr.Button("Show and export its Gaussians")
-            splat = gr.Model3D(label="Gaussians: drag to turn", height=400, clear_color=(1, 1, 1, 1))
+            view = gr.Image(label="From this side", interactive=False, height=300, buttons=["download"])
+            azimuth = gr.Slider(-90, 90, 0, step=5, label="Turn (degrees)")
+            elevation = gr.Slider(-30, 30, 0, step=5, label="From above (degrees)")
+            export = gr.Button("Export its Gaussians")
             files = gr.File(label="Download: .ply and .splat", visible=False, file_count="multiple", interactive=False)
     begin(pair, video_page("talk3d"), [consent, name, audio, camera, background, *controls], outputs, "talk3d_live")
     begin(fit_pair, fit_page, [consent, image, minutes], [*fit_outputs, name], "fit")
-    turn = [slider.release for slider in (azimuth, elevation)] + [name.change, background.change]
-    gr.on(turn, look_page, [name, azimuth, elevation, background], view, api_name="look", show_progress="minimal")
+    side = [name, azimuth, elevation, background]
+    turn = [azimuth.release, elevation.release, background.input]
+    gr.on(turn, look_page, side, view, api_name="look", show_progress="minimal")
     export.click(export_page, name, [splat, files], api_name="export")
+    shown = {"outputs": [view, splat, files], "show_progress": "minimal", "api_visibility": "private"}
+    name.change(show_page, side, **shown)
+    tab.select(first_look, [splat, *side], **shown)
 
 
 def inside_tabs(consent: Any, image: Any, audio: Any) -> None:
@@ -333,8 +354,8 @@ def build() -> gr.Blocks:
         consent = gr.Checkbox(not DESK.need_consent, label=text, visible=DESK.need_consent, elem_id="consent")
         with gr.Tab("Talk"):
             image, audio = talk_tab(consent)
-        with gr.Tab("3D"):
-            avatar_tab(consent)
+        with gr.Tab("3D") as tab:
+            avatar_tab(consent, tab)
         inside_tabs(consent, image, audio)
         with gr.Tab("About"):
             gr.Markdown(about.CONSENT)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vasa_hf.gaussians.export import load_splat, save_ply
 from vasa_hf.outputs import to_uint8
 from vasa_hf.studio.jobs import Job, Pace, Update, told
 from vasa_hf.studio.models import Models
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings
+from vasa_hf.studio.splat_viewer import viewer_camera
 from vasa_hf.studio.talk import PREPARING, check_length, perform
 
-# The page's viewer draws Gaussians so much smaller than `render` that a head would be a cloud of dots.
-_WIDER = 2.5
 FIT_STAGES = {
     "start": "Mesh and colours",
     "motion": "Making motion to learn from",
@@ -94,11 +92,22 @@ def look(
     return models.avatars.contact_sheet(avatar, (float(azimuth_deg),), **options)
 
 
-def export(models: Models, avatar: str, folder: Path) -> dict[str, Path]:
-    """An avatar at its portrait's own motion as `.ply` (3DGS) and `.splat` (web viewers), and to be shown in a page.
+@dataclass(frozen=True)
+class Exported:
+    """An avatar's Gaussians at its portrait's own motion.
 
-    `shown` is a small copy in the middle, where the camera of Gradio's viewer at (0, 0, -5) sees it; a `.ply`, as the
-    viewer of Gradio 6.31 leaves a `.splat` blank that comes after the page.
+    Args:
+        ply, splat (`Path`): The files, for programs that know 3DGS and for web viewers.
+        camera (`dict`): See `viewer_camera`.
+    """
+
+    ply: Path
+    splat: Path
+    camera: dict[str, Any]
+
+
+def export(models: Models, avatar: str, folder: Path) -> Exported:
+    """Write an avatar's Gaussians.
 
     Args:
         models (`Models`): What poses it.
@@ -107,16 +116,11 @@ def export(models: Models, avatar: str, folder: Path) -> dict[str, Path]:
     """
     pipe = models.avatars
     loaded = pipe.load_avatar(avatar)
-    files = {}
+    files = []
     for suffix in (".ply", ".splat"):
         written = pipe.export_sequence(loaded, loaded.own_motion[None], folder / f"export{suffix}", suffix)
-        files[suffix[1:]] = Path(shutil.move(written[0], folder / f"avatar{suffix}"))
-    gaussians, files["shown"] = load_splat(files["splat"]), folder / "shown.ply"
-    middle = (gaussians.means.amin(0) + gaussians.means.amax(0)) / 2
-    scale = 0.8 / float((gaussians.means - middle).abs().amax())
-    small = {"means": (gaussians.means - middle) * scale, "scales": gaussians.scales * scale * _WIDER}
-    save_ply(dataclasses.replace(gaussians, **small), files["shown"])
-    return files
+        files.append(Path(shutil.move(written[0], folder / f"avatar{suffix}")))
+    return Exported(*files, viewer_camera(pipe.view(loaded).camera))
 
 
 def talk3d(

@@ -127,7 +127,7 @@ class Desk:
         """A picture of an avatar from one side."""
         return self.short_work("look", self.avatar(session, name), azimuth_deg, elevation_deg, 384, background)
 
-    def export(self, session: str, name: str) -> Iterator[dict[str, Path]]:
+    def export(self, session: str, name: str) -> Iterator[Any]:
         """Files of an avatar's Gaussians, which go when the iterator ends."""
         with self.jobs.open(session) as job:
             yield self.short_work("export", self.avatar(session, name), job.folder)
