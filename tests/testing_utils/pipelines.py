@@ -12,13 +12,22 @@ from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from vasa_hf import FaceAnalyzer, FaceImageProcessor, Vasa1FaceAutoencoder, Vasa1MotionTransformer, VasaAudioProcessor
+from vasa_hf import (
+    FaceAnalyzer,
+    FaceImageProcessor,
+    LivePortraitRenderer,
+    ModaMotionTransformer,
+    Vasa1FaceAutoencoder,
+    Vasa1MotionTransformer,
+    VasaAudioProcessor,
+)
 from vasa_hf.training.train_motion_transformer import make_scheduler
 
 BOX = (20, 20, 70, 76)
@@ -60,10 +69,8 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def make_vasa1_components(source_passthrough=True):
-    """Real classes with dimensions of 4 to 32 and random weights: windows of 10 frames with a context of 3."""
-    torch.manual_seed(0)
-    analyzer = FaceAnalyzer(
+def make_analyzer():
+    return FaceAnalyzer(
         detector_widths=(4, 4, 4, 4, 8),
         detector_depths=(1, 1, 1, 1),
         detector_pyramid_channels=4,
@@ -73,6 +80,86 @@ def make_vasa1_components(source_passthrough=True):
         detector_size=64,
         crop_size=32,
     )
+
+
+def make_audio_encoder():
+    return Wav2Vec2Model(
+        Wav2Vec2Config(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            conv_dim=(4,) * 7,
+            feat_extract_norm="layer",
+            do_stable_layer_norm=True,
+            num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=2,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            feat_proj_dropout=0.0,
+            layerdrop=0.0,
+        )
+    )
+
+
+def make_moda_components():
+    """The same for MoDA: windows of 10 frames that share 3, pictures of 32 pixels."""
+    torch.manual_seed(0)
+    renderer = LivePortraitRenderer(
+        image_size=32,
+        block_expansion=4,
+        max_features=8,
+        feature_channels=4,
+        feature_depth=4,
+        num_resblocks=1,
+        motion_depths=(1, 1, 1, 1),
+        motion_dims=(4, 4, 8, 8),
+        hourglass_block_expansion=4,
+        hourglass_max_features=8,
+        hourglass_num_blocks=3,
+        compress_channels=2,
+        generator_num_blocks=1,
+        spade_channels=4,
+        upscale=1,
+    )
+    generator = ModaMotionTransformer(
+        hidden_size=16,
+        num_heads=2,
+        num_four_stream=1,
+        num_two_stream=1,
+        num_single_stream=1,
+        audio_layers=1,
+        audio_dim=16,
+        window=10,
+        overlap=3,
+    )
+    with torch.no_grad():
+        # Parts that start at zero would hide broken paths, and random keypoints would leave the picture.
+        for parameter in generator.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for parameter in renderer.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        detector = renderer.motion_extractor.detector
+        for head, spread in ((detector.fc_kp, 0.3), (detector.fc_exp, 0.01), (detector.fc_t, 0.05)):
+            head.bias.copy_(spread * torch.randn_like(head.bias))
+        detector.fc_scale.bias.fill_(1.2)
+        generator.motion_std.copy_(torch.tensor([0.02] * 63 + [0.05, 0.05, 0.05, 0.0, 8.0, 12.0, 4.0]))
+        generator.motion_mean[63] = 1.2
+    return {
+        "face_analyzer": make_analyzer().eval(),
+        "image_processor": FaceImageProcessor(size=32),
+        "renderer": renderer.eval(),
+        "motion_generator": generator.eval(),
+        "audio_encoder": make_audio_encoder().eval(),
+        "audio_processor": VasaAudioProcessor(context_frames=2, lookahead_frames=1),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+def make_vasa1_components(source_passthrough=True):
+    """Real classes with dimensions of 4 to 32 and random weights: windows of 10 frames with a context of 3."""
+    torch.manual_seed(0)
+    analyzer = make_analyzer()
     autoencoder = Vasa1FaceAutoencoder(
         image_size=32,
         encoder_channels=[4, 4, 8, 8],
@@ -96,23 +183,7 @@ def make_vasa1_components(source_passthrough=True):
         dynamics_dim=4,
         source_passthrough=source_passthrough,
     )
-    encoder = Wav2Vec2Model(
-        Wav2Vec2Config(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            conv_dim=(4,) * 7,
-            feat_extract_norm="layer",
-            do_stable_layer_norm=True,
-            num_conv_pos_embeddings=8,
-            num_conv_pos_embedding_groups=2,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            feat_proj_dropout=0.0,
-            layerdrop=0.0,
-        )
-    )
+    encoder = make_audio_encoder()
     transformer = Vasa1MotionTransformer(
         motion_dim=10, audio_dim=16, hidden_size=16, num_layers=2, num_heads=2, window=10, context=3
     )
@@ -160,6 +231,9 @@ class PipelineTesterMixin:
         options = {"output_type": "pt", "generator": generator(), **self.options, **changes}
         image = make_image() if image is None else image
         return pipe(image, make_audio(1.3) if audio is None else audio, **options)
+
+    def num_windows(self, frames):
+        return -(-frames // 10)
 
     def stream(self, pipe, chunks, image=None, **changes):
         options = {"output_type": "pt", "generator": generator(), **self.options, **changes}
@@ -261,7 +335,7 @@ class PipelineTesterMixin:
             return tensors
 
         result = self.call(pipe, callback_on_step_end=watch)
-        windows, steps = -(-result.motion.shape[1] // 10), self.options["num_inference_steps"]
+        windows, steps = self.num_windows(result.motion.shape[1]), self.options["num_inference_steps"]
         assert [step for step, _, _ in seen] == list(range(windows * steps))
         assert [t for _, t, _ in seen[:steps]] == pipe.scheduler.timesteps.tolist()
         assert seen[0][2] == ["latents"]

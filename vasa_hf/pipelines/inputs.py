@@ -119,6 +119,13 @@ class Sound:
                 yield samples[:, start : start + rate], rate
 
 
+def read_sound(audio: AudioInput, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
+    """A whole sound, checked and mixed to mono `(samples,)`, and its rate; bare samples are at 16 kHz by default."""
+    bare = not isinstance(audio, str | os.PathLike | tuple)
+    sound = Sound(audio, 16_000 if bare and sampling_rate is None else sampling_rate)
+    return np.concatenate([block.mean(0) for block in sound]), sound.sampling_rate
+
+
 def image_list(image: Any) -> tuple[list, bool]:
     """Return the images of an argument as a list, and whether it was a batch (a sequence, or an array with one)."""
     batch = isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4)

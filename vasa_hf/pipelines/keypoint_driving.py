@@ -50,6 +50,7 @@ from vasa_hf.pipelines.inputs import (
     only_image,
     open_driving,
     read_motion,
+    read_sound,
 )
 from vasa_hf.processors.image import FaceCrop
 
@@ -286,7 +287,7 @@ class KeypointDrivingMixin:
         )
         check_choice("region", region, REGIONS)
         motion, motion_fps = read_motion(motion, motion_fps, KEYPOINT_SPEC, 25)
-        sound = (None, None) if audio is None else self.prepare_audio(audio, sampling_rate)[1:]
+        sound = (None, None) if audio is None else read_sound(audio, sampling_rate)
         portrait = self.prepare_portrait(only_image(image), face, box, output_size)
         motion = motion.to(portrait.motion)
         if relative or region != "all":
@@ -365,21 +366,22 @@ class KeypointDrivingMixin:
         source = transform_keypoints(own).expand(len(motion), -1, -1)
         target = transform_keypoints(dataclasses.replace(driven, exp=exp))
         target = source + (target - source) * drawing.friendly_scale
-        if drawing.stitching:
-            target = self.renderer.stitch(source, target)
-        target = target + self._retargeting(portrait, drawing, source)
-        return source, source + (target - source) * drawing.driving_multiplier
+        change, dtype = self._retargeting(portrait, drawing, source), self.renderer.dtype
+        if drawing.stitching:  # what the network adds; in half precision, keypoints themselves would lose digits
+            change = change + (self.renderer.stitch(source.to(dtype), target.to(dtype)) - target.to(dtype)).to(target)
+        return source, source + (target + change - source) * drawing.driving_multiplier
 
     def _retargeting(self, portrait: KeypointPortrait, drawing: Drawing, source: Tensor) -> Tensor:
         """What the retargeting networks add to the keypoints `(frames, 21, 3)`."""
         added = torch.zeros_like(source)
         if drawing.eye_ratio is None and drawing.lip_ratio is None:
             return added
+        source = source.to(self.renderer.dtype)
         eyes, lips = (ratio.to(source).expand(len(source), -1) for ratio in self.openness(portrait))
         if drawing.eye_ratio is not None:
-            added = added + self.renderer.retarget_eyes(source, eyes, torch.full_like(lips, drawing.eye_ratio))
+            added += self.renderer.retarget_eyes(source, eyes, torch.full_like(lips, drawing.eye_ratio)).to(added)
         if drawing.lip_ratio is not None:
-            added = added + self.renderer.retarget_lips(source, lips, torch.full_like(lips, drawing.lip_ratio))
+            added += self.renderer.retarget_lips(source, lips, torch.full_like(lips, drawing.lip_ratio)).to(added)
         return added
 
     @torch.no_grad()

@@ -135,17 +135,17 @@ class ModaTalkingHeadPipeline(EmbeddedWeightsMixin, KeypointDrivingMixin, Speaki
         """Names that `emotion` may be; none if the motion generator knows none."""
         return tuple(getattr(self._generating(), "EMOTIONS", ()))
 
-    def _generating(self) -> ModuleType:
-        """The module that belongs to the motion generator.
-
-        Raises:
-            ValueError: If there is none: the pipeline is a renderer alone.
-        """
+    def check_speech(self) -> None:
+        """Raise `ValueError` if this is a renderer alone."""
         if self.motion_generator is None or self.audio_encoder is None:
             raise ValueError(
                 "`audio` needs a pipeline with `motion_generator`, `audio_encoder`, `audio_processor` and `scheduler`; "
                 "this one has a renderer alone, which `animate`, `render` and `retarget` use."
             )
+
+    def _generating(self) -> ModuleType:
+        """The module that belongs to the motion generator."""
+        self.check_speech()
         return GENERATORS[type(self.motion_generator)]
 
     def check_sampling(

@@ -109,6 +109,9 @@ class SpeakingMixin:
         faces = self.face_analyzer.detect(picture)
         return {"face": self.image_processor.choose(faces, tuple(picture.shape[-2:]), face)}
 
+    def check_speech(self) -> None:
+        """Raise `ValueError` if this pipeline has nothing to make speech of."""
+
     def prepare_audio(self, audio: AudioInput, sampling_rate: int | None = None) -> tuple[Tensor, np.ndarray, int]:
         """Read a sound of any kind.
 
@@ -119,12 +122,14 @@ class SpeakingMixin:
         Returns:
             `tuple`: samples for the encoder `(1, n)`; the sound as it was, mono `(samples,)`; and its rate.
         """
+        self.check_speech()
         sound, rate = load_audio(audio, self._rate_of(audio, sampling_rate))
         samples = self.audio_processor.load((sound, rate))
         return torch.from_numpy(samples)[None], sound.mean(0), rate
 
     def open_audio(self, audio: AudioInput | Sound, sampling_rate: int | None = None) -> Sound:
         """Read a sound through and check it, but do not keep it: `prepare_audio` for long files."""
+        self.check_speech()
         return audio if isinstance(audio, Sound) else Sound(audio, self._rate_of(audio, sampling_rate))
 
     def _rate_of(self, audio: AudioInput, sampling_rate: int | None) -> int | None:

@@ -1,0 +1,394 @@
+"""MoDA's pipeline with tiny real components: talking, animating, retargeting, and loading."""
+
+import json
+import shutil
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDPMScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from tests.testing_utils.pipelines import (
+    BOX,
+    PipelineTesterMixin,
+    generator,
+    make_audio,
+    make_image,
+    make_moda_components,
+)
+from vasa_hf import JoyVasaMotionDenoiser, ModaTalkingHeadPipeline, VasaAudioProcessor, load_motion
+from vasa_hf.geometry.keypoints import EYE_KEYPOINTS, LIP_KEYPOINTS, euler_matrix, transform_keypoints
+from vasa_hf.media import VideoWriter, read_video
+from vasa_hf.models.motion_denoiser_joyvasa import joyvasa_scheduler
+from vasa_hf.pipelines.expression_edits import EDITS
+from vasa_hf.pipelines.keypoint_driving import KEYPOINT_SPEC, keypoints_of, motion_of
+
+OPTIONS = {"num_inference_steps": 2, "box": BOX}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = ModaTalkingHeadPipeline(**make_moda_components())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def talk(pipe, audio=None, **changes):
+    options = {**OPTIONS, "output_type": "latent", "generator": generator(), **changes}
+    return pipe(make_image(), make_audio(0.9) if audio is None else audio, **options)
+
+
+class TestModaTalkingHeadPipeline(PipelineTesterMixin):
+    pipeline_class = ModaTalkingHeadPipeline
+    options = OPTIONS
+
+    def make_components(self):
+        return make_moda_components()
+
+    def num_windows(self, frames):
+        return 1 + max(0, -(-(frames - 10) // 7))
+
+    @pytest.mark.parametrize("scheduler", ["heun", "unipc", "lcm"])
+    def test_schedulers_can_be_swapped(self, scheduler):
+        """Any solver of the flow leads near what Euler's many small steps find; LCM is stochastic, and only finite."""
+        pipe = self.make_pipeline()
+        audio, options = make_audio(0.6), {**self.options, "output_type": "latent", "num_inference_steps": 20}
+        euler = self.call(pipe, audio=audio, **options).motion
+        pipe.scheduler = {
+            "heun": FlowMatchHeunDiscreteScheduler(),
+            "unipc": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+            "lcm": FlowMatchLCMScheduler(),
+        }[scheduler]
+        motion = self.call(pipe, audio=audio, **options).motion
+        assert torch.isfinite(motion).all()
+        assert torch.equal(motion, self.call(pipe, audio=audio, **options).motion) or scheduler == "lcm"
+        assert (motion - euler).abs().mean() < 0.3 * euler.std() or scheduler == "lcm"
+
+
+# --- JoyVASA's generator before the same renderer ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def joyvasa():
+    torch.manual_seed(1)
+    denoiser = JoyVasaMotionDenoiser(audio_dim=16, hidden_size=16, num_layers=1, num_heads=2, window=10, context=3)
+    denoiser.expression_std.fill_(0.02)
+    denoiser.pose_min.copy_(torch.tensor([1.1, -0.1, -0.1, 0, -10, -10, -10]))
+    denoiser.pose_max.copy_(torch.tensor([1.3, 0.1, 0.1, 0.01, 10, 10, 10]))
+    processor = VasaAudioProcessor(context_frames=0, lookahead_frames=0, padding="reflect")
+    parts = {"motion_generator": denoiser.eval(), "audio_processor": processor, "scheduler": joyvasa_scheduler(50)}
+    pipe = ModaTalkingHeadPipeline(**{**make_moda_components(), **parts})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_joyvasas_stream_equals_offline(joyvasa):
+    audio = make_audio(1.37)
+    offline = talk(joyvasa, audio, fps=30)
+    pieces = [audio[i : i + 1000] for i in range(0, len(audio), 1000)]
+    options = {**OPTIONS, "generator": generator(), "output_type": "latent", "fps": 30}
+    chunks = list(joyvasa.stream(make_image(), pieces, **options))
+    assert sum(len(chunk.frames) for chunk in chunks) == 42 and offline.motion.shape == (1, 35, 69)
+    again = talk(joyvasa, audio, fps=25)
+    assert torch.equal(offline.motion, again.motion) and torch.isfinite(offline.motion).all()
+    chunks = list(joyvasa.stream(make_image(), pieces, **{**options, "fps": 25, "generator": generator()}))
+    assert torch.equal(torch.cat([chunk.motion for chunk in chunks], 1), offline.motion)
+
+
+def test_joyvasas_batch_equals_single(joyvasa):
+    images, audios = [make_image(0), make_image(1)], [make_audio(1.3, 0), make_audio(0.5, 1)]
+    options = {**OPTIONS, "output_type": "latent"}
+    batch = joyvasa(images, audios, generator=[generator(0), generator(1)], **options)
+    for i in range(2):
+        single = joyvasa(images[i], audios[i], generator=generator(i), **options)
+        torch.testing.assert_close(batch.motion[i, : single.motion.shape[1]], single.motion[0], rtol=1e-4, atol=1e-4)
+
+
+def test_joyvasas_motion_starts_at_the_portrait_but_for_the_lips(joyvasa):
+    own = joyvasa.prepare_portrait(make_image(), box=BOX)
+    motion = talk(joyvasa, audio=make_audio(1.3)).motion[0]
+    torch.testing.assert_close(motion[0, :6], own.motion[0, :6], rtol=0, atol=1e-5)
+    change = (motion[0, 6:] - own.motion[0, 6:]).unflatten(0, (21, 3)).abs().amax(1)
+    assert set((change > 1e-5).nonzero().flatten().tolist()) == set(LIP_KEYPOINTS)
+    assert (motion[20] - motion[0]).abs().max() > 1e-3
+
+
+def test_joyvasa_tells_what_it_does_not_know(joyvasa):
+    with pytest.raises(ValueError, match="`emotion` must be None, as JoyVasaMotionDenoiser knows none, got 'fear'"):
+        talk(joyvasa, emotion="fear")
+    with pytest.raises(ValueError, match="`guidance_scale` knows the names .'audio'., got 'emotion'"):
+        talk(joyvasa, guidance_scale={"emotion": 1.0})
+    with pytest.raises(ValueError, match=r"`first_window` must be a whole number in \[10, 10\]"):
+        talk(joyvasa, first_window=5)
+    parts = {**joyvasa.components, "scheduler": DDPMScheduler()}
+    with pytest.raises(ValueError, match="`scheduler` must have `prediction_type` 'sample'.*got 'epsilon'"):
+        ModaTalkingHeadPipeline(**parts)
+
+
+# --- what moves -------------------------------------------------------------------------------------------------------
+
+
+def test_motion_and_keypoints_are_two_ways_to_say_the_same(pipe):
+    own = pipe.prepare_portrait(make_image(), box=BOX).keypoints
+    back = keypoints_of(motion_of(own), own.kp)
+    torch.testing.assert_close(transform_keypoints(back), transform_keypoints(own), rtol=0, atol=1e-5)
+    motion = motion_of(own)
+    torch.testing.assert_close(motion[0, 5] * 2, own.scale[0, 0])
+    # Radians of the project's own angles: small ones are the same numbers in any order of the axes.
+    small = motion_of(
+        type(own)(
+            **{**vars(own), "pitch": torch.tensor([2.0]), "yaw": torch.tensor([3.0]), "roll": torch.tensor([1.0])}
+        )
+    )
+    torch.testing.assert_close(small[0, :3].rad2deg(), torch.tensor([3.0, 2.0, 1.0]), rtol=0, atol=0.12)
+
+
+def test_emotion_is_heard_and_checked(pipe):
+    none, happy = talk(pipe).motion, talk(pipe, emotion="happiness").motion
+    assert (none - happy).abs().max() > 1e-4
+    keys = talk(pipe, emotion=[(0.0, "happiness"), (0.5, "sadness")], audio=make_audio(1.3)).motion
+    same = talk(pipe, emotion="happiness", audio=make_audio(1.3)).motion
+    torch.testing.assert_close(keys[:, :6], same[:, :6])  # the first window is happy
+    assert (keys[:, 20:] - same[:, 20:]).abs().max() > 1e-4
+    for bad, message in (
+        ("hungry", "`emotion` must be one of .*'happiness'.* or None, got 'hungry'"),
+        ({"happy": 1.0}, "`emotion` must be a name, None, or keyframes"),
+        ([(1.0, "fear"), (0.5, "fear")], "`emotion` must have keyframes at rising times"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            talk(pipe, emotion=bad)
+    assert pipe.emotions[4] == "happiness" and len(pipe.emotions) == 8
+
+
+def test_guidance_has_a_scale_for_each_condition_and_for_both(pipe):
+    plain = talk(pipe, emotion="anger", guidance_scale={"audio": 0.0}).motion
+    for scale in ({"audio": 2.0}, {"audio": 0.0, "emotion": 2.0}, {"audio": 0.0, "audio+emotion": 2.0}):
+        assert (talk(pipe, emotion="anger", guidance_scale=scale).motion - plain).abs().max() > 1e-5
+    with pytest.raises(ValueError, match="`guidance_scale` knows the names .'audio', 'emotion'., got 'gaze'"):
+        talk(pipe, guidance_scale={"gaze": 1.0})
+
+
+def test_head_motion_zero_holds_the_head_and_leaves_the_expression(pipe):
+    own, moving, still = pipe.prepare_portrait(make_image(), box=BOX).motion, talk(pipe), talk(pipe, head_motion=0.0)
+    torch.testing.assert_close(still.motion[..., :6], own[:, None, :6].expand_as(still.motion[..., :6]))
+    torch.testing.assert_close(still.motion[..., 6:], moving.motion[..., 6:])
+
+
+def test_expression_edits_move_their_points_alone(pipe):
+    plain = talk(pipe).motion
+    for name, points in EDITS.items():
+        change = (talk(pipe, expression={name: 1.0}).motion - plain)[0, :, 6:].unflatten(1, (21, 3)).norm(dim=-1)
+        moved = set((change.max(0).values > 1e-5).nonzero().flatten().tolist())
+        assert moved == set(points), name
+    ramp = talk(pipe, expression=[(0.0, {}), (0.8, {"smile": 1.0})]).motion - plain
+    assert ramp[0, 0].abs().max() < 1e-6 < ramp[0, 10].abs().max() < ramp[0, 20].abs().max()
+    with pytest.raises(ValueError, match="`expression` knows the names .*'smile'.*, got 'sneeze'"):
+        talk(pipe, expression={"sneeze": 1.0})
+    with pytest.raises(ValueError, match=r"`expression` must have strengths in \[-2, 2\], got 3"):
+        talk(pipe, expression={"smile": 3})
+
+
+def test_a_short_first_window_lets_frames_come_early(pipe):
+    heard = []
+
+    def microphone():
+        for i in range(30):
+            heard.append(i)
+            yield make_audio(0.04, seed=i)
+
+    next(pipe.stream(make_image(), microphone(), first_window=5, generator=generator(), output_type="pt", **OPTIONS))
+    assert len(heard) == 6  # five frames and one of look-ahead
+    with pytest.raises(ValueError, match=r"`first_window` must be a whole number in \[4, 10\], got 3"):
+        talk(pipe, first_window=3)
+
+
+def test_talk_to_file_writes_what_a_call_makes(pipe, tmp_path):
+    audio = make_audio(0.9)
+    out = pipe.talk_to_file(
+        tmp_path / "out.mp4", make_image(), audio, generator=generator(), crf=4, provenance=False, **OPTIONS
+    )
+    expected = talk(pipe, audio, output_type="pt")
+    assert torch.equal(out.motion, expected.motion)
+    frames = np.stack(list(read_video(tmp_path / "out.mp4")))
+    assert frames.shape == (23, 32, 32, 3)
+    assert np.abs(frames.mean(-1) - expected.frames.mean(1).numpy() * 255).mean() < 8  # of noise, H.264 keeps little
+
+
+# --- driving ----------------------------------------------------------------------------------------------------------
+
+
+def driving_frames(count=5):
+    return [np.roll(make_image(7), 2 * i, axis=1) for i in range(count)]
+
+
+def test_animate_relative_starts_from_the_portrait_and_absolute_does_not(pipe):
+    portrait = pipe.prepare_portrait(make_image(), box=BOX)
+    out = pipe.animate(portrait, driving_frames(), driving_box=BOX, output_type="pt")
+    assert out.frames.shape == (5, 3, 32, 32) and out.motion_spec == KEYPOINT_SPEC
+    torch.testing.assert_close(out.motion[:, 0], portrait.motion, rtol=0, atol=1e-5)
+    driving = pipe.encode_keypoints(driving_frames(), box=BOX)
+    moved = keypoints_of(out.motion[0], portrait.keypoints.kp)
+    torch.testing.assert_close(moved.exp - moved.exp[:1], driving.exp - driving.exp[:1], rtol=0, atol=1e-5)
+    absolute = pipe.animate(portrait, driving_frames(), driving_box=BOX, relative=False, output_type="latent").motion
+    moved = keypoints_of(absolute[0], portrait.keypoints.kp)
+    torch.testing.assert_close(
+        moved.exp[:, list(LIP_KEYPOINTS)], driving.exp[:, list(LIP_KEYPOINTS)], rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(moved.exp[:, [0, 7, 10]], portrait.keypoints.exp[:, [0, 7, 10]].expand(5, -1, -1))
+    torch.testing.assert_close(moved.scale, portrait.keypoints.scale.expand(5, -1))
+    torch.testing.assert_close(
+        moved.rotation, euler_matrix(driving.pitch, driving.yaw, driving.roll), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("region", ["expression", "pose", "lips", "eyes"])
+def test_a_region_leaves_the_rest_as_it_is(pipe, region):
+    portrait = pipe.prepare_portrait(make_image(), box=BOX)
+    motion = pipe.animate(portrait, driving_frames(), driving_box=BOX, region=region, output_type="latent").motion[0]
+    change = (motion - portrait.motion).abs()
+    exp = change[:, 6:].unflatten(1, (21, 3)).amax((0, 2))
+    points = {"expression": range(21), "pose": (), "lips": LIP_KEYPOINTS, "eyes": EYE_KEYPOINTS}[region]
+    assert set((exp > 1e-6).nonzero().flatten().tolist()) == set(points)
+    assert (change[:, :5].max() > 1e-5) == (region == "pose")
+
+
+def test_options_of_driving_change_the_pictures(pipe):
+    portrait = pipe.prepare_portrait(make_image(), box=BOX)
+
+    def frames(**options):
+        return pipe.animate(portrait, driving_frames(), driving_box=BOX, output_type="pt", **options).frames
+
+    plain = frames()
+    for options in (
+        {"stitching": False},
+        {"driving_multiplier": 2.0},
+        {"expression_friendly": True},
+        {"eye_ratio": 0.1},
+        {"lip_ratio": 0.5},
+        {"expression": {"smile": 1.0}},
+    ):
+        assert (frames(**options) - plain).abs().max() > 1e-4, options
+    still = frames(driving_multiplier=0.0)
+    torch.testing.assert_close(still, still[:1].expand_as(still), rtol=0, atol=0.02)
+    whole = pipe.animate(make_image(), driving_frames(), driving_box=BOX, box=BOX, paste_back=True, output_type="pt")
+    assert whole.frames.shape == (5, 3, 96, 88)
+    for bad, message in (
+        ({"region": "nose"}, "`region` must be one of .*'lips'.*, got 'nose'"),
+        ({"driving_multiplier": -1}, r"`driving_multiplier` must be a number in \[0.0, 3.0\], got -1"),
+        ({"lip_ratio": 2}, r"`lip_ratio` must be a number in \[0.0, 1.0\], got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            frames(**bad)
+
+
+def test_a_saved_template_moves_another_portrait(pipe, tmp_path):
+    out = pipe.animate(make_image(), driving_frames(), driving_box=BOX, box=BOX, fps="30000/1001", output_type="pt")
+    out.save(tmp_path / "template.safetensors")
+    motion, spec, fps, _ = load_motion(tmp_path / "template.safetensors")
+    assert spec == KEYPOINT_SPEC and fps == Fraction(30000, 1001) and torch.equal(motion, out.motion)
+    again = pipe.render(make_image(), tmp_path / "template.safetensors", fps="30000/1001", box=BOX, output_type="pt")
+    torch.testing.assert_close(again.frames, out.frames, rtol=0, atol=0.02)  # bfloat16 where the CPU has it
+    other = pipe.prepare_portrait(make_image(2), box=BOX)
+    moved = pipe.render(other, tmp_path / "template.safetensors", relative=True, output_type="latent").motion
+    torch.testing.assert_close(moved[:, 0], other.motion, rtol=0, atol=1e-5)
+    lips = pipe.render(other, motion, relative=True, region="lips", output_type="latent").motion
+    torch.testing.assert_close(lips[..., :6], other.motion[:, None, :6].expand_as(lips[..., :6]), rtol=0, atol=1e-5)
+
+
+def test_animate_by_a_video_file_keeps_its_rate_and_sound(pipe, tmp_path):
+    with VideoWriter(tmp_path / "drive.mp4", "30000/1001", (88, 96), (make_audio(0.2), 16_000)) as writer:
+        for frame in driving_frames():
+            writer.write(frame)
+    out = pipe.animate(make_image(), tmp_path / "drive.mp4", driving_box=BOX, box=BOX, output_type="np")
+    assert out.fps == Fraction(30000, 1001) and len(out.frames) == 5
+    assert out.sampling_rate == 48_000 and np.abs(out.audio).max() > 0.1
+
+
+def test_retarget_changes_one_picture(pipe):
+    portrait = pipe.prepare_portrait(make_image(), box=BOX)
+    own = np.asarray(pipe.retarget(portrait), np.float32)
+    for options in ({"eyes": 0.05}, {"lips": 0.4}, {"expression": {"brow": 1.0}}, {"rotation_deg": (15, 0, 0)}):
+        assert np.abs(np.asarray(pipe.retarget(portrait, **options), np.float32) - own).max() > 1, options
+    eyes, lips = pipe.openness(portrait)
+    assert eyes.shape == (1, 2) and lips.shape == (1, 1) and (eyes >= 0).all()
+    with pytest.raises(ValueError, match="`rotation_deg` must be three angles within 90 degrees"):
+        pipe.retarget(portrait, rotation_deg=(100, 0, 0))
+
+
+# --- a renderer alone, other components, bad input --------------------------------------------------------------------
+
+
+def test_a_renderer_alone_animates_and_says_that_it_cannot_talk(pipe, tmp_path):
+    parts = {name: make_moda_components()[name] for name in ("face_analyzer", "image_processor", "renderer")}
+    ModaTalkingHeadPipeline(**parts).save_pretrained(tmp_path / "renderer")
+    index = json.loads((tmp_path / "renderer" / "model_index.json").read_text())
+    assert index["motion_generator"] == [None, None]
+    alone = ModaTalkingHeadPipeline.from_pretrained(tmp_path / "renderer")
+    alone.set_progress_bar_config(disable=True)
+    out = alone.animate(make_image(), driving_frames(), driving_box=BOX, box=BOX, output_type="pt")
+    expected = pipe.animate(make_image(), driving_frames(), driving_box=BOX, box=BOX, output_type="pt")
+    torch.testing.assert_close(out.frames, expected.frames, rtol=0, atol=1e-3)
+    for run in (
+        lambda: alone(make_image(), make_audio(0.5), box=BOX),
+        lambda: alone.stream(make_image(), make_audio(0.5), box=BOX),
+        lambda: alone.talk_to_file(tmp_path / "out.mp4", make_image(), make_audio(0.5), box=BOX),
+    ):
+        with pytest.raises(ValueError, match="`audio` needs a pipeline with `motion_generator`.*renderer alone"):
+            run()
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scheduler": DDPMScheduler()}, "`scheduler` must be one for flow matching.*got DDPMScheduler"),
+        ({"scheduler": None}, "`scheduler` must be given, as a `motion_generator` is"),
+        ({"renderer": None}, "`renderer` must be a LivePortraitRenderer, got NoneType"),
+    ],
+)
+def test_components_that_do_not_fit_are_told(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModaTalkingHeadPipeline(**{**make_moda_components(), **change})
+
+
+def test_weights_of_another_class_are_told(tmp_path):
+    ModaTalkingHeadPipeline(**make_moda_components()).save_pretrained(tmp_path / "model")
+    name = "diffusion_pytorch_model.safetensors"
+    shutil.copy(tmp_path / "model" / "face_analyzer" / name, tmp_path / "model" / "renderer" / name)
+    with pytest.raises(ValueError, match="`renderer` must find all weights of LivePortraitRenderer"):
+        ModaTalkingHeadPipeline.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": "nowhere.png"}, "`image` must be an existing picture file"),
+        ({"audio": "nowhere.wav"}, "`audio` must be an existing sound or video file"),
+        ({"image": np.full((96, 96, 3), 128, np.uint8), "box": None}, "`image` must show a face, but none was found"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1000., got 0"),
+        ({"head_motion": -1}, "`head_motion` must be a number"),
+        ({"guidance_scale": 2.0}, "`guidance_scale` must be a dict"),
+        ({"output_size": 33}, "`output_size` must be one of .32., got 33"),
+        ({"fps": 0}, "`fps` must be"),
+        ({"generator": 3}, "`generator` must be a torch.Generator"),
+        ({"callback_on_step_end": 3}, "`callback_on_step_end` must be callable"),
+    ],
+)
+def test_bad_input_is_told_before_any_heavy_work(pipe, changes, message):
+    heavy = []
+    modules = (pipe.audio_encoder, pipe.motion_generator, pipe.renderer.appearance_feature_extractor)
+    handles = [module.register_forward_pre_hook(lambda *_: heavy.append(1)) for module in modules]
+    options = {"image": make_image(), "audio": make_audio(0.5), **OPTIONS, **changes}
+    try:
+        with pytest.raises(ValueError, match=message):
+            pipe(**options)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert not heavy
