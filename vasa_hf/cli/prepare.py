@@ -1,4 +1,4 @@
-"""Commands that make files for training and measuring: `prepare` (clips of videos), `convert` (public checkpoints)."""
+"""The command `prepare`: training clips of a folder of videos."""
 
 from __future__ import annotations
 
@@ -11,20 +11,7 @@ from vasa_hf.cli import options as shared
 
 
 def add_commands(command: Any) -> None:
-    """Add this module's commands to the parser."""
-    convert = command(
-        "convert",
-        _convert,
-        "turn a public checkpoint into safetensors, without running what it pickles",
-        "examples:\n"
-        "  vasa-hf convert syncnet syncnet_v2.model syncnet\n"
-        "  vasa-hf convert lpips alexnet.pth lpips_alex.pth lpips\n"
-        "  vasa-hf convert flame FLAME2020/generic_model.pkl flame2020.safetensors\n",
-    )
-    convert.add_argument("kind", choices=("syncnet", "lpips", "flame"), help="what it is")
-    convert.add_argument("source", nargs="+", help="checkpoint; for lpips the backbone's, then the linear layers'")
-    convert.add_argument("destination", help="folder to write; for flame a .safetensors file")
-
+    """Add this module's command to the parser."""
     ready = command(
         "prepare",
         _prepare,
@@ -57,19 +44,6 @@ def add_commands(command: Any) -> None:
     ready.add_argument("--engine", default="local", help="local, or ray for a cluster (%(default)s)")
     ready.add_argument("--retry", action="store_true", help="try unreadable videos again")
     ready.add_argument("--json", action="store_true", help="print the manifest's counts as JSON")
-
-
-def _convert(options: argparse.Namespace) -> int:
-    from vasa_hf.convert.flame import convert_flame
-    from vasa_hf.convert.lpips import convert_lpips
-    from vasa_hf.convert.syncnet import convert_syncnet
-
-    kinds = {"syncnet": (convert_syncnet, 1), "lpips": (convert_lpips, 2), "flame": (convert_flame, 1)}
-    convert, files = kinds[options.kind]
-    if len(options.source) != files:
-        raise ValueError(f"`source` must be {files} file(s) for {options.kind}, got {len(options.source)}.")
-    print(convert(*options.source, options.destination))
-    return 0
 
 
 def _prepare(options: argparse.Namespace) -> int:

@@ -354,8 +354,12 @@ class ConversionReport:
         if not self.complete:
             raise ConversionError(what, self)
 
+    def brief(self) -> str:
+        """All but the table."""
+        return "\n".join([self.summary(), *self.notes, *self.problems])
+
     def __str__(self) -> str:
-        return "\n".join([self.table(), self.summary(), *self.notes, *self.problems])
+        return f"{self.table()}\n{self.brief()}"
 
 
 class ConversionError(ValueError):
@@ -367,10 +371,10 @@ class ConversionError(ValueError):
     """
 
     def __init__(self, what: str, report: ConversionReport):
-        self.report = report
-        lines = [f"`source` does not fit {what}, nothing was written: {report.summary()}."]
-        lines += [report.table(report.misfits)] if report.misfits else []
-        super().__init__("\n".join(lines + report.problems))
+        self.summary = f"`source` does not fit {what}, nothing was written: {report.summary()}."
+        lines = [report.table(report.misfits)] if report.misfits else []
+        self.table = "\n".join(lines + report.problems)
+        super().__init__(f"{self.summary}\n{self.table}")
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -91,6 +91,7 @@ def convert_joyvasa(
     report.rows += drawn_report.rows
     scheduler = joyvasa_scheduler(model.config.num_train_timesteps)
     components = {"motion_generator": model, "audio_encoder": encoder, "renderer": drawn, "scheduler": scheduler}
+    components |= {"image_processor": liveportrait.image_processor(drawn)}
     save_pipeline(destination, components | {"audio_processor": VasaAudioProcessor(padding="reflect")})
     return report
 

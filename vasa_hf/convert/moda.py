@@ -85,6 +85,7 @@ def convert_moda(
     report.notes.append("MoDA states no licence: keep what was converted to yourself")
     components = {"motion_generator": model, "audio_encoder": encoder, "renderer": drawn}
     components |= {"audio_processor": audio_processor(hubert), "scheduler": FlowMatchEulerDiscreteScheduler()}
+    components |= {"image_processor": liveportrait.image_processor(drawn)}
     save_pipeline(destination, components)
     return report
 

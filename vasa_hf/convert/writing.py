@@ -13,13 +13,12 @@ from typing import Any
 
 import diffusers
 
+from vasa_hf.hub import resolve
+
 PIPELINE = "ModaTalkingHeadPipeline"
-COMPONENTS = (
-    *("audio_encoder", "audio_processor", "face_analyzer", "image_processor"),
-    *("motion_generator", "renderer", "scheduler"),
-)
-# Lends what no checkpoint brings: the pipeline looks there for components that are null.
-BASE = "vasa-small"
+COMPONENTS = ("audio_encoder", "audio_processor", "image_processor", "motion_generator", "renderer", "scheduler")
+# No checkpoint brings a part that finds faces and may be passed on: ours is copied.
+FACE_ANALYZER = ("vasa-small/face_analyzer", ["vasa_hf.models.face_analyzer", "FaceAnalyzer"])
 
 
 @contextmanager
@@ -68,8 +67,11 @@ def save_pipeline(destination: str | os.PathLike, components: Mapping[str, Any])
         destination (`str` or `os.PathLike`): New or empty folder.
         components (`Mapping[str, Any]`): Some of `COMPONENTS`, each with a `save_pretrained`; the others are null.
     """
-    index = {"_class_name": PIPELINE, "_diffusers_version": diffusers.__version__, "base": BASE}
+    embedded, face_analyzer = FACE_ANALYZER
+    embedded = resolve(embedded)
+    index = {"_class_name": PIPELINE, "_diffusers_version": diffusers.__version__, "face_analyzer": face_analyzer}
     with new_folder(destination) as folder:
+        shutil.copytree(embedded, folder / "face_analyzer")
         for name in COMPONENTS:
             component = components.get(name)
             if component is None:
