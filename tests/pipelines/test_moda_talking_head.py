@@ -392,3 +392,30 @@ def test_bad_input_is_told_before_any_heavy_work(pipe, changes, message):
         for handle in handles:
             handle.remove()
     assert not heavy
+
+
+def test_a_folder_borrows_what_another_model_has(tmp_path, caplog):
+    """As `moda-small` has face analyzer, pictures and sound from `vasa-small`; saved again it is whole."""
+    whole, thin, again = tmp_path / "whole", tmp_path / "thin", tmp_path / "again"
+    pipe = ModaTalkingHeadPipeline(**make_moda_components())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(whole)
+    shutil.copytree(whole, thin)
+    for name in ("face_analyzer", "image_processor", "audio_encoder", "audio_processor"):
+        shutil.rmtree(thin / name)
+    with pytest.raises(ValueError, match="must hold a whole pipeline"):
+        ModaTalkingHeadPipeline.from_pretrained(thin)
+    index = json.loads((thin / "model_index.json").read_text())
+    (thin / "model_index.json").write_text(json.dumps({**index, "_base": str(whole)}))
+    loaded = ModaTalkingHeadPipeline.from_pretrained(thin)
+    loaded.set_progress_bar_config(disable=True)
+    assert "ignored" not in caplog.text
+    loaded.save_pretrained(again)
+    shutil.rmtree(whole)
+    saved = ModaTalkingHeadPipeline.from_pretrained(again)
+    saved.set_progress_bar_config(disable=True)
+    expected = talk(pipe)
+    torch.testing.assert_close(talk(loaded).motion, expected.motion)
+    torch.testing.assert_close(talk(saved).motion, expected.motion)
+    with pytest.raises(ValueError, match="must be an embedded model, a folder or a repository"):
+        ModaTalkingHeadPipeline.from_pretrained(thin)  # the one that lent is gone

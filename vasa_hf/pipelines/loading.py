@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from vasa_hf.hub import resolve
 
 # Options of `from_pretrained` that say where on the Hub to look, and how.
+_BASE = "_base"  # diffusers passes over private entries of an index
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
@@ -44,7 +48,7 @@ class EmbeddedWeightsMixin:
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = local_folder(pretrained_model_name_or_path, **options)
         try:
-            pipeline = super().from_pretrained(folder, **kwargs)
+            pipeline = super().from_pretrained(folder, **{**borrowed(folder, kwargs), **kwargs})
             for name, component in pipeline.components.items():
                 check_weights(name, component)
         except torch.OutOfMemoryError:
@@ -72,6 +76,41 @@ class EmbeddedWeightsMixin:
         if not safe_serialization:
             raise ValueError("`safe_serialization` must be True: weights are saved as safetensors only, got False.")
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+
+
+def borrowed(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Components that a folder lacks and another model lends: the one that its `model_index.json` calls `"_base"`.
+
+    So `moda-small` has its face analyzer and audio encoder from `vasa-small`. Saved again, a pipeline has all of them.
+
+    Args:
+        folder (`Path`): A pipeline's.
+        given (`Mapping[str, Any]`): Options of `from_pretrained`: a component, or a `dtype`, that is given there.
+
+    Raises:
+        ValueError: If the other model is not there.
+    """
+    index = _read_json(folder / "model_index.json")
+    if _BASE not in index:
+        return {}
+    base = local_folder(index[_BASE])
+    theirs, parts = _read_json(base / "model_index.json"), {}
+    dtype = {name: given[name] for name in ("dtype", "torch_dtype") if name in given}
+    for name, entry in index.items():
+        if isinstance(entry, list) and entry[0] and name not in given and not (folder / name).is_dir():
+            library, kind = theirs[name]
+            component = getattr(import_module(library), kind)
+            parts[name] = component.from_pretrained(
+                base / name, **(dtype if issubclass(component, torch.nn.Module) else {})
+            )
+    return parts
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):  # whoever loads the pipeline tells what is wrong with it
+        return {}
 
 
 def require_safetensors(options: dict[str, Any]) -> None:
