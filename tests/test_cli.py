@@ -164,7 +164,7 @@ def test_unknown_commands_and_help(capsys):
         assert exit_.value.code == code
     said = capsys.readouterr()
     assert "vasa-hf 0." in said.out and "invalid choice: 'dance'" in said.err
-    for command in ("talk", "demo", "crop", "info", "bench", "inspect"):
+    for command in ("talk", "demo", "animate", "crop", "info", "bench", "inspect"):
         with pytest.raises(SystemExit) as exit_:
             main([command, "--help"])
         assert exit_.value.code == 0

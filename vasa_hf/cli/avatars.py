@@ -218,7 +218,7 @@ def _view(options: argparse.Namespace) -> int:
         import torch
 
         generator = torch.Generator().manual_seed(seed)
-        steps = {"num_inference_steps": options.steps, "output_type": "latent"}
+        steps = {"num_inference_steps": options.steps or 10, "output_type": "latent"}
         return pipe(avatar, (sound, rate), generator=generator, **steps, **controls).motion[0]
 
     emotions = pipe.motion_transformer.config.emotions

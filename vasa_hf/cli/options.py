@@ -24,10 +24,18 @@ def add_control_options(parser: Any) -> None:
     )
 
 
-def add_making_options(parser: Any, model: str = "vasa-small") -> None:
+def add_edit_options(parser: Any) -> None:
+    """How LivePortrait's keypoints are changed and drawn."""
+    edits = parser.add_argument_group("keypoints", "with a renderer of LivePortrait's, such as moda's")
+    edits.add_argument("--expression", metavar="NAME=X,...", help="edits such as smile=0.5,brow=0.3; or keyframes")
+    edits.add_argument("--no-stitching", dest="stitching", action="store_false", default=None, help="shoulders move")
+    edits.add_argument("--multiplier", type=float, metavar="X", help="amount of all movement, 0 to 3 (1)")
+
+
+def add_making_options(parser: Any, model: str | None = "vasa-small") -> None:
     """Steps, seed, threads, model and device."""
     making = parser.add_argument_group("making")
-    making.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
+    making.add_argument("--steps", type=int, help="denoising steps (10)")
     making.add_argument("--seed", type=int, help="same seed, same motion; a random one is told if left out")
     making.add_argument("--threads", type=int, help="CPU threads")
     add_model_options(making, model)
@@ -62,11 +70,13 @@ def control_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What `add_control_options` and `add_making_options` read, as arguments of a pipeline's call.
 
     Raises:
-        ValueError: If a text cannot be read.
+        ValueError: If a text cannot be read, or edits of keypoints are asked for.
     """
+    if hasattr(options, "expression") and (strange := edit_settings(options)):
+        raise ValueError(f"`{next(iter(strange))}` needs --system moda.")
     settings: dict[str, Any] = {
         "head_motion": options.head_motion,
-        "num_inference_steps": options.steps,
+        "num_inference_steps": 10 if options.steps is None else options.steps,
         "guidance_scale": None if options.guidance is None else weights("guidance", options.guidance),
     }
     if options.gaze is not None:
@@ -77,6 +87,33 @@ def control_settings(options: argparse.Namespace) -> dict[str, Any]:
         settings["emotion"] = keyframes(options.emotion, lambda text: weights("emotion", text))
     check_seed(options.seed)
     return settings
+
+
+def keypoint_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The same for a pipeline with LivePortrait's keypoints, such as MoDA's.
+
+    Raises:
+        ValueError: If a text cannot be read, or a control is not known there.
+    """
+    for name in ("gaze", "distance"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"`{name}` is no control of moda; gaze is an edit there: --expression gaze_yaw=0.2.")
+    settings: dict[str, Any] = {
+        "head_motion": options.head_motion,
+        "num_inference_steps": options.steps,
+        "guidance_scale": None if options.guidance is None else weights("guidance", options.guidance),
+        "emotion": None if options.emotion is None else keyframes(options.emotion, str),
+        **edit_settings(options),
+    }
+    check_seed(options.seed)
+    return settings
+
+
+def edit_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_edit_options` reads, as arguments of a pipeline's call."""
+    edits = None if options.expression is None else keyframes(options.expression, lambda text: weights("edits", text))
+    settings = {"expression": edits, "stitching": options.stitching, "driving_multiplier": options.multiplier}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def keyframes(text: str, parse: Any) -> Any:

@@ -1,11 +1,12 @@
-"""Commands about pictures and videos: `talk`, `demo`, `crop`, `inspect`."""
+"""Commands about pictures and videos: `talk`, `demo`, `animate`, `crop`, `inspect`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import vasa_hf
 from vasa_hf.cli import options as shared
@@ -16,7 +17,31 @@ _TALK_EXAMPLES = """examples:
   vasa-hf talk me.jpg hello.mp3 -o out.mp4 --seed 1 --paste-back --fps 30
   vasa-hf talk me.jpg hello.wav -o out.mp4 --gaze 0.2,0 --distance 1.2 --emotion happy=0.6
   vasa-hf talk me.jpg hello.wav -o out.mp4 --gaze "0:0,0 2:0.3,0 4:0,0" --emotion "0:happy=0 3:happy=1"
+  vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --emotion happiness --expression smile=0.3
+  vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --model me/joyvasa-converted
 """
+_ANIMATE_EXAMPLES = """examples:
+  vasa-hf animate me.jpg driving.mp4 -o out.mp4
+  vasa-hf animate me.jpg driving.mp4 -o out.mp4 --region lips --paste-back --motion template.safetensors
+  vasa-hf animate me.jpg template.safetensors -o out.mp4 --multiplier 1.2
+  vasa-hf animate me.jpg driving.mp4 -o out.mp4 --system vasa1 --absolute
+"""
+
+
+class _System(NamedTuple):
+    """Public name of a pipeline, its embedded weights, what reads its options, and whether it has keypoints."""
+
+    pipeline: str
+    model: str
+    settings: Callable[[argparse.Namespace], dict[str, Any]]
+    has_keypoints: bool
+
+
+_SYSTEMS = {
+    "vasa1": _System("VasaTalkingFacePipeline", "vasa-small", shared.control_settings, False),
+    "moda": _System("ModaTalkingHeadPipeline", "moda-small", shared.keypoint_settings, True),
+}
+_REGIONS = ("all", "expression", "pose", "lips", "eyes")
 
 
 def add_commands(command: Any) -> None:
@@ -35,6 +60,31 @@ def add_commands(command: Any) -> None:
     )
     demo.add_argument("-o", "--output", default="demo.mp4", metavar="OUT.mp4", help="video to write (%(default)s)")
     _add_talk_options(demo)
+
+    animate = command(
+        "animate", _animate, "let a portrait do what the face of a video, or a saved motion, does", _ANIMATE_EXAMPLES
+    )
+    animate.add_argument("image", help="portrait: a picture file")
+    animate.add_argument("driving", help="video of a face, or motion saved before (.safetensors)")
+    animate.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
+    driving = animate.add_argument_group("driving")
+    driving.add_argument(
+        "--absolute", action="store_true", help="take pose and expression as they are, not their change"
+    )
+    driving.add_argument("--driving-face", type=int, help="which face of the video, 0 is the largest")
+    driving.add_argument("--driving-box", metavar="X0,Y0,X1,Y1", help="its box in the first frame, in pixels")
+    driving.add_argument("--region", choices=_REGIONS, help="moda: what is driven (all)")
+    driving.add_argument(
+        "--expression-friendly", action="store_true", default=None, help="moda: fit to the face's size"
+    )
+    driving.add_argument("--eyes", type=float, metavar="RATIO", help="moda: openness of the eyes, such as 0.3")
+    driving.add_argument("--lips", type=float, metavar="RATIO", help="moda: openness of the lips, such as 0.1")
+    shared.add_edit_options(animate)
+    _add_picture_options(animate, None)
+    making = animate.add_argument_group("making")
+    _add_system(making, "moda")
+    making.add_argument("--threads", type=int, help="CPU threads")
+    shared.add_model_options(making, None)
 
     crop = command(
         "crop",
@@ -60,11 +110,21 @@ def add_commands(command: Any) -> None:
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
 
+def _add_system(parser: Any, default: str) -> None:
+    parser.add_argument("--system", choices=list(_SYSTEMS), default=default, help="whose models (%(default)s)")
+
+
 def _add_talk_options(parser: argparse.ArgumentParser) -> None:
+    _add_system(parser, "vasa1")
     shared.add_control_options(parser)
-    shared.add_making_options(parser)
+    shared.add_edit_options(parser)
+    shared.add_making_options(parser, None)
+    _add_picture_options(parser, "25")
+
+
+def _add_picture_options(parser: argparse.ArgumentParser, fps: str | None) -> None:
     picture = parser.add_argument_group("picture")
-    picture.add_argument("--fps", default="25", help="frames a second, such as 30 or 30000/1001 (%(default)s)")
+    picture.add_argument("--fps", default=fps, help=f"frames a second, such as 30 or 30000/1001 ({fps or 'its own'})")
     picture.add_argument("--size", type=int, help="side of the face's square in pixels, such as 256 or 512")
     shape = picture.add_mutually_exclusive_group()
     shape.add_argument("--paste-back", action="store_true", help="the whole picture, the face put back into it")
@@ -73,19 +133,55 @@ def _add_talk_options(parser: argparse.ArgumentParser) -> None:
     shared.add_video_options(picture)
 
 
-def _talk(options: argparse.Namespace) -> int:
+def _picture_settings(options: argparse.Namespace) -> dict[str, Any]:
     from vasa_hf.media.ffmpeg import parse_fps
 
-    # What can be seen to be wrong without torch is told at once.
-    settings = shared.control_settings(options) | {
-        "fps": parse_fps(options.fps),
+    return {
+        "fps": None if options.fps is None else parse_fps(options.fps),
         "face": options.face,
         "box": None if options.box is None else shared.numbers("box", options.box, 4),
         "output_size": options.size,
         "paste_back": options.paste_back,
     }
+
+
+def _talk(options: argparse.Namespace) -> int:
+    system = _SYSTEMS[options.system]
+    options.model = options.model or system.model
+    # What can be seen to be wrong without torch is told at once.
+    settings = system.settings(options) | _picture_settings(options)
     shared.check_files(image=options.image, audio=options.audio)
-    return shared.talk_to_file(options, "VasaTalkingFacePipeline", lambda _: options.image, settings)
+    return shared.talk_to_file(options, system.pipeline, lambda _: options.image, settings)
+
+
+def _animate(options: argparse.Namespace) -> int:
+    shared.check_files(image=options.image, driving=options.driving)
+    shared.check_target("output", options.output, ".mp4")
+    if options.motion is not None:
+        shared.check_target("motion", options.motion, ".safetensors")
+    system = _SYSTEMS[options.system]
+    options.model = options.model or system.model
+    settings = {"relative": not options.absolute, **_picture_settings(options)}
+    own = {"region": options.region, "eye_ratio": options.eyes, "lip_ratio": options.lips}
+    own = {**own, "expression_friendly": options.expression_friendly, **shared.edit_settings(options)}
+    own = {name: value for name, value in own.items() if value is not None}
+    if own and not system.has_keypoints:
+        raise ValueError(f"`{next(iter(own))}` needs --system moda.")
+    pipe = shared.load_pipeline(options, system.pipeline)
+    if options.driving.lower().endswith(".safetensors"):
+        if own.pop("expression_friendly", None) or options.driving_face is not None or options.driving_box:
+            raise ValueError("`driving` must be a video for --expression-friendly, --driving-face and --driving-box.")
+        settings["fps"] = settings["fps"] or 25
+        result = pipe.render(options.image, options.driving, **settings, **own)
+    else:
+        box = None if options.driving_box is None else shared.numbers("driving-box", options.driving_box, 4)
+        face = {"driving_face": options.driving_face, "driving_box": box}
+        result = pipe.animate(options.image, options.driving, **settings, **face, **own)
+    result.save(options.output, provenance=not options.no_provenance, crf=options.crf)
+    if options.motion is not None:
+        result.save(options.motion)
+    print(options.output)
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
