@@ -14,7 +14,6 @@ labels and of talkers (`vasa_hf.data.synthetic.talkers`):
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from accelerate import PartialState
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 
 from vasa_hf.guidance import guided_prediction
@@ -176,19 +174,16 @@ class FlowLoss:
         sample = (1 - t) * motion + t * noise  # z_t of Eq. 1
         if self.options.audio_noise:
             audio = audio + self.options.audio_noise * audio.std() * torch.randn_like(audio)
-        # With few tokens, the fused attention's backward pass on a CPU is slower than the plain one.
-        plain_attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-        with plain_attention:
-            velocity = modules[NAME](
-                sample,
-                timestep,
-                audio=audio,
-                emotion=batch["emotion"],
-                keypoints=batch["keypoints"],
-                previous_motion=self.model.normalize(batch["previous_motion"]),
-                frame_mask=mask,
-                drop={"audio": batch["drop_audio"], "emotion": batch["drop_emotion"]},
-            ).sample
+        velocity = modules[NAME](
+            sample,
+            timestep,
+            audio=audio,
+            emotion=batch["emotion"],
+            keypoints=batch["keypoints"],
+            previous_motion=self.model.normalize(batch["previous_motion"]),
+            frame_mask=mask,
+            drop={"audio": batch["drop_audio"], "emotion": batch["drop_emotion"]},
+        ).sample
         weight = self.channel_weight.to(device)
         loss, logs = flow_loss(velocity, noise - motion, mask, weight, self.options.velocity_weight)
         if self.expert is not None:
