@@ -248,7 +248,10 @@ def _explained(path: Path, read: Callable[[], Any], what: str) -> Any:
     except Exception as error:  # a bad file may fail in any way
         if isinstance(error, ValueError) and str(error).startswith("`source`"):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # torch's own message would have the reader load the file without a check.
+        asked = re.search(r"GLOBAL (\S+)|WeightsUnpickler error: (.*)", str(error))
+        reason = f"it asks for {asked[1]}" if asked and asked[1] else asked[2] if asked else str(error)
+        reason = (reason or type(error).__name__).splitlines()[0]
         raise ValueError(f"`source` must be {what}, but {path.name!r} is not: {reason}") from error
 
 
@@ -371,6 +374,7 @@ class ConversionError(ValueError):
     """
 
     def __init__(self, what: str, report: ConversionReport):
+        self.report = report
         self.summary = f"`source` does not fit {what}, nothing was written: {report.summary()}."
         lines = [report.table(report.misfits)] if report.misfits else []
         self.table = "\n".join(lines + report.problems)
@@ -384,23 +388,24 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def match(
     expected: Mapping[str, Sequence[int]],
     found: Mapping[str, Any],
-    optional: Callable[[str], str | None] = lambda name: None,
+    may_lack: Callable[[str], str | None] = lambda name: None,
+    may_have: Callable[[str], str | None] = lambda name: None,
 ) -> ConversionReport:
     """Hold tensors against what a model needs.
 
     Args:
         expected (`Mapping[str, Sequence[int]]`): Shapes by the names that the source should have.
         found (`Mapping[str, torch.Tensor | np.ndarray]`): What the source has.
-        optional (`Callable`, *optional*):
-            Of a name that may be absent, or may be there without having a place, it says why; of others, None.
+        may_lack (`Callable`, *optional*): Of an expected name that may be absent it says why; of others, None.
+        may_have (`Callable`, *optional*): Of a name without a place that may be there it says why; of others, None.
     """
     report = ConversionReport()
     for name, shape in expected.items():
         value = found.get(name)
-        outcome = (optional(name) or "missing") if value is None else _judged(value, tuple(shape))
+        outcome = (may_lack(name) or "missing") if value is None else _judged(value, tuple(shape))
         report.rows.append(TensorRow(name, tuple(shape), getattr(value, "shape", None), outcome))
     for name in sorted(found.keys() - expected.keys()):
-        report.rows.append(TensorRow(name, None, getattr(found[name], "shape", None), optional(name) or "extra"))
+        report.rows.append(TensorRow(name, None, getattr(found[name], "shape", None), may_have(name) or "extra"))
     return report
 
 

@@ -128,7 +128,7 @@ def match(content: dict[str, object], sizes: FlameSizes) -> tuple[dict[str, np.n
         `tuple`: arrays by FLAME's names, none unless all fit, and the report.
     """
     shapes = sizes.shape_of()
-    report = checkpoint.match(shapes, content, lambda name: None if name in shapes else "not needed")
+    report = checkpoint.match(shapes, content, may_have=lambda name: "not needed")
     if not report.complete:
         return {}, report
     found = {

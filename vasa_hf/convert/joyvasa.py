@@ -68,6 +68,7 @@ def convert_joyvasa(
     """
     check_destination(destination)
     folder = locate(source, (*NETWORK, *TEMPLATE))
+    place = liveportrait.place_of_renderer(folder, renderer)
     network = need(folder, NETWORK)
     content = read_checkpoint(network)
     state = own_spelling(state_dict(content, network.name))
@@ -77,15 +78,14 @@ def convert_joyvasa(
     model = JoyVasaMotionDenoiser(**sizes(state, args), positional_encoding=positional_encoding).eval()
     encoder = HubertModel(hubert_config(state, "audio_encoder.")).eval()
     heard = {f"audio_encoder.{name}": tuple(value.shape) for name, value in encoder.state_dict().items()}
-    report = match(official_shapes(model) | heard, state, _made_anew)
-    report.rows += match(template_shapes(model), template, _statistic).rows
+    report = match(official_shapes(model) | heard, state, may_have=_made_anew)
+    report.rows += match(template_shapes(model), template, may_have=_statistic).rows
     report.problems += differences(state, model, args)
     report.check("JoyVASA's motion generator")
     report.notes.append(f"positional encoding: {positional_encoding} (JoyVASA's code got the other one after release)")
 
     model.load_state_dict(own_names(state, model) | statistics(template))
     encoder.load_state_dict({name.removeprefix("audio_encoder."): state[name] for name in heard})
-    place = folder if renderer is None else locate(renderer, liveportrait.wanted())
     drawn, drawn_report = liveportrait.read_renderer(place)
     drawn_report.check("LivePortrait")
     report.rows += drawn_report.rows

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vasa_hf.convert.checkpoint import ConversionReport, locate, match, need, read_checkpoint, state_dict
+from vasa_hf.convert.checkpoint import ConversionReport, find, locate, match, need, read_checkpoint, state_dict
 from vasa_hf.convert.writing import check_destination, save_pipeline
 from vasa_hf.geometry.crops import STANDARD_RAISE
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
@@ -64,6 +64,25 @@ def convert_liveportrait(
     return report
 
 
+def place_of_renderer(folder: Path, renderer: str | os.PathLike | None) -> Path:
+    """Where the renderer of another project's generator is.
+
+    Args:
+        folder (`pathlib.Path`): The generator's folder.
+        renderer (`str` or `os.PathLike`, *optional*): What `convert_liveportrait` takes.
+
+    Raises:
+        ValueError: If none is named, and none is in the folder.
+    """
+    if renderer is not None:
+        return locate(renderer, wanted())
+    if find(folder, wanted()) is None:
+        raise ValueError(
+            f"`renderer` must be LivePortrait's weights, such as KwaiVGI/LivePortrait: {str(folder)!r} has none."
+        )
+    return folder
+
+
 def image_processor(renderer: LivePortraitRenderer) -> FaceImageProcessor:
     """Crops as LivePortrait has them: upright, 2.3 times the landmarks, moved up by an eighth.
 
@@ -87,7 +106,7 @@ def read_renderer(folder: Path, animals: bool = False) -> tuple[LivePortraitRend
     file = need(folder, [f"{at}/{RETARGETING}{end}" for at in _retargeting_folders() for end in _ENDINGS])
     state |= retargeting_networks(read_checkpoint(file))
     model = LivePortraitRenderer(**sizes(state)).eval()
-    report = match(official_shapes(model), state, _counter)
+    report = match(official_shapes(model), state, may_lack=_counter)
     if report.complete:
         model.load_state_dict(own_names(state, model))
     return model, report
@@ -190,7 +209,7 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "feature_channels": channels,
         "feature_depth": side(f"{f}second.weight", 0, 512) // channels,
         "num_resblocks": count(f"{f}resblocks_3d.", 6),
-        "motion_depths": tuple(count(f"{m}stages.{s}.", 3) for s in range(stages)),
+        "motion_depths": tuple(count(f"{m}stages.{s}.", 9 if s == 2 else 3) for s in range(stages)),
         "motion_dims": tuple(side(f"{m}stages.{s}.0.norm.weight", 0, 96 * 2**s) for s in range(stages)),
         "hourglass_block_expansion": expansion,
         "hourglass_max_features": deepest if deepest < expansion * 2**blocks else max(1024, deepest),

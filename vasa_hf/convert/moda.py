@@ -62,6 +62,7 @@ def convert_moda(
     check_destination(destination)
     encoder_files = [f"{folder}/{name}" for folder in HUBERT for name in ("config.json", "*.safetensors", "*.bin")]
     folder = locate(source, (*NETWORK, *STATISTICS, *encoder_files, *([] if renderer else liveportrait.wanted())))
+    place = liveportrait.place_of_renderer(folder, renderer)
     numbers = read_statistics(folder, statistics)
     network = need(folder, NETWORK)
     state = state_dict(read_checkpoint(network), network.name)
@@ -70,7 +71,7 @@ def convert_moda(
     encoder_report.check("MoDA's audio encoder")
 
     model = ModaMotionTransformer(**sizes(state, encoder.config.hidden_size)).eval()
-    report = match(official_shapes(model), state, _set_aside)
+    report = match(official_shapes(model), state, may_lack=_drawn, may_have=_not_needed)
     report.rows += match({"mean": (1, model.config.motion_dim), "std": (1, model.config.motion_dim)}, numbers).rows
     report.check("MoDA's motion generator")
     report.rows += encoder_report.rows
@@ -78,7 +79,6 @@ def convert_moda(
     report.notes.append(note)
     model.load_state_dict(own | {"motion_mean": numbers["mean"][0].float(), "motion_std": numbers["std"][0].float()})
 
-    place = folder if renderer is None else locate(renderer, liveportrait.wanted())
     drawn, drawn_report = liveportrait.read_renderer(place)
     drawn_report.check("LivePortrait")
     report.rows += drawn_report.rows
@@ -150,9 +150,11 @@ def own_names(state: Mapping[str, Tensor], model: ModaMotionTransformer) -> tupl
     return own | {"null_audio": drawn}, note
 
 
-def _set_aside(name: str) -> str | None:
-    if name == NULL:
-        return "absent, drawn"
+def _drawn(name: str) -> str | None:
+    return "absent, drawn" if name == NULL else None
+
+
+def _not_needed(name: str) -> str | None:
     return "not needed" if name in ("null_motion_feat", "scheduler.sigmas") else None
 
 

@@ -63,7 +63,7 @@ def convert_syncnet(
     """
     model = SyncNet() if model is None else model
     state = without_prefixes(state_dict(read_checkpoint(source), Path(source).name))
-    report = match(official_shapes(model), state, _counter)
+    report = match(official_shapes(model), state, may_lack=_counter)
     report.check("SyncNet")
     own = model.state_dict()
     model.load_state_dict({name: state.get(official_name(name), torch.zeros_like(own[name])) for name in own})
