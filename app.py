@@ -318,14 +318,15 @@ def avatar_tab(consent: Any, tab: Any) -> None:
 def inside_tabs(consent: Any, image: Any, audio: Any) -> None:
     """The systems beside each other, and what the latent means."""
     with gr.Tab("Compare"):
-        gr.Markdown("VASA-1 (left) and VASA-3D (right): one portrait, one voice, one motion.")
+        gr.Markdown("One portrait and one voice. VASA-1 and VASA-3D make the same motion, MoDA its own.")
         with gr.Row():
             name = gr.Dropdown([*DESK.about["avatars"], MINE], label="Avatar")
             camera = gr.Radio(["fixed", "orbit"], value="fixed", label="Camera of VASA-3D")
             seed = gr.Number(1, precision=0, label="Seed")
+            systems = gr.CheckboxGroup(DESK.about["systems"], value=DESK.about["systems"], label="Systems")
         voice = gr.Audio(SPEECH, label="Voice", type="filepath", sources=["upload", "microphone"])
-        pair, outputs = start_and_stop("Compare"), results("VASA-1, VASA-3D")
-        begin(pair, video_page("compare"), [consent, name, voice, camera, seed], outputs, "compare_live")
+        pair, outputs = start_and_stop("Compare"), results("Beside each other")
+        begin(pair, video_page("compare"), [consent, name, voice, camera, seed, systems], outputs, "compare_live")
     with gr.Tab("Inspect"):
         gr.Markdown("The portrait and the voice are those of the first tab.")
         with gr.Row():

@@ -14,7 +14,7 @@ from PIL import Image
 from vasa_hf.studio import speech
 from vasa_hf.studio.faces import FoundFaces
 from vasa_hf.studio.jobs import Job, Jobs, Stopped, Update, release_memory
-from vasa_hf.studio.models import Models, described
+from vasa_hf.studio.models import SYSTEMS, Models, described
 from vasa_hf.studio.settings import TalkSettings
 
 MINE = "mine (fitted here)"
@@ -102,13 +102,20 @@ class Desk:
         return self.updates("talk3d", session, consent, *arguments)
 
     def compare(
-        self, session: str, consent: bool, name: str, audio: str | None, camera: str, seed: int
+        self,
+        session: str,
+        consent: bool,
+        name: str,
+        audio: str | None,
+        camera: str,
+        seed: int,
+        systems: Sequence[str] = SYSTEMS,
     ) -> Iterator[Update]:
-        """VASA-1 and VASA-3D beside each other."""
+        """Systems beside each other."""
         avatar, settings = self.avatar(session, name), TalkSettings(seed=seed)
         portrait = (Path(avatar) if name == MINE else self.about["folder"] / "avatars" / avatar) / "portrait.png"
         return self.updates(
-            "compare", session, consent, avatar, str(portrait), required(audio, VOICE), settings, camera
+            "compare", session, consent, avatar, str(portrait), required(audio, VOICE), settings, camera, systems
         )
 
     def swaps(

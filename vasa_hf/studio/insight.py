@@ -19,7 +19,7 @@ from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.motion import POSE_DIM
 from vasa_hf.studio.avatars import SideBySide
 from vasa_hf.studio.jobs import Job, Update
-from vasa_hf.studio.models import PRIORS, Models
+from vasa_hf.studio.models import PRIORS, SYSTEMS, Models
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings
 from vasa_hf.studio.talk import PREPARING, check_length, save_settings, write
 
@@ -131,9 +131,12 @@ def compare(
     audio: str,
     settings: TalkSettings,
     camera: str = "fixed",
+    systems: Sequence[str] = SYSTEMS,
     max_seconds: float = 60.0,
 ) -> Iterator[Update]:
-    """VASA-1 (left) and VASA-3D (right) with one portrait, one voice and one motion; the updates are those of `talk`.
+    """Systems beside each other with one portrait and one voice; the updates are those of `talk`.
+
+    VASA-1 and VASA-3D make the same motion, MoDA its own.
 
     Args:
         models (`Models`): What makes it.
@@ -143,6 +146,7 @@ def compare(
         audio (`str`): The voice's file.
         settings (`TalkSettings`): How.
         camera (`str`): Of the avatar: "fixed" or "orbit".
+        systems (`Sequence[str]`): Of those that `described` names, from left to right.
         max_seconds (`float`): Longest voice.
 
     Yields:
@@ -153,23 +157,34 @@ def compare(
     samples, rate = models.sound(audio)
     check_length(len(samples) / rate, max_seconds)
     parse_controls(**settings.controls(), emotions=models.faces.motion_transformer.config.emotions)
-    view = models.avatars.view(avatar, camera, fps, settings.size, BACKGROUNDS["white"])
-    performers = [models.portrait(portrait, None, settings.size), view]
+    steps = {"num_inference_steps": settings.steps, "head_motion": settings.head_motion}
+    makers = {
+        "VASA-1": lambda: (models.faces, models.portrait(portrait, None, settings.size), settings.motion_options()),
+        "VASA-3D": lambda: (
+            models.faces,
+            models.avatars.view(avatar, camera, fps, settings.size, BACKGROUNDS["white"]),
+            settings.motion_options(),
+        ),
+        "MoDA": lambda: (models.heads, portrait, steps),
+    }
+    if not systems or not set(systems) <= set(makers):
+        raise ValueError(f"`systems` must be some of {list(makers)}, got {list(systems)}.")
+    chosen = [makers[name]() for name in makers if name in systems]  # in this order, whatever that of the clicks
     videos = [
-        models.faces.stream(
+        pipe.stream(
             performer,
             (samples, rate),
-            **settings.motion_options(),
+            **options,
             fps=fps,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         )
-        for performer in performers
+        for pipe, performer, options in chosen
     ]
     num_frames = math.ceil(len(samples) * fps / rate)
-    video, name = job.folder / "vasa1_vasa3d.mp4", models.faces.model_name
+    video, name = job.folder / "compared.mp4", models.faces.model_name
     yield from write(job, SideBySide(*videos), num_frames, fps, (samples, rate), video, name)
-    more = {"left": "VASA-1", "right": "VASA-3D", "camera": camera, "seed": seed}
+    more = {"systems": [name for name in makers if name in systems], "camera": camera, "seed": seed}
     file = save_settings(job.folder / "settings.json", name, {"image": portrait, "audio": audio}, more, began)
     yield Update("Done", num_frames, num_frames, 0.0, files={"video": video, "settings": file})
 

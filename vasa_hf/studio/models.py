@@ -14,9 +14,11 @@ from typing import Any
 
 from safetensors import safe_open
 
-from vasa_hf.hub import resolve
+from vasa_hf.hub import embedded_path, resolve
 
 PRIORS = "motion_priors.safetensors"
+MODA = "moda-small"
+SYSTEMS = ("VASA-1", "VASA-3D")
 
 
 class Recent:
@@ -57,6 +59,7 @@ class Models:
     def __init__(self, name: str = "vasa3d-small", device: str | None = None):
         self.name, self.device = name, device
         self._pipe: Any = None
+        self._heads: Any = None
         self._error: BaseException | None = None
         self._loaded = threading.Event()
         self._thread: threading.Thread | None = None
@@ -88,6 +91,20 @@ class Models:
     def faces(self) -> Any:
         """VASA-1's pipeline, with the same components."""
         return self.avatars.talking_face
+
+    @property
+    def heads(self) -> Any:
+        """MoDA's pipeline, loaded when it is first asked for; what it has in common with VASA-1 is VASA-1's."""
+        faces = self.faces
+        with self._lock:
+            if self._heads is None:
+                from vasa_hf import ModaTalkingHeadPipeline
+
+                parts = ("face_analyzer", "image_processor", "audio_encoder", "audio_processor")
+                shared = {part: getattr(faces, part) for part in parts}
+                self._heads = ModaTalkingHeadPipeline.from_pretrained(MODA, **shared).to(faces.device)
+                self._heads.set_progress_bar_config(disable=True)
+            return self._heads
 
     def portrait(self, path: str, face: int | None = None, output_size: int | None = None) -> Any:
         """A portrait, encoded; the last ones are remembered by what is in the file."""
@@ -146,7 +163,7 @@ def _hash(file: Any) -> str:
 
 
 def described(name: str) -> dict[str, Any]:
-    """What a page must know before the weights are loaded: emotions, sizes, sliders, avatars, folders of the cards.
+    """What a page must know before the weights are loaded: emotions, sizes, sliders, avatars, systems, cards' folders.
 
     Args:
         name (`str`): As for `Models`; of a Hub repository little is known before it is there.
@@ -163,6 +180,7 @@ def described(name: str) -> dict[str, Any]:
         "sliders": _directions(base / PRIORS, emotions),
         "folder": folder,
         "base": base,
+        "systems": [*SYSTEMS, *["MoDA"] * (embedded_path(MODA) / "motion_generator").is_dir()],
     }
 
 
