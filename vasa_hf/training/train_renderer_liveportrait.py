@@ -33,26 +33,29 @@ from vasa_hf.training import losses
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
 from vasa_hf.training.train_face_autoencoder import augment, channels_last, discriminator_player_loss
 
-# The official sizes are the model's defaults; 256² pictures in and out, on 32² features, are for CPUs.
+# The official sizes are the model's defaults. The small one is for CPUs: G has no doublings, whose shortcuts pass through
+# norms that lose brightness and colour, so that it learns to copy what it sees within minutes.
 SMALL_CONFIG = {
-    "image_size": 256,
+    "image_size": 192,
     "block_expansion": 16,
-    "max_features": 96,
-    "num_down_blocks": 3,
+    "max_features": 64,
+    "num_down_blocks": 2,
     "feature_channels": 32,
-    "feature_depth": 4,
-    "num_resblocks": 2,
+    "feature_depth": 2,
+    "num_resblocks": 0,
     "motion_depths": (2, 2, 4, 2),
     "motion_dims": (32, 64, 128, 256),
-    "hourglass_block_expansion": 16,
+    "hourglass_block_expansion": 8,
     "hourglass_max_features": 128,
-    "hourglass_num_blocks": 3,
-    "compress_channels": 2,
+    "hourglass_num_blocks": 4,
+    "compress_channels": 1,
     "mask_kernel_size": 3,
+    "warped_channels": 80,
+    "generator_channels": 80,
     "generator_num_blocks": 1,
-    "generator_out_channels": 96,
-    "spade_channels": 16,
-    "num_up_blocks": 1,
+    "generator_out_channels": 80,
+    "spade_channels": 24,
+    "num_up_blocks": 0,
     "upscale": 4,
 }
 TINY_CONFIG = {
@@ -91,7 +94,7 @@ class RendererOptions(LoopOptions):
     initial: str | None = option(None, "renderer folder to start from")
     save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/renderer)")
     learning_rate: float = option(4e-4, "peak learning rate")
-    train_size: int = option(256, "side of the pictures while training")
+    train_size: int = option(192, "side of the pictures while training")
     dynamics: str | None = option(None, "landmark dynamics file, such as vasa-small's; fitted to the data if left out")
     stream: bool = option(False, "decode frames whenever they are drawn, for data too large to keep decoded")
     portrait_share: float = option(0.25, "share of samples that are single portraits")
@@ -162,7 +165,10 @@ class RendererLoss:
             own = [transform_keypoints(dataclasses.replace(m, kp=both.kp[:count])) for m in read]
             labelled = torch.rand(len(source), 1, 1, device=source.device) < options.label_share
             keypoints = [torch.where(labelled, a, b.float()) for a, b in zip(keypoints, own, strict=True)]
-        warped, deformation, _ = model.warp(model.encode_appearance(source), *keypoints)
+        features = model.encode_appearance(source)
+        # On CPUs, bfloat16 gives weights of 3D convolutions of shallow volumes gradients of 1e30 (torch 2.13).
+        with torch.autocast(source.device.type, enabled=source.device.type != "cpu"):
+            warped, deformation, _ = model.warp(features.to(model.dtype), *keypoints)
         prediction = model.decode(warped).float() * 2 - 1
         target, weight = sample["driving"], sample["weight"]
         terms["l1"] = losses.reconstruction_loss(prediction, target, weight)
