@@ -15,7 +15,8 @@ from vasa_hf.cli.app import add_options
 from vasa_hf.studio import about, faces
 from vasa_hf.studio.desk import MINE, POSES, VIDEO, VOICE, Desk, message, status
 from vasa_hf.studio.jobs import Update
-from vasa_hf.studio.settings import BACKGROUNDS, control_groups
+from vasa_hf.studio.programs import check_mcp, named
+from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings, control_groups
 from vasa_hf.studio.speech import VOICES, can_speak
 from vasa_hf.studio.splat_viewer import viewer_parts
 
@@ -33,6 +34,13 @@ CSS = """
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
 # Fonts of the device: a page that runs offline must not ask for others.
 THEME = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+SETTINGS = tuple(TalkSettings.__dataclass_fields__)
+FIELDS = {  # of the functions for programs
+    "consent": "Whether the people whose face and voice are used agreed to it, or do not exist.",
+    "image": "A picture with a face.",
+    "audio": "A voice, in any usual format.",
+    "face": "Which face of the picture; 0 is the largest.",
+}
 DESK: Desk
 
 
@@ -110,10 +118,7 @@ def video_page(kind: str) -> Any:
 
 @readable
 def talk_api(request: gr.Request, consent, image, audio, face, *settings) -> Any:
-    """Make a video of a portrait that says what is heard in a sound file; returns the video and its settings (JSON).
-
-    `consent` says that the people whose face and voice are used have agreed. The settings are those of the page.
-    """
+    """Make a video of a portrait that says what is heard in a sound file; returns the video and its settings (JSON)."""
     for update in DESK.talk(user(request), consent, image, VOICE, audio, None, face, *settings):
         files = update.files
         if files:
@@ -155,19 +160,18 @@ def look_page(request: gr.Request, name, azimuth, elevation, background) -> Any:
 
 @readable
 def export_page(request: gr.Request, name) -> Any:
-    """Yield an avatar's Gaussians as `.ply` and `.splat`, and what the page's viewer turns."""
+    """Write the Gaussians of an avatar, by its name, as `.ply` (3DGS) and `.splat` (web viewers)."""
     for made in DESK.export(user(request), name):
-        shown = {"path": str(made.splat), "meta": {"_type": "gradio.FileData"}}
-        files = gr.update(value=[str(made.ply), str(made.splat)], visible=True)
-        yield {"splat": shown, "name": name, **made.camera}, files
+        yield [str(made.ply), str(made.splat)]
 
 
 @readable
 def show_page(request: gr.Request, name, *side) -> Any:
-    """Yield an avatar's picture from one side, then what `export_page` gives."""
-    yield DESK.look(user(request), name, *side), gr.skip(), gr.skip()
-    for shown in export_page(request, name):
-        yield gr.skip(), *shown
+    """Yield an avatar's picture from one side, then what the page's viewer turns."""
+    yield DESK.look(user(request), name, *side), gr.skip()
+    for made in DESK.export(user(request), name):
+        file = {"path": str(made.splat), "meta": {"_type": "gradio.FileData"}}
+        yield gr.skip(), {"splat": file, "name": name, **made.camera}
 
 
 def first_look(request: gr.Request, shown, name, *side) -> Any:
@@ -266,15 +270,21 @@ def talk_tab(consent: Any) -> tuple:
     inputs = [consent, image, by, audio, video, face, *controls]
     begin(pair, video_page("talk"), inputs, outputs, "talk_live")
     found = {"outputs": [found_faces, seen, crop, face, note, boxes], "show_progress": "minimal"}
-    gr.on([image.change, consent.change], show_faces, [consent, image], api_name="faces", **found)
+    gr.on(
+        [image.change, consent.change], named(show_faces, "faces", FIELDS), [consent, image], api_name="faces", **found
+    )
     face.input(show_faces, [consent, image, face], api_visibility="private", **found)
     seen.select(pick_face, [consent, image, boxes], api_visibility="private", **found)
-    speak.click(say, [text, voice], audio, api_name="speak")
+    speak.click(named(say, "speak"), [text, voice], audio, api_name="speak")
     swap = lambda kind: (gr.update(visible=kind == VOICE), gr.update(visible=kind == VIDEO))  # noqa: E731
     by.change(swap, by, [voice_group, video], queue=False, api_visibility="private")
-    api = [gr.Button(visible=False), gr.Video(visible=False), gr.File(visible=False)]
-    given = [consent, image, audio, face, *controls]
-    api[0].click(talk_api, given, api[1:], api_name="talk", **ONE_AT_A_TIME)
+    # Programs: their field of the face has no list of those that were seen.
+    api = [gr.Button(visible=False), gr.Number(0, visible=False, precision=0, label="Face")]
+    made = [gr.Video(visible=False), gr.File(visible=False)]
+    texts = [", ".join(filter(None, (one.label, getattr(one, "info", None)))) for one in controls]
+    meaning = FIELDS | dict(zip(SETTINGS, texts, strict=True))
+    given = [consent, image, audio, api[1], *controls]
+    api[0].click(named(talk_api, "talk", meaning), given, made, api_name="talk", **ONE_AT_A_TIME)
     return image, audio
 
 
@@ -303,15 +313,16 @@ def avatar_tab(consent: Any, tab: Any) -> None:
             azimuth = gr.Slider(-90, 90, 0, step=5, label="Turn (degrees)")
             elevation = gr.Slider(-30, 30, 0, step=5, label="From above (degrees)")
             export = gr.Button("Export its Gaussians")
-            files = gr.File(label="Download: .ply and .splat", visible=False, file_count="multiple", interactive=False)
+            files = gr.File(label="Download: .ply and .splat", file_count="multiple", interactive=False, height=140)
     begin(pair, video_page("talk3d"), [consent, name, audio, camera, background, *controls], outputs, "talk3d_live")
-    begin(fit_pair, fit_page, [consent, image, minutes], [*fit_outputs, name], "fit")
+    fitted = begin(fit_pair, fit_page, [consent, image, minutes], [*fit_outputs, name], "fit")
     side = [name, azimuth, elevation, background]
     turn = [azimuth.release, elevation.release, background.input]
-    gr.on(turn, look_page, side, view, api_name="look", show_progress="minimal")
-    export.click(export_page, name, [splat, files], api_name="export")
-    shown = {"outputs": [view, splat, files], "show_progress": "minimal", "api_visibility": "private"}
+    gr.on(turn, named(look_page, "look"), side, view, api_name="look", show_progress="minimal")
+    export.click(named(export_page, "export"), name, files, api_name="export")
+    shown = {"outputs": [view, splat], "show_progress": "minimal", "api_visibility": "private"}
     name.change(show_page, side, **shown)
+    fitted.success(show_page, side, **shown)
     tab.select(first_look, [splat, *side], **shown)
 
 
@@ -337,7 +348,8 @@ def inside_tabs(consent: Any, image: Any, audio: Any) -> None:
                     sliders += [
                         gr.Slider(-2, 2, 0, step=0.1, label=one, min_width=140) for one in DESK.about["sliders"]
                     ]
-                gr.on([s.release for s in sliders], shape_page, [consent, image, *sliders], picture, api_name="shape")
+                shape = named(shape_page, "shape", dict.fromkeys((*POSES, *DESK.about["sliders"]), "How far."))
+                gr.on([s.release for s in sliders], shape, [consent, image, *sliders], picture, api_name="shape")
             with gr.Column(min_width=280):
                 gr.Markdown("The same motion on several faces; then its pose, then its dynamics, exchanged.")
                 others = gr.File(label="Up to two other portraits", file_count="multiple", file_types=["image"])
@@ -362,7 +374,7 @@ def build() -> gr.Blocks:
             gr.Markdown(about.CONSENT)
             with gr.Row():
                 video, answer = gr.Video(label="Video to look at", height=240), gr.Markdown("No video yet.")
-            video.change(about.verdict_or_hint, video, answer, api_name="verdict")
+            video.change(named(about.verdict_or_hint, "verdict"), video, answer, api_name="verdict")
             for folder in (DESK.about["base"], DESK.about["folder"]):
                 with gr.Accordion(f"Model card: {folder.name}", open=False):
                     gr.Markdown(about.card(folder))
@@ -373,6 +385,8 @@ def build() -> gr.Blocks:
 def serve(options: argparse.Namespace, **launch: Any) -> tuple:
     """Serve the page; the models load meanwhile. `launch` goes to Gradio."""
     global DESK
+    if options.mcp:
+        check_mcp()
     DESK = Desk(options.model, not options.private, options.device)
     DESK.long_work, DESK.short_work = long_work, short_work
     places = {"server_name": options.host, "server_port": options.port, "share": options.share}

@@ -1,5 +1,6 @@
 """The page as users meet it: its own process, and a real browser where there is one."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -21,31 +22,44 @@ OPTIONS = ["--no-sandbox", "--mute-audio", "--use-angle=swiftshader", "--enable-
 WAIT_MS = 120_000  # of loaded machines
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """`python app.py`, with temporary files where we can count them; `url`, `pid`, `temporary`."""
-    folder = tmp_path_factory.mktemp("app")
+@contextlib.contextmanager
+def serving(folder, *flags, command=(sys.executable, str(ROOT / "app.py")), cwd=ROOT, **variables):
+    """The page in a process of its own, with temporary files where we can count them: `url`, `pid`, `temporary`, `log`.
+
+    Args:
+        folder: For temporary files and the log.
+        flags: Of the command.
+        command: What is run.
+        cwd: Where.
+        variables: Of its environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "gradio")}
-    log = open(folder / "log", "w")
-    command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--host", "127.0.0.1"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.2)
-        yield SimpleNamespace(url=url, pid=process.pid, temporary=folder)
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-        log.close()
+    environment = {**os.environ, "TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "gradio"), **variables}
+    options = ["--port", str(port), "--host", "127.0.0.1", *flags]
+    url, log = f"http://127.0.0.1:{port}", folder / "log"
+    with open(log, "w") as written:
+        process = subprocess.Popen([*command, *options], cwd=cwd, env=environment, stdout=written, stderr=written)
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(url, timeout=5).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, log.read_text()
+                    time.sleep(0.2)
+            yield SimpleNamespace(url=url, pid=process.pid, temporary=folder, log=log)
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """`python app.py`."""
+    with serving(tmp_path_factory.mktemp("app")) as served:
+        yield served
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def verdict(video: str) -> str:
 
 
 def verdict_or_hint(video: str | None) -> str:
-    """`verdict`, or what to do first; what is wrong with the file in words."""
+    """Whether a video says, or shows, that vasa_hf made it; or what is wrong with the file."""
     try:
         return verdict(video) if video else "No video yet."
     except ValueError as error:
