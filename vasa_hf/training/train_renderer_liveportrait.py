@@ -33,8 +33,8 @@ from vasa_hf.training import losses
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
 from vasa_hf.training.train_face_autoencoder import augment, channels_last, discriminator_player_loss
 
-# The official sizes are the model's defaults. The small one is for CPUs: G has no doublings, whose shortcuts pass through
-# norms that lose brightness and colour, so that it learns to copy what it sees within minutes.
+# The official sizes are the model's defaults. The small one is for CPUs: no doublings in G, since their shortcuts pass
+# through norms that lose brightness and colour; so it learns to copy what it sees within minutes.
 SMALL_CONFIG = {
     "image_size": 192,
     "block_expansion": 16,
