@@ -13,6 +13,8 @@ import vasa_hf
 from vasa_hf.cli import options as shared
 from vasa_hf.hub import EMBEDDED, embedded_path, resolve
 
+_EYES = "vasa-small"
+
 
 def add_commands(command: Any) -> None:
     """Add this module's commands to the parser."""
@@ -53,17 +55,23 @@ def add_commands(command: Any) -> None:
         "  vasa-hf eval --data data/eval --output results\n"
         "  vasa-hf eval --data data/eval --output results --parts self,audio --limit 5\n"
         "  vasa-hf eval --data data/eval --output results --pipeline vasa3d --avatars me/,anna\n"
+        "  vasa-hf eval --data data/eval --output results --pipeline moda --parts audio,speed\n"
         "  vasa-hf eval --output results --remake\n"
         "\nexit status: 0 if every asked-for metric was computed, 1 if not (the tables say why)\n",
     )
     judge.add_argument("--data", metavar="DIR", help="folder with clips/, portraits/, speech/, and labels if there are")
     judge.add_argument("--output", required=True, metavar="DIR", help="folder for tables, rows, plots and sheets")
     judge.add_argument(
-        "--pipeline", dest="model", default="vasa-small", help="what to judge; vasa3d for avatars (%(default)s)"
+        "--pipeline",
+        dest="model",
+        default="vasa-small",
+        help="what to judge; also moda, and vasa3d: avatars (%(default)s)",
     )
     judge.add_argument("--avatars", metavar="A,B", help="names or folders of avatars (those of the pipeline)")
     judge.add_argument(
-        "--parts", metavar="A,B", help="self, cross, audio, ablations, controls, studies; avatars for vasa3d (all)"
+        "--parts",
+        metavar="A,B",
+        help="self, cross, audio, ablations, controls, speed, studies; avatars (all)",
     )
     judge.add_argument("--metrics", metavar="A,B", help="only these, by their names in table.csv")
     judge.add_argument("--limit", type=int, metavar="N", help="at most so many clips, portraits and voices")
@@ -174,7 +182,7 @@ def _eval(options: argparse.Namespace) -> int:
             raise ValueError("`data` must be given: --data DIR (or --remake).")
         if not os.path.isdir(options.data):
             raise ValueError(f"`data` must be an existing folder, got {options.data!r}.")
-        pipe, avatars, model = _what_to_judge(options)
+        pipe, avatars, model, eyes = _what_to_judge(options)
         detector = None
         if options.mediapipe is not None:
             from vasa_hf import MediaPipeFaceAnalyzer
@@ -193,6 +201,7 @@ def _eval(options: argparse.Namespace) -> int:
             sheets=options.sheets,
             detector=detector,
             avatars=avatars,
+            eyes=eyes,
         )
     for name in missing:
         print(f"vasa-hf: not computed: {name}", file=sys.stderr)
@@ -200,9 +209,9 @@ def _eval(options: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
-def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str]:
-    """VASA-1's pipeline; of a pipeline of avatars, functions that load each of them; and where VASA-1 lies."""
-    options.model = "vasa3d-small" if options.model == "vasa3d" else options.model
+def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str, Any]:
+    """The pipeline; of one of avatars, functions that load each of them; where metric networks lie; and their eyes."""
+    options.model = {"vasa3d": "vasa3d-small", "moda": "moda-small"}.get(options.model, options.model)
     folder = resolve(options.model)
     index = os.path.join(folder, "model_index.json")
     about = {}
@@ -212,7 +221,12 @@ def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | N
     if about.get("_class_name") != "Vasa3DAvatarPipeline":
         if options.avatars is not None:
             raise ValueError(f"`avatars` are judged by --pipeline vasa3d, got {options.model!r}.")
-        return shared.load_pipeline(options), None, options.model
+        own = about.get("_class_name") != "ModaTalkingHeadPipeline"
+        pipe = shared.load_pipeline(options, "VasaTalkingFacePipeline" if own else "ModaTalkingHeadPipeline")
+        if own:
+            return pipe, None, options.model, None
+        options.model = _EYES  # the sync expert and CAPP know VASA-1's motion and sound
+        return pipe, None, _EYES, shared.load_pipeline(options)
 
     from vasa_hf.metrics.avatar_parts import open_sitter
 
@@ -226,7 +240,7 @@ def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | N
         place = os.path.join(folder, "avatars", name) if name in pipe.avatars else name
         title = os.path.basename(name)
         sitters[name if title in sitters else title] = partial(open_sitter, pipe, name, place, size)
-    return pipe.talking_face, sitters, about.get("talking_face", options.model)
+    return pipe.talking_face, sitters, about.get("talking_face", options.model), None
 
 
 def _metric_networks(options: argparse.Namespace, model: str) -> dict[str, Any]:

@@ -104,6 +104,8 @@ METRICS: dict[str, Metric] = {
     "distance_control_error": Metric("distance error", -1, 3, "mean |log measured - log asked|"),
     "emotion_change": Metric("emotion change", 1, 3, "rise of the asked expression's score over neutral"),
     "emotion_hit": Metric("emotion hits", 1, 2, "share of emotions whose own score rises most"),
+    "rtf": Metric("RTF", -1, 3, "seconds from a picture's and a sound's file to the video's, over the sound's seconds"),
+    "first_frame": Metric("first frame s", -1, 2, "seconds from the same to the first frame of a stream"),
 }
 
 # Part -> its metrics. `capp_paper` is there for the papers' rows.
@@ -130,6 +132,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("gaze_yaw_slope", "gaze_pitch_slope", "iris_yaw_slope", "iris_pitch_slope", "gaze_control_error"),
         *("distance_slope", "distance_control_error", "emotion_change", "emotion_hit"),
     ),
+    "speed": ("rtf", "first_frame"),
     "studies": (),
     "avatars": (
         *("psnr", "psnr_face", "l1", "ssim", "lpips", "perceptual", "fid", "fid_recognizer"),
@@ -137,6 +140,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("akd", "pose_error", "lip_correlation", "gaze_error", "msi", "delta_pose", "found"),
     ),
 }
+CONTROL_PARTS = ("ablations", "controls")  # for pipelines that gaze where they are told
 AVATAR_PARTS = ("avatars",)  # for `Vasa3DAvatarPipeline`; the others are for pipelines of talking faces
 TITLES = {
     "self": "Self-reconstruction",
@@ -144,6 +148,7 @@ TITLES = {
     "audio": "Audio-driven generation",
     "ablations": "Ablation of guidance scales and steps (VASA-1, Table 4)",
     "controls": "Controllability",
+    "speed": "Speed",
     "studies": "Studies of the learned metrics on real clips (VASA-1, Tables 2 and 3)",
     "avatars": "Avatars against VASA-1 (VASA-3D, Tables 1, 2 and A)",
 }
@@ -198,15 +203,63 @@ PAPERS: dict[str, dict[str, dict[str, float]]] = {
             },
         ),
         **_rows(
-            "fvd fid sync_c sync_d smoothness",
+            "fvd fid identity sync_c sync_d smoothness",
             {
-                "JoyVASA (MoDA, Table 1, HDTF)": (229.634, 32.584, 5.255, 9.600, 0.9968),
-                "Ditto (MoDA, Table 1, HDTF)": (243.491, 32.200, 6.102, 8.790, 0.9970),
-                "MoDA (Table 1, HDTF)": (174.622, 28.182, 7.369, 7.744, 0.9971),
-                "real video (MoDA, Table 1, HDTF)": (None, None, 7.267, 7.586, 0.9959),
+                "EchoMimic (MoDA, Table 1, HDTF)": (207.987, 29.633, 0.887, 2.744, 11.805, 0.9939),
+                "JoyHallo (MoDA, Table 1, HDTF)": (256.226, 44.842, 0.852, 7.360, 7.984, 0.9944),
+                "Hallo (MoDA, Table 1, HDTF)": (216.573, 34.350, 0.878, 7.087, 7.941, 0.9950),
+                "Hallo2 (MoDA, Table 1, HDTF)": (229.806, 34.426, 0.871, 7.102, 7.976, 0.9951),
+                "Ditto (MoDA, Table 1, HDTF)": (243.491, 32.200, 0.943, 6.102, 8.790, 0.9970),
+                "JoyVASA (MoDA, Table 1, HDTF)": (229.634, 32.584, 0.953, 5.255, 9.600, 0.9968),
+                "MoDA with ALSE (Table 1, HDTF)": (191.292, 30.449, 0.925, 8.183, 7.065, 0.9970),
+                "MoDA (Table 1, HDTF)": (174.622, 28.182, 0.927, 7.369, 7.744, 0.9971),
+                "real video (MoDA, Table 1, HDTF)": (None, None, 0.860, 7.267, 7.586, 0.9959),
+                "EchoMimic (MoDA, Table 1, CelebV-HQ)": (258.451, 47.169, 0.837, 2.610, 11.216, 0.9946),
+                "JoyHallo (MoDA, Table 1, CelebV-HQ)": (282.081, 57.247, 0.813, 6.041, 8.418, 0.9945),
+                "Hallo (MoDA, Table 1, CelebV-HQ)": (245.101, 44.411, 0.851, 5.629, 8.384, 0.9952),
+                "Hallo2 (MoDA, Table 1, CelebV-HQ)": (242.352, 46.615, 0.851, 5.671, 8.397, 0.9953),
+                "Ditto (MoDA, Table 1, CelebV-HQ)": (302.525, 46.996, 0.915, 4.681, 9.280, 0.9973),
+                "JoyVASA (MoDA, Table 1, CelebV-HQ)": (271.231, 44.574, 0.918, 5.171, 8.632, 0.9971),
+                "MoDA with ALSE (Table 1, CelebV-HQ)": (205.307, 44.201, 0.916, 6.552, 7.635, 0.9972),
+                "MoDA (Table 1, CelebV-HQ)": (205.442, 44.071, 0.913, 5.878, 8.135, 0.9972),
+                "real video (MoDA, Table 1, CelebV-HQ)": (None, None, 0.861, 5.837, 7.989, 0.9964),
+            },
+        ),
+        **_rows(
+            "identity sync_c sync_d",
+            {
+                "EchoMimic (MoDA, Table 2)": (0.870, 2.292, 12.130),
+                "JoyHallo (MoDA, Table 2)": (0.825, 7.000, 8.167),
+                "Hallo (MoDA, Table 2)": (0.848, 6.051, 8.730),
+                "Hallo2 (MoDA, Table 2)": (0.849, 6.386, 8.523),
+                "Ditto (MoDA, Table 2)": (0.923, 6.107, 9.040),
+                "JoyVASA (MoDA, Table 2)": (0.924, 5.569, 9.368),
+                "MoDA with ALSE (Table 2)": (0.896, 7.710, 7.469),
+                "MoDA (Table 2)": (0.895, 6.862, 8.088),
+            },
+        ),
+        **_rows(
+            "fid fvd sync_c sync_d",
+            {
+                "MoDA by cross-attention (Table 3)": (47.365, 232.291, 5.331, 8.692),
+                "MoDA, four streams throughout (Table 3)": (44.548, 221.631, 5.535, 8.465),
+                "MoDA, motion joins emotion and identity (Table 3)": (48.358, 216.982, 5.511, 8.527),
+                "MoDA (Table 3)": (44.071, 205.442, 5.878, 8.135),
             },
         ),
     },
+    "speed": _rows(
+        "rtf",
+        {
+            "EchoMimic (MoDA, Table 2)": (48.657,),
+            "JoyHallo (MoDA, Table 2)": (59.735,),
+            "Hallo (MoDA, Table 2)": (59.190,),
+            "Hallo2 (MoDA, Table 2)": (60.305,),
+            "Ditto (MoDA, Table 2)": (0.792,),
+            "JoyVASA (MoDA, Table 2)": (1.717,),
+            "MoDA (Table 2)": (0.846,),
+        },
+    ),
     "ablations": _rows(
         "sync_c sync_d capp_paper delta_pose fvd gaze_error distance_error",
         {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ from torch import Tensor
 import vasa_hf
 from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
 from vasa_hf.metrics import avatar_parts, tables
-from vasa_hf.metrics.catalogue import AVATAR_PARTS, METRICS, NOT_DEFINED, PARTS, TRUTH
+from vasa_hf.metrics.catalogue import AVATAR_PARTS, CONTROL_PARTS, METRICS, NOT_DEFINED, PARTS, TRUTH
 from vasa_hf.metrics.eval_data import Clip, EvalData, load_samples, to_uint8
 from vasa_hf.metrics.faces import FaceTrack
 from vasa_hf.metrics.inference import quick_detector
@@ -79,6 +80,8 @@ class Evaluation:
         avatars (`Mapping`, *optional*):
             Name -> function that loads a `Sitter`: avatars that are judged, by the parts `AVATAR_PARTS`, against
             `pipeline`.
+        eyes (`VasaTalkingFacePipeline`, *optional*):
+            Whose motion the sync expert knows, and whose audio encoder CAPP hears with; `pipeline` by default.
     """
 
     def __init__(
@@ -94,11 +97,13 @@ class Evaluation:
         sheets: bool = True,
         detector=None,
         avatars: Mapping[str, Callable[[], avatar_parts.Sitter]] | None = None,
+        eyes=None,
     ):
         check_names(None, metrics)
         self.pipeline, self.data, self.output = pipeline, EvalData(data, limit), Path(output)
         self.model = avatar_parts.FULL if avatars else getattr(pipeline, "model_name", None) or type(pipeline).__name__
-        self.avatars = dict(avatars or {})
+        self.avatars, self.eyes = dict(avatars or {}), eyes or pipeline
+        self.has_gaze = "gaze" in inspect.signature(pipeline.__call__).parameters
         self.asked = set(metrics) if metrics else None
         self.networks = networks or {}
         self.num_samples, self.seed, self.sheets = samples, seed, sheets
@@ -195,8 +200,14 @@ class Evaluation:
         truth = self.truths[path]
         if encode and truth.latent is None and self.has("sync_expert"):
             with self.clock("generate"):
-                truth.latent = self.pipeline.encode_video(to_uint8(clip.frames), box=self.whole)[0].cpu()
+                truth.latent = self.eyes.encode_video(to_uint8(clip.frames), box=self.whole)[0].cpu()
         return truth
+
+    def seen(self, frames: Tensor, motion: Tensor) -> Tensor | None:
+        """Generated motion `(frames, channels)` as the sync expert knows it: itself, or what `eyes` see in frames."""
+        if self.eyes is self.pipeline:
+            return motion.cpu()
+        return self.eyes.encode_video(to_uint8(frames), box=self.whole)[0].cpu() if self.has("sync_expert") else None
 
     def truth_of(self, path: Path) -> Truth:
         """The same for a file."""
@@ -287,7 +298,7 @@ class Evaluation:
 
     def audio_features(self, samples: Tensor, num_frames: int) -> Tensor:
         """The audio encoder's features `(frames, dim)`."""
-        processor, encoder = self.pipeline.audio_processor, self.pipeline.audio_encoder
+        processor, encoder = self.eyes.audio_processor, self.eyes.audio_encoder
         with torch.no_grad():
             return processor.window_features(encoder, samples[None], 0, num_frames)[0].float().cpu()
 
@@ -383,14 +394,17 @@ def evaluate(
         `list[str]`: Asked-for metrics without a single number; empty if all is well.
     """
     check_names(parts, settings.get("metrics"))
-    known = AVATAR_PARTS if settings.get("avatars") else tuple(part for part in PARTS if part not in AVATAR_PARTS)
+    gaze = "gaze" in inspect.signature(pipeline.__call__).parameters
+    known = tuple(part for part in PARTS if part not in AVATAR_PARTS and (gaze or part not in CONTROL_PARTS))
+    known = AVATAR_PARTS if settings.get("avatars") else known
     parts = list(parts or known)
     if not set(parts) <= set(known):
         raise ValueError(f"`parts` must be of {list(known)} for this pipeline, got {parts}.")
     run = Evaluation(pipeline, data, output, **settings)
     (run.output / "rows").mkdir(parents=True, exist_ok=True)
-    if hasattr(pipeline, "set_progress_bar_config"):
-        pipeline.set_progress_bar_config(disable=True)
+    for one in (pipeline, run.eyes):
+        if hasattr(one, "set_progress_bar_config"):
+            one.set_progress_bar_config(disable=True)
     for part in parts:
         run.run(part)
     tables.remake(output)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from vasa_hf.geometry.landmarks import EXPRESSIONS
 from vasa_hf.geometry.thin_plate import warp_by_landmarks
+from vasa_hf.media.audio import save_wav
 from vasa_hf.metrics import motion as measures
 from vasa_hf.metrics.capp import PAPER_SCALE, PAPER_SHIFT, scale_study, shift_study, shuffled_capp
 from vasa_hf.metrics.catalogue import ABLATIONS, COPY, LOUD, NO_CONTROL, NOT_DEFINED, OTHER, PARTS, TRUTH, WARP
@@ -36,6 +39,8 @@ ABLATION_GAZE = ((0.25, 0.0), (-0.25, 0.0), (0.0, 0.15))
 CONTROL_GAZE = ((-0.3, 0.0), (0.3, 0.0), (0.0, -0.2), (0.0, 0.2))
 CONTROL_DISTANCE = (0.8, 1.25)
 CONTROL_PORTRAITS, CONTROL_SECONDS = 4, 2
+SPEED_VOICES, SPEED_SECONDS = 4, 10
+GAZE = ("gaze_error", "distance_error")  # of what was asked for
 ALONE = ("identity", "akd_labels", "lip_correlation", *PARTS["self"][PARTS["self"].index("msi") :])
 
 
@@ -63,7 +68,9 @@ def _reconstruct(run: Evaluation, part: str, names: Sequence[str], clip: Clip) -
             driving_box=run.whole,
             output_type="pt",
         )
-    made, truth.latent = out.frames[1:], out.motion[0].cpu()  # absolute motion is what the encoder sees
+    made = out.frames[1:]
+    if run.eyes is run.pipeline:
+        truth.latent = out.motion[0].cpu()  # absolute motion is what the encoder sees
     labels = None if clip.labels is None else clip.labels[1:]
     shared = {"truth": rest, "truth_track": truth.track[1:], "labels": labels, "source": first}
     with run.clock("score"):
@@ -138,7 +145,7 @@ def audio_driven(run: Evaluation) -> None:
             heard = -(-len(clip.samples) // SAMPLES_PER_FRAME)
             real.samples, real.audio_features = clip.samples, features
             real.latent = None if truth.latent is None else truth.latent[:heard]
-            kept = [name for name in names if name not in ("gaze_error", "distance_error")]
+            kept = [name for name in names if name not in GAZE]
             with run.clock("score"):
                 real.wrong_samples, real.wrong_features = wrong.get("wrong_samples"), wrong.get("wrong_features")
                 run.keep(part, clip.name, [("truth", TRUTH, 0, kept, real)])
@@ -176,7 +183,7 @@ def _talk(
     truth: Truth | None,
 ) -> Tensor | None:
     """Generate and score one sound on one portrait a sample; returns the sound's features."""
-    names = PARTS[part]
+    names = [name for name in PARTS[part] if run.has_gaze or name not in GAZE]
     sound = samples[: count * SAMPLES_PER_FRAME]
     generators = [torch.Generator().manual_seed(run.seed + 10_000 * n + index) for n in range(len(sources))]
     with run.clock("generate"):
@@ -201,12 +208,14 @@ def _talk(
                 source = _picture(portrait, run.size)
                 stills[name] = source, run.need_track(source)
             source, still = stills[name]
-            case = Case(frames=made[:count], latent=out.motion[number, :count].cpu(), source=source, **shared)
+            latent = run.seen(made[:count], out.motion[number, :count])
+            case = Case(frames=made[:count], latent=latent, source=source, **shared)
             case.wanted_scale = float(still.scale[0])
             videos.append(("model", run.model, number, names, case))
         run.keep(part, item, videos)
         source, still = stills[sources[0][0]]
-        own = out.motion[0, :1].cpu()  # near the portrait's own
+        latent = videos[0][-1].latent
+        own = None if latent is None else latent[:1]  # near the portrait's own
         _audio_baselines(run, part, item, still, own, lips, others, index, {"source": source, **shared})
         for (name, _), (*_, case) in list(zip(sources, videos, strict=True))[: 1 if truth is not None else None]:
             title = f"{item}_{name}" if truth is None else item
@@ -219,23 +228,23 @@ def _audio_baselines(
     part: str,
     item: str,
     still: FaceTrack,
-    own: Tensor,
+    own: Tensor | None,
     lips: Tensor | None,
     others: list[Path],
     index: int,
     shared: dict[str, Any],
 ) -> None:
     """Score a still face, a mouth that follows loudness, and somebody else's motion, without pictures."""
-    names = tuple(name for name in PARTS[part] if name not in ("gaze_error", "distance_error", "blink_rate"))
+    names = tuple(name for name in PARTS[part] if name not in (*GAZE, "blink_rate"))
     count = -(-len(shared["samples"]) // SAMPLES_PER_FRAME)
     if "truth_track" in shared:
         count = len(shared["truth_track"])
     without = {"frames": f"{NOT_DEFINED}: a baseline without pictures"}
     shared = {**shared, "lacks": {**shared.get("lacks", {}), **without}}
-    still_case = Case(track=_held(still, count), latent=own.expand(count, -1), **shared)
+    still_case = Case(track=_held(still, count), latent=None if own is None else own.expand(count, -1), **shared)
     run.scorer.record(part, "baseline", COPY, item, 0, run.scorer.score(names, still_case))
     loud = loudness_track(still, shared["samples"], count)
-    latent = None if lips is None else own + (loud.lip_gap - loud.lip_gap.mean())[:, None] * lips
+    latent = None if lips is None or own is None else own + (loud.lip_gap - loud.lip_gap.mean())[:, None] * lips
     case = Case(track=loud, latent=latent, **shared)
     run.scorer.record(part, "baseline", LOUD, item, 0, run.scorer.score(names, case))
     for step in range(len(others)):
@@ -292,12 +301,12 @@ def _ablate(
         shared = {"samples": samples, "latent": latent, "audio_features": None}
         if run.has("capp"):
             shared["audio_features"] = run.audio_features(samples, len(latent))
-        seen = [name for name in names if name not in ("gaze_error", "distance_error")]
+        seen = [name for name in names if name not in GAZE]
         no_pictures = {"frames": f"{NOT_DEFINED}: ablations are scored on motion"}
         values = run.scorer.score(seen, Case(track=moving, lacks=no_pictures, **shared))
         scale = float(run.need_track(_picture(portrait, run.size)).scale[0])
         looked = Case(track=track, wanted_gaze=torch.tensor(settings["gaze"]), wanted_scale=scale)
-        values |= run.scorer.score(("gaze_error", "distance_error"), looked)
+        values |= run.scorer.score(GAZE, looked)
         run.scorer.record(part, "model", system, name, 0, values)
 
 
@@ -369,6 +378,29 @@ def _respond(run: Evaluation, look: Any) -> dict[str, float]:
         hits.append(float(rise.argmax() == index))
     values |= {"emotion_change": sum(rises) / len(rises), "emotion_hit": sum(hits) / len(hits)}
     return values
+
+
+def speed(run: Evaluation) -> None:
+    """MoDA's RTF, with everything from files to a file, and how soon a stream begins."""
+    part, names = "speed", PARTS["speed"]
+    if not run.data.portraits:
+        return
+    voices, image = list(itertools.islice(run.voices(part, names, SPEED_SECONDS), SPEED_VOICES)), run.data.portraits[0]
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (name, samples) in enumerate(voices):
+            run.say(part, index, len(voices), name)
+            with run.reasons(part, name, names), run.clock("generate"):
+                sound, seconds = Path(folder) / "voice.wav", len(samples) / (SAMPLES_PER_FRAME * FPS)
+                save_wav(sound, samples.numpy(), SAMPLES_PER_FRAME * FPS)
+                generator, began = torch.Generator().manual_seed(run.seed), time.perf_counter()
+                chunks = run.pipeline.stream(image, sound, generator=generator, output_type="np")
+                next(chunks)
+                values = {"first_frame": time.perf_counter() - began}
+                chunks.close()
+                generator, began = torch.Generator().manual_seed(run.seed), time.perf_counter()
+                run.pipeline.talk_to_file(Path(folder) / "video.mp4", image, sound, generator=generator)
+                values["rtf"] = (time.perf_counter() - began) / seconds
+                run.scorer.record(part, "model", run.model, name, 0, run.wanted_values(values))
 
 
 def studies(run: Evaluation) -> None:
@@ -479,5 +511,6 @@ RUN: dict[str, Callable[[Evaluation], None]] = {
     "audio": audio_driven,
     "ablations": ablations,
     "controls": controls,
+    "speed": speed,
     "studies": studies,
 }

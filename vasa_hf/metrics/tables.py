@@ -32,6 +32,8 @@ NOTES = {
     "for. Sync, CAPP and ΔP are of the generated motion; gaze and distance are measured in every tenth frame.",
     "controls": "Four portraits, 2 s of one voice, the same random numbers for each setting; measured by our detector "
     "in every tenth frame. Gaze ±0.3 rad to the sides, ±0.2 up and down; distance 0.8 and 1.25; six emotions at 1.",
+    "speed": "The first 10 s of up to four voices on one portrait, after loading: portrait found and encoded, sound "
+    "read, motion, pictures, the file written. The papers' rows are on a GPU that MoDA does not name.",
     "studies": "How the learned metrics answer to shifted sound, scaled movement, and other clips' sound.",
     "avatars": "VASA-1 and the avatar make the same motions (of voices, and of clips' faces, that no fit has seen, the "
     "first 3 s of each) of the same portrait on the same plain background; VASA-1's frames are the truth, and its row "
