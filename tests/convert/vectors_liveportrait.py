@@ -221,3 +221,16 @@ def _chain() -> dict[str, float]:
         "warped": difference(warped, data["warped"]),
         "image": difference(renderer.decode(warped), data["out_image"]),
     }
+
+
+@CHECKS("chain, optimised for inference", CHAIN_LIMIT)
+def _chain_fast() -> dict[str, float]:
+    data, renderer = vectors("pipeline_small_io"), small_renderer().optimize_for_inference()
+    feature_3d = renderer.encode_appearance(data["image"])
+    warped = renderer.warp(feature_3d, data["x_s"], data["x_d_stitched"])[0]
+    differences = {
+        "warped": difference(warped, data["warped"]),
+        "image": difference(renderer.decode(warped), data["out_image"]),
+    }
+    renderer.optimize_for_inference(False)
+    return differences

@@ -148,6 +148,82 @@ class TestLivePortraitRenderer(ModelTesterMixin):
         assert model.decode(torch.rand(1, 8, 16, 16)).shape == (1, 3, 64, 64)
 
 
+# Enough channels that the fast convolutions take part; an odd one for what cannot be tiled.
+WIDE = {**TINY, "block_expansion": 34, "max_features": 68, "hourglass_block_expansion": 68, "mask_kernel_size": 5}
+WIDE.update(hourglass_max_features=70, spade_channels=66, generator_channels=68, generator_out_channels=66)
+WIDE.update(image_size=64, num_down_blocks=2)
+
+
+def fast_inputs(model, batch=2):
+    g = torch.Generator().manual_seed(0)
+    side = model.config.image_size // 2**model.config.num_down_blocks
+    size = (model.config.feature_channels, model.config.feature_depth, side, side)
+    volume = torch.randn(batch, *size, generator=g)
+    return volume, *(0.3 * torch.randn(2, batch, 21, 3, generator=g))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        WIDE,
+        {**WIDE, "upscale": 1, "num_up_blocks": 1, "mask_kernel_size": 3},
+        {**WIDE, "num_up_blocks": 3, "generator_num_blocks": 2, "generator_channels": 136},
+        {**WIDE, "num_down_blocks": 1, "num_up_blocks": 0, "generator_out_channels": 68, "hourglass_num_blocks": 3},
+        {**WIDE, "num_up_blocks": 1, "generator_out_channels": 68},  # doubled, but as many channels
+    ],
+)
+def test_optimised_for_inference_gives_the_same_pictures(config):
+    torch.manual_seed(0)
+    model = LivePortraitRenderer(**config).eval()
+    for name, value in model.state_dict().items():  # batch norms that do something
+        if name.endswith(("running_mean", "running_var", "norm.weight", "norm.bias")):
+            value.copy_(torch.rand_like(value) + 0.5)
+    inputs = fast_inputs(model)
+    with torch.no_grad():
+        ordinary, expected = model.warp(*inputs), model.render(*inputs)
+        assert model.optimize_for_inference() is model
+        found = model.warp(*inputs)
+        assert not torch.equal(found[0], ordinary[0])  # it does take another way
+        for ours, theirs in zip(found, ordinary, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.render(*inputs), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(model.render(*inputs), model.render(*inputs), atol=0, rtol=0)
+        one = model.render(*(value[1:] for value in inputs))
+        torch.testing.assert_close(one, expected[1:], atol=1e-4, rtol=0)
+
+
+def test_optimising_leaves_what_is_saved_and_is_undone(tmp_path):
+    torch.manual_seed(0)
+    model = LivePortraitRenderer(**WIDE).eval()
+    names, inputs = model.state_dict().keys(), fast_inputs(model)
+    with torch.no_grad():
+        expected = model.render(*inputs)
+        model.optimize_for_inference()
+        fast = model.render(*inputs)
+        model.save_pretrained(tmp_path)
+        assert model.state_dict().keys() == names
+        assert torch.equal(LivePortraitRenderer.from_pretrained(tmp_path).eval().render(*inputs), expected)
+        assert not torch.equal(fast, expected)
+        for undo in (
+            lambda: model.optimize_for_inference(False),
+            lambda: model.train().eval(),
+            lambda: model.to(torch.float64).to(torch.float32),
+        ):
+            model.optimize_for_inference()
+            undo()
+            assert torch.equal(model.render(*inputs), expected)
+        model.optimize_for_inference()
+        wide = torch.rand(1, 3, 64, 96)  # of another size: the ordinary way
+        assert model(wide, wide).image.shape == (1, 3, 128, 192)
+    assert model.render(*inputs).requires_grad
+
+
+def test_optimising_what_trains_raises():
+    with pytest.raises(ValueError, match="`enabled`.*training"):
+        LivePortraitRenderer(**TINY).train().optimize_for_inference()
+
+
 def test_shifted_volumes_are_what_grid_sample_gives():
     torch.manual_seed(0)
     volume, shifts = torch.randn(2, 3, 4, 6, 8), 0.8 * torch.randn(2, 5, 3)
