@@ -34,16 +34,20 @@ def add_commands(command: Any) -> None:
         "  vasa-hf bench --threads 1,2\n"
         "  vasa-hf bench --seconds 600 --json > bench.json\n"
         "  vasa-hf bench 3d --threads 1,2\n"
-        "  vasa-hf bench 3d --device cuda\n",
+        "  vasa-hf bench 3d --device cuda\n"
+        "  vasa-hf bench renderer --threads 1\n",
     )
-    bench.add_argument("what", nargs="?", choices=("2d", "3d"), default="2d", help="pictures or avatars (%(default)s)")
+    help_text = "pictures, avatars, or LivePortrait's renderer at official size against a plain run of it (%(default)s)"
+    bench.add_argument("what", nargs="?", choices=("2d", "3d", "renderer"), default="2d", help=help_text)
     bench.add_argument("--seconds", type=float, help="2d: length of the voice (10)")
     bench.add_argument("--threads", metavar="N,M", help="numbers of CPU threads to compare, each in a fresh process")
-    bench.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
-    bench.add_argument("--size", type=int, help="side of the picture in pixels (3d: 256, on CUDA 512)")
+    bench.add_argument("--steps", type=int, help="2d, 3d: denoising steps (10)")
+    bench.add_argument("--size", type=int, help="2d, 3d: side of the picture in pixels (3d: 256, on CUDA 512)")
     bench.add_argument("--avatar", metavar="NAME", help="3d: name or folder (the first of the embedded ones)")
     bench.add_argument("--gaussians", type=int, help="3d: cover the avatar anew with so many (20000, on CUDA 200000)")
     bench.add_argument("--fit", metavar="PRESET", help="3d: also fit the package's portrait, such as fast; minutes")
+    bench.add_argument("--batch", type=int, help="renderer: frames at a time (1)")
+    bench.add_argument("--repeats", type=int, help="renderer: how often each way is taken; the fastest counts (3)")
     bench.add_argument("--json", action="store_true", help="as JSON")
     shared.add_model_options(bench, None)
 
@@ -144,21 +148,27 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vasa_hf import bench, bench_3d
+    from vasa_hf import bench, bench_3d, bench_renderer
 
     threads = None if options.threads is None else shared.numbers("threads", options.threads)
     if threads is not None and not all(count >= 1 and count == int(count) for count in threads):
         raise ValueError(f"`threads` must be whole numbers from 1 on, such as 1,2, got {options.threads!r}.")
-    only = {"2d": {"seconds": options.seconds}}
-    only["3d"] = {"avatar": options.avatar, "num_gaussians": options.gaussians, "fit": options.fit}
-    if strange := [name for kind in only.keys() - {options.what} for name, value in only[kind].items() if value]:
+    talking = {"num_inference_steps": options.steps, "output_size": options.size}
+    only: dict[str, dict[str, Any]] = {"2d": {"seconds": options.seconds, **talking}}
+    only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **talking}
+    only["renderer"] = {"batch": options.batch, "repeats": options.repeats}
+    theirs = only[options.what].keys()
+    others = {name: value for kind in only.values() for name, value in kind.items() if name not in theirs}
+    typed = {"num_inference_steps": "steps", "output_size": "size"}
+    if strange := [typed.get(name, name) for name, value in others.items() if value is not None]:
         raise ValueError(f"`{strange[0]}` has no meaning for {options.what!r}.")
-    settings = {**only[options.what], "output_size": options.size, "model": options.model}
-    module = bench if options.what == "2d" else bench_3d
+    settings = {**only[options.what], "model": options.model}
+    if options.what == "3d":
+        settings["num_gaussians"] = settings.pop("gaussians")
+    module = {"2d": bench, "3d": bench_3d, "renderer": bench_renderer}[options.what]
     results = bench.compare(
         [None] if threads is None else [int(count) for count in threads],
         module.__name__,
-        num_inference_steps=options.steps,
         device=options.device,
         **{name: value for name, value in settings.items() if value is not None},
     )
