@@ -43,17 +43,17 @@ def test_volumes(kind):
     torch.testing.assert_close(result, expected, **TOLERANCE)
 
 
-def test_rows_of_tiles_come_in_several_parts(monkeypatch):
-    monkeypatch.setattr("vasa_hf.layers.fast_conv.CHUNK_FLOATS", 36 * 3 * 6 * 2)
+def test_tiles_come_in_several_parts(monkeypatch):
+    monkeypatch.setattr("vasa_hf.layers.fast_conv.MOST_CELLS", 6)
     torch.manual_seed(0)
-    x, weight = torch.randn(1, 20, 12, 6), torch.randn(6, 6, 3, 3) / 7
-    conv, buffer, result = TiledConv(weight, torch.zeros(6)), padded_copy(x, (0, 1)), torch.zeros(1, 20, 12, 6)
-    rows = []
-    for part, tiles in conv.chunks(buffer):
-        rows.append(part)
-        as_tiles(result)[:, :, :, part] = tiles
-    assert len(rows) > 1 and rows[0].start == 0 and rows[-1].stop == 5
-    expected = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+    x, weight, bias = torch.randn(1, 20, 12, 6), torch.randn(6, 6, 3, 3) / 7, torch.randn(6)
+    conv, buffer, result = TiledConv(weight, bias, 4), padded_copy(x, (0, 1)), torch.zeros(1, 20, 12, 6)
+    parts = []
+    for rows, channels, tiles in conv.chunks(buffer):
+        parts.append((rows.start, channels.start))
+        as_tiles(result)[:, :, :, rows, :, channels] = tiles
+    assert parts == [(0, 0), (0, 4), (2, 0), (2, 4), (4, 0), (4, 4)]
+    expected = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
     torch.testing.assert_close(result, expected, **TOLERANCE)
 
 

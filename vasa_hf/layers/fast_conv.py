@@ -21,7 +21,9 @@ from torch.nn import functional as F
 # The usual points 0, 1, -1, 2, -2 round four times as coarsely.
 _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 TILE, PATCH = 4, 6
-CHUNK_FLOATS = 10 << 20  # of the largest intermediate
+# What is worked on at a time, for intermediates to stay in the processor's cache: tiles, and channels out.
+MOST_CELLS, MOST_OUTS = 256, 256
+FEWEST_CHANNELS = {4: 65, 5: 33}  # of kernels of maps and of volumes, for tiles to be worth their transforms
 LANES = 16  # numbers in a cache line: odd widths slow the library's products down
 GROUP = 36  # channels transformed at a time
 _MEMORY = threading.local()
@@ -99,50 +101,57 @@ class TiledConv:
     Args:
         weight (`torch.Tensor` of shape `(out, in, 3, 3)` or `(out, in, 3, 3, 3)`): Kernel.
         bias (`torch.Tensor` of shape `(out,)`): Added to the results.
+        most_outs (`int`): Channels out at a time.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor):
-        if weight.ndim == 4:
-            weight = weight[:, :, None]
+    def __init__(self, weight: Tensor, bias: Tensor, most_outs: int = MOST_OUTS):
         self.out_channels = len(weight)
-        taps = weight.double().permute(2, 3, 4, 1, 0)  # [kd, 3, 3, in, out]
-        values = torch.einsum("pk,dkio->dpio", _KERNEL, taps.flatten(1, 2))
-        self.weight = F.pad(values.float(), (0, -len(weight) % LANES)).contiguous()  # [kd, 36, in, out]
-        self.bias = F.pad(bias.float(), (0, -len(weight) % LANES))
+        self.parts = []  # channels, weights [kd, 36, in, out], bias
+        for start in range(0, len(weight), most_outs):
+            part = weight[start : start + most_outs]
+            taps = part.view(*part.shape[:2], -1, 9).double().permute(2, 3, 1, 0)  # [kd, 9, in, out]
+            values = torch.einsum("pk,dkio->dpio", _KERNEL, taps).float()
+            more = -len(part) % LANES
+            channels = slice(start, start + len(part))
+            self.parts.append(
+                (channels, F.pad(values, (0, more)).contiguous(), F.pad(bias[channels].float(), (0, more)))
+            )
         self.transforms = (_INPUT.float(), _OUTPUT.float())
 
-    def chunks(self, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Results by rows of tiles, each valid until the next.
+    def chunks(self, buffer: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Results by rows of tiles and by channels, each valid until the next.
 
         Args:
             buffer (`torch.Tensor` of shape `(depth, height + 2, width + 2, in)`): Padded; volumes have a depth of two
                 more than the results, too. Height and width are divisible by 4.
 
         Yields:
-            Rows of tiles, and their results `(4, 4, depth, rows, width / 4, out)`, row and column within a tile first.
+            Rows of tiles, channels, and their results `(4, 4, depth, rows, width / 4, out)`, row and column within a
+            tile first.
         """
-        taps, points, ins, outs = self.weight.shape
+        taps, points, ins, _ = self.parts[0][1].shape
         depth = len(buffer) - taps + 1
         height, width = (side // TILE for side in buffer.shape[1:3])
-        step = max(1, CHUNK_FLOATS // (points * len(buffer) * width * max(ins, outs)))
-        step = -(-height // -(-height // step))  # as even as can be
+        step = -(-height // -(-height * depth * width // MOST_CELLS))  # as even as can be
         plane, row, column = buffer.stride()[:3]
         for start in range(0, height, step):
             rows = min(step, height - start)
+            cells = rows * width
             shape = (PATCH, PATCH, len(buffer), rows, width, ins)
             strides = (row, column, plane, TILE * row, TILE * column, 1)
             patches = scratch("patches", *shape)
             patches.copy_(buffer.as_strided(shape, strides, buffer.storage_offset() + start * TILE * row))
-            values = scratch("values", points, len(buffer) * rows * width, ins)
+            values = scratch("values", points, len(buffer) * cells, ins)
             torch.mm(self.transforms[0], patches.view(points, -1), out=values.view(points, -1))
-            cells = rows * width
-            products = scratch("patches", points, depth * cells, outs)  # the patches are done with
-            torch.bmm(values[:, : depth * cells], self.weight[0], out=products)
-            for tap in range(1, taps):
-                products.baddbmm_(values[:, tap * cells : (tap + depth) * cells], self.weight[tap])
-            results = scratch("values", TILE, TILE, depth, rows, width, outs)
-            torch.mm(self.transforms[1], products.view(points, -1), out=results.view(TILE * TILE, -1))
-            yield slice(start, start + rows), results.add_(self.bias)[..., : self.out_channels]
+            for channels, weight, bias in self.parts:
+                products = scratch("patches", points, depth * cells, len(bias))  # the patches are done with
+                torch.bmm(values[:, : depth * cells], weight[0], out=products)
+                for tap in range(1, taps):
+                    products.baddbmm_(values[:, tap * cells : (tap + depth) * cells], weight[tap])
+                results = scratch("results", TILE, TILE, depth, rows, width, len(bias))
+                torch.mm(self.transforms[1], products.view(points, -1), out=results.view(TILE * TILE, -1))
+                results = results.add_(bias)[..., : channels.stop - channels.start]
+                yield slice(start, start + rows), channels, results
 
     def into(self, buffer: Tensor, target: Tensor, add: bool = False) -> Tensor:
         """Write the whole map, or add it to what is there.
@@ -152,8 +161,8 @@ class TiledConv:
             target (`torch.Tensor` of shape `(depth, height, width, out)`): Written and returned.
             add (`bool`): Whether to add.
         """
-        for rows, tiles in self.chunks(buffer):
-            part = as_tiles(target)[:, :, :, rows]
+        for rows, channels, tiles in self.chunks(buffer):
+            part = as_tiles(target)[:, :, :, rows, :, channels]
             part.add_(tiles) if add else part.copy_(tiles)
         return target
 
@@ -180,10 +189,10 @@ class DirectConv:
             return F.conv2d(x.permute(1, 0, 2, 3), self.weight, self.bias).permute(0, 2, 3, 1)
         return F.conv3d(x[None], self.weight, self.bias)[0].permute(1, 2, 3, 0)
 
-    def chunks(self, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """As of `TiledConv`, all rows at once."""
+    def chunks(self, buffer: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """As of `TiledConv`, all at once."""
         result = self._result(buffer)
-        yield slice(0, result.shape[1] // TILE), as_tiles(result)
+        yield slice(0, result.shape[1] // TILE), slice(0, self.out_channels), as_tiles(result)
 
     def into(self, buffer: Tensor, target: Tensor, add: bool = False) -> Tensor:
         """As of `TiledConv`, of any size."""
@@ -198,9 +207,12 @@ def fast_conv(weight: Tensor, bias: Tensor, tiled: bool = True) -> TiledConv | D
         bias (`torch.Tensor` of shape `(out,)`): Added to the results.
         tiled (`bool`): Whether the sides of the maps are divisible by 4.
     """
-    outs, ins, kernel = weight.shape[:3]
-    # Below this, transforms cost more than they save.
-    return (TiledConv if tiled and kernel == 3 and min(outs, ins) > 64 else DirectConv)(weight, bias)
+    return (TiledConv if tiled and is_tiled(weight) else DirectConv)(weight, bias)
+
+
+def is_tiled(weight: Tensor) -> bool:
+    """Whether tiles are worth their transforms for a kernel `(out, in, ...)`."""
+    return weight.shape[2] == 3 and min(weight.shape[:2]) >= FEWEST_CHANNELS[weight.ndim]
 
 
 def as_tiles(image: Tensor) -> Tensor:

@@ -20,11 +20,15 @@ from torch.nn import functional as F
 
 from vasa_hf.layers.dense_motion import ConvBlock, DenseMotionNetwork
 from vasa_hf.layers.fast_conv import (
+    MOST_OUTS,
     TILE,
+    DirectConv,
     SpectralConv3d,
+    TiledConv,
     as_tiles,
     fast_conv,
     inside,
+    is_tiled,
     padded,
     scratch,
 )
@@ -211,8 +215,8 @@ class SharedLabel:
         result = padded("shared", 1, self.factor * height, self.factor * width, len(self.bias))
         target = inside(result)
         if self.factor == 1:
-            for rows, tiles in self.conv.chunks(label):
-                as_tiles(target)[:, :, :, rows] = tiles.relu_()
+            for rows, channels, tiles in self.conv.chunks(label):
+                as_tiles(target)[:, :, :, rows, :, channels] = tiles.relu_()
             return result
         cells = inside(label)[0].reshape(height * width, -1)
         rows = [
@@ -254,8 +258,14 @@ class FastSpade:
         gamma, beta = norm.mlp_gamma, norm.mlp_beta
         self.channels = gamma.out_channels
         # The one of `1 + gamma` is in the bias.
-        bias = torch.cat([gamma.bias + 1, beta.bias])
-        self.conv = fast_conv(torch.cat([gamma.weight, beta.weight]), bias)
+        pairs = ((gamma.weight, beta.weight), (gamma.bias + 1, beta.bias))
+        if not is_tiled(gamma.weight):
+            self.conv = DirectConv(*(torch.cat(pair) for pair in pairs))
+            return
+        # Scales and shifts of the same channels side by side, to be made at the same time.
+        half = MOST_OUTS // 2
+        sides = [zip(*(value.split(half) for value in pair), strict=True) for pair in pairs]
+        self.conv = TiledConv(*(torch.cat([part for both in side for part in both]) for side in sides))
 
     def __call__(
         self, x: Tensor, shared: Tensor, moments: tuple[Tensor, Tensor], doubled: bool, slope: float
@@ -281,13 +291,16 @@ class FastSpade:
         else:
             source = as_tiles(x[None])
         shift = -mean * scale
-        for rows, tiles in self.conv.chunks(shared):
-            gamma, beta = tiles.split(self.channels, -1)
+        for rows, both, tiles in self.conv.chunks(shared):
+            channels = slice(both.start // 2, both.stop // 2)
+            gamma, beta = tiles.chunk(2, -1)
             part = scratch("part", *gamma.shape)
-            part.view(source[..., rows, :, :].shape).copy_(source[..., rows, :, :])
-            torch.addcmul(shift, part, scale, out=part)
+            features = source[..., rows, :, channels]
+            part.view(features.shape).copy_(features)
+            torch.addcmul(shift[channels], part, scale[channels], out=part)
             torch.addcmul(beta, part, gamma, out=part)
-            target[:, :, :, rows] = part if slope == 1 else F.leaky_relu(part, slope, inplace=True)
+            part = part if slope == 1 else F.leaky_relu(part, slope, inplace=True)
+            target[:, :, :, rows, :, channels] = part
         return result
 
 
