@@ -1,13 +1,16 @@
 """The command line before LivePortrait's renderer: `talk --system moda` and `animate`, with tiny real models."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.testing_utils.pipelines import make_audio, make_image, make_moda_components, make_vasa1_components
-from vasa_hf import ModaTalkingHeadPipeline, VasaTalkingFacePipeline, load_motion
+from vasa_hf import FaceAnalyzer, ModaTalkingHeadPipeline, VasaTalkingFacePipeline, bench, load_motion
 from vasa_hf.cli import main
+from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoReader, VideoWriter, load_audio, read_provenance, read_video, save_wav
 from vasa_hf.pipelines.keypoint_driving import KEYPOINT_SPEC
 
@@ -105,3 +108,16 @@ def test_errors_are_one_line(files, tmp_path, capsys, words, message):
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("vasa-hf: error: ") and message in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not embedded_path("vasa-small").is_dir(), reason="the embedded weights are not in this checkout")
+def test_bench_measures_the_same_of_moda(tmp_path, capsys):
+    """With the embedded analyzer, which finds the package's portrait."""
+    analyzer = FaceAnalyzer.from_pretrained(embedded_path("vasa-small"), subfolder="face_analyzer").float()
+    ModaTalkingHeadPipeline(**make_moda_components() | {"face_analyzer": analyzer}).save_pretrained(tmp_path / "model")
+    words = ["bench", "moda", "--model", str(tmp_path / "model"), "--seconds", "1", "--steps", "1", "--json"]
+    assert main([*words, "--threads", "1"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["output_size"] == 32 and result["real_time_factor"] > 0
+    assert 0 < result["first_frame_seconds"] and set(result["frames_per_second"]) == set(bench.STAGES)
+    assert main(["bench", "moda", "--avatar", "mara"]) == 2

@@ -67,3 +67,22 @@ def test_bad_scales_are_named(scales):
     sample, conditions = example()
     with pytest.raises(ValueError, match="`guidance_scale`"):
         guided_prediction(predict, sample, conditions, scales, timestep=0.0)
+
+
+def test_two_conditions_may_be_dropped_together():
+    """`audio+emotion`: one pass without both, as MoDA's code has it."""
+    seen = {}
+
+    def predict(sample, drop, audio, emotion):
+        seen.update(drop)
+        kept = [
+            torch.where(drop[name][:, None], 0.0, value) for name, value in (("audio", audio), ("emotion", emotion))
+        ]
+        return sample + kept[0] + 10 * kept[1]
+
+    one = torch.ones(2, 1)
+    result = guided_prediction(predict, one, {"audio": one, "emotion": one}, {"audio+emotion": 0.5})
+    torch.testing.assert_close(result, 1.5 * (one + 11) - 0.5 * one)
+    assert seen["audio"].tolist() == seen["emotion"].tolist() == [False, False, True, True]
+    with pytest.raises(ValueError, match="`guidance_scale` knows the names"):
+        guided_prediction(predict, one, {"audio": one}, {"audio+light": 1.0})

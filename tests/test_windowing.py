@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vasa_hf.windowing import MotionWindows, smooth_seam
+from vasa_hf.windowing import MotionWindows, OverlappedWindows, hold_after, join_windows, smooth, smooth_seam
 
 
 def sampler_of(generator, calls=None):
@@ -88,3 +88,68 @@ def test_count_is_what_take_yields(first):
     for frames in range(1, 45):
         windows = MotionWindows(10, 3, first)
         assert windows.count(frames) == len(list(windows.take(frames, finished=True)))
+
+
+# --- windows that overlap ---------------------------------------------------------------------------------------------
+
+
+def overlapped(features, step=None, **kwargs):
+    """The joined motion; `step` frames of features arrive at a time."""
+    windows, frames = OverlappedWindows(**kwargs), features.shape[1]
+    rng = torch.Generator().manual_seed(0)
+
+    def sample(audio, frame_mask, previous_motion, previous_audio):
+        assert previous_audio is None and frame_mask.sum(1).max() <= frames
+        start = 0.0 if previous_motion is None else previous_motion[:, None]
+        return start + audio.cumsum(1)[..., :2] + 0.1 * torch.randn(*audio.shape[:2], 2, generator=rng)
+
+    def made():
+        for known in range(step or frames, frames + (step or frames), step or frames):
+            for piece in windows.take(min(known, frames), finished=known >= frames):
+                yield windows.generate(features[:, piece], sample)
+
+    return join_windows(made(), windows.overlap, windows.smoothed)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 7, 8, 9, 13, 14, 24, 37])
+@pytest.mark.parametrize("first_window", [None, 4])
+@pytest.mark.parametrize("smoothed", [None, slice(0, 1)])
+def test_overlapped_stream_equals_offline(frames, first_window, smoothed):
+    features = torch.randn(2, frames, 3, generator=torch.Generator().manual_seed(1))
+    options = {"window": 8, "overlap": 3, "first_window": first_window, "smoothed": smoothed}
+    whole = torch.cat(list(overlapped(features, **options)), 1)
+    assert whole.shape == (2, frames, 2)
+    for step in (1, 5):
+        assert torch.equal(torch.cat(list(overlapped(features, step, **options)), 1), whole)
+
+
+def test_overlapped_windows_are_counted_and_fade_into_each_other():
+    windows = OverlappedWindows(80, 16)
+    assert [windows.count(n) for n in (1, 80, 81, 144, 145, 190)] == [1, 1, 2, 2, 3, 3]
+    assert [len(list(OverlappedWindows(80, 16).take(n, True))) for n in (1, 80, 81, 144, 145, 190)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+    joined = torch.cat(list(join_windows([torch.zeros(1, 8, 1), torch.ones(1, 6, 1)], 4)), 1)[0, :, 0]
+    assert joined.tolist() == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
+    with pytest.raises(ValueError, match=r"`first_window` must lie in \[17, 80\] for `overlap` 16, got 5"):
+        OverlappedWindows(80, 16, first_window=5)
+
+
+def test_smooth_averages_neighbours_in_its_channels_alone():
+    motion = torch.randn(2, 6, 3)
+    result = smooth(motion, slice(1, 3))
+    assert torch.equal(result[..., :1], motion[..., :1])
+    for frame in range(6):
+        near = motion[:, max(frame - 1, 0) : frame + 2, 1:]
+        torch.testing.assert_close(result[:, frame, 1:], near.mean(1))
+
+
+def test_motions_of_a_batch_hold_still_after_their_own_ends():
+    motion = torch.arange(12.0).reshape(2, 6, 1)
+    held = hold_after(motion, torch.tensor([3, 6]))
+    assert held[0, :, 0].tolist() == [0, 1, 2, 2, 2, 2] and torch.equal(held[1], motion[1])

@@ -33,15 +33,16 @@ def add_commands(command: Any) -> None:
         "examples:\n"
         "  vasa-hf bench --threads 1,2\n"
         "  vasa-hf bench --seconds 600 --json > bench.json\n"
+        "  vasa-hf bench moda --threads 1,2\n"
         "  vasa-hf bench 3d --threads 1,2\n"
         "  vasa-hf bench 3d --device cuda\n"
         "  vasa-hf bench renderer --threads 1\n",
     )
-    help_text = "pictures, avatars, or LivePortrait's renderer at official size against a plain run of it (%(default)s)"
-    bench.add_argument("what", nargs="?", choices=("2d", "3d", "renderer"), default="2d", help=help_text)
-    bench.add_argument("--seconds", type=float, help="2d: length of the voice (10)")
+    help_text = "pictures by VASA-1 or MoDA, avatars, or LivePortrait's renderer at official size (%(default)s)"
+    bench.add_argument("what", nargs="?", choices=("2d", "moda", "3d", "renderer"), default="2d", help=help_text)
+    bench.add_argument("--seconds", type=float, help="2d, moda: length of the voice (10)")
     bench.add_argument("--threads", metavar="N,M", help="numbers of CPU threads to compare, each in a fresh process")
-    bench.add_argument("--steps", type=int, help="2d, 3d: denoising steps (10)")
+    bench.add_argument("--steps", type=int, help="2d, moda, 3d: denoising steps (10)")
     bench.add_argument("--size", type=int, help="2d, 3d: side of the picture in pixels (3d: 256, on CUDA 512)")
     bench.add_argument("--avatar", metavar="NAME", help="3d: name or folder (the first of the embedded ones)")
     bench.add_argument("--gaussians", type=int, help="3d: cover the avatar anew with so many (20000, on CUDA 200000)")
@@ -155,6 +156,7 @@ def _bench(options: argparse.Namespace) -> int:
         raise ValueError(f"`threads` must be whole numbers from 1 on, such as 1,2, got {options.threads!r}.")
     talking = {"num_inference_steps": options.steps, "output_size": options.size}
     only: dict[str, dict[str, Any]] = {"2d": {"seconds": options.seconds, **talking}}
+    only["moda"] = only["2d"]
     only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **talking}
     only["renderer"] = {"batch": options.batch, "repeats": options.repeats}
     theirs = only[options.what].keys()
@@ -163,9 +165,11 @@ def _bench(options: argparse.Namespace) -> int:
     if strange := [typed.get(name, name) for name, value in others.items() if value is not None]:
         raise ValueError(f"`{strange[0]}` has no meaning for {options.what!r}.")
     settings = {**only[options.what], "model": options.model}
+    if options.what == "moda":
+        settings |= {"model": options.model or "moda-small", "pipeline": "ModaTalkingHeadPipeline"}
     if options.what == "3d":
         settings["num_gaussians"] = settings.pop("gaussians")
-    module = {"2d": bench, "3d": bench_3d, "renderer": bench_renderer}[options.what]
+    module = {"2d": bench, "moda": bench, "3d": bench_3d, "renderer": bench_renderer}[options.what]
     results = bench.compare(
         [None] if threads is None else [int(count) for count in threads],
         module.__name__,
