@@ -118,6 +118,20 @@ class TestModaMotionTransformer(ModaTester):
         assert not self.run(model, self.make_inputs(model)).any()
 
 
+@pytest.mark.parametrize("deviation", [0.3, 1.0])
+def test_the_skip_is_the_best_linear_estimate_of_the_velocity(deviation):
+    tester = TestModaMotionTransformer()
+    model = ModaMotionTransformer(**tester.make_config(), skip_deviation=deviation).eval()
+    inputs = tester.make_inputs(model)
+    inputs["timestep"] = torch.tensor([100, 700])
+    estimate = tester.run(model, inputs)  # the network itself starts at zero
+    clean, noise = deviation * torch.randn(200_000), torch.randn(200_000)
+    for i, t in enumerate((0.1, 0.7)):
+        z, v = (1 - t) * clean + t * noise, noise - clean
+        gain = (v * z).mean() / (z * z).mean()
+        torch.testing.assert_close(estimate[i], gain * inputs["sample"][i], rtol=0.05, atol=0.02)
+
+
 class AblationTester(ModaTester):
     test_save_and_load_in_a_fresh_process = None  # the same code as of the whole model, and slow
 
@@ -175,6 +189,7 @@ def test_parameter_counts(fusion, expected):
         ("fusion", {"fusion": "late"}),
         ("num_heads", {"hidden_size": 20, "num_heads": 3}),
         ("overlap", {"window": 6, "overlap": 6}),
+        ("skip_deviation", {"skip_deviation": 0.0}),
     ],
 )
 def test_bad_configs_raise(name, config):

@@ -14,6 +14,7 @@ from vasa_hf.training.ema import ExponentialMovingAverage
 from vasa_hf.training.loop import LoopOptions, Player, checkpoints, configs, learning_rate_at, parse_options, train
 from vasa_hf.training.train_face_autoencoder import FaceAutoencoderOptions
 from vasa_hf.training.train_motion_transformer import MotionTransformerOptions
+from vasa_hf.training.train_motion_transformer_moda import ModaMotionOptions
 
 
 class Points(torch.utils.data.Dataset):
@@ -197,7 +198,11 @@ def test_a_config_sets_options_and_the_command_line_has_the_last_word(tmp_path):
 @pytest.mark.parametrize("name", sorted(configs()))
 def test_the_configs_of_the_package_fit_their_trainings(name):
     stage = name.split("_", 1)[1]
-    options = {"face_autoencoder": FaceAutoencoderOptions, "motion_transformer": MotionTransformerOptions}[stage]
+    options = {
+        "face_autoencoder": FaceAutoencoderOptions,
+        "motion_transformer": MotionTransformerOptions,
+        "motion_transformer_moda": ModaMotionOptions,
+    }[stage]
     chosen = parse_options(options, ["--config", name])
     assert chosen.preset == name.split("_")[0]
 

@@ -36,7 +36,14 @@ from vasa_hf.training.train_motion_transformer import draw_curves
 # The paper's size is the model's default; the small one is for CPUs.
 PRESETS = {
     "paper": {},
-    "small": {"hidden_size": 128, "num_heads": 4, "num_four_stream": 1, "num_two_stream": 2, "num_single_stream": 4},
+    "small": {
+        "hidden_size": 128,
+        "num_heads": 4,
+        "num_four_stream": 1,
+        "num_two_stream": 2,
+        "num_single_stream": 4,
+        "skip_deviation": 0.5,
+    },
 }
 NAME = "motion_generator"
 
