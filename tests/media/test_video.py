@@ -75,6 +75,15 @@ def test_sound_is_cut_or_filled_to_the_frames(tmp_path, samples):
     assert abs(sound[0, int(0.9 * rate) :]).max() < 0.4 and (samples > 4000 or abs(sound[0, rate // 2 :]).max() < 0.01)
 
 
+@pytest.mark.parametrize("name", ["video.mp4", "pictures.mp4", "messages.mp4"])
+def test_a_file_may_bear_any_name(tmp_path, name):
+    """Also one that the writer might use for itself."""
+    with VideoWriter(tmp_path / name, 25, (32, 32), (np.zeros(1600, np.float32), 16_000)) as writer:
+        for _ in range(3):
+            writer.write(np.full((32, 32, 3), 90, np.uint8))
+    assert len(list(read_video(tmp_path / name))) == 3 and os.listdir(tmp_path) == [name]
+
+
 def test_flash_and_click_stay_together(tmp_path):
     path = tmp_path / "a.mp4"
     click = np.zeros(32000, np.float32)

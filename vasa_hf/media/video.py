@@ -223,7 +223,8 @@ class VideoWriter:
         command += ["-vf", f"{scale},format=yuv420p"]
         command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
         command += ["-c:v", "libx264", "-preset", self._preset, "-crf", str(self._crf)]
-        command += ["-video_track_timescale", str(self._timescale()), str(self._folder / "video.mp4")]
+        # Not .mp4: whatever the file is called, this is another one.
+        command += ["-video_track_timescale", str(self._timescale()), str(self._folder / "pictures.mov")]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages)
 
     def _timescale(self) -> int:
@@ -240,7 +241,7 @@ class VideoWriter:
             pass  # the exit status below tells
         if self._process.wait() != 0:
             raise RuntimeError(f"ffmpeg could not encode {str(self.path)!r}: {self._stderr()}")
-        command = [ffmpeg_path(), "-nostdin", "-hide_banner", "-v", "error", "-i", str(self._folder / "video.mp4")]
+        command = [ffmpeg_path(), "-nostdin", "-hide_banner", "-v", "error", "-i", str(self._folder / "pictures.mov")]
         if self._audio_format is not None:
             channels, rate = self._audio_format
             # Growing a file by truncate fills it with zero bytes, which are silence.
