@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.testing_utils import official_layouts as layouts
+from tests.testing_utils.pipelines import BOX, make_audio, make_image
 from vasa_hf.cli import main
 from vasa_hf.convert import joyvasa, liveportrait, moda
 from vasa_hf.convert.checkpoint import ConversionError
@@ -381,6 +382,27 @@ def test_the_command_converts_and_the_pipeline_loads(tmp_path, capsys):
         assert (pipe.image_processor.size, pipe.image_processor.upright) == (pipe.renderer.output_size, True)
         assert main(["convert", kind, *arguments]) == 2
         assert "`destination` must be a new or an empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["moda", "joyvasa"])
+def test_a_converted_folder_makes_a_video(tmp_path, kind):
+    """Random weights draw no face, but picture and voice both reach the video."""
+    if kind == "moda":
+        moda.convert_moda(layouts.write_moda(tmp_path / "source")[0], tmp_path / "out")
+    else:
+        source, renderer = layouts.write_joyvasa(tmp_path / "source"), layouts.write_liveportrait(tmp_path / "renderer")
+        joyvasa.convert_joyvasa(source, tmp_path / "out", renderer)
+    pipe = ModaTalkingHeadPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+
+    def talk(image, audio):
+        options = {"box": BOX, "output_type": "pt", "num_inference_steps": 2}
+        return pipe(image, audio, generator=torch.Generator().manual_seed(0), **options).frames
+
+    own = talk(make_image(0), make_audio(0.2, 0))
+    assert own.shape == (5, 3, 512, 512) and torch.isfinite(own).all()
+    for other in (talk(make_image(1), make_audio(0.2, 0)), talk(make_image(0), make_audio(0.2, 1))):
+        assert (other - own).abs().max() > 1e-3
 
 
 def test_the_command_prints_the_table_of_misfits(tmp_path, capsys):

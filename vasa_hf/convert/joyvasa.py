@@ -92,7 +92,9 @@ def convert_joyvasa(
     scheduler = joyvasa_scheduler(model.config.num_train_timesteps)
     components = {"motion_generator": model, "audio_encoder": encoder, "renderer": drawn, "scheduler": scheduler}
     components |= {"image_processor": liveportrait.image_processor(drawn)}
-    save_pipeline(destination, components | {"audio_processor": VasaAudioProcessor(padding="reflect")})
+    # Each window is encoded for itself, without the sound around it.
+    processor = VasaAudioProcessor(context_frames=0, lookahead_frames=0, padding="reflect")
+    save_pipeline(destination, components | {"audio_processor": processor})
     return report
 
 
