@@ -81,7 +81,8 @@ class ModaTalkingHeadPipeline(EmbeddedWeightsMixin, KeypointDrivingMixin, Speaki
         audio_processor (`VasaAudioProcessor`, *optional*): Brings audio to the encoder's rate.
         scheduler (`FlowMatchEulerDiscreteScheduler` or another that fits the generator, *optional*): Sampler.
 
-    Without the last four, portraits can be animated, but not talk.
+    Without the last four, portraits can be animated, but not talk. With a renderer of official size,
+    `pipe.renderer.optimize_for_inference()` makes it faster on a CPU; it slows small ones down.
 
     Example:
         ```python
