@@ -142,6 +142,26 @@ class TestLivePortraitRenderer(ModelTesterMixin):
         with pytest.raises(ValueError, match=f"`{name}`"):
             LivePortraitRenderer(**{**TINY, name: value})
 
+    def test_unshuffling_keeps_what_an_average_loses(self):
+        """A pattern of alternate pixels, which 2x2 averages of a pointwise first layer cannot tell from its mean."""
+        flat = torch.full((1, 3, 32, 32), 0.5)
+        pattern = flat.clone()
+        pattern[..., ::2], pattern[..., 1::2] = 0.25, 0.75
+        seen = {}
+        for unshuffle in (False, True):
+            torch.manual_seed(0)
+            extractor = LivePortraitRenderer(**{**TINY, "unshuffle": unshuffle}).eval().appearance_feature_extractor
+            with torch.no_grad():
+                extractor.first.conv.weight *= torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]])
+                extractor.first.conv.bias.fill_(5)  # within the rectifier's straight part
+                assert extractor(flat).shape == (1, 3, 4, 16, 16)
+                first = extractor.down_blocks[0].conv
+                first.weight *= torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]])
+                first.bias.fill_(50)
+                inner = (extractor(pattern) - extractor(flat))[..., 2:-2, 2:-2]
+                seen[unshuffle] = inner.abs().max().item()
+        assert seen[False] < 1e-4 < 1e-3 < seen[True]
+
     def test_upscale_of_one_has_the_public_name(self):
         model = LivePortraitRenderer(**{**TINY, "upscale": 1})
         assert model.spade_generator.conv_img.weight.shape == (3, 6, 3, 3)

@@ -86,14 +86,18 @@ class AppearanceFeatureExtractor(nn.Module):
         feature_channels (`int`): Channels of the volume.
         feature_depth (`int`): Depth of the volume.
         num_resblocks (`int`): Residual blocks of the volume.
+        unshuffle (`bool`): Halve by moving pixels to channels before a block, not by averaging after it.
     """
 
-    def __init__(self, widths: list[int], feature_channels: int, feature_depth: int, num_resblocks: int):
+    def __init__(
+        self, widths: list[int], feature_channels: int, feature_depth: int, num_resblocks: int, unshuffle: bool
+    ):
         super().__init__()
-        self.feature_channels = feature_channels
+        self.feature_channels, self.unshuffle = feature_channels, unshuffle
         self.first = ConvBlock(2, 3, widths[0])
         pairs = zip(widths, widths[1:], strict=False)
-        self.down_blocks = nn.ModuleList(ConvBlock(2, before, after) for before, after in pairs)
+        more = 4 if unshuffle else 1
+        self.down_blocks = nn.ModuleList(ConvBlock(2, more * before, after) for before, after in pairs)
         self.second = nn.Conv2d(widths[-1], feature_channels * feature_depth, 1)
         self.resblocks_3d = nn.Sequential()
         for index in range(num_resblocks):
@@ -103,7 +107,7 @@ class AppearanceFeatureExtractor(nn.Module):
         """Map `(batch, 3, height, width)` in [0, 1] to `(batch, feature_channels, feature_depth, h, w)`."""
         x = self.first(image)
         for block in self.down_blocks:
-            x = F.avg_pool2d(block(x), 2)
+            x = block(F.pixel_unshuffle(x, 2)) if self.unshuffle else F.avg_pool2d(block(x), 2)
         return self.resblocks_3d(self.second(x).unflatten(1, (self.feature_channels, -1)))
 
 
@@ -253,6 +257,8 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         generator_out_channels (`int`, defaults to 64): G's channels before the last layer.
         spade_channels (`int`, defaults to 128): Channels within G's norms.
         upscale (`int`, defaults to 2): By how much G's last layer enlarges.
+        unshuffle (`bool`, defaults to `False`): Whether F halves pictures by moving pixels to channels. # Not in the
+            paper: averages lose detail, which widths of hundreds of channels and long training encode all the same.
     """
 
     _no_split_modules = ("SpadeResBlock", "ConvNextV2Block")
@@ -282,6 +288,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         generator_out_channels: int = 64,
         spade_channels: int = 128,
         upscale: int = 2,
+        unshuffle: bool = False,
     ):
         super().__init__()
         for name, size in (("mask", mask_kernel_size), ("occlusion", occlusion_kernel_size)):
@@ -292,7 +299,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         widths = [min(max_features, block_expansion * 2**level) for level in range(num_down_blocks + 1)]
         warped_channels = warped_channels or widths[-1]
         self.appearance_feature_extractor = AppearanceFeatureExtractor(
-            widths, feature_channels, feature_depth, num_resblocks
+            widths, feature_channels, feature_depth, num_resblocks, unshuffle
         )
         self.motion_extractor = MotionExtractor(tuple(motion_depths), tuple(motion_dims))
         dense_motion = DenseMotionNetwork(
@@ -327,9 +334,10 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
     def optimize_for_inference(self, enabled: bool = True) -> LivePortraitRenderer:
         """Prepare `warp` and `decode` for speed on a CPU; the results are the same up to rounding.
 
-        At official size this takes 1.7 GB more memory. It serves float32 and pictures of `image_size` while gradients
-        are off; everything else goes the ordinary way. What is saved stays the same. Training, moving and casting the
-        model undo it, as prepared weights would be out of date; after changing weights by hand, call this again.
+        At official size this takes 2.6 GB more memory and some seconds. It serves float32 and pictures of `image_size`
+        while gradients are off; everything else goes the ordinary way. What is saved stays the same. Training, moving
+        and casting the model undo it, as prepared weights would be out of date; after changing weights by hand, call
+        this again.
 
         Args:
             enabled (`bool`, defaults to `True`): `False` undoes it.
