@@ -82,7 +82,10 @@ def convert_joyvasa(
     report.rows += match(template_shapes(model), template, may_have=_statistic).rows
     report.problems += differences(state, model, args)
     report.check("JoyVASA's motion generator")
-    report.notes.append(f"positional encoding: {positional_encoding} (JoyVASA's code got the other one after release)")
+    report.notes.append(
+        f"positional encoding: {positional_encoding}; JoyVASA's code had single_row when the weights were published, "
+        "per_frame since December 2025"
+    )
 
     model.load_state_dict(own_names(state, model) | statistics(template))
     encoder.load_state_dict({name.removeprefix("audio_encoder."): state[name] for name in heard})
