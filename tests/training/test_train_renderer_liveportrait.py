@@ -9,7 +9,7 @@ from tests.testing_utils.face_data import make_face_data
 from vasa_hf.geometry.keypoints import KeypointMotion
 from vasa_hf.models.face_recognizer import FaceRecognizer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
-from vasa_hf.training.train_renderer_liveportrait import STAGES, TINY_CONFIG, main, motion_error
+from vasa_hf.training.train_renderer_liveportrait import STAGES, TINY_CONFIG, main, motion_error, start_as_copy
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def run(data, output, *arguments):
     ("stage", "extra", "name"),
     [
         ("motion", [], "generator_loss"),
-        ("renderer", [], "l1"),
+        ("renderer", ["--start-as-copy", "--hold-norms"], "l1"),
         ("joint", ["--weight-adversarial", 0.01], "l1"),
         ("stitching", [], "lips"),
     ],
@@ -44,6 +44,24 @@ def test_each_stage_lowers_its_loss_and_only_its_parts_learn(data, tmp_path, sta
     start = LivePortraitRenderer(**TINY_CONFIG).half().state_dict()
     changed = {key.split(".")[0] for key in start if not torch.equal(start[key], again[key])}
     assert changed == set(STAGES[stage])
+
+
+def test_a_new_renderer_can_begin_as_a_copy_of_its_source():
+    """Before any training: pictures it was not solved for come back, which random weights turn into grey."""
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij")
+    waves = [0.5 + 0.4 * torch.sin(9 * (x * (i % 5) + y * (i % 7)) + i) for i in range(120)]
+    images = torch.stack(waves).view(40, 3, 64, 64)
+    still = torch.zeros(8, 21, 3)
+    errors = {}
+    for copy in (False, True):
+        model = LivePortraitRenderer(**TINY_CONFIG)
+        if copy:
+            start_as_copy(model, images[:32])
+        model.eval()
+        with torch.no_grad():
+            errors[copy] = float((model.render(model.encode_appearance(images[32:]), still, still) - images[32:]).std())
+    assert errors[True] < 0.6 * errors[False]
 
 
 def test_a_perceptual_loss_can_be_added(data, tmp_path):
@@ -70,3 +88,5 @@ def test_bad_options_say_so(data, tmp_path):
         run(data, tmp_path, "--preset", "huge")
     with pytest.raises(ValueError, match="`perceptual` must name"):
         run(data, tmp_path, "--weight-perceptual", 1)
+    with pytest.raises(ValueError, match="`start_as_copy` goes with"):
+        run(data, tmp_path, "--start-as-copy", "--preset", "paper")

@@ -36,7 +36,7 @@ from vasa_hf.training.train_face_autoencoder import augment, channels_last, disc
 # The official sizes are the model's defaults. The small one is for CPUs: no doublings in G, since their shortcuts pass
 # through norms that lose brightness and colour; so it learns to copy what it sees within minutes.
 SMALL_CONFIG = {
-    "image_size": 192,
+    "image_size": 256,
     "block_expansion": 16,
     "max_features": 64,
     "num_down_blocks": 2,
@@ -57,6 +57,7 @@ SMALL_CONFIG = {
     "spade_channels": 24,
     "num_up_blocks": 0,
     "upscale": 4,
+    "unshuffle": True,
 }
 TINY_CONFIG = {
     **SMALL_CONFIG,
@@ -94,13 +95,15 @@ class RendererOptions(LoopOptions):
     initial: str | None = option(None, "renderer folder to start from")
     save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/renderer)")
     learning_rate: float = option(4e-4, "peak learning rate")
-    train_size: int = option(192, "side of the pictures while training")
+    train_size: int = option(256, "side of the pictures while training")
     dynamics: str | None = option(None, "landmark dynamics file, such as vasa-small's; fitted to the data if left out")
     stream: bool = option(False, "decode frames whenever they are drawn, for data too large to keep decoded")
     portrait_share: float = option(0.25, "share of samples that are single portraits")
     rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
     rendered_share: float = option(0.35, "share of samples that are rendered faces")
     label_share: float = option(0.3, "stage joint: share of the samples whose keypoints still come from the labels")
+    start_as_copy: bool = option(False, "begin as a network that copies its source; goes with the small preset")
+    hold_norms: bool = option(False, "F's and W's 2D norms keep their statistics, as --start-as-copy begins with")
     weight_motion: float = option(1.0, "M against labels")
     weight_l1: float = option(1.0, "reconstruction L1")
     weight_pyramid: float = option(2.0, "L1 of gradients at three scales")
@@ -109,6 +112,68 @@ class RendererOptions(LoopOptions):
     perceptual: str | None = option(None, "face recogniser folder, or a vision model of the Hub")
     weight_adversarial: float = option(0.0, "adversarial and feature matching losses")
     weight_stitching: float = option(1.0, "stage stitching: how little stitching may change the keypoints")
+
+
+def hold_norms(model: LivePortraitRenderer) -> None:
+    """Let the norms that appearance passes through keep their statistics: those of few pictures stain colours."""
+    extractor, warping, _ = (model.get_submodule(name) for name in STAGES["renderer"])
+    for block in (extractor.first, *extractor.down_blocks, warping.third):
+        block.norm.eval()
+
+
+@torch.no_grad()
+def start_as_copy(model: LivePortraitRenderer, images: Tensor) -> None:
+    """Let F, W and G begin as a network that gives its source back, as sharp as warped features can be.
+
+    Convolutions begin as orthogonal 1 x 1 ones, norms lift what follows above the bend of their ReLU, G's blocks begin
+    as their skips, and G's last layer is solved for the pictures. # Not in the paper: with thousands of samples in
+    place of millions, a decoder from random weights stays a blur.
+
+    Args:
+        model (`LivePortraitRenderer`): New, with `unshuffle` and without doublings in G.
+        images (`torch.Tensor` of shape `(batch, 3, side, side)`): RGB in [0, 1].
+    """
+
+    def orthogonal(conv: nn.Module) -> None:
+        conv.weight.mul_(0.1)
+        middle = conv.weight.shape[-1] // 2
+        conv.weight[:, :, middle, middle] = nn.init.orthogonal_(torch.empty(conv.weight.shape[:2]))
+        nn.init.zeros_(conv.bias)
+
+    extractor, warping, generator = (model.get_submodule(name) for name in STAGES["renderer"])
+    lifted = [extractor.first, *extractor.down_blocks, warping.third]
+    for block in lifted:
+        orthogonal(block.conv)
+        nn.init.constant_(block.norm.bias, 2.0)
+    for conv in (extractor.second, warping.fourth, generator.fc):
+        orthogonal(conv)
+    for block, _ in generator.blocks:
+        nn.init.zeros_(block.conv_1.weight)
+        nn.init.zeros_(block.conv_1.bias)
+    nn.init.zeros_(warping.dense_motion_network.occlusion.weight)
+    nn.init.constant_(warping.dense_motion_network.occlusion.bias, 3.0)
+
+    model.train()
+    still = torch.zeros(len(images), 21, 3)
+    norms = [block.norm for block in lifted]
+    for norm in norms:
+        norm.momentum = 1.0  # the statistics of these pictures
+    features = model.warp(model.encode_appearance(images), still, still)[0]
+    for norm in norms:
+        norm.momentum = 0.1
+    hold_norms(model)
+    hidden = generator.fc(features)
+    generator.fc.bias += 2.0 * hidden.std((0, 2, 3)) - hidden.mean((0, 2, 3))
+    hidden = F.leaky_relu(generator.fc(features), 0.2)
+    last = generator.conv_img if model.config.upscale == 1 else generator.conv_img[0]
+    wanted = torch.logit(F.pixel_unshuffle(images, model.config.upscale), 0.02)
+    inputs = F.unfold(hidden, 3, padding=1).mT.flatten(0, 1)
+    inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1).double()
+    gram = inputs.T @ inputs
+    gram.diagonal().add_(1e-2 * gram.diagonal().mean())
+    solution = torch.linalg.solve(gram, inputs.T @ wanted.permute(0, 2, 3, 1).flatten(0, 2).double()).float().T
+    last.weight.copy_(solution[:, :-1].unflatten(1, (-1, 3, 3)))
+    last.bias.copy_(solution[:, -1])
 
 
 def motion_error(motion: KeypointMotion, wanted: KeypointMotion) -> tuple[Tensor, dict[str, Tensor]]:
@@ -165,6 +230,8 @@ class RendererLoss:
             own = [transform_keypoints(dataclasses.replace(m, kp=both.kp[:count])) for m in read]
             labelled = torch.rand(len(source), 1, 1, device=source.device) < options.label_share
             keypoints = [torch.where(labelled, a, b.float()) for a, b in zip(keypoints, own, strict=True)]
+        if options.hold_norms:
+            hold_norms(model)
         features = model.encode_appearance(source)
         # On CPUs, bfloat16 gives weights of 3D convolutions of shallow volumes gradients of 1e30 (torch 2.13).
         with torch.autocast(source.device.type, enabled=source.device.type != "cpu"):
@@ -310,6 +377,8 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
         raise ValueError(f"`stage` must be one of {list(STAGES)}, got {options.stage!r}.")
     if options.preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
+    if options.start_as_copy and (options.initial or options.preset == "paper"):
+        raise ValueError("`start_as_copy` goes with new weights of the small or tiny preset, not with `initial`.")
     if options.weight_perceptual and not options.perceptual:
         raise ValueError("`perceptual` must name a face recogniser folder when its loss has a weight.")
     torch.manual_seed(options.seed)
@@ -329,6 +398,10 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
         model = LivePortraitRenderer.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
     else:
         model = LivePortraitRenderer(**PRESETS[options.preset])
+        if options.start_as_copy:
+            side = 2 * model.size_multiple
+            pictures = torch.stack([dataset[index]["source"] for index in range(48)]).float() / 255
+            start_as_copy(model, F.interpolate(pictures, (side, side), mode="area"))
     channels_last(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(STAGES[options.stage]))
