@@ -15,7 +15,7 @@ from vasa_hf.cli.app import add_options
 from vasa_hf.studio import about, faces
 from vasa_hf.studio.desk import MINE, POSES, VIDEO, VOICE, Desk, message, status
 from vasa_hf.studio.jobs import Update
-from vasa_hf.studio.programs import check_mcp, named
+from vasa_hf.studio.programs import FIELDS, check_mcp, named
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings, control_groups
 from vasa_hf.studio.speech import VOICES, can_speak
 from vasa_hf.studio.splat_viewer import viewer_parts
@@ -31,16 +31,12 @@ CSS = """
 .status {min-height: 3em} .status progress {width: 100%; height: 10px; accent-color: var(--color-accent)}
 @media (max-width: 640px) {.gradio-container {padding: 6px !important}}
 """
+# Of several changes in a row, or while the models load, the last must be answered.
+LAST = {"show_progress": "minimal", "trigger_mode": "always_last"}
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
 # Fonts of the device: a page that runs offline must not ask for others.
 THEME = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
 SETTINGS = tuple(TalkSettings.__dataclass_fields__)
-FIELDS = {  # of the functions for programs
-    "consent": "Whether the people whose face and voice are used agreed to it, or do not exist.",
-    "image": "A picture with a face.",
-    "audio": "A voice, in any usual format.",
-    "face": "Which face of the picture; 0 is the largest.",
-}
 DESK: Desk
 
 
@@ -269,7 +265,7 @@ def talk_tab(consent: Any) -> tuple:
             outputs = results("Talking face")
     inputs = [consent, image, by, audio, video, face, *controls]
     begin(pair, video_page("talk"), inputs, outputs, "talk_live")
-    found = {"outputs": [found_faces, seen, crop, face, note, boxes], "show_progress": "minimal"}
+    found = {"outputs": [found_faces, seen, crop, face, note, boxes], **LAST}
     gr.on(
         [image.change, consent.change], named(show_faces, "faces", FIELDS), [consent, image], api_name="faces", **found
     )
@@ -318,9 +314,9 @@ def avatar_tab(consent: Any, tab: Any) -> None:
     fitted = begin(fit_pair, fit_page, [consent, image, minutes], [*fit_outputs, name], "fit")
     side = [name, azimuth, elevation, background]
     turn = [azimuth.release, elevation.release, background.input]
-    gr.on(turn, named(look_page, "look"), side, view, api_name="look", show_progress="minimal")
+    gr.on(turn, named(look_page, "look"), side, view, api_name="look", **LAST)
     export.click(named(export_page, "export"), name, files, api_name="export")
-    shown = {"outputs": [view, splat], "show_progress": "minimal", "api_visibility": "private"}
+    shown = {"outputs": [view, splat], **LAST, "api_visibility": "private"}
     name.change(show_page, side, **shown)
     fitted.success(show_page, side, **shown)
     tab.select(first_look, [splat, *side], **shown)
@@ -346,16 +342,17 @@ def inside_tabs(consent: Any, image: Any, audio: Any) -> None:
                 sliders = [gr.Slider(-40, 40, 0, step=1, label=f"pose: {one}", min_width=140) for one in POSES]
                 with gr.Row():
                     sliders += [
-                        gr.Slider(-2, 2, 0, step=0.1, label=one, min_width=140) for one in DESK.about["sliders"]
+                        gr.Slider(-2, 2, 0, step=0.1, label=one, min_width=170) for one in DESK.about["sliders"]
                     ]
                 shape = named(shape_page, "shape", dict.fromkeys((*POSES, *DESK.about["sliders"]), "How far."))
-                gr.on([s.release for s in sliders], shape, [consent, image, *sliders], picture, api_name="shape")
+                moved = [slider.release for slider in sliders]
+                gr.on(moved, shape, [consent, image, *sliders], picture, api_name="shape", **LAST)
             with gr.Column(min_width=280):
                 gr.Markdown("The same motion on several faces; then its pose, then its dynamics, exchanged.")
                 others = gr.File(label="Up to two other portraits", file_count="multiple", file_types=["image"])
                 number = gr.Number(1, precision=0, label="Seed")
                 pair, state = start_and_stop("Exchange"), gr.HTML(status(Update("Ready.")))
-                sheet = gr.Image(label="Pose and dynamics exchanged", interactive=False)
+                sheet = gr.Image(show_label=False, interactive=False, elem_id="exchanged")
                 begin(pair, swaps_page, [consent, image, others, audio, number], [state, sheet], "swaps")
 
 

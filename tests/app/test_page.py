@@ -4,9 +4,13 @@ import json
 import time
 
 import pytest
+from PIL import Image
 
 from vasa_hf.media import read_provenance, read_video
 
+from .conftest import ROOT
+
+AVATARS = ROOT / "model_cards" / "vasa3d-small" / "avatars"
 TABS = ("Talk", "3D", "Compare", "Inspect", "About")
 PLAYING = """() => [...document.querySelectorAll('video')]
     .some(v => v.readyState >= 2 && v.currentTime > 0 && v.videoWidth > 0 && v.webkitAudioDecodedByteCount > 0)"""
@@ -92,6 +96,54 @@ def test_typed_text_becomes_a_voice(page):
     page.get_by_label("Text", exact=True).fill("Good morning.")
     page.get_by_role("button", name="Speak it").click()
     page.get_by_label("Play", exact=True).first.wait_for()
+
+
+def shown_picture(page, label):
+    """The picture under a label."""
+    return page.locator(".block", has_text=label).locator("img:visible").first
+
+
+def test_of_several_faces_one_is_picked_by_a_click(page, portrait, voices, tmp_path, artefacts):
+    two = Image.new("RGB", (900, 520), "white")
+    for name, side, place in (("theo", 512, (0, 4)), ("mara", 380, (516, 70))):
+        two.paste(Image.open(AVATARS / name / "portrait.png").convert("RGB").resize((side, side)), place)
+    two.save(tmp_path / "two.png")
+    agree(page)
+    upload(page, portrait)
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    upload(page, str(tmp_path / "two.png"), voices(1))  # while the first one's face is still looked for
+    page.get_by_text("2 faces found").wait_for()
+    chosen = page.locator("fieldset", has_text="Face to animate").locator("input")
+    assert [one.is_checked() for one in chosen.all()] == [True, False]
+    first = shown_picture(page, "What the model sees").get_attribute("src")
+    faces = shown_picture(page, "Faces")
+    box = faces.bounding_box()
+    faces.click(position={"x": 0.78 * box["width"], "y": 0.5 * box["height"]})
+    wait_for(lambda: chosen.nth(1).is_checked())
+    wait_for(lambda: shown_picture(page, "What the model sees").get_attribute("src") != first)
+    page.screenshot(path=artefacts / "two_faces.png", full_page=True)
+    page.get_by_role("button", name="Make it talk").click()
+    wait_for(lambda: "Done" in told(page))
+    with page.expect_download() as settings:
+        page.locator("a[download*='settings.json']").click()
+    settings.value.save_as(tmp_path / "settings.json")
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["face"] == 1
+
+
+def test_poses_and_dynamics_are_exchanged_on_a_sheet(page, portrait, voices, artefacts):
+    agree(page)
+    upload(page, portrait, voices(2))
+    page.get_by_text("One face found.").wait_for()
+    page.get_by_role("tab", name="Inspect", exact=True).click()
+    page.set_input_files("input[type=file][multiple] >> visible=false >> nth=0", str(AVATARS / "mara" / "portrait.png"))
+    page.get_by_text("portrait").locator("visible=true").first.wait_for()
+    page.get_by_role("button", name="Exchange").click()
+    sheet = page.locator("#exchanged img").first
+    wait_for(lambda: sheet.count() and sheet.evaluate("e => e.naturalWidth") > 0)
+    assert "Done" in told(page)
+    size = sheet.evaluate("e => [e.naturalWidth, e.naturalHeight]")
+    assert size == [6 * 192, 4 * (192 + 30)]  # two faces with the same motion, another pose, other dynamics
+    page.screenshot(path=artefacts / "inspect_exchange.png", full_page=True)
 
 
 @pytest.mark.parametrize(

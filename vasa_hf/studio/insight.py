@@ -112,12 +112,12 @@ def swaps(
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], side: int = 192) -> Image.Image:
     """Rows of pictures, each under its text."""
-    line = 22
+    line = 30  # a page shows the sheet at half its size
     whole = Image.new("RGB", (side * max(len(pictures) for _, pictures in rows), (side + line) * len(rows)), "white")
     draw = ImageDraw.Draw(whole)
     for row, (text, pictures) in enumerate(rows):
         top = row * (side + line)
-        draw.text((6, top + 5), text, fill="black", font_size=13)
+        draw.text((6, top + 4), text, fill="black", font_size=20)
         for column, picture in enumerate(pictures):
             whole.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (column * side, top + line))
     return whole

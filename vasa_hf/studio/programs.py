@@ -9,6 +9,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+#: What the fields of several functions mean.
+FIELDS = {
+    "consent": "Whether the people whose face and voice are used agreed to it, or do not exist.",
+    "image": "A picture with a face.",
+    "audio": "A voice, in any usual format.",
+    "face": "Which face of the picture; 0 is the largest.",
+}
+
 
 def named(function: Callable, name: str, fields: Mapping[str, str] | None = None) -> Callable:
     """A function with another name, whose `*arguments` have names, too.
