@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from tests.testing_utils.face_data import moved
+from tests.testing_utils.pipelines import make_moda_components
+from vasa_hf import FaceImageProcessor, LivePortraitRenderer, ModaTalkingHeadPipeline, SyncExpert
 from vasa_hf.hub import embedded_path
 from vasa_hf.metrics import tables
 from vasa_hf.metrics.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
@@ -294,3 +296,30 @@ def test_parts_of_the_baselines():
     direction = torch.tensor([0.0, 2.0, -1.0])
     latents = [gap[:, None] * direction + offset for gap, offset in zip(gaps, (0.5, -3.0), strict=True)]
     assert torch.allclose(fit_lip_motion(latents, gaps), direction, atol=1e-4)
+
+
+# --- another system ---------------------------------------------------------------------------------------------------
+
+
+def test_moda_is_judged_with_the_eyes_of_vasa1(pipeline, analyzer, data, tmp_path, monkeypatch):
+    """Its motion is not the sync expert's: that looks at the frames, through VASA-1's encoder."""
+    parts = make_moda_components() | {"face_analyzer": analyzer, "image_processor": FaceImageProcessor(size=64)}
+    config = {**parts["renderer"].config, "image_size": 64}
+    torch.manual_seed(0)
+    moda = ModaTalkingHeadPipeline(**parts | {"renderer": LivePortraitRenderer.from_config(config).eval()})
+    networks, looks = {"sync_expert": SyncExpert(motion_dim=10, lips=(6, 10), hidden_size=8, embed_dim=4).eval()}, []
+    encode = pipeline.encode_video
+    monkeypatch.setattr(pipeline, "encode_video", lambda frames, **box: looks.append(1) or encode(frames, **box))
+    settings = {"networks": networks, "samples": 1, "limit": 1, "sheets": False, "eyes": pipeline}
+    settings["metrics"] = ["smoothness", "expert_d", "gaze_error", "rtf", "first_frame"]
+    evaluate(moda, data, tmp_path, ["audio", "speed"], **settings)
+    assert len(looks) >= 2  # at the real clip, and at the generated one
+    name = "ModaTalkingHeadPipeline"
+    assert values(tmp_path, "audio", name, "smoothness") and values(tmp_path, "audio", name, "expert_d")
+    assert not values(tmp_path, "audio", name, "gaze_error")  # nobody asked it to look anywhere
+    (rtf,), (first,) = (list(values(tmp_path, "speed", name, key).values()) for key in ("rtf", "first_frame"))
+    assert 0 < first < rtf * 3.1 * 1.5  # the voice lasts 3.1 s; the machine may be busy
+    table = (tmp_path / "table.md").read_text()
+    assert "MoDA (Table 2)" in table and "0.846" in table
+    with pytest.raises(ValueError, match="`parts` must be of .* for this pipeline, got .'controls'."):
+        evaluate(moda, data, tmp_path, ["controls"], eyes=pipeline)
