@@ -67,9 +67,11 @@ async def hold_nothing_back(output_id: str) -> None:
 
 def portrait_field(height: int) -> gr.Image:
     """A picture's file as it was sent: it is decoded, and complained about, by the package."""
-    field = gr.Image(label="Portrait", sources=["upload", "webcam", "clipboard"], height=height)
-    field.preprocess = lambda payload: payload and payload.path
-    return field
+    return gr.Image(label="Portrait", type="filepath", sources=["upload", "webcam", "clipboard"], height=height)
+
+
+# Of the class: Gradio makes a field anew, and what was set on the first one is lost, when an example fills it.
+gr.Image.preprocess = lambda field, payload: payload and payload.path
 
 
 def readable(function: Any) -> Any:
