@@ -88,6 +88,19 @@ def test_bad_files_and_missing_consent_are_told_in_words(page, voices, tmp_path)
     assert "image must be" in problem.inner_text() and str(tmp_path) not in problem.inner_text()
 
 
+def test_an_example_fills_both_fields_and_makes_way_for_ones_own(page, portrait, tmp_path):
+    agree(page)
+    page.locator("table img").first.click()
+    page.get_by_text("One face found.").wait_for()
+    page.get_by_label("Play", exact=True).first.wait_for()
+    (tmp_path / "note.png").write_text("I am no picture.")
+    for path, answer in ((str(tmp_path / "note.png"), "image must be"), (portrait, "One face found.")):
+        page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+        page.get_by_text("One face found.").wait_for(state="hidden")
+        upload(page, path)
+        page.get_by_text(answer).first.wait_for()
+
+
 def test_typed_text_becomes_a_voice(page):
     field = page.get_by_text("Type what to say")
     if not field.is_visible():
