@@ -344,7 +344,7 @@ def inside_tabs(consent: Any, image: Any, audio: Any) -> None:
                 sliders = [gr.Slider(-40, 40, 0, step=1, label=f"pose: {one}", min_width=140) for one in POSES]
                 with gr.Row():
                     sliders += [
-                        gr.Slider(-2, 2, 0, step=0.1, label=one, min_width=170) for one in DESK.about["sliders"]
+                        gr.Slider(-2, 2, 0, step=0.1, label=one, min_width=220) for one in DESK.about["sliders"]
                     ]
                 shape = named(shape_page, "shape", dict.fromkeys((*POSES, *DESK.about["sliders"]), "How far."))
                 moved = [slider.release for slider in sliders]
@@ -372,7 +372,8 @@ def build() -> gr.Blocks:
         with gr.Tab("About"):
             gr.Markdown(about.CONSENT)
             with gr.Row():
-                video, answer = gr.Video(label="Video to look at", height=240), gr.Markdown("No video yet.")
+                video = gr.Video(label="Video to look at", height=280, min_width=280)
+                answer = gr.Markdown("No video yet.", min_height=40)
             video.change(named(about.verdict_or_hint, "verdict"), video, answer, api_name="verdict")
             for folder in (DESK.about["base"], DESK.about["folder"]):
                 with gr.Accordion(f"Model card: {folder.name}", open=False):

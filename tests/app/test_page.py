@@ -174,6 +174,9 @@ def test_every_tab_fits_and_every_control_has_a_name(server, browser, artefacts,
             shown = page.locator(".overflow-dropdown button", has_text=tab)
         shown.click()
         page.wait_for_timeout(400)
+        if tab == "3D":
+            page.locator(".splat-viewer[data-state=shown]").wait_for(timeout=120_000)
+            page.wait_for_timeout(1000)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
         nameless = page.evaluate("""() => [...document.querySelectorAll('input, select, textarea')]
             .filter(e => e.checkVisibility() && e.type !== 'file' && !e.labels?.length && !e.ariaLabel && !e.title
