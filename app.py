@@ -371,9 +371,7 @@ def build() -> gr.Blocks:
         inside_tabs(consent, image, audio)
         with gr.Tab("About"):
             gr.Markdown(about.CONSENT)
-            with gr.Row():
-                video = gr.Video(label="Video to look at", height=280, min_width=280)
-                answer = gr.Markdown("No video yet.", min_height=40)
+            video, answer = gr.Video(label="Video to look at", height=280), gr.Markdown("No video yet.")
             video.change(named(about.verdict_or_hint, "verdict"), video, answer, api_name="verdict")
             for folder in (DESK.about["base"], DESK.about["folder"]):
                 with gr.Accordion(f"Model card: {folder.name}", open=False):
