@@ -93,6 +93,13 @@ class ConvNextV2(nn.Module):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
+    def features(self, image: Tensor) -> Tensor:
+        """What the heads see of pictures `(batch, in_channels, height, width)`: `(batch, dims[-1])`."""
+        x = image
+        for down, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(down(x))
+        return self.norm(x.mean((2, 3)))
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Encode pictures.
 
@@ -102,8 +109,5 @@ class ConvNextV2(nn.Module):
         Returns:
             `dict[str, torch.Tensor]`: Vectors `(batch, length)` by the heads' names.
         """
-        x = image
-        for down, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(down(x))
-        x = self.norm(x.mean((2, 3)))
+        x = self.features(image)
         return {name: getattr(self, f"fc_{name}")(x) for name in self.head_names}

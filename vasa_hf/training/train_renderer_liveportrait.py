@@ -23,7 +23,14 @@ from torch.nn import functional as F
 from vasa_hf.data.face_pairs import FacePairs
 from vasa_hf.data.keypoint_labels import keypoints_from_labels, keypoints_from_motion
 from vasa_hf.data.landmark_dynamics import PARTS, LandmarkDynamics
-from vasa_hf.geometry.keypoints import EYE_KEYPOINTS, LIP_KEYPOINTS, KeypointMotion, transform_keypoints
+from vasa_hf.geometry.keypoints import (
+    DEGREES_PER_BIN,
+    EYE_KEYPOINTS,
+    LIP_KEYPOINTS,
+    POSE_BINS,
+    KeypointMotion,
+    transform_keypoints,
+)
 from vasa_hf.geometry.landmarks import eye_openness, rows
 from vasa_hf.hub import resolve
 from vasa_hf.models.face_recognizer import pretrained_features
@@ -31,7 +38,7 @@ from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.motion import POSE_DIM
 from vasa_hf.training import losses
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
-from vasa_hf.training.train_face_autoencoder import augment, channels_last, discriminator_player_loss
+from vasa_hf.training.train_face_autoencoder import augment, channels_last, discriminator_player_loss, freeze
 
 # The official sizes are the model's defaults. The small one is for CPUs: no doublings in G, since their shortcuts pass
 # through norms that lose brightness and colour; so it learns to copy what it sees within minutes.
@@ -43,8 +50,8 @@ SMALL_CONFIG = {
     "feature_channels": 32,
     "feature_depth": 2,
     "num_resblocks": 0,
-    "motion_depths": (2, 2, 4, 2),
-    "motion_dims": (32, 64, 128, 256),
+    "motion_depths": (1, 1, 2, 1),
+    "motion_dims": (32, 64, 128, 192),
     "hourglass_block_expansion": 8,
     "hourglass_max_features": 128,
     "hourglass_num_blocks": 4,
@@ -58,6 +65,7 @@ SMALL_CONFIG = {
     "num_up_blocks": 0,
     "upscale": 4,
     "unshuffle": True,
+    "motion_image_size": 64,
 }
 TINY_CONFIG = {
     **SMALL_CONFIG,
@@ -74,6 +82,7 @@ TINY_CONFIG = {
     "hourglass_num_blocks": 2,
     "generator_out_channels": 8,
     "spade_channels": 4,
+    "motion_image_size": 32,
 }
 PRESETS = {"paper": {}, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
 STAGES = {
@@ -104,7 +113,7 @@ class RendererOptions(LoopOptions):
     label_share: float = option(0.3, "stage joint: share of the samples whose keypoints still come from the labels")
     start_as_copy: bool = option(False, "begin as a network that copies its source; goes with the small preset")
     hold_norms: bool = option(False, "F's and W's 2D norms keep their statistics, as --start-as-copy begins with")
-    weight_motion: float = option(1.0, "M against labels")
+    weight_motion: float = option(1.0, "stage joint: keypoints of M against labels")
     weight_l1: float = option(1.0, "reconstruction L1")
     weight_pyramid: float = option(2.0, "L1 of gradients at three scales")
     weight_flow: float = option(0.1, "landmark flow (px)")
@@ -176,25 +185,101 @@ def start_as_copy(model: LivePortraitRenderer, images: Tensor) -> None:
     last.bias.copy_(solution[:, -1])
 
 
-def motion_error(motion: KeypointMotion, wanted: KeypointMotion) -> tuple[Tensor, dict[str, Tensor]]:
-    """Smooth L1 of all that M says, each in its own unit, and of the keypoints that follow.
+class MotionRegressor(nn.Module):
+    """M while it learns: one linear layer in units of the labels' deviations stands for all heads; `fold` makes them.
+
+    # Not in the paper: M's heads speak of thousandths (expressions) and of bins (angles): no step size fits both.
 
     Args:
-        motion (`KeypointMotion`): Of the motion extractor.
-        wanted (`KeypointMotion`): Of the labels.
+        detector (`torch.nn.Module`): M's `detector`; its backbone learns, its heads are written by `fold`.
+        labels (`KeypointMotion`): Of some hundred pictures.
     """
-    units = {"kp": 0.02, "exp": 0.01, "scale": 0.05, "t": 0.02, "pitch": 5.0, "yaw": 5.0, "roll": 5.0}
-    errors = {
-        name: F.smooth_l1_loss(getattr(motion, name).float() / unit, getattr(wanted, name) / unit, beta=0.3)
-        for name, unit in units.items()
-    }
-    points = transform_keypoints(motion) - transform_keypoints(wanted)
-    errors["points"] = F.smooth_l1_loss(points / 0.02, torch.zeros_like(points), beta=0.3)
-    return sum(errors.values()), errors
+
+    SIGMA_BINS = 2.0  # of the angles' folded bins
+
+    def __init__(self, detector: nn.Module, labels: KeypointMotion):
+        super().__init__()
+        rows = self.flat(labels)
+        self.detector = detector
+        self.norm = nn.BatchNorm1d(detector.norm.normalized_shape[0], affine=False)
+        self.linear = nn.Linear(self.norm.num_features, rows.shape[1])
+        self.register_buffer("mean", rows.mean(0))
+        self.register_buffer("deviation", rows.std(0).clamp_min(1e-4))
+
+    @staticmethod
+    def flat(motion: KeypointMotion) -> Tensor:
+        """All numbers of each face, `(batch, 133)`: canonical keypoints, then `to_vector`."""
+        return torch.cat([motion.kp.flatten(1), motion.to_vector()], 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Standardised numbers `(batch, 133)` of pictures in [0, 1]."""
+        return self.linear(self.norm(self.detector.features(image)))
+
+    def motion(self, standardised: Tensor) -> KeypointMotion:
+        """The faces that standardised numbers speak of."""
+        numbers = standardised * self.deviation + self.mean
+        return KeypointMotion.from_vector(numbers[:, 63:], numbers[:, :63].unflatten(1, (21, 3)))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Write the heads: linear ones as they are, an angle as a bell over its bins, whose mean is the angle."""
+        factor = (self.norm.running_var + self.norm.eps).rsqrt()
+        weight = self.deviation[:, None] * self.linear.weight * factor
+        bias = self.mean + self.deviation * self.linear.bias - weight @ self.norm.running_mean
+        spans = {"kp": (0, 63), "exp": (63, 126), "scale": (126, 127), "t": (127, 130)}
+        for name, (first, last) in spans.items():
+            head = getattr(self.detector, f"fc_{name}")
+            head.weight.copy_(weight[first:last])
+            head.bias.copy_(bias[first:last])
+        bins = torch.arange(POSE_BINS, device=bias.device) - (POSE_BINS - 1) / 2
+        for row, name in zip(range(130, 133), ("pitch", "yaw", "roll"), strict=True):
+            head = getattr(self.detector, f"fc_{name}")
+            slope = bins / self.SIGMA_BINS**2
+            angle = bias[row] / DEGREES_PER_BIN  # the middle bin is 0 degrees
+            head.weight.copy_(slope[:, None] * weight[row] / DEGREES_PER_BIN)
+            head.bias.copy_(slope * angle - bins**2 / (2 * self.SIGMA_BINS**2))
+
+
+class MotionLoss:
+    """Loss of the stage `motion`: M against labels, each number in its own deviation, and the keypoints that follow.
+
+    Args:
+        options (`RendererOptions`): Sizes.
+        dynamics (`LandmarkDynamics`): What the labels' motion means.
+        side (`int`): Side of the pictures that M sees.
+    """
+
+    def __init__(self, options: RendererOptions, dynamics: LandmarkDynamics, side: int):
+        self.options, self.dynamics, self.side = options, dynamics, side
+
+    def samples(self, batch: dict[str, Tensor]) -> tuple[Tensor, KeypointMotion]:
+        """Pictures as M sees them, and what it should say of them."""
+        sample = augment(batch, self.dynamics, self.options.train_size)
+        labels = joined([keypoints_from_labels(self.dynamics, *of(sample, name)) for name in ("source", "driving")])
+        images = torch.cat([sample["source"], sample["driving"]]) / 2 + 0.5
+        return F.interpolate(images, (self.side, self.side), mode="area"), labels
+
+    def __call__(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int):
+        """Loss of a batch of `FacePairs`."""
+        model = modules["motion"]
+        images, wanted = self.samples(batch)
+        found = model(images)
+        rows = (MotionRegressor.flat(wanted) - model.mean) / model.deviation
+        error = F.smooth_l1_loss(found, rows, beta=0.5, reduction="none").mean(0)
+        motion = model.motion(found)
+        points = transform_keypoints(motion) - transform_keypoints(wanted)
+        terms = {"kp": error[:63].mean(), "exp": error[63:126].mean(), "pose": error[126:].mean()}
+        terms["points"] = F.smooth_l1_loss(points / 0.05, torch.zeros_like(points), beta=0.5)
+        with torch.no_grad():
+            off = {
+                "px": points[..., :2].norm(dim=-1).mean() * 128,  # of a picture of 256
+                "yaw_degrees": (motion.yaw - wanted.yaw).abs().mean(),
+            }
+        return terms["kp"] + 2 * terms["exp"] + 2 * terms["pose"] + 2 * terms["points"], {**terms, **off}
 
 
 class RendererLoss:
-    """Loss of the stages `motion`, `renderer` and `joint`.
+    """Loss of the stages `renderer` and `joint`.
 
     Args:
         options (`RendererOptions`): Weights.
@@ -219,12 +304,10 @@ class RendererLoss:
         source, driving = (sample[name] / 2 + 0.5 for name in ("source", "driving"))
         terms: dict[str, Tensor] = {}
         keypoints = [transform_keypoints(dataclasses.replace(label, kp=labels[0].kp)) for label in labels]
-        if options.stage != "renderer":
+        if options.stage == "joint":
             both = model.extract_motion(torch.cat([source, driving]))
-            wanted = joined(labels)
-            terms["motion"], errors = motion_error(both, wanted)
-            if options.stage == "motion":
-                return terms["motion"], errors
+            points = transform_keypoints(both).float() - transform_keypoints(joined(labels))
+            terms["motion"] = F.smooth_l1_loss(points / 0.05, torch.zeros_like(points), beta=0.5)
             count = len(source)
             read = (both[:count], both[count:])
             own = [transform_keypoints(dataclasses.replace(m, kp=both.kp[:count])) for m in read]
@@ -403,24 +486,33 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
             pictures = torch.stack([dataset[index]["source"] for index in range(48)]).float() / 255
             start_as_copy(model, F.interpolate(pictures, (side, side), mode="area"))
     channels_last(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(STAGES[options.stage]))
+    final_size = model.config.image_size
+    freeze(model, lambda name: name.startswith(STAGES[options.stage]))
     modules: dict[str, nn.Module] = {"renderer": model}
     if options.perceptual:
         modules["features"] = pretrained_features(resolve(options.perceptual))
+    learns = "renderer"
     if options.stage == "stitching":
         loss = StitchingLoss(options, dataset.dynamics)
+    elif options.stage == "motion":
+        learns, loss = "motion", MotionLoss(options, dataset.dynamics, model.config.motion_image_size or final_size)
+        draws = [dataset[index] for index in range(200)]
+        _, labels = loss.samples({key: torch.stack([draw[key] for draw in draws]) for key in draws[0]})
+        modules["motion"] = MotionRegressor(model.motion_extractor.detector, labels)
+        freeze(modules["motion"], lambda name: ".fc_" not in name)
     else:
         loss = RendererLoss(options, dataset.dynamics, modules.get("features"))
-    players = [Player("generator", ("renderer",), loss, options.learning_rate)]
+    players = [Player("generator", (learns,), loss, options.learning_rate)]
     if options.weight_adversarial:
         modules["discriminator"] = losses.MultiScalePatchDiscriminator(32)
         players.append(
             Player("discriminator", ("discriminator",), discriminator_player_loss, options.learning_rate, (0.5, 0.99))
         )
-    on_sample = sample_sheet(dataset, options.train_size)
-    state = train(options, modules, players, dataset, ("renderer",), print_log, on_sample)
-    state.ema["renderer"].copy_to(model)
+    on_sample = None if options.stage == "motion" else sample_sheet(dataset, options.train_size)
+    state = train(options, modules, players, dataset, (learns,), print_log, on_sample)
+    state.ema[learns].copy_to(state.modules[learns])
+    if options.stage == "motion":
+        modules["motion"].fold()
     if process.is_main_process:
         target = Path(options.save or Path(options.output) / "renderer")
         model.half().save_pretrained(target, max_shard_size="15MB")
