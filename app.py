@@ -385,7 +385,7 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
     global DESK
     if options.mcp:
         check_mcp()
-    DESK = Desk(options.model, not options.private, options.device)
+    DESK = Desk(options.model, not options.private, options.device, options.moda)
     DESK.long_work, DESK.short_work = long_work, short_work
     places = {"server_name": options.host, "server_port": options.port, "share": options.share}
     looks = {"css": CSS, "theme": THEME, "footer_links": ["api", "settings"], "ssr_mode": False}

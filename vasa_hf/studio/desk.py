@@ -43,15 +43,22 @@ class Desk:
         name (`str`): Model, as for `Models`.
         need_consent (`bool`): Whether a request must say that the people in it agreed.
         device (`str`, *optional*): Defaults to a CUDA device if there is one.
+        moda (`str`, *optional*): Weights of MoDA, to be compared with.
 
     Attributes:
         about (`dict`): See `described`.
         long_work, short_work (`Callable`): What runs the models; a place that lends GPUs puts its own around them.
     """
 
-    def __init__(self, name: str = "vasa3d-small", need_consent: bool = True, device: str | None = None):
-        self.models, self.jobs, self.need_consent = Models(name, device), Jobs(), need_consent
-        self.about = described(name)
+    def __init__(
+        self,
+        name: str = "vasa3d-small",
+        need_consent: bool = True,
+        device: str | None = None,
+        moda: str | None = None,
+    ):
+        self.models, self.jobs, self.need_consent = Models(name, device, moda), Jobs(), need_consent
+        self.about = described(name, moda)
         self.long_work: Callable = self.do_long
         self.short_work: Callable = self.do_short
 

@@ -14,10 +14,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from vasa_hf.hub import embedded_path, resolve
+from vasa_hf.hub import resolve
 
 PRIORS = "motion_priors.safetensors"
-MODA = "moda-small"
 SYSTEMS = ("VASA-1", "VASA-3D")
 
 
@@ -54,10 +53,11 @@ class Models:
     Args:
         name (`str`, defaults to `"vasa3d-small"`): Embedded name, folder or Hub repository.
         device (`str`, *optional*): Defaults to a CUDA device if there is one.
+        moda (`str`, *optional*): Folder or Hub repository of MoDA's pipeline, to be compared with.
     """
 
-    def __init__(self, name: str = "vasa3d-small", device: str | None = None):
-        self.name, self.device = name, device
+    def __init__(self, name: str = "vasa3d-small", device: str | None = None, moda: str | None = None):
+        self.name, self.device, self.moda = name, device, moda
         self._pipe: Any = None
         self._heads: Any = None
         self._error: BaseException | None = None
@@ -94,15 +94,13 @@ class Models:
 
     @property
     def heads(self) -> Any:
-        """MoDA's pipeline, loaded when it is first asked for; what it has in common with VASA-1 is VASA-1's."""
+        """MoDA's pipeline, loaded when it is first asked for."""
         faces = self.faces
         with self._lock:
             if self._heads is None:
                 from vasa_hf import ModaTalkingHeadPipeline
 
-                parts = ("face_analyzer", "image_processor", "audio_encoder", "audio_processor")
-                shared = {part: getattr(faces, part) for part in parts}
-                self._heads = ModaTalkingHeadPipeline.from_pretrained(MODA, **shared).to(faces.device)
+                self._heads = ModaTalkingHeadPipeline.from_pretrained(self.moda).to(faces.device)
                 self._heads.set_progress_bar_config(disable=True)
             return self._heads
 
@@ -162,11 +160,12 @@ def _hash(file: Any) -> str:
     return whole.hexdigest()
 
 
-def described(name: str) -> dict[str, Any]:
+def described(name: str, moda: str | None = None) -> dict[str, Any]:
     """What a page must know before the weights are loaded: emotions, sizes, sliders, avatars, systems, cards' folders.
 
     Args:
         name (`str`): As for `Models`; of a Hub repository little is known before it is there.
+        moda (`str`, *optional*): As for `Models`.
     """
     folder = Path(resolve(name))
     index = _json(folder / "model_index.json")
@@ -180,7 +179,7 @@ def described(name: str) -> dict[str, Any]:
         "sliders": _directions(base / PRIORS, emotions),
         "folder": folder,
         "base": base,
-        "systems": [*SYSTEMS, *["MoDA"] * (embedded_path(MODA) / "motion_generator").is_dir()],
+        "systems": [*SYSTEMS, *["MoDA"] * (moda is not None)],
     }
 
 
