@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ def test_mcp_tools_are_told_apart_and_make_a_video(tmp_path, portrait, voices):
             return tools, refused, made, await session.call_tool("look", {"name": "mara", "azimuth": 20})
 
     with serving(tmp_path, "--mcp") as served:
-        tools, refused, made, seen = asyncio.run(use(f"{served.url}/gradio_api/mcp/"))
+        # In a thread of its own: the browser of the tests before has an event loop in this one.
+        with ThreadPoolExecutor(1) as pool:
+            tools, refused, made, seen = pool.submit(asyncio.run, use(f"{served.url}/gradio_api/mcp/")).result()
         assert {"talk", "faces", "speak", "look", "export", "shape", "verdict"} <= tools.keys()
         fields = tools["talk"].inputSchema["properties"]
         assert "agreed" in fields["consent"]["description"] and fields["gaze_yaw_deg"]["type"] == "number"
