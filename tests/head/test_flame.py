@@ -30,7 +30,7 @@ def converted(folder, head):
     arrays, sizes, order = flame_arrays(head)
     (folder / "generic_model.pkl").write_bytes(pickle.dumps(arrays, 2))
     report = convert_flame(folder / "generic_model.pkl", folder / "flame.safetensors", "2020", sizes)
-    assert f"landmarks found: {report.distance_cm:.2f} cm" in str(report)
+    assert any(note.startswith("landmarks found") and note.endswith("in the mean") for note in report.notes)
     return folder / "flame.safetensors", arrays, order
 
 
