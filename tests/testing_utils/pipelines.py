@@ -281,7 +281,8 @@ class PipelineTesterMixin:
             # Matrix products of other shapes sum in another order.
             torch.testing.assert_close(batch.motion[i, :length], single.motion[0], rtol=1e-4, atol=1e-4)
             assert batch.frames[i].shape == single.frames.shape
-            torch.testing.assert_close(batch.frames[i], single.frames, rtol=1e-3, atol=1e-2)
+            # bfloat16 decodes parts of other lengths with other roundings: up to four steps of 1/256.
+            torch.testing.assert_close(batch.frames[i], single.frames, rtol=1e-3, atol=4 / 256)
             np.testing.assert_array_equal(batch.audio[i], single.audio)
             assert torch.equal(
                 batch.motion[i, length:], batch.motion[i, length - 1 :][:1].expand_as(batch.motion[i, length:])
