@@ -5,10 +5,10 @@ import torch
 from tests.testing_utils.face_data import make_canonical, make_labels
 from vasa_hf.data.clips import MotionData, MotionPriors
 from vasa_hf.data.face_pairs import motion_of
-from vasa_hf.data.keypoint_labels import ANCHORS, NECK, euler_degrees, keypoints_from_labels, keypoints_from_motion
+from vasa_hf.data.keypoint_labels import ANCHORS, NECK, keypoints_from_labels, keypoints_from_motion
 from vasa_hf.data.keypoint_sequences import NO_EMOTION, KeypointSequences, faces_of
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
-from vasa_hf.geometry.keypoints import KeypointMotion, euler_matrix, transform_keypoints
+from vasa_hf.geometry.keypoints import KeypointMotion, euler_degrees, euler_matrix, transform_keypoints
 from vasa_hf.geometry.rotations import matrix_from_euler
 
 SHOWN = [index for index in range(21) if index != NECK]
@@ -44,7 +44,7 @@ def test_a_persons_keypoints_with_another_frames_motion_go_where_the_landmarks_g
 def test_angles_make_the_same_rotation_in_liveportraits_order():
     angles = torch.tensor([[0.3, -0.2, 0.1], [-0.9, 0.4, 0.0]])
     rotation = matrix_from_euler(*angles.T)
-    torch.testing.assert_close(euler_matrix(*euler_degrees(rotation)), rotation.mT, atol=1e-6, rtol=0)
+    torch.testing.assert_close(euler_matrix(*euler_degrees(rotation.mT)), rotation.mT, atol=1e-6, rtol=0)
 
 
 @pytest.fixture(scope="module")

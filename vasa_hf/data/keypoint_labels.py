@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vasa_hf.data.landmark_dynamics import LandmarkDynamics
-from vasa_hf.geometry.keypoints import KeypointMotion
+from vasa_hf.geometry.keypoints import KeypointMotion, euler_degrees
 from vasa_hf.geometry.rotations import matrix_from_euler
 
 # Landmark (MediaPipe's numbering) of each keypoint; left and right as in the picture.
@@ -75,7 +75,7 @@ def keypoints_from_motion(dynamics: LandmarkDynamics, keypoints: Tensor, motion:
     rotation = matrix_from_euler(*motion[:, :3].T)
     moved = torch.nn.functional.pad(_moved(dynamics, motion)[:, _rows(dynamics)], (0, 1))
     moved[:, NECK] = 0
-    pitch, yaw, roll = euler_degrees(rotation)
+    pitch, yaw, roll = euler_degrees(rotation.mT)
     return KeypointMotion(
         kp=keypoints,
         exp=UNIT * moved @ rotation.mT,
@@ -85,14 +85,6 @@ def keypoints_from_motion(dynamics: LandmarkDynamics, keypoints: Tensor, motion:
         yaw=yaw,
         roll=roll,
     )
-
-
-def euler_degrees(rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """LivePortrait's pitch, yaw and roll `(batch,)` in degrees of `rotation` = Rz(roll) Ry(yaw) Rx(pitch)."""
-    yaw = -rotation[:, 2, 0].clamp(-1, 1).asin()
-    pitch = torch.atan2(rotation[:, 2, 1], rotation[:, 2, 2])
-    roll = torch.atan2(rotation[:, 1, 0], rotation[:, 0, 0])
-    return pitch.rad2deg(), yaw.rad2deg(), roll.rad2deg()
 
 
 def _moved(dynamics: LandmarkDynamics, motion: Tensor) -> Tensor:

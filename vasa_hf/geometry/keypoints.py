@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -84,6 +85,11 @@ class KeypointMotion:
         """One face for every row of a batch, without a copy."""
         tensors = (getattr(self, field.name) for field in fields(self))
         return KeypointMotion(*(value.expand(batch, *value.shape[1:]) for value in tensors))
+
+    @classmethod
+    def cat(cls, motions: Sequence[KeypointMotion]) -> KeypointMotion:
+        """Rows of several, one after another."""
+        return cls(*(torch.cat([getattr(motion, field.name) for motion in motions]) for field in fields(cls)))
 
     @property
     def rotation(self) -> Tensor:

@@ -227,8 +227,7 @@ class KeypointDrivingMixin:
         seen = []
         for crop in self.driving_crops(frames, face, box, num_frames, self.renderer.config.image_size):
             seen.append(self.renderer.extract_motion(self._to_renderer(crop)).to(torch.float32))
-        names = [field.name for field in dataclasses.fields(KeypointMotion)]
-        return KeypointMotion(*(torch.cat([getattr(motion, name) for motion in seen]) for name in names))
+        return KeypointMotion.cat(seen)
 
     def encode_video(
         self,

@@ -246,7 +246,7 @@ class ModaTalkingHeadPipeline(EmbeddedWeightsMixin, KeypointDrivingMixin, Speaki
             self.audio_processor,
             self.audio_encoder,
             audio,
-            portraits=_join([portrait.keypoints for portrait in portraits]),
+            portraits=KeypointMotion.cat([portrait.keypoints for portrait in portraits]),
             emotion=emotion,
             guidance_scale={**generating.DEFAULT_GUIDANCE_SCALE, **(guidance_scale or {})},
             num_inference_steps=num_inference_steps or generating.default_steps(self.motion_generator),
@@ -521,8 +521,3 @@ def check_components(renderer: Any, motion_generator: Any, audio_encoder: Any, a
         if got != wanted:
             raise ValueError(f"`{component}` must have `{name}` {wanted!r} to fit the `{other}`, got {got!r}.")
     GENERATORS[type(motion_generator)].check_scheduler(scheduler)
-
-
-def _join(keypoints: Sequence[KeypointMotion]) -> KeypointMotion:
-    """Keypoints of several portraits, a row for each."""
-    return KeypointMotion(*(torch.cat([getattr(one, name) for one in keypoints]) for name in vars(keypoints[0])))

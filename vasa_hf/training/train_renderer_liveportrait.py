@@ -255,7 +255,9 @@ class MotionLoss:
     def samples(self, batch: dict[str, Tensor]) -> tuple[Tensor, KeypointMotion]:
         """Pictures as M sees them, and what it should say of them."""
         sample = augment(batch, self.dynamics, self.options.train_size)
-        labels = joined([keypoints_from_labels(self.dynamics, *of(sample, name)) for name in ("source", "driving")])
+        labels = KeypointMotion.cat(
+            [keypoints_from_labels(self.dynamics, *of(sample, name)) for name in ("source", "driving")]
+        )
         images = torch.cat([sample["source"], sample["driving"]]) / 2 + 0.5
         return F.interpolate(images, (self.side, self.side), mode="area"), labels
 
@@ -306,7 +308,7 @@ class RendererLoss:
         keypoints = [transform_keypoints(dataclasses.replace(label, kp=labels[0].kp)) for label in labels]
         if options.stage == "joint":
             both = model.extract_motion(torch.cat([source, driving]))
-            points = transform_keypoints(both).float() - transform_keypoints(joined(labels))
+            points = transform_keypoints(both).float() - transform_keypoints(KeypointMotion.cat(labels))
             terms["motion"] = F.smooth_l1_loss(points / 0.05, torch.zeros_like(points), beta=0.5)
             count = len(source)
             read = (both[:count], both[count:])
@@ -343,12 +345,6 @@ class RendererLoss:
                 mse = (picture - target).square().mean((1, 2, 3)).clamp_min(1e-8) / 4
                 terms[name] = -10 * mse[real].log10().mean() if real.any() else mse.new_tensor(0.0)
         return total, terms
-
-
-def joined(motions: list[KeypointMotion]) -> KeypointMotion:
-    """Batches of motions as one."""
-    names = [field.name for field in dataclasses.fields(KeypointMotion)]
-    return KeypointMotion(*(torch.cat([getattr(motion, name) for motion in motions]) for name in names))
 
 
 def of(sample: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
@@ -391,18 +387,18 @@ class StitchingLoss:
             "rim": ((picture - image).abs() * rim).sum() / (3 * len(picture) * rim.sum()),
             "change": (stitched - target).abs().mean(),
         }
-        for name, parts, keypoints in (("lips", ("lips",), LIP_KEYPOINTS), ("lids", ("lids",), EYE_KEYPOINTS)):
-            terms[name] = self.retargeting(model, name, parts, list(keypoints), sample, own, source)
+        for name, keypoints in (("lips", LIP_KEYPOINTS), ("lids", EYE_KEYPOINTS)):
+            terms[name] = self.retargeting(model, name, list(keypoints), sample, own, source)
         total = terms["rim"] + options.weight_stitching * terms["change"] + 20 * (terms["lips"] + terms["lids"])
         return total, terms
 
-    def retargeting(self, model, name, parts, keypoints, sample, own, source) -> Tensor:
+    def retargeting(self, model, name, keypoints, sample, own, source) -> Tensor:
         """Error of the keypoints' change for the opening of a mouth or lids that someone else has."""
         motion, landmarks = sample["source_motion"], sample["source_landmarks"]
         swapped = motion.clone()
         start = POSE_DIM
         for part, width in PARTS.items():
-            if part in parts:
+            if part == name:
                 swapped[:, start : start + width] = sample["other_motion"][:, start : start + width]
             start += width
         wanted = transform_keypoints(keypoints_from_motion(self.dynamics, own.kp, swapped)) - source
@@ -486,7 +482,6 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
             pictures = torch.stack([dataset[index]["source"] for index in range(48)]).float() / 255
             start_as_copy(model, F.interpolate(pictures, (side, side), mode="area"))
     channels_last(model)
-    final_size = model.config.image_size
     freeze(model, lambda name: name.startswith(STAGES[options.stage]))
     modules: dict[str, nn.Module] = {"renderer": model}
     if options.perceptual:
@@ -495,7 +490,8 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
     if options.stage == "stitching":
         loss = StitchingLoss(options, dataset.dynamics)
     elif options.stage == "motion":
-        learns, loss = "motion", MotionLoss(options, dataset.dynamics, model.config.motion_image_size or final_size)
+        side = model.config.motion_image_size or model.config.image_size
+        learns, loss = "motion", MotionLoss(options, dataset.dynamics, side)
         draws = [dataset[index] for index in range(200)]
         _, labels = loss.samples({key: torch.stack([draw[key] for draw in draws]) for key in draws[0]})
         modules["motion"] = MotionRegressor(model.motion_extractor.detector, labels)
