@@ -247,8 +247,8 @@ def test_an_avatar_covered_anew_moves_as_before():
 
 def test_eval_finds_the_avatars_of_a_pipeline(files, tmp_path):
     options = SimpleNamespace(model=str(files / "model"), avatars=None, device="cpu", threads=None)
-    pipe, sitters, model = _what_to_judge(options)
-    assert type(pipe).__name__ == "VasaTalkingFacePipeline" and model == str(files / "model")
+    pipe, sitters, model, eyes = _what_to_judge(options)
+    assert type(pipe).__name__ == "VasaTalkingFacePipeline" and model == str(files / "model") and eyes is None
     assert list(sitters) == ["anna"]
     with pytest.raises(ValueError, match="portrait.png is not in the avatar's folder"):
         sitters["anna"]()
