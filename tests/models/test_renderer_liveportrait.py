@@ -59,6 +59,23 @@ class TestLivePortraitRenderer(ModelTesterMixin):
         assert motion.yaw.abs().max() < 10
         assert motion.kp.std() > 5 * motion.exp.std()
 
+    def test_motion_may_be_read_at_points(self):
+        """Other sizes work as they are looked at through a window of one size; the rim is not seen."""
+        torch.manual_seed(0)
+        points = {"motion_points": 5, "motion_image_size": 32, "motion_pyramid_channels": 6, "motion_zoom": 0.5}
+        dims = {"motion_depths": (1, 1, 1, 1), "motion_dims": (4, 4, 6, 6, 8)}
+        model = LivePortraitRenderer(**{**TINY, **points, **dims}).eval()
+        assert model.size_multiple == 8
+        images = torch.rand(2, 3, 64, 64)
+        other = images.clone()
+        other[..., :16] = 1 - other[..., :16]
+        with torch.no_grad():
+            one, two = (transform_keypoints(model.extract_motion(image)) for image in (images, other))
+            torch.testing.assert_close(one, two)
+            other[..., 24:40, 24:40] = 0
+            assert (transform_keypoints(model.extract_motion(other)) - one).abs().max() > 1e-4
+            assert model(images, images).image.shape == (2, 3, 256, 256)
+
     def test_one_step_each_lowers_the_loss(self):
         torch.manual_seed(0)
         model = LivePortraitRenderer(**TINY).train()

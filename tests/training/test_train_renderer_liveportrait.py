@@ -6,14 +6,18 @@ import torch
 
 from tests.testing_utils.face_data import make_face_data
 from vasa_hf.geometry.keypoints import KeypointMotion
+from vasa_hf.hub import resolve
+from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import FaceRecognizer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.training.train_renderer_liveportrait import (
+    SMALL_CONFIG,
     STAGES,
     TINY_CONFIG,
     MotionRegressor,
     main,
     start_as_copy,
+    start_from_dynamics_encoder,
 )
 
 
@@ -90,11 +94,10 @@ def test_folded_heads_say_what_the_regressor_says():
     )
     regressor = MotionRegressor(model.motion_extractor.detector, labels)
     images = torch.rand(8, 3, 64, 64)
-    small = torch.nn.functional.interpolate(images, (32, 32), mode="area")
-    regressor.train()(small)  # its norm has seen something
+    regressor.train()(images)  # its norm has seen something
     regressor.eval(), model.eval()
     with torch.no_grad():
-        said = regressor.motion(regressor(small))
+        said = regressor.motion(regressor(images))
         regressor.fold()
         read = model.extract_motion(images)
     for name in ("kp", "exp", "scale", "t"):
@@ -103,11 +106,24 @@ def test_folded_heads_say_what_the_regressor_says():
         torch.testing.assert_close(getattr(read, name), getattr(said, name), atol=0.05, rtol=0)
 
 
+def test_motion_can_start_from_where_vasa1_looks():
+    model = LivePortraitRenderer(**SMALL_CONFIG)
+    detector = model.motion_extractor.detector
+    start_from_dynamics_encoder(detector, "vasa-small")
+    encoder = Vasa1FaceAutoencoder.from_pretrained(resolve("vasa-small"), subfolder="face_autoencoder").dynamics_encoder
+    encoder.head[2] = detector.encoder.head[2]
+    images = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(detector.encoder(images), encoder.float().eval()(images))
+
+
 def test_bad_options_say_so(data, tmp_path):
     with pytest.raises(ValueError, match="`stage` must be"):
         run(data, tmp_path, "--stage", "all")
     with pytest.raises(ValueError, match="`preset` must be"):
         run(data, tmp_path, "--preset", "huge")
+    with pytest.raises(ValueError, match="`motion_from` goes with the stage 'motion'"):
+        run(data, tmp_path, "--motion-from", "vasa-small")
     with pytest.raises(ValueError, match="`perceptual` must name"):
         run(data, tmp_path, "--weight-perceptual", 1)
     with pytest.raises(ValueError, match="`start_as_copy` goes with"):

@@ -1,5 +1,7 @@
 """Residual backbone with a top-down pyramid, and what is read at landmarks: for nets that measure faces."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -148,3 +150,33 @@ class PointEncoder(nn.Module):
             return image
         antialias = image.shape[-1] > self.image_size and image.dtype == torch.float32
         return F.interpolate(image, self.image_size, mode="bilinear", antialias=antialias, align_corners=False)
+
+
+class PointDetector(nn.Module):
+    """`PointEncoder` with several heads: reads faces as `ConvNextV2` does, but learns where their parts are sooner.
+
+    Args:
+        heads (`dict[str, int]`): Name to length of each vector; the layer is called `fc_<name>`.
+        features_dim (`int`): Length of what the heads see.
+        **encoder: Arguments of `PointEncoder` but `out_dim`.
+    """
+
+    def __init__(self, heads: dict[str, int], features_dim: int = 256, **encoder: Any):
+        super().__init__()
+        self.encoder = PointEncoder(**encoder, out_dim=features_dim)
+        self.norm = nn.LayerNorm(features_dim, eps=1e-6)
+        self.head_names = tuple(heads)
+        for name, length in heads.items():
+            layer = nn.Linear(features_dim, length)
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+            setattr(self, f"fc_{name}", layer)
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the heads see of pictures `(batch, 3, height, width)` in [0, 1]: `(batch, features_dim)`."""
+        return self.norm(self.encoder(2 * image - 1))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Vectors `(batch, length)` by the heads' names of pictures `(batch, 3, height, width)` in [0, 1]."""
+        x = self.features(image)
+        return {name: getattr(self, f"fc_{name}")(x) for name in self.head_names}

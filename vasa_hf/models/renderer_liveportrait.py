@@ -18,6 +18,7 @@ into plain weights, as it does nothing but scale them once training is over.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -35,6 +36,7 @@ from vasa_hf.geometry.keypoints import (
 )
 from vasa_hf.layers.convnext_v2 import ConvNextV2
 from vasa_hf.layers.dense_motion import ConvBlock, DenseMotionNetwork
+from vasa_hf.layers.pyramid import PointDetector
 from vasa_hf.layers.renderer_inference import FastGenerator, FastWarping
 from vasa_hf.layers.spade import SpadeResBlock
 
@@ -117,12 +119,17 @@ class MotionExtractor(nn.Module):
     Args:
         depths (`tuple[int, ...]`): Blocks of each stage.
         dims (`tuple[int, ...]`): Width of each stage.
+        points (`dict`, *optional*): Of a `PointDetector` in place of `ConvNextV2`; `dims` begins with its stem.
     """
 
-    def __init__(self, depths: tuple[int, ...], dims: tuple[int, ...]):
+    def __init__(self, depths: tuple[int, ...], dims: tuple[int, ...], points: dict[str, Any] | None = None):
         super().__init__()
         heads = {"kp": 3 * NUM_KEYPOINTS, "scale": 1, "pitch": POSE_BINS, "yaw": POSE_BINS, "roll": POSE_BINS}
-        self.detector = ConvNextV2(3, depths, dims, {**heads, "t": 3, "exp": 3 * NUM_KEYPOINTS})
+        heads |= {"t": 3, "exp": 3 * NUM_KEYPOINTS}
+        if points is None:
+            self.detector = ConvNextV2(3, depths, dims, heads)
+        else:
+            self.detector = PointDetector(widths=list(dims), depths=list(depths), heads=heads, **points)
         self._initialise_heads()
 
     def _initialise_heads(self) -> None:
@@ -259,8 +266,12 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         upscale (`int`, defaults to 2): By how much G's last layer enlarges.
         unshuffle (`bool`, defaults to `False`): Whether F halves pictures by moving pixels to channels. # Not in the
             paper: averages lose detail, which widths of hundreds of channels and long training encode all the same.
-        motion_image_size (`int`, *optional*): Side to which pictures are shrunk for M; as they are if left out.
-            # Not in the paper: a small M learns faster from small pictures.
+        motion_points (`int`, *optional*): M is a `PointDetector` of so many points instead of a ConvNeXt V2, and
+            `motion_dims` begins with its stem. # Not in the paper: the mean over a picture, which is all that
+            ConvNeXt's heads see, tells where parts of a face are after days of training, not hours.
+        motion_pyramid_channels (`int`, defaults to 64): Its channels where it finds points.
+        motion_image_size (`int`, defaults to 160): Side of the picture that it sees.
+        motion_zoom (`float`, defaults to 0.75): Share of the picture's side that it looks at, about the middle.
     """
 
     _no_split_modules = ("SpadeResBlock", "ConvNextV2Block")
@@ -291,7 +302,10 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         spade_channels: int = 128,
         upscale: int = 2,
         unshuffle: bool = False,
-        motion_image_size: int | None = None,
+        motion_points: int | None = None,
+        motion_pyramid_channels: int = 64,
+        motion_image_size: int = 160,
+        motion_zoom: float = 0.75,
     ):
         super().__init__()
         for name, size in (("mask", mask_kernel_size), ("occlusion", occlusion_kernel_size)):
@@ -304,7 +318,10 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         self.appearance_feature_extractor = AppearanceFeatureExtractor(
             widths, feature_channels, feature_depth, num_resblocks, unshuffle
         )
-        self.motion_extractor = MotionExtractor(tuple(motion_depths), tuple(motion_dims))
+        points = {"pyramid_channels": motion_pyramid_channels, "image_size": motion_image_size, "zoom": motion_zoom}
+        self.motion_extractor = MotionExtractor(
+            tuple(motion_depths), tuple(motion_dims), {"points": motion_points, **points} if motion_points else None
+        )
         dense_motion = DenseMotionNetwork(
             NUM_KEYPOINTS,
             feature_channels,
@@ -326,10 +343,10 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
             spade_channels,
             upscale,
         )
-        points = 3 * NUM_KEYPOINTS
-        self.stitching = RetargetingNetwork(2 * points, (128, 128, 64), points + 2)
-        self.retargeting_lip = RetargetingNetwork(points + 2, (128, 128, 64), points)
-        self.retargeting_eye = RetargetingNetwork(points + 3, (256, 256, 128, 128, 64), points)
+        numbers = 3 * NUM_KEYPOINTS
+        self.stitching = RetargetingNetwork(2 * numbers, (128, 128, 64), numbers + 2)
+        self.retargeting_lip = RetargetingNetwork(numbers + 2, (128, 128, 64), numbers)
+        self.retargeting_eye = RetargetingNetwork(numbers + 3, (256, 256, 128, 128, 64), numbers)
 
         self._fast: tuple[FastWarping, FastGenerator] | None = None
 
@@ -395,7 +412,8 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
     def size_multiple(self) -> int:
         """What the sides of pictures must be divisible by."""
         config = self.config
-        return max(2 ** (config.num_down_blocks + config.hourglass_num_blocks), 2 ** (len(config.motion_dims) + 1))
+        motion = 1 if config.motion_points else 2 ** (len(config.motion_dims) + 1)
+        return max(2 ** (config.num_down_blocks + config.hourglass_num_blocks), motion)
 
     @property
     def output_size(self) -> int:
@@ -443,10 +461,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
             ValueError: If the shape is another.
         """
         self._check_image(image)
-        image, side = image.to(self.dtype), self.config.motion_image_size
-        if side is not None and image.shape[-1] != side:
-            image = F.interpolate(image, (side, side), mode="area")
-        heads = self.motion_extractor(image)
+        heads = self.motion_extractor(image.to(self.dtype))
         angles = (head_pose_degrees(heads[name]) for name in ("pitch", "yaw", "roll"))
         kp, exp = (heads[name].unflatten(1, (NUM_KEYPOINTS, 3)) for name in ("kp", "exp"))
         return KeypointMotion(kp, exp, heads["scale"], heads["t"], *angles)

@@ -1,7 +1,7 @@
 """Train LivePortrait's renderer (MoDA's disentangled motion-appearance space, paper §3.2.1) from labelled faces.
 
     accelerate launch -m vasa_hf.training.train_renderer_liveportrait --data DATA/train --cache CACHE --output RUN
-    ... --stage motion       # M from labels
+    ... --stage motion --motion-from vasa-small    # M from labels
     ... --stage renderer     # F, W and G, driven by labelled keypoints: learns motion in minutes
     ... --stage joint        # everything: keypoints come from M
     ... --stage stitching    # the three small networks: stitching, eyes and lips
@@ -33,6 +33,8 @@ from vasa_hf.geometry.keypoints import (
 )
 from vasa_hf.geometry.landmarks import eye_openness, rows
 from vasa_hf.hub import resolve
+from vasa_hf.layers.pyramid import PointDetector
+from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import pretrained_features
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.motion import POSE_DIM
@@ -50,8 +52,9 @@ SMALL_CONFIG = {
     "feature_channels": 32,
     "feature_depth": 2,
     "num_resblocks": 0,
-    "motion_depths": (1, 1, 2, 1),
-    "motion_dims": (32, 64, 128, 192),
+    "motion_depths": (1, 2, 2, 1),
+    "motion_dims": (24, 48, 96, 160, 224),
+    "motion_points": 162,
     "hourglass_block_expansion": 8,
     "hourglass_max_features": 128,
     "hourglass_num_blocks": 4,
@@ -65,7 +68,6 @@ SMALL_CONFIG = {
     "num_up_blocks": 0,
     "upscale": 4,
     "unshuffle": True,
-    "motion_image_size": 64,
 }
 TINY_CONFIG = {
     **SMALL_CONFIG,
@@ -77,12 +79,12 @@ TINY_CONFIG = {
     "num_resblocks": 1,
     "motion_depths": (1, 1, 1, 1),
     "motion_dims": (4, 8, 8, 8),
+    "motion_points": None,
     "hourglass_block_expansion": 4,
     "hourglass_max_features": 16,
     "hourglass_num_blocks": 2,
     "generator_out_channels": 8,
     "spade_channels": 4,
-    "motion_image_size": 32,
 }
 PRESETS = {"paper": {}, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
 STAGES = {
@@ -111,6 +113,9 @@ class RendererOptions(LoopOptions):
     rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
     rendered_share: float = option(0.35, "share of samples that are rendered faces")
     label_share: float = option(0.3, "stage joint: share of the samples whose keypoints still come from the labels")
+    motion_from: str | None = option(
+        None, "stage motion: pipeline with the dynamics encoder that M of points starts from"
+    )
     start_as_copy: bool = option(False, "begin as a network that copies its source; goes with the small preset")
     hold_norms: bool = option(False, "F's and W's 2D norms keep their statistics, as --start-as-copy begins with")
     weight_motion: float = option(1.0, "stage joint: keypoints of M against labels")
@@ -185,6 +190,17 @@ def start_as_copy(model: LivePortraitRenderer, images: Tensor) -> None:
     last.bias.copy_(solution[:, -1])
 
 
+def start_from_dynamics_encoder(detector: PointDetector, pipeline: str) -> None:
+    """Let M find and look at the points that VASA-1's dynamics encoder does; what it makes of them stays as it is."""
+    model = Vasa1FaceAutoencoder.from_pretrained(
+        resolve(pipeline), subfolder="face_autoencoder", torch_dtype=torch.float32
+    )
+    known = {
+        name: value for name, value in model.dynamics_encoder.state_dict().items() if not name.startswith("head.2.")
+    }
+    detector.encoder.load_state_dict({**detector.encoder.state_dict(), **known})
+
+
 class MotionRegressor(nn.Module):
     """M while it learns: one linear layer in units of the labels' deviations stands for all heads; `fold` makes them.
 
@@ -246,11 +262,10 @@ class MotionLoss:
     Args:
         options (`RendererOptions`): Sizes.
         dynamics (`LandmarkDynamics`): What the labels' motion means.
-        side (`int`): Side of the pictures that M sees.
     """
 
-    def __init__(self, options: RendererOptions, dynamics: LandmarkDynamics, side: int):
-        self.options, self.dynamics, self.side = options, dynamics, side
+    def __init__(self, options: RendererOptions, dynamics: LandmarkDynamics):
+        self.options, self.dynamics = options, dynamics
 
     def samples(self, batch: dict[str, Tensor]) -> tuple[Tensor, KeypointMotion]:
         """Pictures as M sees them, and what it should say of them."""
@@ -258,8 +273,7 @@ class MotionLoss:
         labels = KeypointMotion.cat(
             [keypoints_from_labels(self.dynamics, *of(sample, name)) for name in ("source", "driving")]
         )
-        images = torch.cat([sample["source"], sample["driving"]]) / 2 + 0.5
-        return F.interpolate(images, (self.side, self.side), mode="area"), labels
+        return torch.cat([sample["source"], sample["driving"]]) / 2 + 0.5, labels
 
     def __call__(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int):
         """Loss of a batch of `FacePairs`."""
@@ -458,6 +472,8 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
     if options.start_as_copy and (options.initial or options.preset == "paper"):
         raise ValueError("`start_as_copy` goes with new weights of the small or tiny preset, not with `initial`.")
+    if options.motion_from and options.stage != "motion":
+        raise ValueError(f"`motion_from` goes with the stage 'motion', not with {options.stage!r}.")
     if options.weight_perceptual and not options.perceptual:
         raise ValueError("`perceptual` must name a face recogniser folder when its loss has a weight.")
     torch.manual_seed(options.seed)
@@ -490,8 +506,9 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
     if options.stage == "stitching":
         loss = StitchingLoss(options, dataset.dynamics)
     elif options.stage == "motion":
-        side = model.config.motion_image_size or model.config.image_size
-        learns, loss = "motion", MotionLoss(options, dataset.dynamics, side)
+        if options.motion_from:
+            start_from_dynamics_encoder(model.motion_extractor.detector, options.motion_from)
+        learns, loss = "motion", MotionLoss(options, dataset.dynamics)
         draws = [dataset[index] for index in range(200)]
         _, labels = loss.samples({key: torch.stack([draw[key] for draw in draws]) for key in draws[0]})
         modules["motion"] = MotionRegressor(model.motion_extractor.detector, labels)
