@@ -14,7 +14,7 @@ import vasa_hf
 from vasa_hf.cli.app import add_options
 from vasa_hf.studio import about, faces
 from vasa_hf.studio.desk import MINE, POSES, VIDEO, VOICE, Desk, message, status
-from vasa_hf.studio.jobs import Update
+from vasa_hf.studio.jobs import Update, share_one_heap
 from vasa_hf.studio.programs import FIELDS, check_mcp, named
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings, control_groups
 from vasa_hf.studio.speech import VOICES, can_speak
@@ -385,6 +385,7 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
     global DESK
     if options.mcp:
         check_mcp()
+    share_one_heap()
     DESK = Desk(options.model, not options.private, options.device, options.moda)
     DESK.long_work, DESK.short_work = long_work, short_work
     places = {"server_name": options.host, "server_port": options.port, "share": options.share}

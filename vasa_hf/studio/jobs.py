@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _STOP = "stop"
+_M_ARENA_MAX = -8  # of <malloc.h>
 
 
 class Stopped(Exception):  # noqa: N818 - no error: someone wanted it
@@ -119,11 +120,24 @@ def _plain(session: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in session)
 
 
+def share_one_heap() -> None:
+    """Let all threads take memory from one heap, where the allocator is glibc's; to be called before they begin.
+
+    It would give each its own: every thread that ever ran a job then keeps that job's peak, as `malloc_trim` returns
+    the free end of the first heap only.
+    """
+    _tell_libc("mallopt", _M_ARENA_MAX, 1)
+
+
 def release_memory() -> None:
     """Give memory that a job has freed back to the system, where the allocator (glibc's) would keep it for the next."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    _tell_libc("malloc_trim", 0)
+
+
+def _tell_libc(function: str, *arguments: int) -> None:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems have no such function, or no libc
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 class Pace:
