@@ -99,8 +99,10 @@ class PointEncoder(nn.Module):
         depths (`list[int]`): Residual blocks of the stages.
         pyramid_channels (`int`): Channels of the pyramid.
         points (`int`): Number of points.
-        out_dim (`int`): Length of the vector.
+        out_dim (`int`, *optional*): Length of the vector; without it there are only `features`.
     """
+
+    HIDDEN = 256
 
     def __init__(
         self,
@@ -110,14 +112,16 @@ class PointEncoder(nn.Module):
         depths: list[int],
         pyramid_channels: int,
         points: int,
-        out_dim: int,
+        out_dim: int | None = None,
     ):
         super().__init__()
         self.image_size, self.zoom = image_size, zoom
         self.backbone = PyramidBackbone(widths, depths, pyramid_channels, finest=0)
         self.heat = nn.Conv2d(pyramid_channels, points, 1)
         self.reduce = nn.Conv1d(pyramid_channels, 16, 1)
-        self.head = nn.Sequential(nn.Linear(points * 18 + widths[-1], 256), nn.LeakyReLU(0.2), nn.Linear(256, out_dim))
+        self.head = nn.Sequential(nn.Linear(points * 18 + widths[-1], self.HIDDEN), nn.LeakyReLU(0.2))
+        if out_dim is not None:
+            self.head.append(nn.Linear(self.HIDDEN, out_dim))
         self.train()
 
     def train(self, mode: bool = True) -> "PointEncoder":
@@ -130,6 +134,10 @@ class PointEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map pictures `(batch, 3, height, width)` in [-1, 1] to `(batch, out_dim)`."""
+        return self.head[2](self.features(image)[0])
+
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What is made of all `(batch, 256)`, and points about the middle, in tenths of the picture `(batch, 2 n)`."""
         image = self._look(image)
         features, deepest = self.backbone(image)
         points = expected_position(self.heat(features))
@@ -139,7 +147,7 @@ class PointEncoder(nn.Module):
         seen = self.reduce(seen).flatten(1)
         # Points about the middle of all, in tenths of the picture: about unit scale for the head.
         place = (points - 0.5).flatten(1).to(seen.dtype) * 10
-        return self.head(torch.cat([place, seen, deepest.mean((2, 3))], 1))
+        return self.head[:2](torch.cat([place, seen, deepest.mean((2, 3))], 1)), place
 
     def _look(self, image: Tensor) -> Tensor:
         """Cut the middle out and bring it to `image_size`, averaging where it shrinks."""
@@ -157,24 +165,20 @@ class PointDetector(nn.Module):
 
     Args:
         heads (`dict[str, int]`): Name to length of each vector; the layer is called `fc_<name>`.
-        features_dim (`int`): Length of what the heads see.
-        **encoder: Arguments of `PointEncoder` but `out_dim`.
+        points (`int`): Number of points.
+        **encoder: Further arguments of `PointEncoder`.
     """
 
-    def __init__(self, heads: dict[str, int], features_dim: int = 256, **encoder: Any):
+    def __init__(self, heads: dict[str, int], points: int, **encoder: Any):
         super().__init__()
-        self.encoder = PointEncoder(**encoder, out_dim=features_dim)
-        self.norm = nn.LayerNorm(features_dim, eps=1e-6)
+        self.encoder = PointEncoder(**encoder, points=points)
         self.head_names = tuple(heads)
         for name, length in heads.items():
-            layer = nn.Linear(features_dim, length)
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-            setattr(self, f"fc_{name}", layer)
+            setattr(self, f"fc_{name}", nn.Linear(PointEncoder.HIDDEN + 2 * points, length))
 
     def features(self, image: Tensor) -> Tensor:
-        """What the heads see of pictures `(batch, 3, height, width)` in [0, 1]: `(batch, features_dim)`."""
-        return self.norm(self.encoder(2 * image - 1))
+        """What the heads see of pictures `(batch, 3, height, width)` in [0, 1]: `(batch, 256 + 2 points)`."""
+        return torch.cat(self.encoder.features(2 * image - 1), 1)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Vectors `(batch, length)` by the heads' names of pictures `(batch, 3, height, width)` in [0, 1]."""

@@ -11,6 +11,9 @@ without pretrained networks. LivePortrait learns keypoints from 69M frames with 
 """
 
 import dataclasses
+import itertools
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from vasa_hf.data.face_pairs import FacePairs
 from vasa_hf.data.keypoint_labels import keypoints_from_labels, keypoints_from_motion
@@ -116,6 +120,7 @@ class RendererOptions(LoopOptions):
     motion_from: str | None = option(
         None, "stage motion: pipeline with the dynamics encoder that M of points starts from"
     )
+    solve_samples: int = option(4000, "stage motion: pairs of frames that M's heads are first solved for; 0 for none")
     start_as_copy: bool = option(False, "begin as a network that copies its source; goes with the small preset")
     hold_norms: bool = option(False, "F's and W's 2D norms keep their statistics, as --start-as-copy begins with")
     weight_motion: float = option(1.0, "stage joint: keypoints of M against labels")
@@ -195,10 +200,8 @@ def start_from_dynamics_encoder(detector: PointDetector, pipeline: str) -> None:
     model = Vasa1FaceAutoencoder.from_pretrained(
         resolve(pipeline), subfolder="face_autoencoder", torch_dtype=torch.float32
     )
-    known = {
-        name: value for name, value in model.dynamics_encoder.state_dict().items() if not name.startswith("head.2.")
-    }
-    detector.encoder.load_state_dict({**detector.encoder.state_dict(), **known})
+    weights = model.dynamics_encoder.state_dict()
+    detector.encoder.load_state_dict({name: weights[name] for name in detector.encoder.state_dict()})
 
 
 class MotionRegressor(nn.Module):
@@ -217,7 +220,7 @@ class MotionRegressor(nn.Module):
         super().__init__()
         rows = self.flat(labels)
         self.detector = detector
-        self.norm = nn.BatchNorm1d(detector.norm.normalized_shape[0], affine=False)
+        self.norm = nn.BatchNorm1d(detector.fc_kp.in_features, affine=False)
         self.linear = nn.Linear(self.norm.num_features, rows.shape[1])
         self.register_buffer("mean", rows.mean(0))
         self.register_buffer("deviation", rows.std(0).clamp_min(1e-4))
@@ -235,6 +238,21 @@ class MotionRegressor(nn.Module):
         """The faces that standardised numbers speak of."""
         numbers = standardised * self.deviation + self.mean
         return KeypointMotion.from_vector(numbers[:, 63:], numbers[:, :63].unflatten(1, (21, 3)))
+
+    @torch.no_grad()
+    def solve(self, batches: Iterable[tuple[Tensor, KeypointMotion]]) -> None:
+        """Begin with what least squares says of pictures and their labels: gradients take long to find it."""
+        self.eval()
+        pairs = [(self.detector.features(images), self.flat(labels)) for images, labels in batches]
+        inputs, rows = (torch.cat(column).double() for column in zip(*pairs, strict=True))
+        self.norm.running_mean.copy_(inputs.mean(0))
+        self.norm.running_var.copy_(inputs.var(0))
+        inputs, rows = self.norm(inputs.float()).double(), ((rows - self.mean) / self.deviation).double()
+        gram = inputs.T @ inputs / len(inputs)
+        gram.diagonal().add_(1e-3)
+        self.linear.weight.copy_(torch.linalg.solve(gram, inputs.T @ rows / len(inputs)).T)
+        self.linear.bias.copy_(rows.mean(0))
+        self.train()
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -434,14 +452,18 @@ def opening(points: Tensor) -> dict[str, Tensor]:
     return {"lips": lips[:, None], "lids": eye_openness(points)}
 
 
+def collate(dataset: FacePairs, indices: Iterable[int]) -> dict[str, Tensor]:
+    """A batch of some samples."""
+    return default_collate([dataset[index] for index in indices])
+
+
 def sample_sheet(dataset: FacePairs, size: int, count: int = 6):
     """Contact sheets: source | driving | rendered by labels | rendered by M's keypoints | difference."""
 
     def write(modules: dict[str, nn.Module], step: int, folder: Path) -> None:
         model = modules["renderer"]
         device = next(model.parameters()).device
-        samples = [dataset[10**6 + index] for index in range(count)]
-        batch = {key: torch.stack([s[key] for s in samples]).to(device) for key in samples[0]}
+        batch = {key: value.to(device) for key, value in collate(dataset, range(10**6, 10**6 + count)).items()}
         torch.manual_seed(0)
         sample = augment(batch, dataset.dynamics, size)
         source, driving = (sample[name] / 2 + 0.5 for name in ("source", "driving"))
@@ -509,9 +531,10 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
         if options.motion_from:
             start_from_dynamics_encoder(model.motion_extractor.detector, options.motion_from)
         learns, loss = "motion", MotionLoss(options, dataset.dynamics)
-        draws = [dataset[index] for index in range(200)]
-        _, labels = loss.samples({key: torch.stack([draw[key] for draw in draws]) for key in draws[0]})
-        modules["motion"] = MotionRegressor(model.motion_extractor.detector, labels)
+        batches = (loss.samples(collate(dataset, range(at, at + 100))) for at in itertools.count(0, 100))
+        modules["motion"] = MotionRegressor(model.motion_extractor.detector, next(batches)[1])
+        if options.solve_samples:
+            modules["motion"].solve(itertools.islice(batches, math.ceil(options.solve_samples / 100)))
         freeze(modules["motion"], lambda name: ".fc_" not in name)
     else:
         loss = RendererLoss(options, dataset.dynamics, modules.get("features"))
