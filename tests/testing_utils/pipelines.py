@@ -271,6 +271,7 @@ class PipelineTesterMixin:
     def test_batch_equals_single(self):
         """Also where the sounds have unequal lengths and end within different windows."""
         pipe = self.make_pipeline()
+        pipe.cpu_bfloat16 = False  # parts of other lengths are rounded otherwise
         images = [make_image(0), make_image(1), make_image(2)]
         audios = [make_audio(1.3, 0), make_audio(0.5, 1), make_audio(0.85, 2)]
         batch = self.call(pipe, images, audios, generator=[generator(i) for i in range(3)])
@@ -281,8 +282,7 @@ class PipelineTesterMixin:
             # Matrix products of other shapes sum in another order.
             torch.testing.assert_close(batch.motion[i, :length], single.motion[0], rtol=1e-4, atol=1e-4)
             assert batch.frames[i].shape == single.frames.shape
-            # bfloat16 decodes parts of other lengths with other roundings: up to four steps of 1/256.
-            torch.testing.assert_close(batch.frames[i], single.frames, rtol=1e-3, atol=4 / 256)
+            torch.testing.assert_close(batch.frames[i], single.frames, rtol=1e-3, atol=1e-2)
             np.testing.assert_array_equal(batch.audio[i], single.audio)
             assert torch.equal(
                 batch.motion[i, length:], batch.motion[i, length - 1 :][:1].expand_as(batch.motion[i, length:])

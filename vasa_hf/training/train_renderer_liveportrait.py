@@ -10,6 +10,8 @@
 without pretrained networks. LivePortrait learns keypoints from 69M frames with landmark guidance, VGG and GAN losses.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import math
@@ -224,6 +226,7 @@ class MotionRegressor(nn.Module):
         self.linear = nn.Linear(self.norm.num_features, rows.shape[1])
         self.register_buffer("mean", rows.mean(0))
         self.register_buffer("deviation", rows.std(0).clamp_min(1e-4))
+        self.solved = False
 
     @staticmethod
     def flat(motion: KeypointMotion) -> Tensor:
@@ -252,7 +255,15 @@ class MotionRegressor(nn.Module):
         gram.diagonal().add_(1e-3)
         self.linear.weight.copy_(torch.linalg.solve(gram, inputs.T @ rows / len(inputs)).T)
         self.linear.bias.copy_(rows.mean(0))
+        self.solved = True
         self.train()
+
+    def train(self, mode: bool = True) -> MotionRegressor:
+        """Solved heads lean on small differences of features that are much alike: statistics of a batch drown them."""
+        super().train(mode)
+        if self.solved:
+            self.norm.eval()
+        return self
 
     @torch.no_grad()
     def fold(self) -> None:
