@@ -15,6 +15,7 @@ from vasa_hf.cli.app import add_options
 from vasa_hf.studio import about, faces
 from vasa_hf.studio.desk import MINE, POSES, VIDEO, VOICE, Desk, message, status
 from vasa_hf.studio.jobs import Update, share_one_heap
+from vasa_hf.studio.models import SYSTEMS
 from vasa_hf.studio.programs import FIELDS, check_mcp, named
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings, control_groups
 from vasa_hf.studio.speech import VOICES, can_speak
@@ -321,6 +322,8 @@ def avatar_tab(consent: Any, tab: Any) -> None:
     shown = {"outputs": [view, splat], **LAST, "api_visibility": "private"}
     name.change(show_page, side, **shown)
     fitted.success(show_page, side, **shown)
+    for other in (name.change, fitted.success):  # the files that may be there are another's
+        other(lambda: None, None, files, queue=False, api_visibility="private")
     tab.select(first_look, [splat, *side], **shown)
 
 
@@ -332,7 +335,7 @@ def inside_tabs(consent: Any, image: Any, audio: Any) -> None:
             name = gr.Dropdown([*DESK.about["avatars"], MINE], label="Avatar")
             camera = gr.Radio(["fixed", "orbit"], value="fixed", label="Camera of VASA-3D")
             seed = gr.Number(1, precision=0, label="Seed")
-            systems = gr.CheckboxGroup(DESK.about["systems"], value=DESK.about["systems"], label="Systems")
+            systems = gr.CheckboxGroup(list(SYSTEMS), value=list(SYSTEMS), label="Systems")
         voice = gr.Audio(SPEECH, label="Voice", type="filepath", sources=["upload", "microphone"])
         pair, outputs = start_and_stop("Compare"), results("Beside each other")
         begin(pair, video_page("compare"), [consent, name, voice, camera, seed, systems], outputs, "compare_live")
@@ -391,6 +394,7 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
     places = {"server_name": options.host, "server_port": options.port, "share": options.share}
     looks = {"css": CSS, "theme": THEME, "footer_links": ["api", "settings"], "ssr_mode": False}
     limits = {"max_file_size": "50mb", "show_error": True, "mcp_server": options.mcp, "inbrowser": options.open}
+    limits["state_session_capacity"] = 300  # of 0.3 MB each, also after people have left; Gradio keeps 10,000
     page = build()
     served = page.launch(**places, **looks, **limits, **launch, prevent_thread_lock=True)
     DESK.models.start()  # when the page is there: reading weights takes the cores that a browser's first look needs
