@@ -33,7 +33,7 @@ def files(tmp_path_factory):
 def run(files, command, what, out, *extra):
     words = [command, files / "me.png", files / what, "-o", out, "--box", BOX, "--model", files / "model", *extra]
     if command == "animate":
-        words += ["--driving-box", BOX, *([] if "--system" in extra else ["--system", "moda"])]
+        words += ["--driving-box", BOX]
     return main(list(map(str, words)))
 
 
@@ -68,7 +68,6 @@ def test_animate_by_a_video_and_by_its_template(files, tmp_path, capsys):
     assert spec == KEYPOINT_SPEC and fps == 30 and motion.shape == (1, 6, 69)
     again = tmp_path / "again.mp4"
     words = ["animate", files / "me.png", template, "-o", again, "--box", BOX, "--model", files / "model"]
-    words += ["--system", "moda"]
     assert main(list(map(str, [*words, "--fps", "30", "--crf", "4"]))) == 0
     first, second = (np.stack(list(read_video(path))).astype(float) for path in (out, again))
     assert first.shape == second.shape and np.abs(first - second).mean() < 3
@@ -122,11 +121,3 @@ def test_bench_measures_the_same_of_moda(tmp_path, capsys):
     assert result["output_size"] == 32 and result["real_time_factor"] > 0
     assert 0 < result["first_frame_seconds"] and set(result["frames_per_second"]) == set(bench.STAGES)
     assert main(["bench", "moda", "--avatar", "mara"]) == 2
-
-
-def test_weights_that_are_not_embedded_must_be_named(files, tmp_path, capsys):
-    words = ["talk", files / "me.png", files / "voice.wav", "-o", tmp_path / "out.mp4", "--system", "moda"]
-    assert main(list(map(str, words))) == 2
-    assert "`model` must name weights for --system moda" in capsys.readouterr().err
-    assert main(["bench", "moda"]) == 2
-    assert "`model` must name a folder" in capsys.readouterr().err

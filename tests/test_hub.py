@@ -12,9 +12,8 @@ def test_paths_and_repositories_stay_as_they_are(tmp_path):
 
 
 def test_unknown_names_are_told():
-    with pytest.raises(
-        ValueError, match="`name` must be one of the embedded models .'vasa-small', 'vasa3d-small'., got 'vasa-huge'"
-    ):
+    names = "'vasa-small', 'vasa3d-small', 'moda-small'"
+    with pytest.raises(ValueError, match=f"`name` must be one of the embedded models .{names}., got 'vasa-huge'"):
         hub.embedded_path("vasa-huge")
 
 

@@ -23,7 +23,6 @@ import torch
 from vasa_hf import Vasa3DAvatarPipeline, cli
 from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoReader, load_audio, save_wav
-from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.training.avatar_presets import choose_preset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,13 +46,7 @@ OURS = [words[1:] for words in COMMANDS if words[0] == "vasa-hf"]
 
 
 def fill(folder):
-    """What the page speaks of: `portrait.jpg`, `speech.wav`, 20 frames long, and `moda/`, tiny and not trained."""
-    from tests.testing_utils.pipelines import make_moda_components
-    from vasa_hf import ModaTalkingHeadPipeline
-
-    analyzer = FaceAnalyzer.from_pretrained(embedded_path("vasa-small"), subfolder="face_analyzer").float()
-    components = {**make_moda_components(), "face_analyzer": analyzer}
-    ModaTalkingHeadPipeline(**components).save_pretrained(folder / "moda")
+    """The files that the page speaks of: `portrait.jpg`, and `speech.wav`, 20 frames long."""
     (folder / "portrait.jpg").write_bytes((ASSETS / "portrait.jpg").read_bytes())
     samples, rate = load_audio(ASSETS / "voice.flac")
     save_wav(folder / "speech.wav", samples[0, : 20 * rate // 25], rate)

@@ -9,6 +9,7 @@ from pathlib import Path
 EMBEDDED = {
     "vasa-small": "VASA-1 at 256 x 256 for CPUs",
     "vasa3d-small": "VASA-3D at 256 x 256 for CPUs, with avatars that talk at once; VASA-1 is vasa-small",
+    "moda-small": "MoDA before LivePortrait's renderer at 256 x 256 for CPUs; face and sound by vasa-small",
 }
 
 

@@ -27,7 +27,11 @@ def add_commands(command: Any) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the page's options, which `python app.py` has as well."""
     parser.add_argument("--model", default="vasa3d-small", help="embedded name, folder or Hub repository (%(default)s)")
-    parser.add_argument("--moda", metavar="FOLDER", help="weights of MoDA, to be compared with: see `vasa-hf convert`")
+    parser.add_argument(
+        "--moda",
+        default="moda-small",
+        help="MoDA to compare with: name, folder or Hub repository (%(default)s)",
+    )
     parser.add_argument("--device", help="such as cpu or cuda (cuda if there is one)")
     parser.add_argument("--host", help="address to listen at (127.0.0.1; a Space sets its own)")
     parser.add_argument("--port", type=int, help="first free one from 7860 on if left out")

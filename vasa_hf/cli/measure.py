@@ -33,7 +33,7 @@ def add_commands(command: Any) -> None:
         "examples:\n"
         "  vasa-hf bench --threads 1,2\n"
         "  vasa-hf bench --seconds 600 --json > bench.json\n"
-        "  vasa-hf bench moda --model moda --threads 1,2\n"
+        "  vasa-hf bench moda --threads 1,2\n"
         "  vasa-hf bench 3d --threads 1,2\n"
         "  vasa-hf bench 3d --device cuda\n"
         "  vasa-hf bench renderer --threads 1\n",
@@ -70,7 +70,7 @@ def add_commands(command: Any) -> None:
         "--pipeline",
         dest="model",
         default="vasa-small",
-        help="what to judge; a folder of MoDA's, too, and vasa3d: avatars (%(default)s)",
+        help="what to judge; also moda, and vasa3d: avatars (%(default)s)",
     )
     judge.add_argument("--avatars", metavar="A,B", help="names or folders of avatars (those of the pipeline)")
     judge.add_argument(
@@ -166,9 +166,7 @@ def _bench(options: argparse.Namespace) -> int:
         raise ValueError(f"`{strange[0]}` has no meaning for {options.what!r}.")
     settings = {**only[options.what], "model": options.model}
     if options.what == "moda":
-        if options.model is None:
-            raise ValueError("`model` must name a folder that `vasa-hf convert` made: no weights of MoDA are embedded.")
-        settings |= {"pipeline": "ModaTalkingHeadPipeline"}
+        settings |= {"model": options.model or "moda-small", "pipeline": "ModaTalkingHeadPipeline"}
     if options.what == "3d":
         settings["num_gaussians"] = settings.pop("gaussians")
     module = {"2d": bench, "moda": bench, "3d": bench_3d, "renderer": bench_renderer}[options.what]
@@ -227,7 +225,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str, Any]:
     """The pipeline; of one of avatars, functions that load each of them; where metric networks lie; and their eyes."""
-    options.model = {"vasa3d": "vasa3d-small"}.get(options.model, options.model)
+    options.model = {"vasa3d": "vasa3d-small", "moda": "moda-small"}.get(options.model, options.model)
     folder = resolve(options.model)
     index = os.path.join(folder, "model_index.json")
     about = {}

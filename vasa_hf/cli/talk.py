@@ -17,29 +17,29 @@ _TALK_EXAMPLES = """examples:
   vasa-hf talk me.jpg hello.mp3 -o out.mp4 --seed 1 --paste-back --fps 30
   vasa-hf talk me.jpg hello.wav -o out.mp4 --gaze 0.2,0 --distance 1.2 --emotion happy=0.6
   vasa-hf talk me.jpg hello.wav -o out.mp4 --gaze "0:0,0 2:0.3,0 4:0,0" --emotion "0:happy=0 3:happy=1"
-  vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --model moda --emotion happiness --expression smile=0.3
+  vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --emotion happiness --expression smile=0.3
   vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --model me/joyvasa-converted
 """
 _ANIMATE_EXAMPLES = """examples:
   vasa-hf animate me.jpg driving.mp4 -o out.mp4
-  vasa-hf animate me.jpg driving.mp4 -o out.mp4 --system moda --model moda --region lips --motion template.safetensors
-  vasa-hf animate me.jpg template.safetensors -o out.mp4 --system moda --model moda --multiplier 1.2
-  vasa-hf animate me.jpg driving.mp4 -o out.mp4 --absolute
+  vasa-hf animate me.jpg driving.mp4 -o out.mp4 --region lips --paste-back --motion template.safetensors
+  vasa-hf animate me.jpg template.safetensors -o out.mp4 --multiplier 1.2
+  vasa-hf animate me.jpg driving.mp4 -o out.mp4 --system vasa1 --absolute
 """
 
 
 class _System(NamedTuple):
-    """Public name of a pipeline, its embedded weights if any, what reads its options, whether it has keypoints."""
+    """Public name of a pipeline, its embedded weights, what reads its options, and whether it has keypoints."""
 
     pipeline: str
-    model: str | None
+    model: str
     settings: Callable[[argparse.Namespace], dict[str, Any]]
     has_keypoints: bool
 
 
 _SYSTEMS = {
     "vasa1": _System("VasaTalkingFacePipeline", "vasa-small", shared.control_settings, False),
-    "moda": _System("ModaTalkingHeadPipeline", None, shared.keypoint_settings, True),
+    "moda": _System("ModaTalkingHeadPipeline", "moda-small", shared.keypoint_settings, True),
 }
 _REGIONS = ("all", "expression", "pose", "lips", "eyes")
 
@@ -82,7 +82,7 @@ def add_commands(command: Any) -> None:
     shared.add_edit_options(animate)
     _add_picture_options(animate, None)
     making = animate.add_argument_group("making")
-    _add_system(making, "vasa1")
+    _add_system(making, "moda")
     making.add_argument("--threads", type=int, help="CPU threads")
     shared.add_model_options(making, None)
 
@@ -147,20 +147,11 @@ def _picture_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _talk(options: argparse.Namespace) -> int:
     system = _SYSTEMS[options.system]
-    options.model = _model_of(options, system)
+    options.model = options.model or system.model
     # What can be seen to be wrong without torch is told at once.
     settings = system.settings(options) | _picture_settings(options)
     shared.check_files(image=options.image, audio=options.audio)
     return shared.talk_to_file(options, system.pipeline, lambda _: options.image, settings)
-
-
-def _model_of(options: argparse.Namespace, system: _System) -> str:
-    if options.model or system.model:
-        return options.model or system.model
-    raise ValueError(
-        f"`model` must name weights for --system {options.system}, since none are embedded: "
-        "`vasa-hf convert` makes a folder of LivePortrait's, MoDA's or JoyVASA's."
-    )
 
 
 def _animate(options: argparse.Namespace) -> int:
@@ -169,7 +160,7 @@ def _animate(options: argparse.Namespace) -> int:
     if options.motion is not None:
         shared.check_target("motion", options.motion, ".safetensors")
     system = _SYSTEMS[options.system]
-    options.model = _model_of(options, system)
+    options.model = options.model or system.model
     settings = {"relative": not options.absolute, **_picture_settings(options)}
     own = {"region": options.region, "eye_ratio": options.eyes, "lip_ratio": options.lips}
     own = {**own, "expression_friendly": options.expression_friendly, **shared.edit_settings(options)}

@@ -81,7 +81,7 @@ class EmbeddedWeightsMixin:
 def borrowed(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Components that a folder lacks and another model lends: the one that its `model_index.json` calls `"_base"`.
 
-    So a converted renderer has its face analyzer from `vasa-small`. Saved again, a pipeline has all of them.
+    So `moda-small` has its face analyzer and audio encoder from `vasa-small`. Saved again, a pipeline has all of them.
 
     Args:
         folder (`Path`): A pipeline's.

@@ -86,7 +86,7 @@ class ModaTalkingHeadPipeline(EmbeddedWeightsMixin, KeypointDrivingMixin, Speaki
 
     Example:
         ```python
-        pipe = ModaTalkingHeadPipeline.from_pretrained("moda")  # a folder that `vasa-hf convert moda` made
+        pipe = ModaTalkingHeadPipeline.from_pretrained("moda-small")
         out = pipe("portrait.jpg", "speech.wav", emotion="happiness", generator=torch.Generator().manual_seed(1))
         out.save("out.mp4")
         pipe.animate("portrait.jpg", "driving.mp4", region="lips").save("lips.mp4")

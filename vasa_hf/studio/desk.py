@@ -43,7 +43,7 @@ class Desk:
         name (`str`): Model, as for `Models`.
         need_consent (`bool`): Whether a request must say that the people in it agreed.
         device (`str`, *optional*): Defaults to a CUDA device if there is one.
-        moda (`str`, *optional*): Weights of MoDA, to be compared with.
+        moda (`str`, defaults to `"moda-small"`): MoDA's model, as for `Models`.
 
     Attributes:
         about (`dict`): See `described`.
@@ -55,10 +55,10 @@ class Desk:
         name: str = "vasa3d-small",
         need_consent: bool = True,
         device: str | None = None,
-        moda: str | None = None,
+        moda: str = "moda-small",
     ):
         self.models, self.jobs, self.need_consent = Models(name, device, moda), Jobs(), need_consent
-        self.about = described(name, moda)
+        self.about = described(name)
         self.long_work: Callable = self.do_long
         self.short_work: Callable = self.do_short
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from vasa_hf.hub import resolve
 
 PRIORS = "motion_priors.safetensors"
-SYSTEMS = ("VASA-1", "VASA-3D")
+SYSTEMS = ("VASA-1", "VASA-3D", "MoDA")
 
 
 class Recent:
@@ -53,10 +53,10 @@ class Models:
     Args:
         name (`str`, defaults to `"vasa3d-small"`): Embedded name, folder or Hub repository.
         device (`str`, *optional*): Defaults to a CUDA device if there is one.
-        moda (`str`, *optional*): Folder or Hub repository of MoDA's pipeline, to be compared with.
+        moda (`str`, defaults to `"moda-small"`): MoDA's pipeline, to be compared with; likewise.
     """
 
-    def __init__(self, name: str = "vasa3d-small", device: str | None = None, moda: str | None = None):
+    def __init__(self, name: str = "vasa3d-small", device: str | None = None, moda: str = "moda-small"):
         self.name, self.device, self.moda = name, device, moda
         self._pipe: Any = None
         self._heads: Any = None
@@ -94,13 +94,16 @@ class Models:
 
     @property
     def heads(self) -> Any:
-        """MoDA's pipeline, loaded when it is first asked for."""
+        """MoDA's pipeline, loaded when it is first asked for; what it would borrow of `vasa-small` is VASA-1's."""
         faces = self.faces
         with self._lock:
             if self._heads is None:
                 from vasa_hf import ModaTalkingHeadPipeline
 
-                self._heads = ModaTalkingHeadPipeline.from_pretrained(self.moda).to(faces.device)
+                index = _json(Path(resolve(self.moda)) / "model_index.json")
+                parts = ("face_analyzer", "image_processor", "audio_encoder", "audio_processor")
+                shared = {part: getattr(faces, part) for part in parts} if "_base" in index else {}
+                self._heads = ModaTalkingHeadPipeline.from_pretrained(self.moda, **shared).to(faces.device)
                 self._heads.set_progress_bar_config(disable=True)
             return self._heads
 
@@ -160,12 +163,11 @@ def _hash(file: Any) -> str:
     return whole.hexdigest()
 
 
-def described(name: str, moda: str | None = None) -> dict[str, Any]:
-    """What a page must know before the weights are loaded: emotions, sizes, sliders, avatars, systems, cards' folders.
+def described(name: str) -> dict[str, Any]:
+    """What a page must know before the weights are loaded: emotions, sizes, sliders, avatars, cards' folders.
 
     Args:
         name (`str`): As for `Models`; of a Hub repository little is known before it is there.
-        moda (`str`, *optional*): As for `Models`.
     """
     folder = Path(resolve(name))
     index = _json(folder / "model_index.json")
@@ -179,7 +181,6 @@ def described(name: str, moda: str | None = None) -> dict[str, Any]:
         "sliders": _directions(base / PRIORS, emotions),
         "folder": folder,
         "base": base,
-        "systems": [*SYSTEMS, *["MoDA"] * (moda is not None)],
     }
 
 
