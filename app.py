@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +398,10 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
     limits["state_session_capacity"] = 300  # of 0.3 MB each, also after people have left; Gradio keeps 10,000
     page = build()
     served = page.launch(**places, **looks, **limits, **launch, prevent_thread_lock=True)
-    DESK.models.start()  # when the page is there: reading weights takes the cores that a browser's first look needs
+    # Some seconds later, if no job asks sooner: reading weights takes the cores that a browser's first look needs.
+    later = threading.Timer(4, DESK.models.start)
+    later.daemon = True
+    later.start()
     return page, *served
 
 
