@@ -142,6 +142,8 @@ def test_bad_options_say_so(data, tmp_path):
         run(data, tmp_path, "--preset", "huge")
     with pytest.raises(ValueError, match="`motion_from` goes with the stage 'motion'"):
         run(data, tmp_path, "--motion-from", "vasa-small")
+    with pytest.raises(ValueError, match="`motion_from` goes with an M of points"):
+        run(data, tmp_path, "--stage", "motion", "--motion-from", "vasa-small")
     with pytest.raises(ValueError, match="`perceptual` must name"):
         run(data, tmp_path, "--weight-perceptual", 1)
     with pytest.raises(ValueError, match="`start_as_copy` goes with"):

@@ -540,6 +540,8 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
         loss = StitchingLoss(options, dataset.dynamics)
     elif options.stage == "motion":
         if options.motion_from:
+            if not model.config.motion_points:
+                raise ValueError("`motion_from` goes with an M of points, as the small preset has, not ConvNeXt V2.")
             start_from_dynamics_encoder(model.motion_extractor.detector, options.motion_from)
         learns, loss = "motion", MotionLoss(options, dataset.dynamics)
         batches = (loss.samples(collate(dataset, range(at, at + 100))) for at in itertools.count(0, 100))
