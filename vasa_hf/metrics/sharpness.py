@@ -4,7 +4,6 @@ Not in the papers, which report no sharpness. The Laplacian answers to detail of
 blending, resampling and an L1 loss take away first. It does not know detail from noise or from a seam: look, too.
 """
 
-import torch
 from torch import Tensor
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
