@@ -107,7 +107,8 @@ class FacePairs(Dataset):
     """Source and driving frames of the same clip, of one rendered face, or one portrait twice.
 
     Sample `i` is a function of `i` and the seed: a dict of `source` and `driving` (uint8, `(3, size, size)`), their
-    `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another person's `other_motion` `(34,)`, and `is_portrait`.
+    `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another person's `other_motion` `(34,)`, `is_portrait` and
+    `is_rendered`.
 
     Args:
         data (`str` or `Path`): Folder with clips and labels, and portraits if there are any; or shards.
@@ -181,11 +182,12 @@ class FacePairs(Dataset):
         rng = np.random.default_rng([self.seed, index])
         kind = rng.random()
         is_portrait = kind < self.portrait_share
+        is_rendered = not is_portrait and kind < self.portrait_share + self.rendered_share
         other = self.clip_motion[rng.integers(len(self.clip_motion))]
         if is_portrait:
             row = int(rng.integers(len(self.pictures)))
             rows, pictures, labels, motion = (row, row), self.pictures, self.portraits, self.portrait_motion
-        elif kind < self.portrait_share + self.rendered_share:
+        elif is_rendered:
             face = int(rng.integers(len(self.rendered.names)))
             rows = rng.choice(np.arange(*self.rendered.offsets[face : face + 2]), 2, replace=False)
             pictures, labels, motion = self.rendered_frames, self.rendered, self.rendered_motion
@@ -197,11 +199,19 @@ class FacePairs(Dataset):
             # Prefer a driver that differs: neighbouring frames teach little, and blinks are rare.
             candidates = rng.integers(first, last, 6)
             apart = (self.clip_motion[candidates] - self.clip_motion[source]).abs()
-            lids = apart[:, POSE_DIM:][:, LIDS].mean(1)
-            score = lids if rng.random() < 0.35 else apart[:, POSE_DIM:].mean(1) + 10 * apart[:, :3].mean(1)
+            kind = rng.random()
+            if kind < 0.3:
+                score = apart[:, POSE_DIM:][:, LIDS].mean(1)
+            elif kind < 0.5:
+                score = (self.clips.mouth[candidates, 0] - self.clips.mouth[source, 0]).abs()  # shut and open mouths
+            else:
+                score = apart[:, POSE_DIM:].mean(1) + 10 * apart[:, :3].mean(1)
             driver = int(candidates[int(score.argmax())] if rng.random() < 0.75 else candidates[0])
             rows, pictures, labels, motion = (source, driver), self.frames, self.clips, self.clip_motion
-        sample = {"is_portrait": torch.tensor(is_portrait), "other_motion": other}
+        sample = {
+            name: torch.tensor(value) for name, value in (("is_portrait", is_portrait), ("is_rendered", is_rendered))
+        }
+        sample["other_motion"] = other
         for name, row in zip(("source", "driving"), rows, strict=True):
             sample[name] = torch.from_numpy(np.array(pictures[row])).permute(2, 0, 1)
             sample[f"{name}_landmarks"] = labels.landmarks[row]
@@ -210,11 +220,21 @@ class FacePairs(Dataset):
 
 
 def people_of_clips(data: Path, names: list[str]) -> list[str]:
-    """One person's name a clip, by `identities.csv` (clip,identity); a clip not named there is a person of its own."""
+    """One person's name a clip, by `identities.csv`; a clip not named there is a person of its own.
+
+    Raises:
+        ValueError: If the header of `identities.csv` is neither `clip,identity` nor `clip,person`.
+    """
     known = {}
     if (data / "identities.csv").exists():
         with open(data / "identities.csv", newline="") as file:
-            known = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
+            reader = csv.DictReader(file)
+            column = next((name for name in ("identity", "person") if name in (reader.fieldnames or [])), None)
+            if column is None or "clip" not in reader.fieldnames:
+                raise ValueError(
+                    f"`data`: identities.csv must have the header clip,identity or clip,person, got {reader.fieldnames}."
+                )
+            known = {row["clip"]: row[column] for row in reader}
     return [known.get(name, f"clip {name}") for name in names]
 
 

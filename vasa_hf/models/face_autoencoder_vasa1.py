@@ -14,6 +14,8 @@ P is the rigid warp by head pose, W_src and W_dyn are non-rigid warps made from 
 # place (background), are blended with the decoder's picture under a learned mask, so a photograph keeps its detail.
 # Not in the paper (`motion_basis`, small preset): at half resolution the flow is refined by a learned field for each
 # channel of z_dyn, times how far that channel is from the source's. Irises and lids are finer than the warps' grids.
+# Not in the paper (`region_refiners`, small preset): mouth and eyes are repainted at more detail, see
+# `layers/region_refiner.py`.
 """
 
 from dataclasses import dataclass, fields
@@ -27,6 +29,7 @@ from torch.nn import functional as F
 
 from vasa_hf.layers.blocks import ImageEncoder, ResBlock, UpBlock2d
 from vasa_hf.layers.pyramid import PointEncoder
+from vasa_hf.layers.region_refiner import REGIONS, RegionRefiner, add_region, cut_region, region_transform
 from vasa_hf.layers.volume_warp import (
     canonical_from_posed,
     displace,
@@ -64,6 +67,7 @@ PAPER_CONFIG = {
     "dynamics_dim": 512,
     "source_passthrough": False,
     "motion_basis": False,
+    "region_refiners": None,
     "motion_space": "vasa1",
 }
 SMALL_CONFIG = {
@@ -90,6 +94,7 @@ SMALL_CONFIG = {
     "dynamics_dim": 28,
     "source_passthrough": True,
     "motion_basis": True,
+    "region_refiners": {"mouth": [48, 80, 112], "eyes": [32, 64, 96]},
     "motion_space": "vasa-small",
 }
 
@@ -105,6 +110,7 @@ class FaceAppearance:
         motion (`torch.Tensor` of shape `(batch, 6 + dynamics_dim)`): The portrait's own z_pose and z_dyn.
         source_field (`torch.Tensor` of shape `(batch, 3, D, H, W)`): W_src, canonical units.
         features (`list[torch.Tensor]`): The encoder's pictures, fine to coarse, for the pass-through decoder.
+        region_features (`list[torch.Tensor]` of shape `(batch, crops, channels, height, width)`): Of the refiners.
     """
 
     volume: Tensor
@@ -113,6 +119,7 @@ class FaceAppearance:
     motion: Tensor
     source_field: Tensor
     features: list
+    region_features: list
 
     def map(self, function) -> "FaceAppearance":
         """Apply a function to every tensor."""
@@ -244,6 +251,8 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         dynamics_dim (`int`): Length of z_dyn.
         source_passthrough (`bool`): Blend warped source pixels into the output. # Not in the paper.
         motion_basis (`bool`): Refine the flow by a field for each channel of z_dyn. # Not in the paper.
+        region_refiners (`dict[str, list[int]]`, *optional*): Widths of the network that repaints each region, of
+            `layers.region_refiner.REGIONS`. # Not in the paper.
         motion_space (`str`): Name of what z_dyn means, to be changed when its encoder is trained anew: avatars that
             were fitted to other motion are refused by it. # Not in the paper.
     """
@@ -276,6 +285,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         dynamics_dim: int = 512,
         source_passthrough: bool = False,
         motion_basis: bool = False,
+        region_refiners: dict[str, list[int]] | None = None,
         motion_space: str = "vasa1",
     ):
         super().__init__()
@@ -287,6 +297,8 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
             raise ValueError(f"`pose_size` and `dynamics_size` must be at least 32, got {pose_size}, {dynamics_size}.")
         if motion_basis and not source_passthrough:
             raise ValueError("`motion_basis` refines the flow of `source_passthrough`, which must be on.")
+        if unknown := set(region_refiners or {}) - set(REGIONS):
+            raise ValueError(f"`region_refiners` must name some of {sorted(REGIONS)}, got {sorted(unknown)}.")
         norm = not source_passthrough
         code_dim = identity_dim + dynamics_dim
         self.appearance_encoder = AppearanceEncoder(encoder_channels, volume_channels, volume_depth, norm)
@@ -326,6 +338,12 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         if source_passthrough:
             with torch.no_grad():  # start from the moved source: the warp is learnt first
                 self.to_rgb.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0, -2.0]))
+        self.refiners = nn.ModuleDict(
+            {
+                name: RegionRefiner(REGIONS[name], identity_dim + 2 * dynamics_dim + 6, list(channels))
+                for name, channels in (region_refiners or {}).items()
+            }
+        )
         self.gradient_checkpointing = False
 
     @property
@@ -383,8 +401,23 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         for block in self.volume_blocks:
             volume = self._run(block, volume)
         return FaceAppearance(
-            volume, identity, source, motion, field, features if self.config.source_passthrough else []
+            volume,
+            identity,
+            source,
+            motion,
+            field,
+            features if self.config.source_passthrough else [],
+            self.encode_regions(source, motion),
         )
+
+    def encode_regions(self, source: Tensor, motion: Tensor) -> list[Tensor]:
+        """What the refiners need of portraits: features `(batch, crops, channels, height, width)` of each level."""
+        features = []
+        for refiner in self.refiners.values():
+            region = refiner.region
+            crop = cut_region(source, region_transform(motion[:, :POSE_DIM], region), region.size).to(source.dtype)
+            features += [x.unflatten(0, (len(source), region.count)) for x in refiner.encode_source(crop)]
+        return features
 
     def decode(
         self, appearance: FaceAppearance, motion: Tensor, output_size: int | None = None, return_dict: bool = False
@@ -431,10 +464,23 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
                 x = self.fuse[index](up(x))
                 if index < len(self.fine_blocks):
                     x = self._run(self.fine_blocks[index], x)
-            sample = torch.tanh(self.to_rgb(F.leaky_relu(x, 0.2)))
-            return Vasa1FaceAutoencoderOutput(sample=sample) if return_dict else sample
-        output = self._decode_passthrough(appearance, motion, code, points, posed, output_size)
+            output = Vasa1FaceAutoencoderOutput(sample=torch.tanh(self.to_rgb(F.leaky_relu(x, 0.2))))
+        else:
+            output = self._decode_passthrough(appearance, motion, code, points, posed, output_size)
+        if self.refiners:
+            output["sample"] = self.refine_regions(output.sample, appearance, motion)
         return output if return_dict else output.sample
+
+    def refine_regions(self, sample: Tensor, appearance: FaceAppearance, motion: Tensor) -> Tensor:
+        """Repaint mouth and eyes of decoded pictures `(batch, 3, height, width)` in [-1, 1]; the same shape."""
+        features = iter(appearance.region_features)
+        image, code = sample, region_code(appearance.identity, appearance.motion, motion)
+        for refiner in self.refiners.values():
+            transform = region_transform(motion[:, :POSE_DIM], refiner.region)
+            crop = cut_region(sample, transform, refiner.region.size).to(sample.dtype)
+            source = [next(features).flatten(0, 1) for _ in refiner.joins]
+            image = add_region(image, refiner(crop, source, code)[0], transform)
+        return image.to(sample.dtype)
 
     def _decode_passthrough(
         self,
@@ -530,6 +576,13 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
+
+
+def region_code(identity: Tensor, source_motion: Tensor, motion: Tensor) -> Tensor:
+    """Code of the region refiners: z_id, z_dyn and rotation of frame and source, `(batch, id + 2 * dynamics + 6)`."""
+    limited = [x[:, POSE_DIM:].clamp(-4, 4) for x in (motion, source_motion)]
+    turned = [4 * x[:, :3] for x in (motion, source_motion)]
+    return torch.cat([identity, *(x.to(identity.dtype) for x in (*limited, *turned))], 1)
 
 
 def _resize(picture: Tensor, size: int) -> Tensor:

@@ -167,13 +167,14 @@ class MultiScalePatchDiscriminator(nn.Module):
         channels (`int`): Width of the first layer.
         layers (`int`): Strided layers of each discriminator.
         scales (`int`): Number of discriminators.
+        in_channels (`int`): Channels of the picture; more than 3 where it is judged beside another one.
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3, scales: int = 2):
+    def __init__(self, channels: int = 64, layers: int = 3, scales: int = 2, in_channels: int = 3):
         super().__init__()
         self.scales = nn.ModuleList()
         for _ in range(scales):
-            widths = [3, *(min(channels << i, 8 * channels) for i in range(layers))]
+            widths = [in_channels, *(min(channels << i, 8 * channels) for i in range(layers))]
             convs = [
                 nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, 4, 2, 1))
                 for a, b in zip(widths[:-1], widths[1:], strict=True)
@@ -181,7 +182,7 @@ class MultiScalePatchDiscriminator(nn.Module):
             self.scales.append(nn.ModuleList([*convs, nn.Conv2d(widths[-1], 1, 3, padding=1)]))
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Score pictures of shape `(batch, 3, height, width)`: score maps and inner features, one for each scale."""
+        """Score pictures `(batch, in_channels, height, width)`: score maps and inner features, one for each scale."""
         scores, features = [], []
         for index, layers in enumerate(self.scales):
             x = F.avg_pool2d(image, 2**index) if index else image

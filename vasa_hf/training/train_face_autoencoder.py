@@ -96,22 +96,25 @@ class FaceAutoencoderOptions(LoopOptions):
     weight_cross_id: float = option(0.0, "l_cross_id, needs --perceptual")
 
 
-def augment(batch: dict[str, Tensor], dynamics: Any, size: int) -> dict[str, Tensor]:
+def augment(batch: dict[str, Tensor], dynamics: Any, size: int, framing: float = 1.0) -> dict[str, Tensor]:
     """Batched augmentation: colours, framing and mirror images alike for both frames; portraits get a pseudo driver.
 
     Args:
         batch (`dict`): Of `FacePairs`, uint8 pictures.
         dynamics (`LandmarkDynamics`): Moves landmarks; knows mirror images.
         size (`int`): Side of the result.
+        framing (`float`, defaults to 1.0): Amount of zoom, shift and roll; 0 keeps every pixel as it is.
 
     Returns:
-        `dict`: `source`, `driving` in [-1, 1], their landmarks and motions, `weight` of pixels, `other_motion`.
+        `dict`: `source`, `driving` in [-1, 1], their landmarks and motions, `weight` of pixels, `seen` (0 where what
+        the driving frame shows is not known), `other_motion`.
     """
     device, count = batch["source"].device, len(batch["source"])
     uniform = lambda low, high, *shape: torch.empty(count, *shape, device=device).uniform_(low, high)  # noqa: E731
     out = {"other_motion": batch["other_motion"]}
     # One framing for both frames: zoom, shift, roll. Crop point p comes from (A (p - 0.5) + b) + 0.5.
-    zoom, roll, shift = uniform(0.85, 1.15), uniform(-0.12, 0.12), uniform(-0.04, 0.04, 2)
+    zoom, roll, shift = (framing * x for x in (uniform(-0.15, 0.15), uniform(-0.12, 0.12), uniform(-0.04, 0.04, 2)))
+    zoom = 1 + zoom
     matrix = torch.stack([roll.cos(), -roll.sin(), roll.sin(), roll.cos()], 1).view(-1, 2, 2) / zoom[:, None, None]
     theta = torch.cat([matrix, 2 * shift[:, :, None]], 2)
     grid = F.affine_grid(theta, (count, 3, size, size), align_corners=False)
@@ -156,18 +159,19 @@ def augment(batch: dict[str, Tensor], dynamics: Any, size: int) -> dict[str, Ten
         out["driving"][alone] = warp_by_landmarks(out["source"][alone], landmarks, moved)
         out["driving_landmarks"][alone], out["driving_motion"][alone] = moved, target
         # What a mouth opens onto is not in the portrait: no pixel loss there.
-        before, after = (_mouth_box(x) for x in (landmarks, moved))
+        before, after = (mouth_box(x) for x in (landmarks, moved))
         opened = ((after[2] - before[2]) > 0.004).float()[:, None, None, None]
-        void[alone] = _ellipse(size, after[0], after[1] * 0.5, after[2] * 0.6 + 0.01) * opened
+        void[alone] = ellipse(size, after[0], after[1] * 0.5, after[2] * 0.6 + 0.01) * opened
     points = out["driving_landmarks"]
-    center, width, _ = _mouth_box(points)
+    center, width, _ = mouth_box(points)
     eyes = [points[:, rows(a, b)].mean(1) for a, b in ((33, 133), (263, 362))]
-    weight = 1 + 6 * _blob(size, center, width * 0.45) + sum(10 * _blob(size, eye, width * 0.25) for eye in eyes)
-    out["weight"] = weight * (1 - void)
+    weight = 1 + 6 * blob(size, center, width * 0.45) + sum(10 * blob(size, eye, width * 0.25) for eye in eyes)
+    out["seen"] = 1 - void
+    out["weight"] = weight * out["seen"]
     return out
 
 
-def _mouth_box(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def mouth_box(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Centre, width and inner gap of mouths, fractions of the crop."""
     left, right, top, bottom = points[:, rows(78, 308, 13, 14)].unbind(1)
     return (left + right + top + bottom) / 4, (left - right).norm(dim=1), (bottom - top).norm(dim=1)
@@ -178,11 +182,13 @@ def _offsets(size: int, center: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1) - center[:, None, None]
 
 
-def _blob(size: int, center: Tensor, radius: Tensor) -> Tensor:
+def blob(size: int, center: Tensor, radius: Tensor) -> Tensor:
+    """Soft discs, `(batch, 1, size, size)`; centre `(batch, 2)` and radius `(batch,)` in fractions of the crop."""
     return (-(_offsets(size, center).square().sum(-1) / radius.square()[:, None, None])).exp()[:, None]
 
 
-def _ellipse(size: int, center: Tensor, half_width: Tensor, half_height: Tensor) -> Tensor:
+def ellipse(size: int, center: Tensor, half_width: Tensor, half_height: Tensor) -> Tensor:
+    """Hard ellipses, `(batch, 1, size, size)`; sizes in fractions of the crop."""
     scaled = _offsets(size, center) / torch.stack([half_width, half_height], 1)[:, None, None]
     return (scaled.square().sum(-1) < 1).float()[:, None]
 
