@@ -51,6 +51,7 @@ TINY_CONFIG = {
     "pose_size": 32,
     "dynamics_size": 32,
     "identity_dim": 8,
+    "region_refiners": {"mouth": [4, 8, 8], "eyes": [4, 8, 8]},
 }
 PRESETS = {"paper": PAPER_CONFIG, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
 

@@ -138,11 +138,11 @@ def decode_crops(
         torch.manual_seed(options.seed * 1_000_003 + first)
         sample = augment(batch, dataset.dynamics, size, framing=0.0)
         source, driving = sample["source"], sample["driving"]
-        labelled = torch.rand(batch_size, 1) < options.label_share
-        motions = []
         with torch.autocast("cpu", torch.bfloat16):
-            for image, label in ((source, sample["source_motion"]), (driving, sample["driving_motion"])):
-                motions.append(torch.where(labelled, label, model.encode_motion(image).float()))
+            if torch.rand(()) < options.label_share:
+                motions = [sample["source_motion"], sample["driving_motion"]]
+            else:
+                motions = [model.encode_motion(image).float() for image in (source, driving)]
             appearance = model.encode_appearance(source, motions[0])
             decoded = model.decode(appearance, motions[1])
         part = {
