@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from vasa_hf.models.face_autoencoder_vasa1 import PAPER_CONFIG, SMALL_CONFIG, Vasa1FaceAutoencoder
+from vasa_hf.models.face_autoencoder_vasa1 import (
+    PAPER_CONFIG,
+    SMALL_CONFIG,
+    Vasa1FaceAutoencoder,
+    keep_still_pixels,
+)
 from vasa_hf.training.train_face_autoencoder import TINY_CONFIG
 
 
@@ -92,6 +97,43 @@ def test_motion_basis_moves_pixels_as_far_as_its_channel_is_from_the_source():
         still, moved = (model.decode(appearance, m, return_dict=True).flow for m in (motion, driving))
     assert torch.equal(still, before[0])
     torch.testing.assert_close(moved - before[1], torch.tensor([0.0, 0.1]).expand_as(moved), atol=1e-5, rtol=0)
+
+
+def shares(moved, unmoved, generated, size=256):
+    return torch.tensor([moved, unmoved, generated]).view(1, 3, 1, 1).expand(1, 3, size, size)
+
+
+def test_still_pixels_are_the_sources_own():
+    source = torch.rand(1, 3, 256, 256) - 0.5  # fine texture
+    soft = torch.nn.functional.avg_pool2d(source, 5, 1, 2, count_include_pad=False)
+    sample, here = 0.6 * source + 0.4 * soft, torch.zeros(1)
+    assert torch.equal(keep_still_pixels(sample, source, shares(0.1, 0.6, 0.3), here), source)
+    # The moved source outweighs the unmoved one: this is the head.
+    assert torch.equal(keep_still_pixels(sample, source, shares(0.6, 0.1, 0.3), here), sample)
+    # The decoder alone: nothing says that the source is still there.
+    assert torch.equal(keep_still_pixels(sample, source, shares(0.0, 0.03, 0.97), here), sample)
+
+
+def test_what_a_head_uncovers_is_not_the_sources():
+    source = torch.rand(1, 3, 256, 256) * 0.2 - 0.6  # dark hair, left half now background
+    sample = source.clone()
+    sample[..., :128] += 0.5
+    kept = keep_still_pixels(sample, source, shares(0.1, 0.5, 0.4), torch.zeros(1))
+    assert torch.equal(kept[..., :128], sample[..., :128]) and torch.equal(kept[..., 140:], source[..., 140:])
+
+
+def test_shoulders_are_held_less_firmly_the_further_the_head_goes():
+    source = torch.rand(1, 3, 256, 256) - 0.5  # fine texture
+    sample = torch.nn.functional.avg_pool2d(source, 5, 1, 2, count_include_pad=False)
+    blend = shares(0.35, 0.55, 0.1)
+    changes = [
+        (keep_still_pixels(sample, source, blend, torch.tensor([shift])) - source).abs().mean().item()
+        for shift in (0.0, 0.015, 0.03, 1.0)
+    ]
+    assert changes[0] == 0 and changes[0] < changes[1] < changes[2] <= changes[3]
+    # Far from the head the background stays, however far that goes.
+    background = keep_still_pixels(sample, source, shares(0.1, 0.6, 0.3), torch.ones(1))
+    assert torch.equal(background, source)
 
 
 def test_pose_moves_the_picture_the_right_way():
