@@ -1,0 +1,68 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.test_train_face_autoencoder import data  # noqa: F401 - fixture
+from vasa_hf.geometry.landmarks import rows
+from vasa_hf.layers.region_refiner import REGIONS
+from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
+from vasa_hf.training.train_region_refiners import INNER, RegionCrops, main, region_weight
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):  # noqa: F811
+    """A short training on made-up clips, from the embedded decoder."""
+    output = tmp_path_factory.mktemp("refiners")
+
+    def train(*more, steps=30):
+        main(
+            f"--data {data[0]} --cache {data[1]} --output {output / 'run'} --num-crops 24 --portrait-share 0.3 "
+            f"--batch-size 4 --max-steps {steps} --log-every 10 --adversarial-from 20 --warmup-steps 1 --cpu".split()
+            + list(more)
+        )
+        return output / "run"
+
+    return train(), train
+
+
+def test_the_loss_falls_and_the_pipeline_holds_the_refiners(run):
+    folder, _ = run
+    logs = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for name in REGIONS:
+        assert logs[1][f"{name}_l1"] < logs[0][f"{name}_l1"]
+        assert f"{name}_adversarial" in logs[-1] and f"{name}_adversarial" not in logs[0]
+    model = Vasa1FaceAutoencoder.from_pretrained(folder / "pipeline" / "face_autoencoder")
+    assert set(model.refiners) == set(REGIONS)
+    before = Vasa1FaceAutoencoder.from_pretrained("model_cards/vasa-small/face_autoencoder")
+    same = dict(before.named_parameters())
+    for key, value in model.named_parameters():  # nothing but the refiners has learnt
+        if not key.startswith("refiners"):
+            assert torch.equal(value, same[key])
+
+
+def test_kept_crops_are_used_again_and_some_are_never_learnt_from(run):
+    folder, train = run
+    crops = load_file(folder / "crops.safetensors")
+    dataset = RegionCrops(crops)
+    seen = {int(dataset[i]["mouth_true"].long().sum()) for i in range(200)}
+    held = {int(row.long().sum()) for row in dataset.held_back()["mouth_true"]}
+    assert held and not held & seen
+    written = (folder / "crops.safetensors").stat().st_mtime_ns
+    train("--resume", steps=31)
+    assert (folder / "crops.safetensors").stat().st_mtime_ns == written
+
+
+def test_importance_is_highest_between_the_lips_and_lids():
+    points = torch.full((1, 162, 2), 0.5)
+    points[:, rows(78, 308, 13, 14)] = torch.tensor([[0.4, 0.7], [0.6, 0.7], [0.5, 0.68], [0.5, 0.72]])
+    weight = region_weight(points, "mouth", 100)[0, 0]
+    assert weight[70, 50] >= INNER > weight[76, 50] > weight[20, 50]
+    points[:, rows(13, 14)] = torch.tensor([0.5, 0.7])  # shut lips have no inside
+    assert region_weight(points, "mouth", 100).max() < INNER
+
+
+def test_unknown_regions_say_so(tmp_path):
+    with pytest.raises(ValueError, match="`regions`"):
+        main(["--regions", "ears", "--output", str(tmp_path), "--cpu"])
