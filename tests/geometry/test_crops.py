@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vasa_hf.geometry.crops import (
+    changed_share,
     crop_matrix,
     cut_crop,
     paste,
@@ -137,3 +138,30 @@ def test_pasted_content_arrives_in_the_middle_only():
 def test_a_crop_outside_of_the_picture_cannot_be_pasted():
     with pytest.raises(ValueError, match="`image_from_crop` must meet the picture of 120x100 pixels"):
         paste_window(crop_matrix(torch.tensor([500.0, 50.0]), torch.tensor(60.0)), (100, 120))
+
+
+@pytest.mark.parametrize("size", [40, 256])
+def test_what_did_not_change_keeps_the_pictures_pixels(size):
+    """Finer and coarser crops than the picture: what the crop blurred comes back only where it changed."""
+    picture = torch.rand(3, 160, 200) * 2 - 1
+    matrix = crop_matrix(torch.tensor([100.0, 80.0]), torch.tensor(120.0))
+    window, own = paste_window(matrix, (160, 200)), cut_crop(picture, matrix, size)
+    assert torch.equal(paste(picture, own, window, own), picture)
+    changed = own.clone()
+    changed[:, size * 3 // 8 : size * 5 // 8, size * 3 // 8 : size * 5 // 8] = 0.9
+    pasted = paste(picture, changed, window, own)
+    assert (pasted[:, 67:93, 87:113] - 0.9).abs().max() < 0.01
+    still = torch.ones(160, 200, dtype=torch.bool)
+    still[50:110, 70:130] = False  # the changed quarter with a tenth of the side around it
+    assert torch.equal(pasted[:, still], picture[:, still])
+
+
+def test_a_change_is_whole_inside_and_fades_smoothly():
+    own = torch.zeros(3, 256, 256)
+    changed = own.clone()
+    changed[1, 100:156, 100:156] = 4.1 / 127.5
+    changed[1, 120:124, 120:124] = 0  # a spot that happens to be the same does not stay still
+    share = changed_share(changed, own)
+    assert (share[0, 100:156, 100:156] == 1).all() and share[0, :80].max() == 0
+    assert (share[0, 1:] - share[0, :-1]).abs().max() < 0.2
+    assert changed_share(own + 0.4 / 127.5, own).max() == 0  # below half a step of 8 bits

@@ -342,6 +342,8 @@ class FaceImageProcessor(ImageProcessingMixin):
     ) -> Tensor:
         """Put a made crop back into the full picture under a soft mask.
 
+        Where the new content does not differ from what was cut out, the picture keeps its pixels exactly.
+
         Args:
             image (`torch.Tensor` of shape `(3, height, width)`): The picture the crop was cut from.
             crop_image (`torch.Tensor` of shape `([batch,] 3, size, size)`): New content, any size.
@@ -358,9 +360,12 @@ class FaceImageProcessor(ImageProcessingMixin):
             raise ValueError(f"`crop_image` must be ([batch,] 3, size, size), but is {tuple(crop_image.shape)}.")
         if crop.window is None:
             crop.window = paste_window(crop.image_from_crop, crop.image_size, self.feather)
+        own, size = crop.image.to(crop_image), crop_image.shape[-1]
+        if own.shape[-1] != size:
+            own = F.interpolate(own[None], size=(size, size), mode="bilinear", antialias=True)[0]
         if crop_image.ndim == 3:
-            return paste(image, crop_image, crop.window)
-        return torch.stack([paste(image, one, crop.window) for one in crop_image])
+            return paste(image, crop_image, crop.window, own)
+        return torch.stack([paste(image, one, crop.window, own) for one in crop_image])
 
     def preview(self, image: Tensor, faces: Sequence[Any] = (), crop: FaceCrop | None = None) -> Image.Image:
         """The picture with boxes, indices, scores and landmarks of the faces and the outline of the crop."""
