@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from vasa_hf.data.clips import (
 )
 from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.media.video import VideoWriter
-from vasa_hf.models.motion_transformer_vasa1 import EMOTIONS, Vasa1MotionTransformer
+from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
 from vasa_hf.pipelines.vasa_talking_face import VasaTalkingFacePipeline
 from vasa_hf.training import train_motion_transformer as trainer
+from vasa_hf.training.loop import parse_options
 from vasa_hf.training.saving import save_pipeline
 from vasa_hf.training.train_motion_transformer import MotionTransformerOptions, motion_loss, sample_motion
 
@@ -111,7 +113,7 @@ def test_pauses_between_clips_close_the_lips_and_speech_follows_the_audio(data, 
 
 def test_controls_shift_the_motion_by_what_they_say(data, priors):
     data.motion[:, 6:] = 0.0
-    dataset = dataset_of(data, MotionPriors(gaze=priors.gaze, emotion=priors.emotion), natural=1.0)
+    dataset = dataset_of(data, MotionPriors(gaze=priors.gaze, emotion=priors.emotion))
     distances, gazes, found = [], [], []
     for i in range(80):
         sample = dataset[i]
@@ -152,7 +154,7 @@ def test_smoothing_keeps_straight_lines_and_takes_off_noise():
 def test_exact_clips_keep_their_quick_nods(data, priors):
     """Label noise is taken off clips, but not off those that have none."""
     exact = np.arange(len(data.person)) % 2 == 1
-    dataset, smoothed = dataset_of(data, priors, exact=exact), dataset_of(data, priors)
+    dataset, smoothed = dataset_of(data, priors, exact=exact, smoothing=3.0), dataset_of(data, priors, smoothing=3.0)
     for clip, sharp in enumerate(exact):
         rows = slice(*data.offsets[clip : clip + 2])
         speed, calmer = (np.abs(np.diff(d.motion[rows, :3], axis=0)).mean() for d in (dataset, smoothed))
@@ -191,6 +193,48 @@ def test_loss_is_equation_1_over_real_frames():
     ]
     torch.testing.assert_close(loss, sum(naive) / len(naive))
     assert torch.equal(loss, parts["position"])
+
+
+def test_translation_is_learnt_only_where_it_is_the_heads_own(data, priors):
+    """The loss's gradient with respect to the model's output is zero where the square follows the head."""
+    dataset = dataset_of(data, priors, drop_audio_tail=0.0)
+    batch = {name: torch.stack([dataset[i][name] for i in range(4)]) for name in dataset[0]}
+    batch["translates"] = torch.tensor([True, False, True, False])
+    batch["frame_mask"][:] = True
+    model = Vasa1MotionTransformer(SPEC.dim, 4, 32, 2, 2, window=20, context=5, dynamics=SPEC.dynamics)
+    loss_of, outputs = trainer.MotionLoss(MotionTransformerOptions(), model), []
+
+    def predict(*arguments):
+        outputs.append(torch.zeros(4, 20, SPEC.dim, requires_grad=True))
+        return outputs[-1]
+
+    loss_of.predict = predict
+    loss_of({"motion_transformer": model}, batch, 0)[0].backward()
+    moved = outputs[0].grad.abs().amax(1)  # [4, M]
+    assert (moved[1::2, 3:5] == 0).all() and (moved[::2, 3:5] > 0).all()
+    assert (moved[:, :3] > 0).all() and (moved[:, 5:] > 0).all()
+
+
+def test_noise_on_previous_motion_is_an_option_that_the_paper_lacks():
+    paper = parse_options(MotionTransformerOptions, ["--config", "paper_motion_transformer"])
+    assert (paper.previous_noise, paper.smoothing, paper.silent, paper.shift_conditions) == (0.0, 0.0, 0.0, False)
+    small = parse_options(MotionTransformerOptions, ["--config", "small_motion_transformer"])
+    assert (small.previous_noise, small.smoothing, small.shift_conditions) == (0.03, 1.0, True)
+    model = Vasa1MotionTransformer(SPEC.dim, 4, 32, 2, 2, window=20, context=5, dynamics=SPEC.dynamics)
+    seen = []
+
+    def forward(*arguments, previous_motion, **conditions):
+        seen.append(previous_motion)
+        return SimpleNamespace(sample=torch.zeros(2, 20, SPEC.dim))
+
+    zeros = {name: torch.zeros(2, 20, 4) for name in ("audio", "previous_audio")}
+    zeros |= {name: None for name in ("gaze", "head_distance", "emotion", "frame_mask")}
+    zeros |= {f"drop_{name}": None for name in CONDITIONS}
+    target, previous = torch.zeros(2, 20, SPEC.dim), torch.zeros(2, 500, SPEC.dim)
+    for options in (paper, small):
+        loss_of = trainer.MotionLoss(options, model)
+        loss_of.predict(forward, zeros, target, target, torch.zeros(2, dtype=torch.long), previous)
+    assert seen[0].abs().max() == 0 and 0.028 < seen[1].std() < 0.032
 
 
 def test_one_batch_can_be_overfitted(data, priors):
@@ -274,11 +318,15 @@ def test_training_from_a_pipeline_ends_in_a_pipeline_that_loads(tmp_path):
     base.save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "README.md").write_text("A card of other weights.")
     make_clips(tmp_path / "data", {"a": 14, "b": 9, "mute": 12})
+    width = base.motion_transformer.motion_spec.dynamics_dim
+    known = MotionPriors(gaze=np.eye(2, width, dtype=np.float32), emotion=np.ones((len(EMOTIONS), width), np.float32))
+    known.save(tmp_path / "priors.safetensors")
     config = base.motion_transformer.config
     options = MotionTransformerOptions(
         pipeline=str(tmp_path / "base"),
         data=str(tmp_path / "data"),
         initial=str(tmp_path / "base" / "motion_transformer"),
+        priors=str(tmp_path / "priors.safetensors"),
         output=str(tmp_path / "run"),
         dynamics=[f"{name}={width}" for name, width in base.motion_transformer.motion_spec.dynamics.items()],
         window=config.window,
@@ -288,6 +336,8 @@ def test_training_from_a_pipeline_ends_in_a_pipeline_that_loads(tmp_path):
         sample_every=0,
         cpu=True,
     )
+    with pytest.raises(ValueError, match="`gaze`"):  # neither measured nor known
+        trainer.run(dataclasses.replace(options, output=str(tmp_path / "blind"), priors=None))
     trainer.run(options)
     assert not (tmp_path / "run" / "pipeline" / "README.md").exists()
     loaded = VasaTalkingFacePipeline.from_pretrained(tmp_path / "run" / "pipeline")
@@ -353,8 +403,30 @@ def test_motion_and_audio_features_of_a_folder_of_videos(tmp_path):
     with pytest.raises(ValueError, match="`motion_cache`.*clips.npz"):
         again = dataclasses.replace(options, output=str(tmp_path / "b"), motion_cache=str(tmp_path / "motion.npy"))
         trainer.prepare_motion_data(again)
-    np.savez(tmp_path / "data" / "clips.npz", names=np.array(list(lengths)), offsets=found.offsets)
-    np.testing.assert_array_equal(trainer.prepare_motion_data(again).motion, found.motion)
+    measured = {"gaze": np.random.default_rng(0).random((35, 2)), "head_distance": np.ones(35)}
+    np.savez(tmp_path / "data" / "clips.npz", names=np.array(list(lengths)), offsets=found.offsets, **measured)
+    labelled = trainer.prepare_motion_data(again)
+    np.testing.assert_array_equal(labelled.motion, found.motion)
+    np.testing.assert_array_equal(labelled.gaze, measured["gaze"])
+    assert labelled.head_distance.shape == (35,) and labelled.expression is None
+    assert not labelled.quiet[:14].all() and labelled.quiet[23:].all() and labelled.translates.all()
+
+    # A second folder: other people, whose square follows the head; the caches hold both folders' frames.
+    make_clips(tmp_path / "more", {"c": 11})
+    (tmp_path / "more" / "identities.csv").write_text("clip,person\nc,anna\n")
+    np.savez(tmp_path / "more" / "clips.npz", names=np.array(["c"]), offsets=np.array([0, 11]))
+    np.save(tmp_path / "motion.npy", np.concatenate([found.motion, 2 * found.motion[:11]]))
+    folders = [str(tmp_path / "data"), str(tmp_path / "more")]
+    again = dataclasses.replace(again, data=folders, moving_crops=folders[1:], output=str(tmp_path / "c"))
+    both = trainer.prepare_motion_data(again)
+    assert both.offsets.tolist() == [0, 14, 23, 35, 46] and both.person[3] not in both.person[:3]
+    np.testing.assert_array_equal(both.motion[35:], 2 * found.motion[:11])
+    np.testing.assert_allclose(both.audio[:35], found.audio, atol=5e-3)
+    assert both.translates.tolist() == [True] * 3 + [False] and np.isnan(both.gaze[35:]).all()
+    for change in ({"moving_crops": [str(tmp_path)]}, {"data": folders[:1], "moving_crops": []}):
+        name = "moving_crops" if "data" not in change else "motion_cache"
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            trainer.prepare_motion_data(dataclasses.replace(again, output=str(tmp_path / "d"), **change))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from vasa_hf.training.train_sync_expert import (
     SyncSamples,
     contrastive_loss,
     fit_statistics,
+    prepare_sync_data,
     run,
     study,
 )
@@ -204,6 +205,14 @@ def test_run_prepares_trains_saves_and_judges(folder):
     assert model.config.dropout == 0.0 and model.mel_std.std() > 0
     result = run(options(folder, study=str(folder / "out" / "sync_expert")))
     assert result["clips"] == 4 and result == study(model, data)
+
+
+def test_several_folders_stand_one_after_another(folder):
+    np.save(folder / "twice.npy", np.concatenate([np.load(folder / "motion.npy")] * 2))
+    several = options(folder, data=[str(folder), str(folder)], motion=str(folder / "twice.npy"))
+    data = prepare_sync_data(several)
+    assert len(data.speaks) == 10 and len(data.audio) == 300
+    np.testing.assert_array_equal(data.audio[:150], data.audio[150:])
 
 
 @pytest.mark.parametrize("name", ["data", "motion", "save_dtype"])

@@ -4,10 +4,10 @@
 with its context and conditions. The paper cuts windows out of clips of 2 to 10 seconds. Where clips are shorter, or
 show nobody silent, sequences are composed:
 
-# Not in the paper: clips of one person are joined by pauses in which the lips ease into a shut neutral face; some
-# sequences are silence alone; mirroring; slow head drift and nods, small saccades and blinks are added where the clips
-# are too short to hold them; gaze, distance and emotion are shifted by known amounts, so that their conditions mean
-# something exact even if the clips hardly vary.
+# Not in the paper: short clips of one person are joined by pauses in which the lips ease into a shut neutral face; some
+# sequences are silence alone; composed pauses and silence have slow head drift, breath, nods, small saccades and
+# blinks, real motion is never added to unless `add_idle_motion` says so; mirroring; gaze, distance and emotion may be
+# shifted by known amounts, so that their conditions mean something exact even if the clips hardly vary.
 """
 
 from __future__ import annotations
@@ -25,14 +25,20 @@ from torch.utils.data import Dataset
 
 from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics, person_of_frames
+from vasa_hf.data.shards import training_folder
 from vasa_hf.motion import POSE_DIM, MotionSpec, to_relative
 
-# Standard deviation in frames of the Gaussian that takes label noise off each part; lips stay fast.
-SMOOTHING = {"rotation": 2.0, "translation": 2.0, "scale": 2.5, "lips": 0.7, "lids": 0.8, "brows": 2.0, "gaze": 1.2}
-
-
-# Clips of 3 s hold head motion, blinks, pauses and glances of their own: none are added.
+# Standard deviation in frames of the Gaussian that takes label noise off each part, for `smoothing` 1.
+# `python -m vasa_hf.training.smoothing_cost` measures what it takes away.
+SMOOTHING = {"rotation": 0.7, "translation": 1.5, "scale": 1.5, "lips": 0.5, "lids": 0.5, "brows": 1.0, "gaze": 0.7}
+# Clips of 3 s hold head motion, blinks, pauses and glances of their own: they are not joined.
 LONG_FRAMES = 75
+# A pause of a second is long enough to be a sample of silence.
+PAUSE_FRAMES = 25
+# What a sample is; `sample["kind"]` is the index. "pause" is real silence, "silence" composed.
+KINDS = ("clip", "joined", "pause", "silence")
+# Arrays of `MotionData` that may be missing, and what stands for them where only some of the joined sets have them.
+OPTIONAL = {"quiet": False, "translates": True, "gaze": np.nan, "head_distance": np.nan, "expression": np.nan}
 
 
 @dataclass
@@ -46,6 +52,13 @@ class MotionData:
         person (`numpy.ndarray` of shape `(clips,)`): Number of the person in each clip.
         speaks (`numpy.ndarray` of shape `(clips,)`): Whether the clip has sound that belongs to the face.
         silence (`numpy.ndarray` of shape `(recordings, frames, audio_dim)`): Features of near-silent recordings.
+        quiet (`numpy.ndarray` of shape `(frames,)`, *optional*): Whether nobody is heard.
+        translates (`numpy.ndarray` of shape `(clips,)`, *optional*):
+            Whether translation is the head's own; not where the square follows the head.
+        gaze (`numpy.ndarray` of shape `(frames, 2)`, *optional*):
+            Yaw and pitch of the eyes in radians, as `vasa-hf prepare` measures them. NaN where unknown, as below.
+        head_distance (`numpy.ndarray` of shape `(frames,)`, *optional*): Distance over that of the clip's median frame.
+        expression (`numpy.ndarray` of shape `(frames, emotions)`, *optional*): Emotion coefficients.
     """
 
     motion: np.ndarray
@@ -54,28 +67,45 @@ class MotionData:
     person: np.ndarray
     speaks: np.ndarray
     silence: np.ndarray
+    quiet: np.ndarray | None = None
+    translates: np.ndarray | None = None
+    gaze: np.ndarray | None = None
+    head_distance: np.ndarray | None = None
+    expression: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        clips, frames = len(self.offsets) - 1, int(self.offsets[-1])
-        for name, expected in (("motion", frames), ("audio", frames), ("person", clips), ("speaks", clips)):
-            if len(getattr(self, name)) != expected:
-                raise ValueError(f"`{name}` must have {expected} rows, got shape {getattr(self, name).shape}.")
+        for item in fields(self):
+            value, expected = getattr(self, item.name), self.rows_of(item.name)
+            if expected is not None and value is not None and len(value) != expected:
+                raise ValueError(f"`{item.name}` must have {expected} rows, got shape {value.shape}.")
         if self.silence.ndim != 3 or self.silence.shape[-1] != self.audio.shape[-1] or not len(self.silence):
             raise ValueError(
                 f"`silence` must have shape (recordings, frames, {self.audio.shape[-1]}), got {self.silence.shape}."
             )
 
+    def rows_of(self, name: str) -> int | None:
+        """Number of rows of an array: one for each clip or each frame; `None` for those that belong to neither."""
+        if name in ("offsets", "silence"):
+            return None
+        return len(self.offsets) - 1 if name in ("person", "speaks", "translates") else int(self.offsets[-1])
+
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything as one safetensors file."""
-        save_file({item.name: torch.from_numpy(np.array(getattr(self, item.name))) for item in fields(self)}, path)
+        """Write what is there as one safetensors file."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        save_file(
+            {name: torch.from_numpy(np.array(value)) for name, value in values.items() if value is not None}, path
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> MotionData:
         """Read what `save` wrote."""
         tensors = load_file(path)
-        expected = {item.name for item in fields(cls)}
-        if set(tensors) != expected:
-            raise ValueError(f"`path`: {Path(path).name} must hold {sorted(expected)}, got {sorted(tensors)}.")
+        names = {item.name for item in fields(cls)}
+        if not names - set(OPTIONAL) <= set(tensors) <= names:
+            raise ValueError(
+                f"`path`: {Path(path).name} must hold {sorted(names - set(OPTIONAL))} and may hold {sorted(OPTIONAL)}, "
+                f"got {sorted(tensors)}."
+            )
         return cls(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
     def joined(self, others: Sequence[MotionData]) -> MotionData:
@@ -88,8 +118,8 @@ class MotionData:
             ValueError: If the widths of motion or audio features differ.
         """
         parts = [self, *others]
-        for name in ("motion", "audio"):
-            widths = [getattr(part, name).shape[1] for part in parts]
+        for name in ("motion", "audio", "gaze", "expression"):
+            widths = [getattr(part, name).shape[1] for part in parts if getattr(part, name) is not None]
             if len(set(widths)) > 1:
                 raise ValueError(f"`others` must have {name} of {widths[0]} channels as these clips, got {widths[1:]}.")
         starts = np.cumsum([0, *(part.offsets[-1] for part in parts)])
@@ -103,7 +133,17 @@ class MotionData:
             person=np.concatenate([part.person + first for part, first in zip(parts, people[:-1], strict=True)]),
             speaks=np.concatenate([part.speaks for part in parts]),
             silence=self.silence,
+            **{name: _join_optional(parts, name, missing) for name, missing in OPTIONAL.items()},
         )
+
+
+def _join_optional(parts: Sequence[MotionData], name: str, missing: bool | float) -> np.ndarray | None:
+    """An optional array of all parts, filled where a part has none; `None` if no part has it."""
+    known = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+    if not known:
+        return None
+    fill = lambda part: np.full((part.rows_of(name), *known[0].shape[1:]), missing, known[0].dtype)  # noqa: E731
+    return np.concatenate([fill(part) if getattr(part, name) is None else getattr(part, name) for part in parts])
 
 
 @dataclass
@@ -142,24 +182,60 @@ class MotionPriors:
         save_file(tensors, path)
 
 
+def data_folders(data: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
+    """Folders that trainers read: one or several, each of clips or of shards (see `training_folder`)."""
+    several = [data] if isinstance(data, (str, os.PathLike)) else data
+    return [training_folder(folder) for folder in several]
+
+
+def join_labels(parts: Sequence[FaceLabels]) -> FaceLabels:
+    """Labels of several folders, frames one after another.
+
+    Raises:
+        ValueError: If they are about other landmarks or another canonical face.
+    """
+    first, starts = parts[0], np.cumsum([0, *(part.offsets[-1] for part in parts)])
+    for part in parts[1:]:
+        same_face = torch.allclose(part.canonical[first.ids], first.canonical[first.ids], atol=1e-4)
+        if not np.array_equal(part.ids, first.ids) or not same_face:
+            raise ValueError("`parts` must have the same landmarks and canonical face: label them with one tool.")
+    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+    return FaceLabels(
+        **{
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("landmarks", "pose", "iris_offset", "eye_open", "mouth")
+        },
+        offsets=np.concatenate([[0], *offsets]),
+        names=[name for part in parts for name in part.names],
+        ids=first.ids,
+        canonical=first.canonical,
+    )
+
+
 def motion_from_labels(
-    folder: str | os.PathLike, head: str | os.PathLike | None = None, dynamics: str | os.PathLike | None = None
+    data: str | os.PathLike | Sequence[str | os.PathLike],
+    head: str | os.PathLike | None = None,
+    dynamics: str | os.PathLike | None = None,
 ) -> tuple[np.ndarray, MotionPriors]:
     """Motion of labelled clips by the landmark model that teaches the small face autoencoder, and priors.
 
     Args:
-        folder (`str` or `os.PathLike`):
-            Holds `clips.npz`; `identities.csv` (clip,identity) and `portraits.npz` if there are any.
+        data (`str`, `os.PathLike` or a sequence of them):
+            One or several folders that hold `clips.npz`; `identities.csv` and `portraits.npz` if there are any. People
+            of different folders are different people.
         head (`str` or `os.PathLike`, *optional*): `ict_facekit.npz`; without it there are no emotion directions.
         dynamics (`str` or `os.PathLike`, *optional*): Saved `LandmarkDynamics` that defines z_dyn; fitted when absent.
 
     Returns:
         `tuple[numpy.ndarray, MotionPriors]`: motion of shape `(frames, 34)` and the priors.
     """
-    folder = Path(folder)
-    clips, portraits = FaceLabels.load(folder / "clips.npz"), folder / "portraits.npz"
-    portraits = FaceLabels.load(portraits) if portraits.exists() else None
-    people = people_of_clips(folder, clips.names)
+    folders = data_folders(data)
+    parts = [FaceLabels.load(folder / "clips.npz") for folder in folders]
+    clips, people = join_labels(parts), []
+    for number, (folder, part) in enumerate(zip(folders, parts, strict=True)):
+        people += [f"{number} {person}" for person in people_of_clips(folder, part.names)]
+    portraits = next((path for path in (folder / "portraits.npz" for folder in folders) if path.exists()), None)
+    portraits = FaceLabels.load(portraits) if portraits else None
     model = LandmarkDynamics.load(dynamics) if dynamics else LandmarkDynamics.fit(clips, people, portraits)
     person = person_of_frames(clips, people)
     codes = model.encode(clips, people)  # z_dyn, [F, 28]
@@ -239,7 +315,20 @@ class MotionSequences(Dataset):
 
     A sample is a dict of float32 tensors: `motion` (window, motion_dim) relative to the clip's mean pose, `audio`
     (window, audio_dim), `previous_motion` (context, motion_dim), `previous_audio`, `gaze` (2,), `head_distance` (1,),
-    `emotion` (emotions,), and of booleans: `frame_mask` (window,), `drop_<condition>` () for the five conditions.
+    `emotion` (emotions,), of booleans: `frame_mask` (window,), `translates` () (false where the square follows the
+    head), `drop_<condition>` () for the five conditions, and `kind` () int64, an index of `KINDS`:
+
+    - "pause" and "silence", together a share `silent`: nobody speaks. A pause is cut out of a clip where nobody is
+      heard for a second, silence is composed: a calm face with idle motion. Each is half of the share; if there is no
+      pause in the clips (or no `priors.neutral`), the other is all of it.
+    - "clip", a share `natural` of what starts in short clips: cut out of one clip.
+    - "joined", the rest of it: short clips of one person with composed pauses between them. Clips of 3 s have pauses
+      of their own: what starts in them is never joined but "clip", and so is everything without `priors.neutral`.
+
+    The conditions g, d and e are measured (VASA-1 §3.2) where the data has `gaze`, `head_distance` and `expression`:
+    main gaze of the clip by a histogram, mean distance and mean coefficients of the window.
+    # Not in the paper: coefficients are less their mean over the person's clips, so that e = 0 is that person's usual
+    # face; where nothing is known of a condition, it is dropped.
 
     Args:
         data (`MotionData`): Clips.
@@ -249,14 +338,25 @@ class MotionSequences(Dataset):
         context (`int`): Frames K.
         num_emotions (`int`): Width of e.
         seed (`int`): Seed.
-        natural (`float`, defaults to 0.35): Share of samples cut out of one clip, without pauses.
-        silent (`float`, defaults to 0.16): Share of samples that are silence alone.
+        natural (`float`, defaults to 0.35): See above.
+        silent (`float`, defaults to 0.16): See above.
         drop_condition (`float`, defaults to 0.1): Drop probability of each condition (paper).
         drop_previous (`float`, defaults to 0.5): Drop probability of X_pre and A_pre (paper).
         drop_audio_tail (`float`, defaults to 0.15): How often the last frames are dropped.
         exact (`numpy.ndarray` of shape `(clips,)`, *optional*): True for clips without label noise, such as talkers:
             they are not smoothed, which would blur their nods.
-        exact_share (`float`, *optional*): Share of the samples that start in such clips; by their length if left out.
+        exact_share (`float`, *optional*):
+            Share of the clips and joined clips that start in such clips; by their length if left out.
+        smoothing (`float`, defaults to 1.0): How much of `SMOOTHING` is applied to the other clips; 0 for none.
+        add_idle_motion (`bool`, defaults to `False`): Whether head motion, saccades and blinks are added to the real
+            motion of short clips, and not only to pauses and silence that are composed.
+        idle_blinks (`float`, defaults to 3.5): Excess of blinks in composed pauses, as a share of the rate in speech.
+        measured (`bool`, defaults to `True`): Whether conditions are read from the data.
+        shifted (`bool`, defaults to `True`):
+            Whether gaze, distance and emotion of motion and conditions are shifted by known amounts along `priors`.
+
+    Raises:
+        ValueError: If shares or arrays do not fit.
     """
 
     def __init__(
@@ -275,11 +375,24 @@ class MotionSequences(Dataset):
         drop_audio_tail: float = 0.15,
         exact: np.ndarray | None = None,
         exact_share: float | None = None,
+        smoothing: float = 1.0,
+        add_idle_motion: bool = False,
+        idle_blinks: float = 3.5,
+        measured: bool = True,
+        shifted: bool = True,
     ):
         self.data, self.spec, self.priors = data, spec, priors
         self.window, self.context, self.num_emotions, self.seed = window, context, num_emotions, seed
+        if min(natural, silent) < 0 or natural + silent > 1:
+            raise ValueError(f"`natural` and `silent` must be shares, at most 1 together, got {natural} and {silent}.")
         self.natural, self.silent = natural, silent
         self.drop_condition, self.drop_previous, self.drop_audio_tail = drop_condition, drop_previous, drop_audio_tail
+        self.smoothing, self.add_idle_motion, self.idle_blinks, self.shifted = (
+            smoothing,
+            add_idle_motion,
+            idle_blinks,
+            shifted,
+        )
         self.exact = np.zeros(len(data.person), bool) if exact is None else np.asarray(exact, bool)
         if len(self.exact) != len(data.person):
             raise ValueError(f"`exact` must have {len(data.person)} entries, got {len(self.exact)}.")
@@ -293,6 +406,7 @@ class MotionSequences(Dataset):
         if priors.gaze is not None:
             self.gaze_from_z = np.linalg.pinv(priors.gaze).astype(np.float32)  # [D, 2]
         self.motion, self.main_gaze = self._relative_clips()
+        self.measured_gaze, self.measured = self._measured_conditions(measured)
         lengths = np.diff(data.offsets)
         self.share = lengths / lengths.sum()
         if exact_share is not None:
@@ -302,6 +416,10 @@ class MotionSequences(Dataset):
                 self.share[chosen] *= share / self.share[chosen].sum()
         self.long = lengths >= LONG_FRAMES
         self.clips_of = {person: np.flatnonzero(data.person == person) for person in np.unique(data.person)}
+        self.pauses = self._find_pauses()
+        self.pause_share = (self.pauses[:, 1] - self.pauses[:, 0]) / max(
+            1, (self.pauses[:, 1] - self.pauses[:, 0]).sum()
+        )
         length = window + context
         self.slow, self.fast = _smoothing_matrix(length, 14.0), _smoothing_matrix(length, 4.0)
 
@@ -309,20 +427,58 @@ class MotionSequences(Dataset):
         return 2**40
 
     def _relative_clips(self) -> tuple[np.ndarray, np.ndarray]:
-        """Smoothed motion relative to each clip's mean pose, with the main gaze taken out of z_dyn."""
+        """Motion relative to each clip's mean pose, smoothed, with the main gaze taken out of z_dyn."""
         relative = np.empty_like(self.data.motion, dtype=np.float32)
         gaze = np.zeros((len(self.data.offsets) - 1, 2), np.float32)
         for i, (start, stop) in enumerate(zip(self.data.offsets[:-1], self.data.offsets[1:], strict=True)):
             clip = torch.from_numpy(np.asarray(self.data.motion[start:stop], dtype=np.float32))
             clip = to_relative(clip[None], clip.mean(0, keepdim=True))[0].numpy()
             for name, channels in ({} if self.exact[i] else self.spec.slices).items():
-                clip[:, channels] = smooth_in_time(clip[:, channels], SMOOTHING.get(name, 0.7))
+                clip[:, channels] = smooth_in_time(clip[:, channels], self.smoothing * SMOOTHING.get(name, 0.5))
             if self.priors.gaze is not None:
                 self._hold_gaze_in_blinks(clip)
                 gaze[i] = main_gaze((clip[:, POSE_DIM:] - self.neutral[POSE_DIM:]) @ self.gaze_from_z)
                 clip[:, POSE_DIM:] -= gaze[i] @ self.priors.gaze
             relative[start:stop] = clip
         return relative, gaze
+
+    def _measured_conditions(self, measured: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Main gaze of clips [clips, 2]; distance and coefficients of frames [F, 1 + emotions]. NaN: unknown."""
+        data, frames = self.data, int(self.data.offsets[-1])
+        gaze = np.full((len(data.person), 2), np.nan, np.float32)
+        values = np.full((frames, 1 + self.num_emotions), np.nan, np.float32)
+        if measured and data.gaze is not None:
+            for i, (start, stop) in enumerate(zip(data.offsets[:-1], data.offsets[1:], strict=True)):
+                seen = np.asarray(data.gaze[start:stop], np.float32)
+                seen = seen[np.isfinite(seen).all(1)]
+                if len(seen):
+                    gaze[i] = main_gaze(seen)
+        if measured and data.head_distance is not None:
+            values[:, 0] = data.head_distance
+        if measured and data.expression is not None:
+            if data.expression.shape[1] != self.num_emotions:
+                raise ValueError(
+                    f"`data` must have {self.num_emotions} coefficients of emotion, got {data.expression.shape[1]}."
+                )
+            values[:, 1:] = data.expression
+            person = np.repeat(data.person, np.diff(data.offsets))
+            for number in np.unique(person):
+                values[person == number, 1:] -= _mean_of_known(values[person == number, 1:])
+        return gaze, values
+
+    def _find_pauses(self) -> np.ndarray:
+        """First frame, end and clip of each pause of a second or more, [pauses, 3]."""
+        if self.data.quiet is None:
+            return np.zeros((0, 3), int)
+        found = []
+        for clip, (start, stop) in enumerate(zip(self.data.offsets[:-1], self.data.offsets[1:], strict=True)):
+            change = np.diff(np.concatenate([[0], self.data.quiet[start:stop].astype(int), [0]]))
+            found += [
+                (start + first, start + last, clip)
+                for first, last in zip(np.flatnonzero(change > 0), np.flatnonzero(change < 0), strict=True)
+                if last - first >= PAUSE_FRAMES and self.data.speaks[clip]
+            ]
+        return np.array(found, int).reshape(-1, 3)
 
     def _hold_gaze_in_blinks(self, clip: np.ndarray) -> None:
         """Irises cannot be seen through shut lids: replace z_dyn's gaze there by what lies around it, in place."""
@@ -343,15 +499,27 @@ class MotionSequences(Dataset):
         rng = np.random.default_rng([self.seed, index])
         has_previous = rng.random() >= self.drop_previous
         length = self.window + (self.context if has_previous else 0)
-        kind = rng.random()
-        first = rng.choice(len(self.share), p=self.share)
-        own = bool(self.long[first]) and kind >= self.silent
-        if own or kind < self.natural or self.priors.neutral is None:
-            motion, audio, pause, speaks = self._cut(rng, first, length)
+        first = int(rng.choice(len(self.share), p=self.share))
+        kind = self._draw_kind(rng, first)
+        if kind == "pause":
+            start, stop, first = self.pauses[rng.choice(len(self.pauses), p=self.pause_share)]
+            piece = self._cut(rng, start, stop, length)
+        elif kind == "clip":
+            piece = self._cut(rng, *self.data.offsets[first : first + 2], length)
+        elif kind == "joined":
+            piece = self._join(rng, first, length)
         else:
-            motion, audio, pause, speaks = self._compose(
-                rng, first, length, self.long[first] or kind < self.natural + self.silent
+            piece = self._compose_silence(rng, length)
+        motion, audio, pause, measured = piece
+        speaks = kind == "silence" or bool(self.data.speaks[first])
+        gaze, measured_gaze = (
+            (np.zeros(2), np.full(2, np.nan))
+            if kind == "silence"
+            else (
+                self.main_gaze[first],
+                self.measured_gaze[first],
             )
+        )
 
         valid = len(motion)
         if rng.random() < self.drop_audio_tail:
@@ -364,15 +532,21 @@ class MotionSequences(Dataset):
         flipped = self.priors.flip is not None and rng.random() < 0.5
         if flipped:
             motion = motion @ self.priors.flip.T
-        if not own:
-            self._add_head_motion(rng, motion, pause)
-            self._add_blinks(rng, motion, pause)
-        conditions = self._add_controls(rng, motion, self.main_gaze[first], flipped)
+        everywhere = kind == "silence" or (self.add_idle_motion and kind != "pause" and not self.long[first])
+        idle = np.ones_like(pause) if everywhere else _fade_in_pauses(pause)
+        if idle.any():
+            self._add_head_motion(rng, motion, pause, idle)
+            self._add_blinks(rng, motion, pause, idle > 0)
+        skip = length - self.window
+        mirror = np.array([-1.0 if flipped else 1.0, 1.0], np.float32)
+        conditions, known = self._make_conditions(
+            rng, motion, gaze * mirror, measured_gaze * mirror, _mean_of_known(measured[skip:valid])
+        )
 
         drop = {name: rng.random() < self.drop_condition for name in ("audio", "gaze", "head_distance", "emotion")}
+        drop |= {name: drop[name] or not known[name] for name in known}
         drop["audio"] = drop["audio"] or not speaks
         drop["previous"] = not has_previous
-        skip = length - self.window
         previous_motion, previous_audio = motion[:skip], audio[:skip]
         if not has_previous:
             previous_motion = np.zeros((self.context, motion.shape[1]), np.float32)
@@ -386,15 +560,27 @@ class MotionSequences(Dataset):
         }
         sample = {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in arrays.items()}
         sample["frame_mask"] = torch.arange(skip, length) < max(valid, skip + 1)
+        sample["kind"] = torch.tensor(KINDS.index(kind))
+        translates = kind == "silence" or self.data.translates is None or self.data.translates[first]
+        sample["translates"] = torch.tensor(bool(translates))
         return {**sample, **{f"drop_{name}": torch.tensor(bool(value)) for name, value in drop.items()}}
 
-    def _cut(self, rng: np.random.Generator, clip: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-        """A piece of one clip: motion, audio, where the face pauses, whether the sound belongs to it."""
-        start, stop = self.data.offsets[clip : clip + 2]
+    def _draw_kind(self, rng: np.random.Generator, clip: int) -> str:
+        """What a sample shall be; see the class."""
+        value, composes = rng.random(), self.priors.neutral is not None
+        if value < self.silent and (len(self.pauses) or composes):
+            return "pause" if len(self.pauses) and (not composes or value < self.silent / 2) else "silence"
+        # Below `silent` again only if there is no silence at all.
+        return "clip" if value < self.silent + self.natural or self.long[clip] or not composes else "joined"
+
+    def _cut(
+        self, rng: np.random.Generator, start: int, stop: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """A piece of the frames [start, stop): motion, audio, composed pauses (none), measured conditions."""
         first = int(rng.integers(start, max(start, stop - length) + 1))
         rows = slice(first, min(first + length, stop))
         audio = np.asarray(self.data.audio[rows], np.float32)
-        return self.motion[rows], audio, np.zeros(len(audio), np.float32), bool(self.data.speaks[clip])
+        return self.motion[rows], audio, np.zeros(len(audio), np.float32), self.measured[rows]
 
     def _silence(self, rng: np.random.Generator, frames: int, recording: int) -> np.ndarray:
         """Audio features of silence, [frames, A]."""
@@ -402,21 +588,29 @@ class MotionSequences(Dataset):
         place = (int(rng.integers(len(pool))) + np.arange(frames)) % len(pool)
         return np.asarray(pool[place], np.float32)
 
-    def _compose(
-        self, rng: np.random.Generator, clip: int, length: int, silent: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-        """Clips of one person joined by pauses; or a pause alone."""
-        rest = self.neutral + np.where(self.ease_frames < 10, 0.08, 0.0).astype(np.float32) * rng.standard_normal(
-            self.spec.dim
-        ).astype(np.float32)
-        recording = int(rng.integers(len(self.data.silence)))
-        if silent:
-            pause = np.repeat(rest[None], length, 0)
-            return pause, self._silence(rng, length, recording), np.ones(length, np.float32), True
+    def _rest(self, rng: np.random.Generator) -> np.ndarray:
+        """A calm face with the mouth shut, a little different each time, [M]."""
+        lips = np.where(self.ease_frames < 10, 0.08, 0.0)
+        return (self.neutral + lips * rng.standard_normal(self.spec.dim)).astype(np.float32)
+
+    def _compose_silence(
+        self, rng: np.random.Generator, length: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """A calm face that has yet to be given idle motion; what is returned is as for `_cut`."""
+        audio = self._silence(rng, length, int(rng.integers(len(self.data.silence))))
+        unknown = np.full((length, self.measured.shape[1]), np.nan, np.float32)
+        return np.repeat(self._rest(rng)[None], length, 0), audio, np.ones(length, np.float32), unknown
+
+    def _join(
+        self, rng: np.random.Generator, clip: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Clips of one person joined by pauses; what is returned is as for `_cut`."""
+        rest, recording = self._rest(rng), int(rng.integers(len(self.data.silence)))
         candidates = self.clips_of[self.data.person[clip]]
-        speaks = bool(self.data.speaks[clip])
+        candidates = candidates[(self.data.speaks[candidates] == self.data.speaks[clip]) & ~self.long[candidates]]
         motions: list[np.ndarray | None] = []  # None: a pause, filled when both neighbours are known
         audios: list[np.ndarray] = []
+        measured: list[np.ndarray] = []
         total, in_pause = -int(rng.integers(0, 30)), rng.random() < 0.5
         skip = -total
         while total < length:
@@ -424,12 +618,14 @@ class MotionSequences(Dataset):
                 frames = int(rng.integers(3, 9) if rng.random() < 0.4 else rng.integers(9, 45))
                 motions.append(None)
                 audios.append(self._silence(rng, frames, recording))
+                measured.append(np.full((frames, self.measured.shape[1]), np.nan, np.float32))
             else:
                 start, stop = self.data.offsets[clip : clip + 2]
                 frames = int(min(stop - start, rng.integers(length // 3, length + 1)))
                 first = int(rng.integers(start, stop - frames + 1))
                 motions.append(self.motion[first : first + frames])
                 audios.append(np.asarray(self.data.audio[first : first + frames], np.float32))
+                measured.append(self.measured[first : first + frames])
                 clip = int(rng.choice(candidates))
             total, in_pause = total + frames, not in_pause
         pieces, pauses = [], []
@@ -441,10 +637,19 @@ class MotionSequences(Dataset):
             pieces.append(motion)
             pauses.append(np.full(len(audio), float(motions[i] is None), np.float32))
         rows = slice(skip, skip + length)
-        return np.concatenate(pieces)[rows], np.concatenate(audios)[rows], np.concatenate(pauses)[rows], speaks
+        return tuple(np.concatenate(parts)[rows] for parts in (pieces, audios, pauses, measured))
 
-    def _add_head_motion(self, rng: np.random.Generator, motion: np.ndarray, pause: np.ndarray) -> None:
-        """Slow drift, and nods that go with busy lips; the eyes stay on their target while the head drifts."""
+    def _add_head_motion(
+        self, rng: np.random.Generator, motion: np.ndarray, pause: np.ndarray, idle: np.ndarray
+    ) -> None:
+        """Drift, breath and nods, in place; the eyes stay on their target while the head drifts.
+
+        Args:
+            rng (`numpy.random.Generator`): Source of chance.
+            motion (`numpy.ndarray` of shape `(frames, channels)`): Changed.
+            pause (`numpy.ndarray` of shape `(frames,)`): 1 where the face is composed.
+            idle (`numpy.ndarray` of shape `(frames,)`): How much of it is added, 0 to 1.
+        """
         length, noise = len(motion), lambda rows, width: rng.standard_normal((rows, width)).astype(np.float32)
         slow, fast = self.slow[:length], self.fast[:length]
         amount = (0.4 + rng.random() * 0.9) * (1.5 if pause.all() else 1.0)
@@ -459,48 +664,104 @@ class MotionSequences(Dataset):
         drift[:, :3] += small * (0.4 + 3.0 * busy[:, None])
         drift[:, 1] += 0.05 * (busy - busy.mean())
         drift *= amount
+        # People breathe 12 to 18 times a minute, which lifts the head a little; now and then they nod.
+        breath = np.sin(2 * np.pi * (rng.uniform(12, 18) / 1500 * np.arange(length) + rng.random()))
+        drift[:, 1] += rng.uniform(0.002, 0.005) * breath + pause * _listening_nods(rng, length)
+        drift[:, 4] += rng.uniform(0.002, 0.005) * breath
+        drift *= idle[:, None]
         motion[:, :6] += drift
         if self.priors.gaze is not None:
             jumps = rng.random(length) < 1.0 / 35.0
             targets = noise(length + 1, 2) * np.array([0.02, 0.012], np.float32)
-            gaze = targets[np.cumsum(jumps)] - 0.8 * drift[:, :2]
+            gaze = idle[:, None] * targets[np.cumsum(jumps)] - 0.8 * drift[:, :2]
             motion[:, POSE_DIM:] += gaze @ self.priors.gaze
 
-    def _add_blinks(self, rng: np.random.Generator, motion: np.ndarray, pause: np.ndarray) -> None:
-        """Blinks at 10 to 25 a minute where the clip has none of its own near, more in pauses."""
+    def _add_blinks(self, rng: np.random.Generator, motion: np.ndarray, pause: np.ndarray, allowed: np.ndarray) -> None:
+        """Blinks at 10 to 25 a minute where they are allowed and the clip has none of its own near, more in pauses."""
         if self.priors.blink is None:
             return
         own = self._shut_share(motion)
         # Few sampling steps draw too little of what is rare and has no cause, so silence needs much in excess.
-        rate = rng.uniform(10, 25) / (60 * 25) * (1 + 3.5 * pause)
+        rate = rng.uniform(10, 25) / (60 * 25) * (1 + self.idle_blinks * pause)
         shape = [0.5, 1.0, *([1.0] * int(rng.integers(1, 3))), 0.8, 0.5, 0.22, 0.06]
         closed = np.zeros(len(motion) + len(shape), np.float32)
         for start in np.flatnonzero(rng.random(len(motion)) < rate):
             near = slice(max(0, start - 10), start + 16)
-            if (own[near] > 0.45).any() or closed[near].any():
+            whole = allowed[start : start + len(shape)].all()
+            if not whole or (own[near] > 0.45).any() or closed[near].any():
                 continue
             closed[start : start + len(shape)] = np.array(shape, np.float32) * rng.uniform(0.85, 1.0)
         # Lids that are half shut already have less way to go.
         amount = closed[: len(motion)] * np.clip(1.0 - np.maximum(own, 0.0), 0.0, 1.0)
         motion[:, POSE_DIM:] += amount[:, None] * self.priors.blink
 
-    def _add_controls(
-        self, rng: np.random.Generator, motion: np.ndarray, gaze: np.ndarray, flipped: bool
-    ) -> dict[str, np.ndarray]:
-        """Shift gaze, distance and emotion by known amounts and return the conditions g, d and e."""
-        gaze = gaze * np.array([-1.0 if flipped else 1.0, 1.0], np.float32)
+    def _make_conditions(
+        self,
+        rng: np.random.Generator,
+        motion: np.ndarray,
+        gaze: np.ndarray,
+        measured_gaze: np.ndarray,
+        measured: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
+        """The conditions g, d and e, and which of them are known; `motion` is shifted in place if it shall be.
+
+        Args:
+            rng (`numpy.random.Generator`): Source of chance.
+            motion (`numpy.ndarray` of shape `(frames, channels)`): Motion without its main gaze, which is put back.
+            gaze (`numpy.ndarray` of shape `(2,)`): Main gaze by z_dyn.
+            measured_gaze (`numpy.ndarray` of shape `(2,)`): Measured main gaze, NaN if unknown.
+            measured (`numpy.ndarray` of shape `(1 + emotions,)`): Mean distance and coefficients, NaN if unknown.
+        """
+        can_shift = {
+            "gaze": self.shifted and self.priors.gaze is not None,
+            "head_distance": self.shifted,
+            "emotion": self.shifted and self.priors.emotion is not None,
+        }
+        found = {"gaze": measured_gaze, "head_distance": measured[:1], "emotion": measured[1:]}
+        known = {name: can_shift[name] or bool(np.isfinite(value).all()) for name, value in found.items()}
+        # What is not measured is known by z_dyn, or taken to be usual.
+        usual = {"gaze": gaze, "head_distance": np.ones(1), "emotion": np.zeros(self.num_emotions)}
+        found = {name: np.where(np.isfinite(value), value, usual[name]) for name, value in found.items()}
         if self.priors.gaze is not None:
-            if rng.random() < 0.6:
-                gaze = gaze + rng.uniform([-0.35, -0.2], [0.35, 0.2])
-            motion[:, POSE_DIM:] += gaze @ self.priors.gaze
-        log_scale = rng.uniform(-0.25, 0.25) if rng.random() < 0.6 else 0.0
-        motion[:, 5] += log_scale
-        emotion = np.zeros(self.num_emotions, np.float32)
-        if self.priors.emotion is not None and rng.random() < 0.5:
+            shift = rng.uniform([-0.35, -0.2], [0.35, 0.2]) if can_shift["gaze"] and rng.random() < 0.6 else np.zeros(2)
+            motion[:, POSE_DIM:] += (gaze + shift) @ self.priors.gaze
+            found["gaze"] = found["gaze"] + shift
+        if can_shift["head_distance"] and rng.random() < 0.6:
+            log_scale = rng.uniform(-0.25, 0.25)
+            motion[:, 5] += log_scale
+            found["head_distance"] = found["head_distance"] * np.exp(-log_scale)
+        if can_shift["emotion"] and rng.random() < 0.5:
+            emotion = np.zeros(self.num_emotions)
             chosen = rng.choice(self.num_emotions, size=1 + (rng.random() < 0.3), replace=False)
             emotion[chosen] = rng.uniform(-0.5, 1.0, len(chosen))
             motion[:, POSE_DIM:] += emotion @ self.priors.emotion
-        return {"gaze": gaze, "head_distance": np.array([np.exp(-log_scale)]), "emotion": emotion}
+            found["emotion"] = found["emotion"] + emotion
+        return found, known
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the rows that are not NaN, column by column; NaN where there is none."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+
+
+def _fade_in_pauses(pause: np.ndarray, frames: int = 10) -> np.ndarray:
+    """How much of a composed pause's idle motion is there, [T]: 0 on real frames, 1 at `frames` from the nearest."""
+    real = np.flatnonzero(pause == 0)
+    if not len(real) or len(real) == len(pause):
+        return pause.copy()
+    share = np.clip((np.abs(np.arange(len(pause))[:, None] - real).min(1) - 0.5) / frames, 0.0, 1.0)
+    return (share * share * (3.0 - 2.0 * share)).astype(np.float32)
+
+
+def _listening_nods(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Pitch of some 6 bouts a minute of one to three nods, 1 to 2 degrees deep, radians [length]."""
+    nods = np.zeros(length + 40, np.float32)
+    for start in np.flatnonzero(rng.random(length) < 6 / 1500):
+        for repeat in range(int(rng.integers(1, 4))):
+            nods[start + 9 * repeat : start + 9 * repeat + 13] += rng.uniform(0.017, 0.035) * np.hanning(13)
+    return nods[:length]
 
 
 def ease_through(

@@ -116,7 +116,16 @@ class KeypointSequences(Dataset):
         # Emotions are labels here, not offsets: they are added below, one at a time.
         calm = MotionPriors(priors.flip, priors.neutral, priors.blink, priors.gaze)
         self.sequences = MotionSequences(
-            data, MotionSpec(dict(PARTS)), calm, window, 1, 0, seed, drop_condition=drop_audio, **options
+            data,
+            MotionSpec(dict(PARTS)),
+            calm,
+            window,
+            1,
+            0,
+            seed,
+            drop_condition=drop_audio,
+            measured=False,  # what shifts put into the motion is taken out again below
+            **options,
         )
         self.faces, self.dynamics, self.priors, self.emotions, self.seed = faces, dynamics, calm, emotions, seed
         self.drop_emotion, self.emotional = drop_emotion, emotional if emotions is not None else 0.0

@@ -39,8 +39,8 @@ class CappOptions(LoopOptions):
     """Options of this stage; those of the loop are in `LoopOptions`."""
 
     pipeline: str = option("", "folder with audio_encoder/, audio_processor/ and, without --motion, face_autoencoder/")
-    data: str = option("", "folder with clips/*.mp4")
-    motion: str | None = option(None, "motion of all frames (.npy), instead of the face autoencoder")
+    data: list[str] = option([], "one or several folders with clips/*.mp4")
+    motion: str | None = option(None, "motion of all frames of all folders (.npy), instead of the face autoencoder")
     prepared: str | None = option(None, "motion_data.safetensors of an earlier run, instead of --pipeline and --data")
     talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers to learn from beside the clips")
     study: str | None = option(None, "folder of a trained CAPP: no training, only the studies on the clips")

@@ -1,12 +1,14 @@
 """Train VASA-1's motion generator (§3.2, Eq. 1).
 
-    accelerate launch -m vasa_hf.training.train_motion_transformer --pipeline FOLDER --data DIR --output DIR
+    accelerate launch -m vasa_hf.training.train_motion_transformer --pipeline FOLDER --data DIR [DIR ...] --output DIR
 
 `DIR/clips/*.mp4` are square face crops with sound at 25 frames a second; `DIR/identities.csv` (clip,identity) says
 which clips show one person, if given; the order of the clips is that of `names` in `DIR/clips.npz`, else alphabetical.
-Motion and audio features are computed once by the pipeline's face autoencoder and audio encoder and kept in the output
-folder. `--talkers FILE` adds talkers made by `vasa_hf.data.synthetic.talkers`: clips of 4 to 12 seconds in which
-heads follow the voice, which short clips cannot show.
+People of different folders are different people. The conditions g, d and e are read from `gaze`, `head_distance` and
+`expression` in `DIR/clips.npz`, as `vasa-hf prepare` writes them. Motion and audio features are computed once by the
+pipeline's face autoencoder and audio encoder and kept in the output folder. `--talkers FILE` adds talkers made by
+`vasa_hf.data.synthetic.talkers`: clips of 4 to 12 seconds in which heads follow the voice, which short clips cannot
+show.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vasa_hf.data.clips import MotionData, MotionPriors, MotionSequences, motion_from_labels
+from vasa_hf.data.clips import MotionData, MotionPriors, MotionSequences, data_folders, motion_from_labels
 from vasa_hf.data.face_pairs import people_of_clips
-from vasa_hf.data.shards import training_folder
+from vasa_hf.data.filters import speaking
 from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
@@ -48,10 +50,17 @@ class MotionTransformerOptions(LoopOptions):
         "pipeline whose face autoencoder and audio encoder compute motion and features, such as "
         "vasa-small; OUTPUT/pipeline gets the new weights",
     )
-    data: str = option("", "folder with clips/*.mp4")
+    data: list[str] = option([], "one or several folders with clips/*.mp4")
+    moving_crops: list[str] = option(
+        [], "those of --data whose square follows the head: translation there means little and is not learnt"
+    )
     prepared: str | None = option(None, "motion_data.safetensors of an earlier run, instead of --pipeline and --data")
-    motion_cache: str | None = option(None, "motion of all frames (.npy), instead of the face autoencoder")
-    audio_cache: str | None = option(None, "audio features of all frames (.npy), instead of computing them")
+    motion_cache: str | None = option(
+        None, "motion of all frames of all folders (.npy), instead of the face autoencoder"
+    )
+    audio_cache: str | None = option(
+        None, "audio features of all frames of all folders (.npy), instead of computing them"
+    )
     labels: bool = option(False, "motion and priors from the landmark labels in --data, not by the face autoencoder")
     landmark_dynamics: str | None = option(
         None, "landmark dynamics file that defines z_dyn, such as vasa-small's; goes with --labels"
@@ -73,6 +82,17 @@ class MotionTransformerOptions(LoopOptions):
     velocity_weight: float = option(1.0, "weight of the loss on differences of neighbouring frames; 0 as in the paper")
     lips_weight: float = option(1.5, "weight of the lips' channels; 1 as in the paper")
     audio_noise: float = option(0.1, "deviation of noise on the audio features, in deviations of the features")
+    previous_noise: float = option(
+        0.03, "deviation of noise on X_pre, in deviations of the motion: forgives errors before; 0 as in the paper"
+    )
+    smoothing: float = option(1.0, "how much of data.clips.SMOOTHING is applied to real motion; 0 as in the paper")
+    natural: float = option(0.35, "share of windows of short clips that are not joined to others; 1 as in the paper")
+    silent: float = option(0.16, "share of windows in which nobody speaks; 0 for what the clips hold, as in the paper")
+    add_idle_motion: bool = option(False, "add head motion, saccades and blinks to the real motion of short clips")
+    idle_blinks: float = option(3.5, "excess of blinks in composed pauses: few sampling steps draw too little of them")
+    shift_conditions: bool = option(
+        True, "shift gaze, distance and emotion by known amounts along --priors; not in the paper"
+    )
     save_dtype: str = option("float32", "type of the published weights: float32 or float16")
 
 
@@ -95,7 +115,7 @@ def motion_loss(
     prediction: Tensor,  # [B, W, M]
     target: Tensor,  # [B, W, M]
     frame_mask: Tensor,  # [B, W]
-    channel_weight: Tensor,  # [M]
+    channel_weight: Tensor,  # [M] or [B, 1, M]
     velocity_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error of the predicted clean motion over real frames, and of its frame differences.
@@ -123,6 +143,23 @@ def fit_statistics(model: Vasa1MotionTransformer, dataset: MotionSequences, samp
         getattr(model, f"{name}_std").copy_(rows.std(0).clamp_min(least))
 
 
+def check_conditions(dataset: MotionSequences, samples: int = 200) -> None:
+    """See that each of the conditions g, d and e takes different values: else nothing is learnt about it.
+
+    Raises:
+        ValueError: If one of them never varies.
+    """
+    chosen = [dataset[index] for index in range(samples)]
+    sources = {"gaze": "gaze", "head_distance": "head_distance", "emotion": "expression"}
+    for name, array in sources.items():
+        values = [sample[name] for sample in chosen if not sample[f"drop_{name}"]]
+        if len(values) < 2 or torch.stack(values).std(0).max() < 1e-6:
+            raise ValueError(
+                f"The condition `{name}` must vary, but it never does: `data` must have `{array}` in clips.npz, as "
+                f"vasa-hf prepare writes it, or `priors` a direction for it that `shift_conditions` can use."
+            )
+
+
 class MotionLoss:
     """The player's loss: noise, conditions dropped as the samples say, prediction, Eq. 1."""
 
@@ -141,7 +178,8 @@ class MotionLoss:
         plain_attention = sdpa_kernel(SDPBackend.MATH) if target.device.type == "cpu" else nullcontext()
         with plain_attention:
             output = self.predict(modules["motion_transformer"], batch, target, noise, timestep, previous)
-        weight = self.channel_weight.to(target.device)
+        weight = self.channel_weight.to(target.device).repeat(len(target), 1, 1)  # [B, 1, M]
+        weight[..., self.model.motion_spec.slices["translation"]] *= batch["translates"].view(-1, 1, 1)
         return motion_loss(output, target, batch["frame_mask"], weight, self.options.velocity_weight)
 
     def predict(
@@ -153,8 +191,7 @@ class MotionLoss:
             self.scheduler.add_noise(target, noise, timestep),
             timestep,
             audio=batch["audio"] + audio_noise * torch.randn_like(batch["audio"]),
-            # A little noise makes the model forgive errors of the window before.
-            previous_motion=previous + 0.03 * torch.randn_like(previous),
+            previous_motion=previous + self.options.previous_noise * torch.randn_like(previous),
             previous_audio=batch["previous_audio"] + audio_noise * torch.randn_like(batch["previous_audio"]),
             gaze=batch["gaze"],
             head_distance=batch["head_distance"],
@@ -201,61 +238,98 @@ def prepare_motion_data(options: MotionTransformerOptions) -> MotionData:
         return MotionData.load(kept)
     if not options.data or not options.pipeline:
         raise ValueError("`data` and `pipeline` must be given unless `prepared` is.")
-    motion = None
+    folders, motion, audio = data_folders(options.data), None, None
+    moving = data_folders(options.moving_crops)
+    if not set(moving) <= set(folders):
+        raise ValueError(f"`moving_crops` must be among `data`, got {options.moving_crops}.")
     if options.labels:
-        motion, priors = motion_from_labels(
-            training_folder(options.data),
-            options.head,
-            resolve(options.landmark_dynamics) if options.landmark_dynamics else None,
-        )
+        dynamics = resolve(options.landmark_dynamics) if options.landmark_dynamics else None
+        motion, priors = motion_from_labels(folders, options.head, dynamics)
         kept.parent.mkdir(parents=True, exist_ok=True)
         priors.save(kept.with_name("priors.safetensors"))
     elif options.motion_cache:
         motion = np.load(options.motion_cache).astype(np.float32)
-    from transformers import Wav2Vec2Model
-
-    from vasa_hf.media.video import VideoReader
-    from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
-    from vasa_hf.processors.audio import VasaAudioProcessor
-
-    device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
-    processor = VasaAudioProcessor.from_pretrained(resolve(options.pipeline), subfolder="audio_processor")
-    encoder = Wav2Vec2Model.from_pretrained(resolve(options.pipeline), subfolder="audio_encoder").to(device).eval()
-    autoencoder = None
-    if motion is None:
-        autoencoder = Vasa1FaceAutoencoder.from_pretrained(resolve(options.pipeline), subfolder="face_autoencoder")
-        autoencoder = autoencoder.to(device).eval()
-
-    folder = training_folder(options.data)
-    names, counts = _clip_names(folder)
-    people = people_of_clips(folder, names)
-    if counts is None and motion is not None:
-        raise ValueError("`motion_cache` needs `data` with a clips.npz, whose `offsets` say where each clip begins.")
-    motions, audios, offsets, speaks = [], [], [0], []
-    for i, name in enumerate(names):
-        reader = VideoReader(folder / "clips" / f"{name}.mp4", fps=processor.fps)
-        if autoencoder is not None:
-            motions.append(_encode_frames(autoencoder, reader)[: None if counts is None else counts[i]])
-        frames = len(motions[-1]) if autoencoder is not None else int(counts[i])
-        length = frames * processor.samples_per_frame
-        samples = processor.load(reader.path) if reader.has_audio else np.zeros(0, np.float32)
-        samples = np.pad(samples, (0, length))[:length]
-        # A clip that is quiet throughout shows a face without its sound.
-        speaks.append(bool(np.sqrt((samples**2).mean()) > 3e-3))
-        if not options.audio_cache:
-            audios.append(encode_audio(processor, encoder, samples, frames, options.window))
-        offsets.append(offsets[-1] + frames)
-    data = MotionData(
-        motion=np.concatenate(motions) if motion is None else motion,
-        audio=np.load(options.audio_cache).astype(np.float16) if options.audio_cache else np.concatenate(audios),
-        offsets=np.array(offsets),
-        person=np.unique(people, return_inverse=True)[1],
-        speaks=np.array(speaks),
-        silence=np.stack([encode_audio(processor, encoder, x, 75, options.window) for x in silent_recordings(24, 75)]),
-    )
+    if options.audio_cache:
+        audio = np.load(options.audio_cache).astype(np.float16)
+    encode = _Encoder(options, motion is None)
+    parts, first = [], 0
+    for folder in folders:
+        # Each takes its frames from the caches, which begin with what is left.
+        rest = [None if values is None else values[first:] for values in (motion, audio)]
+        parts.append(encode(folder, *rest, translates=folder not in moving))
+        first += len(parts[-1].motion)
+    for name, values in (("motion_cache", motion), ("audio_cache", audio)):
+        if values is not None and len(values) != first:
+            raise ValueError(f"`{name}` must have the {first} frames of all clips, got {len(values)}.")
+    data = parts[0].joined(parts[1:])
     kept.parent.mkdir(parents=True, exist_ok=True)
     data.save(kept)
     return data
+
+
+class _Encoder:
+    """Makes `MotionData` of a folder of clips by the pipeline's networks, or by what is computed already."""
+
+    def __init__(self, options: MotionTransformerOptions, reads_motion: bool):
+        from transformers import Wav2Vec2Model
+
+        from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
+        from vasa_hf.processors.audio import VasaAudioProcessor
+
+        pipeline, self.window, self.autoencoder = resolve(options.pipeline), options.window, None
+        device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
+        self.processor = VasaAudioProcessor.from_pretrained(pipeline, subfolder="audio_processor")
+        self.encoder = Wav2Vec2Model.from_pretrained(pipeline, subfolder="audio_encoder").to(device).eval()
+        if reads_motion:
+            autoencoder = Vasa1FaceAutoencoder.from_pretrained(pipeline, subfolder="face_autoencoder")
+            self.autoencoder = autoencoder.to(device).eval()
+        silence = [self.encode_audio(samples, 75) for samples in silent_recordings(24, 75)]
+        self.silence = np.stack(silence)
+
+    def encode_audio(self, samples: np.ndarray, frames: int) -> np.ndarray:
+        return encode_audio(self.processor, self.encoder, samples, frames, self.window)
+
+    def __call__(
+        self, folder: Path, motion: np.ndarray | None, audio: np.ndarray | None, translates: bool
+    ) -> MotionData:
+        """Data of a folder; motion and audio features that are given begin with its own frames."""
+        from vasa_hf.media.video import VideoReader
+
+        names, counts, labels = _clip_names(folder)
+        if counts is None and motion is not None:
+            raise ValueError(
+                "`motion_cache` needs `data` with a clips.npz, whose `offsets` say where each clip begins."
+            )
+        motions, audios, quiet, offsets, speaks = [], [], [], [0], []
+        for i, name in enumerate(names):
+            reader = VideoReader(folder / "clips" / f"{name}.mp4", fps=self.processor.fps)
+            if motion is None:
+                motions.append(_encode_frames(self.autoencoder, reader)[: None if counts is None else counts[i]])
+            frames = len(motions[-1]) if motion is None else int(counts[i])
+            length = frames * self.processor.samples_per_frame
+            samples = self.processor.load(reader.path) if reader.has_audio else np.zeros(0, np.float32)
+            samples = np.pad(samples, (0, length))[:length]
+            # A clip that is quiet throughout shows a face without its sound.
+            speaks.append(bool(np.sqrt((samples**2).mean()) > 3e-3))
+            quiet.append(~speaking(torch.from_numpy(samples), frames).numpy())
+            if audio is None:
+                audios.append(self.encode_audio(samples, frames))
+            offsets.append(offsets[-1] + frames)
+        if labels:  # a clip may hold a frame less than its labels
+            starts = np.cumsum([0, *counts])
+            rows = np.concatenate([start + np.arange(n) for start, n in zip(starts, np.diff(offsets), strict=False)])
+            labels = {name: values[rows] for name, values in labels.items()}
+        return MotionData(
+            motion=np.concatenate(motions) if motion is None else motion[: offsets[-1]],
+            audio=np.concatenate(audios) if audio is None else audio[: offsets[-1]],
+            offsets=np.array(offsets),
+            person=np.unique(people_of_clips(folder, names), return_inverse=True)[1],
+            speaks=np.array(speaks),
+            silence=self.silence,
+            quiet=np.concatenate(quiet),
+            translates=np.full(len(names), translates),
+            **labels,
+        )
 
 
 def silent_recordings(count: int, frames: int, seed: int = 0) -> list[np.ndarray]:
@@ -274,14 +348,16 @@ def silent_recordings(count: int, frames: int, seed: int = 0) -> list[np.ndarray
     return recordings
 
 
-def _clip_names(folder: Path) -> tuple[list[str], np.ndarray | None]:
+def _clip_names(folder: Path) -> tuple[list[str], np.ndarray | None, dict[str, np.ndarray]]:
+    """Names of the clips, frames of each, and the arrays that g, d and e are made of; the latter two if known."""
     if (folder / "clips.npz").exists():
         with np.load(folder / "clips.npz") as labels:
-            return [str(name) for name in labels["names"]], np.diff(labels["offsets"])
+            conditions = {name: labels[name] for name in ("gaze", "head_distance", "expression") if name in labels}
+            return [str(name) for name in labels["names"]], np.diff(labels["offsets"]), conditions
     names = sorted(path.stem for path in (folder / "clips").glob("*.mp4"))
     if not names:
         raise ValueError(f"`data` must hold clips/*.mp4, but {str(folder)!r} has none.")
-    return names, None
+    return names, None, {}
 
 
 @torch.no_grad()
@@ -386,7 +462,14 @@ def run(options: MotionTransformerOptions) -> TrainingState:
         options.seed,
         exact=np.arange(len(data.person)) >= num_clips,  # talkers
         exact_share=options.talker_share,
+        natural=options.natural,
+        silent=options.silent,
+        smoothing=options.smoothing,
+        add_idle_motion=options.add_idle_motion,
+        idle_blinks=options.idle_blinks,
+        shifted=options.shift_conditions,
     )
+    check_conditions(dataset)
     torch.manual_seed(options.seed)
     if options.initial:  # with the statistics that its weights are used to
         model = Vasa1MotionTransformer.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)

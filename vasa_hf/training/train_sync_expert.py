@@ -1,12 +1,12 @@
 """Train the sync expert: lips against sound, contrastively over clips and over shifts.
 
-    accelerate launch -m vasa_hf.training.train_sync_expert --data DIR --motion MOTION.npy --output DIR
+    accelerate launch -m vasa_hf.training.train_sync_expert --data DIR [DIR ...] --motion MOTION.npy --output DIR
     python -m vasa_hf.training.train_sync_expert --study DIR/sync_expert --data EVAL_DIR --motion EVAL_MOTION.npy
 
 `DIR/clips/*.mp4` are clips with sound at 25 frames a second, `DIR/clips.npz` holds their `names` and the `offsets` of
-their frames. `MOTION.npy` has the motion of all frames, one after another, as the face autoencoder or the landmark
-model encodes it; without it the motion comes from the labels in `clips.npz`, by `data.clips.motion_from_labels`.
-Spectrograms are computed once and kept in the output folder.
+their frames. `MOTION.npy` has the motion of all frames, one folder after another, as the face autoencoder or the
+landmark model encodes it; without it the motion comes from the labels in `clips.npz`, by
+`data.clips.motion_from_labels`. Spectrograms are computed once and kept in the output folder.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vasa_hf.data.clips import MotionData, motion_from_labels, rows_at, smooth_in_time
-from vasa_hf.data.shards import training_folder
+from vasa_hf.data.clips import MotionData, data_folders, motion_from_labels, rows_at, smooth_in_time
 from vasa_hf.metrics.sync import LEAST_PAIRS, sync_study
 from vasa_hf.models.sync_expert import COLUMNS_PER_FRAME, POWER_FLOOR, SAMPLES_PER_FRAME, SyncExpert
 from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
@@ -32,8 +31,8 @@ from vasa_hf.training.saving import published_dtype, save_averaged
 class SyncExpertOptions(LoopOptions):
     """Options of this stage; those of the loop are in `LoopOptions`."""
 
-    data: str = option("", "folder with clips/*.mp4 and clips.npz")
-    motion: str | None = option(None, "motion of all frames (.npy); from the labels if left out")
+    data: list[str] = option([], "one or several folders with clips/*.mp4 and clips.npz")
+    motion: str | None = option(None, "motion of all frames of all folders (.npy); from the labels if left out")
     prepared: str | None = option(None, "sync_data.safetensors of an earlier run, instead of --data")
     flip: str | None = option(None, "matrix (.npy) that mirrors a motion, m @ flip.T; no mirroring if left out")
     study: str | None = option(None, "folder of a trained expert: no training, only its judgement of the clips")
@@ -202,17 +201,20 @@ def prepare_sync_data(options: SyncExpertOptions) -> MotionData:
     from vasa_hf.media.video import VideoReader
     from vasa_hf.processors.audio import VasaAudioProcessor
 
-    folder = training_folder(options.data)
-    if not (folder / "clips.npz").exists():
-        raise ValueError(f"`data` must hold clips.npz with `names` and `offsets`, but {folder.name!r} does not.")
-    with np.load(folder / "clips.npz") as labels:
-        names, offsets = [str(name) for name in labels["names"]], labels["offsets"].astype(np.int64)
-    motion = np.load(options.motion) if options.motion else motion_from_labels(folder)[0]
+    folders, counts, paths = data_folders(options.data), [], []
+    for folder in folders:
+        if not (folder / "clips.npz").exists():
+            raise ValueError(f"`data` must hold clips.npz with `names` and `offsets`, but {folder.name!r} does not.")
+        with np.load(folder / "clips.npz") as labels:
+            paths += [folder / "clips" / f"{name}.mp4" for name in labels["names"]]
+            counts += np.diff(labels["offsets"]).tolist()
+    offsets = np.cumsum([0, *counts])
+    motion = np.load(options.motion) if options.motion else motion_from_labels(folders)[0]
     if len(motion) != offsets[-1]:
         raise ValueError(f"`motion` must have the {offsets[-1]} frames of clips.npz, got {len(motion)}.")
     model, processor, spectra, speaks = SyncExpert(), VasaAudioProcessor(), [], []
-    for name, frames in zip(names, np.diff(offsets), strict=True):
-        reader = VideoReader(folder / "clips" / f"{name}.mp4")
+    for path, frames in zip(paths, counts, strict=True):
+        reader = VideoReader(path)
         samples = processor.load(reader.path) if reader.has_audio else np.zeros(0, np.float32)
         samples = np.pad(samples, (0, frames * SAMPLES_PER_FRAME))[: frames * SAMPLES_PER_FRAME]
         speaks.append(bool(np.sqrt((samples**2).mean()) > 3e-3))
@@ -221,7 +223,7 @@ def prepare_sync_data(options: SyncExpertOptions) -> MotionData:
         motion=motion.astype(np.float32),
         audio=np.concatenate(spectra).astype(np.float16),
         offsets=offsets,
-        person=np.arange(len(names)),  # who is who does not matter here
+        person=np.arange(len(paths)),  # who is who does not matter here
         speaks=np.array(speaks),
         silence=np.full((1, 1, spectra[0].shape[1]), np.log(POWER_FLOOR), np.float16),
     )

@@ -13,7 +13,6 @@ motion in speech and were set so that heads turn as far a frame as those of the 
 """
 
 import argparse
-import csv
 import dataclasses
 import logging
 import time as clock
@@ -24,6 +23,8 @@ import numpy as np
 import torch
 
 from vasa_hf.data.clips import MotionData
+from vasa_hf.data.face_pairs import people_of_clips
+from vasa_hf.data.filters import speaking
 from vasa_hf.data.landmark_dynamics import (
     EMOTION_SHAPES,
     PARTS,
@@ -432,9 +433,7 @@ class RealFaces:
 
     def __init__(self, folder: Path, dynamics: LandmarkDynamics):
         labels = FaceLabels.load(folder / "clips.npz")
-        with open(folder / "identities.csv", newline="") as file:
-            identity = {row["clip"]: row["identity"] for row in csv.DictReader(file)}
-        people = [identity[name] for name in labels.names]
+        people = people_of_clips(folder, labels.names)
         group = person_of_frames(labels, people).numpy()
         codes = _centred(dynamics.encode(labels, people).numpy(), group)
         self.slope = np.linalg.lstsq(_measures(labels, group), codes, rcond=None)[0][:, :_LIPS_AND_LIDS]  # [3, 20]
@@ -463,12 +462,13 @@ def motion_data(
         silence (`numpy.ndarray` of shape `(recordings, frames, channels)`): Features of silence.
         real (`RealFaces`, *optional*): Faces whose manner of opening mouths and shutting lids to take over.
     """
-    motions, audios, measures, people, start, frames = [], [], [], [], clock.monotonic(), 0
+    motions, audios, quiet, measures, people, start, frames = [], [], [], [], [], clock.monotonic(), 0
     for person, points, talker in clips:
         motion, labels = points.motion(talker.track, dynamics)
         motions.append(motion.numpy())
         measures.append(_measures(labels, np.zeros(len(motion), int)))
         audios.append(encode(talker.speech.samples, len(motion)))
+        quiet.append(~speaking(torch.from_numpy(talker.speech.samples), len(motion)).numpy())
         people.append(person)
         frames += len(motion)
         if len(motions) % 50 == 0:
@@ -484,6 +484,7 @@ def motion_data(
         person=np.array(people),
         speaks=np.ones(len(people), bool),
         silence=silence,
+        quiet=np.concatenate(quiet),
     )
 
 
