@@ -40,6 +40,16 @@ def test_labels_and_people_come_along(folder):
     assert torch.allclose(clip.labels.landmarks, torch.from_numpy(landmarks))
 
 
+def test_frames_whose_labels_are_no_face_do_not_count(folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    with np.load(data / "clips.npz") as arrays:
+        content = dict(arrays)
+    np.savez(data / "clips.npz", **content, found=np.arange(len(content["pose"])) != 12)
+    found = [load(EvalData(place), "b_1").labels.found.tolist() for place in (folder, data)]
+    assert found == [[True] * 7, [True, False, True, True, True, True, True]]
+
+
 def test_sound_is_cut_to_the_frames_and_its_absence_told(folder):
     data = EvalData(folder)
     assert load(data, "a_2").samples.shape == (5 * 640,)

@@ -14,6 +14,7 @@ from tests.testing_utils.face_data import moved
 from tests.testing_utils.pipelines import make_moda_components
 from vasa_hf import FaceImageProcessor, LivePortraitRenderer, ModaTalkingHeadPipeline, SyncExpert
 from vasa_hf.hub import embedded_path
+from vasa_hf.metrics import parts as talking
 from vasa_hf.metrics import tables
 from vasa_hf.metrics.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
 from vasa_hf.metrics.eval_data import load_samples
@@ -113,6 +114,24 @@ def test_unfit_files_get_rows_that_say_why(result):
     assert any("face" in why for why in reasons(output, "cross", "grey"))
 
 
+def test_clips_alone_are_enough_for_sounds_and_silence(pipeline, data, tmp_path, monkeypatch):
+    """A folder without portraits and voices: clips' own sounds, and idle faces on clips' first frames."""
+    monkeypatch.setattr(talking, "SILENCE_SECONDS", 2)
+    (tmp_path / "clips").mkdir()
+    for name in ("a_good", "b_wide"):
+        shutil.copy(data / "clips" / f"{name}.mp4", tmp_path / "clips")
+    output, model = tmp_path / "output", type(pipeline).__name__
+    missing = evaluate(pipeline, tmp_path, output, ["audio", "silence", "studies"], samples=1, sheets=False)
+    assert missing == []
+    for name in ("delta_pose", "lip_correlation", "teeth_when_shut"):
+        assert set(values(output, "audio", model, name)) <= {"a_good", "b_wide"}
+    assert set(values(output, "audio", model, "delta_pose")) == {"a_good", "b_wide"}
+    silence = {name: values(output, "silence", model, name) for name in PARTS["silence"]}
+    assert all(set(silence[name]) == {"a_good", "b_wide"} for name in ("lip_gap", "blink_rate", "delta_pose", "found"))
+    assert set(values(output, "silence", model, "closed_in_silence").values()) <= {k / 50 for k in range(51)}
+    assert "Idle faces" in (output / "table.md").read_text()
+
+
 def test_tables_hold_ours_the_papers_and_the_reasons(result, pipeline):
     output, _ = result
     text = (output / "table.md").read_text()
@@ -123,6 +142,8 @@ def test_tables_hold_ours_the_papers_and_the_reasons(result, pipeline):
     assert "needs SyncNet: --syncnet" in text and "shorter than a window" in text
     content = json.loads((output / "table.json").read_text())
     assert {entry["part"] for entry in content["summary"]} >= {"self", "cross", "audio"}
+    share = f"{type(pipeline).__name__}, share of {TRUTH}"
+    assert f"| {share} |" in text and f"| {share} |" in (output / "card.md").read_text()
     with open(output / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     psnr = next(row for row in rows if row["metric"] == "psnr" and row["role"] == "model")
@@ -209,6 +230,13 @@ def test_samples_are_averaged_before_clips():
         row["value"] = value
     (entry,) = tables.summarize(rows)
     assert entry["value"] == 3.0 and entry["items"] == 2 and entry["per_item"] == {"a": 2.0, "b": 4.0}
+
+
+def test_a_share_is_of_the_items_that_both_have():
+    (share,) = tables.shares_of_truth(summary_of(model_ours=[1.0, 2.0, 9.0], truth_real=[2.0, 4.0]))
+    assert (share["role"], share["value"], share["items"]) == ("share", 0.5, 2)
+    assert tables.shares_of_truth(summary_of(model_ours=[1.0], truth_real=[-2.0])) == []
+    assert tables.shares_of_truth(summary_of(model_ours=[1.0], baseline_copy=[2.0])) == []
 
 
 def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():

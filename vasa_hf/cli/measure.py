@@ -76,7 +76,7 @@ def add_commands(command: Any) -> None:
     judge.add_argument(
         "--parts",
         metavar="A,B",
-        help="self, cross, audio, ablations, controls, speed, studies; avatars (all)",
+        help="self, cross, audio, silence, ablations, controls, speed, studies; avatars (all)",
     )
     judge.add_argument("--metrics", metavar="A,B", help="only these, by their names in table.csv")
     judge.add_argument("--limit", type=int, metavar="N", help="at most so many clips, portraits and voices")

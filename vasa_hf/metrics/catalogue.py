@@ -44,6 +44,37 @@ METRICS: dict[str, Metric] = {
     "l1": Metric("L1", -1, 4, "mean absolute difference of colours in [0, 1]"),
     "lpips": Metric("LPIPS", -1, 3, "with the public weights", "lpips"),
     "perceptual": Metric("perceptual", -1, 3, "feature distance of the recogniser; not LPIPS", "face_recognizer"),
+    "mouth_sharpness": Metric(
+        "mouth sharpness",
+        1,
+        2,
+        "mean absolute Laplacian inside the true inner lips over the true one, frames with lips at least 0.1 apart",
+        None,
+        (COPY, WARP),
+    ),
+    "eye_sharpness": Metric(
+        "eye sharpness", 1, 2, "the same inside the true eye openings, frames with open eyes", None, (COPY, WARP)
+    ),
+    "mouth_distance": Metric(
+        "mouth distance", -1, 3, "feature distance of the recogniser, squares around the mouth", "face_recognizer"
+    ),
+    "eye_distance": Metric("eye distance", -1, 3, "the same, squares around each eye", "face_recognizer"),
+    "mouth_flicker": Metric(
+        "mouth flicker",
+        -1,
+        2,
+        "second difference over time of the pixels of squares that follow the mouth, over that of real frames",
+        None,
+        (COPY, WARP),
+    ),
+    "teeth_when_shut": Metric(
+        "teeth when shut",
+        -1,
+        3,
+        "share of frames with lips that should be shut in which the line between them is whiter than the lips",
+        None,
+        (COPY,),
+    ),
     "fid": Metric("FID", -1, 2, "Fréchet distance of Inception features", "fid"),
     "fid_recognizer": Metric(
         "FID (recogniser)",
@@ -68,6 +99,7 @@ METRICS: dict[str, Metric] = {
     "msi": Metric("MSI", 1, 3, "1 / variance of the landmarks' acceleration at 256²", None, (COPY, LOUD, STILL)),
     "smoothness": Metric("smoothness", 1, 4, "1 - difference from the neighbours' mean", None, (COPY,)),
     "delta_pose": Metric("ΔP °", 0, 3, "head rotation a frame"),
+    "lip_gap": Metric("lip gap", 0, 3, "mean gap of the inner lips over the distance of the outer eye corners"),
     "blink_rate": Metric("blinks/min", 0, 1, "lids closing and opening again, by our detector"),
     "closed_in_silence": Metric(
         "closed in pauses",
@@ -109,24 +141,27 @@ METRICS: dict[str, Metric] = {
 }
 
 # Part -> its metrics. `capp_paper` is there for the papers' rows.
-MOVING = ("msi", "smoothness", "delta_pose", "blink_rate", "found")
+MOVING = ("msi", "smoothness", "delta_pose", "blink_rate", "teeth_when_shut", "found")
 SYNC = ("sync_c", "sync_d", "expert_c", "expert_d", "expert_offset", "capp_paper", "capp")
 PARTS: dict[str, tuple[str, ...]] = {
     "self": (
         *("psnr", "psnr_face", "ssim", "l1", "lpips", "perceptual", "fid", "fid_recognizer", "fvd", "identity"),
+        *("mouth_sharpness", "eye_sharpness", "mouth_distance", "eye_distance", "mouth_flicker"),
         *("akd", "akd_labels", "pose_error", "lip_correlation", "gaze_error", "distance_error"),
         *MOVING,
     ),
     "cross": (
         *("fid", "fid_recognizer", "identity", "akd", "pose_error", "lip_correlation", "gaze_error"),
-        *("distance_error", *MOVING),
+        *("distance_error", "mouth_flicker", *MOVING),
     ),
     "audio": (
         *SYNC,
         *("expert_c_shuffled", "capp_shuffled"),
         *("delta_pose", "fvd", "fid", "fid_recognizer", "identity", "lip_correlation", "closed_in_silence"),
-        *("gaze_error", "distance_error", "msi", "smoothness", "blink_rate", "found"),
+        *("gaze_error", "distance_error", "msi", "smoothness", "blink_rate", "mouth_flicker", "teeth_when_shut"),
+        "found",
     ),
+    "silence": ("blink_rate", "lip_gap", "closed_in_silence", "delta_pose", "teeth_when_shut", "found"),
     "ablations": (*SYNC, "delta_pose", "fvd", "gaze_error", "distance_error"),
     "controls": (
         *("gaze_yaw_slope", "gaze_pitch_slope", "iris_yaw_slope", "iris_pitch_slope", "gaze_control_error"),
@@ -146,6 +181,7 @@ TITLES = {
     "self": "Self-reconstruction",
     "cross": "Cross-reenactment",
     "audio": "Audio-driven generation",
+    "silence": "Idle faces",
     "ablations": "Ablation of guidance scales and steps (VASA-1, Table 4)",
     "controls": "Controllability",
     "speed": "Speed",

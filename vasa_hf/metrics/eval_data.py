@@ -2,8 +2,8 @@
 
 ```
 clips/*.mp4            talking people; with clips.npz beside it they are face crops already, and their labels are used
-portraits/*.jpg        faces that shall be driven
-speech/*.flac          voices without pictures
+portraits/*.jpg        faces that shall be driven (optional)
+speech/*.flac          voices without pictures (optional)
 identities.csv         clip,identity (optional): which clips show the same person
 ```
 """
@@ -140,8 +140,9 @@ def _read_labels(path: Path) -> dict[str, FaceTrack]:
     with np.load(path) as arrays:
         landmarks = torch.from_numpy((arrays["landmarks"].astype(np.float32) - 8192) / 8192)
         pose, offsets = torch.from_numpy(arrays["pose"].astype(np.float32)), arrays["offsets"]
+        found = torch.from_numpy(arrays["found"] if "found" in arrays else np.ones(len(pose), bool))
         return {
-            str(name): FaceTrack.of(landmarks[first:last], pose[first:last])
+            str(name): FaceTrack(landmarks[first:last], pose[first:last], found[first:last])
             for name, first, last in zip(arrays["names"], offsets[:-1], offsets[1:], strict=True)
         }
 

@@ -28,7 +28,7 @@ KEY_STRIDE = 8  # frames between those in which the face is looked for twice
 LEAST_PRESENCE = 0.5
 
 
-@dataclass
+@dataclass(eq=False)
 class FaceTrack:
     """The face of a video, frame by frame. Lengths are fractions of the square frame, angles radians.
 

@@ -171,6 +171,11 @@ def lip_correlation(track: FaceTrack, truth: FaceTrack) -> float:
     return correlation(gap, truth.lip_gap[both])
 
 
+def mean_lip_gap(track: FaceTrack) -> float:
+    """Mean gap of the inner lips over the distance of the outer eye corners."""
+    return _mean(track.lip_gap, track.found, "track")
+
+
 def loudness(samples: Tensor, num_frames: int) -> Tensor:
     """Root mean square of the sound in each frame, `(frames,)`; silence after its end.
 

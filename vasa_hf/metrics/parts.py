@@ -29,7 +29,7 @@ from vasa_hf.metrics.sync import expert_embeds, sync_study
 from vasa_hf.streaming import map_ahead
 
 if TYPE_CHECKING:
-    from vasa_hf.metrics.evaluate import Evaluation, Truth
+    from vasa_hf.metrics.evaluate import Evaluation
 
 CROSS_FRAMES = 75
 EXCERPT_FRAMES = 75  # CAPP's window of 3 seconds, in VASA-1
@@ -39,6 +39,7 @@ ABLATION_GAZE = ((0.25, 0.0), (-0.25, 0.0), (0.0, 0.15))
 CONTROL_GAZE = ((-0.3, 0.0), (0.3, 0.0), (0.0, -0.2), (0.0, 0.2))
 CONTROL_DISTANCE = (0.8, 1.25)
 CONTROL_PORTRAITS, CONTROL_SECONDS = 4, 2
+SILENCE_PORTRAITS, SILENCE_SECONDS = 2, 20
 SPEED_VOICES, SPEED_SECONDS = 4, 10
 GAZE = ("gaze_error", "distance_error")  # of what was asked for
 ALONE = ("identity", "akd_labels", "lip_correlation", *PARTS["self"][PARTS["self"].index("msi") :])
@@ -107,7 +108,7 @@ def cross_reenactment(run: Evaluation) -> None:
             with run.clock("score"):
                 canonical = run.canonical()
                 still, driving = run.need_track(source), truth.track[: len(made)]
-                shared = {"truth_track": driving, "source": source}
+                shared = {"truth_track": driving, "driving": frames[: len(made)], "source": source}
                 target = driving.transplanted(still, canonical)
                 copied = {"frames": source.expand_as(made), "track": _held(still, len(made))}
                 warped = _warped(source, still.landmarks, target)
@@ -118,7 +119,7 @@ def cross_reenactment(run: Evaluation) -> None:
                 ]
                 run.keep(part, path.stem, videos)
                 real = Case(frames=frames, track=driving)
-                kept = ("msi", "smoothness", "delta_pose", "blink_rate", "found")
+                kept = ("msi", "smoothness", "delta_pose", "blink_rate", "teeth_when_shut", "found")
                 run.scorer.record(part, "truth", TRUTH, path.stem, 0, run.scorer.score(kept, real))
                 run.scorer.collect(part, TRUTH, source)  # of real faces there are the portraits alone
             run.sheet(part, path.stem, source, frames, made, None)
@@ -140,7 +141,7 @@ def audio_driven(run: Evaluation) -> None:
             person = run.data.people.get(clip.name, clip.name)
             with run.clock("score"):
                 wrong = run.wrong_sound(person, count, index)
-            features = _talk(run, part, clip.name, sources, clip.samples, wrong, count, index, lips, others, truth)
+            features = _talk(run, part, clip.name, sources, clip.samples, wrong, index, lips, others, clip)
             real = Case(frames=clip.frames, track=truth.track, labels=clip.labels, source=clip.frames[:1])
             heard = -(-len(clip.samples) // SAMPLES_PER_FRAME)
             real.samples, real.audio_features = clip.samples, features
@@ -165,7 +166,7 @@ def audio_driven(run: Evaluation) -> None:
                 raise ValueError("there is no portrait with a face to speak.")
             with run.clock("score"):
                 wrong = run.wrong_sound(name.rpartition("@")[0], EXCERPT_FRAMES, index)
-            _talk(run, part, name, sources, samples, wrong, EXCERPT_FRAMES, 1000 + index, lips, run.data.clips, None)
+            _talk(run, part, name, sources, samples, wrong, 1000 + index, lips, run.data.clips)
     run.score_sets(part, names)
 
 
@@ -176,13 +177,13 @@ def _talk(
     sources: list[tuple[str, Any]],
     samples: Tensor,
     wrong: dict[str, Tensor | None],
-    count: int,
     index: int,
     lips: Tensor | None,
     others: list[Path],
-    truth: Truth | None,
+    clip: Clip | None = None,
 ) -> Tensor | None:
-    """Generate and score one sound on one portrait a sample; returns the sound's features."""
+    """Generate and score one sound, a clip's or a voice's, on one portrait a sample; returns the sound's features."""
+    truth, count = (None, EXCERPT_FRAMES) if clip is None else (run.truth(clip), len(clip.frames))
     names = [name for name in PARTS[part] if run.has_gaze or name not in GAZE]
     sound = samples[: count * SAMPLES_PER_FRAME]
     generators = [torch.Generator().manual_seed(run.seed + 10_000 * n + index) for n in range(len(sources))]
@@ -198,10 +199,11 @@ def _talk(
         shared = {"samples": sound, "audio_features": features, "wanted_gaze": torch.zeros(2), **wrong}
         if truth is not None:
             length = len(out.frames[0][:count])
-            shared |= {"truth_track": truth.track[:length]}
+            shared |= {"truth_track": truth.track[:length], "driving": clip.frames[:length]}
             shared |= {"labels": None if truth.labels is None else truth.labels[:length]}
         else:
-            shared["lacks"] = {"truth_track": f"{NOT_DEFINED}: a voice alone has no true lips"}
+            alone = f"{NOT_DEFINED}: a voice alone has no true lips"
+            shared["lacks"] = {"truth_track": alone, "driving": alone}
         stills, videos = {}, []
         for number, ((name, portrait), made) in enumerate(zip(sources, out.frames, strict=True)):
             if name not in stills:
@@ -257,6 +259,26 @@ def _audio_baselines(
         case = Case(track=track, latent=latent, **shared)
         run.scorer.record(part, "baseline", OTHER, item, 0, run.scorer.score(names, case))
         break
+
+
+def silence(run: Evaluation) -> None:
+    """Idle faces: nothing is heard for 20 seconds, on portraits or, without them, on the first frames of clips."""
+    part, names = "silence", PARTS["silence"]
+    paths = run.data.portraits or run.data.clips
+    paths = paths[:: max(1, len(paths) // SILENCE_PORTRAITS)][:SILENCE_PORTRAITS]
+    samples = torch.zeros(SILENCE_SECONDS * FPS * SAMPLES_PER_FRAME)
+    for index, path in enumerate(paths):
+        run.say(part, index, len(paths), path.stem)
+        with run.reasons(part, path.stem, names):
+            still = path in run.data.portraits
+            image = path if still else to_uint8(run.load(path).frames[:1])[0]
+            portrait = run.portrait(image, None if still else run.whole)
+            with run.clock("generate"):
+                generator = torch.Generator().manual_seed(run.seed + index)
+                frames = run.render(portrait, run.motion(portrait, samples, generator=generator))
+            with run.clock("score"):
+                run.keep(part, path.stem, [("model", run.model, 0, names, Case(frames=frames, samples=samples))])
+            run.sheet(part, path.stem, _picture(portrait, run.size), None, frames, None)
 
 
 def ablations(run: Evaluation) -> None:
@@ -509,6 +531,7 @@ RUN: dict[str, Callable[[Evaluation], None]] = {
     "self": self_reconstruction,
     "cross": cross_reenactment,
     "audio": audio_driven,
+    "silence": silence,
     "ablations": ablations,
     "controls": controls,
     "speed": speed,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vasa_hf.geometry.landmarks import rows
-from vasa_hf.metrics import image, motion
+from vasa_hf.metrics import image, motion, regions
 from vasa_hf.metrics.capp import capp_score
 from vasa_hf.metrics.catalogue import METRICS, NOT_DEFINED
 from vasa_hf.metrics.faces import FaceTrack, measure_faces
@@ -48,6 +48,7 @@ class Case:
         track (`FaceTrack`): The face in them.
         truth (`torch.Tensor` of the same shape): What they should be.
         truth_track (`FaceTrack`): The face in the true (or driving) frames, by the same detector.
+        driving (`torch.Tensor` of the same shape): The real frames of `truth_track` where these are not `truth`.
         labels (`FaceTrack`): The data's own labels of the true frames.
         source (`torch.Tensor` of shape `(1, 3, size, size)`): The picture of the person.
         samples (`torch.Tensor` of shape `(n,)`): The sound, mono at 16 kHz.
@@ -64,6 +65,7 @@ class Case:
     track: FaceTrack | None = None
     truth: Tensor | None = None
     truth_track: FaceTrack | None = None
+    driving: Tensor | None = None
     labels: FaceTrack | None = None
     source: Tensor | None = None
     samples: Tensor | None = None
@@ -103,6 +105,8 @@ class Scorer:
         self.features: dict[tuple[str, str], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         # Several metrics and systems look at the same pictures. `forget` lets go of these.
         self.embeds, self.maps = lru_cache(None)(self._embeds), lru_cache(None)(self._maps)
+        self.region_maps = lru_cache(None)(self._region_maps)
+        self.measure = lru_cache(None)(lambda function, frames, track: function(frames, track))
 
     def wants(self, *names: str) -> bool:
         """Whether one of these metrics is asked for."""
@@ -160,10 +164,19 @@ class Scorer:
         some = frames[:1] if frames.stride(0) == 0 else frames[::NETWORK_STRIDE]
         return self.networks["face_recognizer"].feature_maps(some * 2 - 1)
 
+    @torch.no_grad()
+    def _region_maps(self, cut: Callable[[Tensor, Tensor], Tensor], frames: Tensor, track: FaceTrack) -> list[Tensor]:
+        """Feature maps of a region of some of the frames in which `track` has a face."""
+        found = track.found[::NETWORK_STRIDE]
+        crops = cut(frames[::NETWORK_STRIDE][found], track.landmarks[::NETWORK_STRIDE][found])
+        return self.networks["face_recognizer"].feature_maps(crops * 2 - 1)
+
     def forget(self) -> None:
         """Let go of the pictures that were looked at."""
         self.embeds.cache_clear()
         self.maps.cache_clear()
+        self.region_maps.cache_clear()
+        self.measure.cache_clear()
 
     @torch.no_grad()
     def collect(self, part: str, system: str, frames: Tensor | None) -> None:
@@ -201,9 +214,13 @@ class Scorer:
             self.record(part, role, system, "*", "*", values)
 
 
+def _true_track(case: Case) -> FaceTrack:
+    """Labels where there are some."""
+    return case.labels if case.labels is not None else case.get("truth_track")
+
+
 def _face_mask(case: Case) -> Tensor:
-    track = case.labels if case.labels is not None else case.get("truth_track")
-    return image.box_mask(track.boxes, case.frames.shape[-1])
+    return image.box_mask(_true_track(case).boxes, case.frames.shape[-1])
 
 
 def _mean(values: Tensor) -> float:
@@ -247,6 +264,47 @@ def _distance(scorer: Scorer, case: Case) -> float:
     return motion.distance_error(case.get("track"), wanted)
 
 
+def _if_defined(measure: Callable[..., float], *given: Any) -> float:
+    """A measure of frames that a video need not have, such as those with an open mouth."""
+    try:
+        return measure(*given)
+    except ValueError as error:
+        raise ValueError(f"{NOT_DEFINED}: {error}") from error
+
+
+def _ratio(made: float, real: float) -> float:
+    if real == 0:
+        raise ValueError(f"{NOT_DEFINED}: the real frames have none of it")
+    return made / real
+
+
+def _sharpness(scorer: Scorer, case: Case, function: Callable[[Tensor, FaceTrack], float]) -> float:
+    videos, track = (case.get("frames"), case.get("truth")), _true_track(case)
+    return _ratio(*(_if_defined(scorer.measure, function, video, track) for video in videos))
+
+
+def _region_distance(scorer: Scorer, case: Case, cut: Callable[[Tensor, Tensor], Tensor]) -> float:
+    videos, track = (case.get("frames"), case.get("truth")), _true_track(case)
+    return _mean(image.feature_distance(*(scorer.region_maps(cut, video, track) for video in videos)))
+
+
+def _flicker(scorer: Scorer, case: Case) -> float:
+    """Each video by the track of its own, both of one detector."""
+    made, track = case.get("frames"), case.get("track")
+    real = case.truth if case.truth is not None else case.get("driving")
+    pairs = ((made, track), (real, case.get("truth_track")))
+    return _ratio(*(_if_defined(scorer.measure, regions.mouth_flicker, *pair) for pair in pairs))
+
+
+def _teeth(scorer: Scorer, case: Case) -> float:
+    """Lips should be shut when the true or driving ones are; with a sound alone, when our detector sees them shut."""
+    frames = case.get("frames")
+    if case.truth is not None:
+        return _if_defined(regions.teeth_on_shut_lips, frames, _true_track(case))
+    wanted = case.truth_track if case.samples is None else None
+    return _if_defined(regions.teeth_on_shut_lips, frames, case.get("track"), wanted)
+
+
 SCORES: dict[str, Callable[[Scorer, Case], float]] = {
     "psnr": lambda s, c: _mean(image.psnr(c.get("frames"), c.get("truth"))),
     "psnr_face": lambda s, c: _mean(image.psnr(c.get("frames"), c.get("truth"), _face_mask(c))),
@@ -254,20 +312,25 @@ SCORES: dict[str, Callable[[Scorer, Case], float]] = {
     "l1": lambda s, c: _mean(image.l1(c.get("frames"), c.get("truth"))),
     "lpips": lambda s, c: _mean(s.networks["lpips"](*_some(c, "frames", "truth"))),
     "perceptual": lambda s, c: _mean(image.feature_distance(s.maps(c.get("frames")), s.maps(c.get("truth")))),
+    "mouth_sharpness": lambda s, c: _sharpness(s, c, regions.mouth_sharpness),
+    "eye_sharpness": lambda s, c: _sharpness(s, c, regions.eye_sharpness),
+    "mouth_distance": lambda s, c: _region_distance(s, c, regions.cut_mouth),
+    "eye_distance": lambda s, c: _region_distance(s, c, regions.cut_eyes),
+    "mouth_flicker": _flicker,
+    "teeth_when_shut": _teeth,
     "identity": lambda s, c: _mean(F.cosine_similarity(s.embeds(c.get("frames")), s.embeds(c.get("source")))),
     "akd": lambda s, c: motion.keypoint_distance(c.get("track"), c.get("truth_track")),
     "akd_labels": lambda s, c: motion.keypoint_distance(c.get("track"), c.get("labels")),
     "pose_error": lambda s, c: motion.pose_error(c.get("track"), c.get("truth_track")),
-    "lip_correlation": lambda s, c: motion.lip_correlation(
-        c.get("track"), c.labels if c.labels is not None else c.get("truth_track")
-    ),
+    "lip_correlation": lambda s, c: motion.lip_correlation(c.get("track"), _true_track(c)),
     "gaze_error": _gaze,
     "distance_error": _distance,
     "msi": lambda s, c: motion.motion_stability(c.get("track")),
     "smoothness": lambda s, c: motion.smoothness(c.get("frames")),
     "delta_pose": lambda s, c: motion.pose_variation(c.get("track")),
     "blink_rate": lambda s, c: motion.blink_rate(c.get("track")),
-    "closed_in_silence": lambda s, c: motion.closed_in_silence(c.get("track"), c.get("samples")),
+    "lip_gap": lambda s, c: motion.mean_lip_gap(c.get("track")),
+    "closed_in_silence": lambda s, c: _if_defined(motion.closed_in_silence, c.get("track"), c.get("samples")),
     "found": lambda s, c: float(c.get("track").found.float().mean()),
     "sync_c": lambda s, c: _sync(s, c, "syncnet").confidence,
     "sync_d": lambda s, c: _sync(s, c, "syncnet").distance,

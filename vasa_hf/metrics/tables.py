@@ -18,7 +18,7 @@ from vasa_hf.metrics.catalogue import METRICS, NOT_DEFINED, PAPERS, PARTS, TITLE
 from vasa_hf.metrics.plots import draw_plots
 
 COLUMNS = ("part", "role", "system", "item", "sample", "metric", "value", "why")
-ROLES = ("model", "baseline", "truth", "paper")
+ROLES = ("model", "share", "baseline", "truth", "paper")
 NOTES = {
     "self": "Source: the first frame of each clip; judged: all others, made from the clip's own motion.",
     "cross": "Each portrait makes the absolute movements of one clip of somebody else (its first 75 frames). The true "
@@ -28,6 +28,7 @@ NOTES = {
     "time; several samples of each sound, all frames made and measured. Gaze and distance: the camera and the "
     "portrait's own were asked for. Our sync expert sees the generated motion, of true frames the encoded one; head "
     "poses are measured in the frames. Baselines make no pictures.",
+    "silence": "20 s without a sound on two portraits (or on clips' first frames), all frames measured.",
     "ablations": "First 10 s of each voice on one portrait, with gaze 0.25, -0.25 rad to the side and 0.15 down asked "
     "for. Sync, CAPP and ΔP are of the generated motion; gaze and distance are measured in every tenth frame.",
     "controls": "Four portraits, 2 s of one voice, the same random numbers for each setting; measured by our detector "
@@ -117,6 +118,26 @@ def bootstrap_interval(values, resamples: int = 1000, level: float = 0.95, seed:
     return float(means.quantile(tail)), float(means.quantile(1 - tail))
 
 
+def shares_of_truth(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries of the role `share`: a model's mean over the true frames', over the items that both have.
+
+    Metrics without a row of true frames, and those in which its mean is not above 0, have none.
+    """
+    truths = {(e["part"], e["metric"]): e for e in summary if e["role"] == "truth"}
+    shares = []
+    for entry in summary:
+        truth = truths.get((entry["part"], entry["metric"]))
+        if entry["role"] != "model" or truth is None:
+            continue
+        common = [item for item in entry["per_item"] if item in truth["per_item"]]
+        mine, true = (sum(e["per_item"][item] for item in common) for e in (entry, truth))
+        if true > 0:
+            known = {"role": "share", "system": f"{entry['system']}, share of {truth['system']}", "value": mine / true}
+            nothing = {"low": math.nan, "high": math.nan, "why": {}, "per_item": {}}
+            shares.append({**entry, **known, **nothing, "items": len(common)})
+    return shares
+
+
 def below_baselines(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where a model is worse than a baseline that is a yardstick for the metric.
 
@@ -163,6 +184,7 @@ def remake(output: str | os.PathLike, plots: bool = True) -> None:
     output = Path(output)
     rows = read_rows(output)
     summary = summarize(rows)
+    summary += shares_of_truth(summary)
     verdicts = below_baselines(summary)
     facts = {path.stem: json.loads(path.read_text()) for path in sorted(output.glob("rows/*.json"))}
     _write_text(output / "table.md", markdown(summary, verdicts, facts))
@@ -183,7 +205,7 @@ def remake(output: str | os.PathLike, plots: bool = True) -> None:
                     row = {"part": part, "role": "paper", "system": system, "metric": name, "value": value}
                     writer.writerow(row)
     if plots:
-        draw_plots(output / "plots", summary)
+        draw_plots(output / "plots", [entry for entry in summary if entry["role"] != "share"])
 
 
 def markdown(
@@ -199,9 +221,10 @@ def markdown(
     lines = [
         "# Evaluation",
         "",
-        "Mean over clips of the mean over samples, [95 % bootstrap interval over clips]. ▼ marks a model below a "
-        "trivial baseline. Networks that look at pictures see every fifth frame. Papers' rows are on their own data, "
-        "with their own networks and detectors: beside ours, not against.",
+        "Mean over clips of the mean over samples, [95 % bootstrap interval over clips]. A share is the model's mean "
+        "over the true frames', of the clips that have both. ▼ marks a model below a trivial baseline. Networks that "
+        "look at pictures see every fifth frame. Papers' rows are on their own data, with their own networks and "
+        "detectors: beside ours, not against.",
     ]
     for part in PARTS:
         entries = [entry for entry in summary if entry["part"] == part]
@@ -265,7 +288,8 @@ def card(summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) 
             cells = []
             for system in systems:
                 entry = numbers.get((system, name))
-                text = _cell(entry, METRICS[name]) if roles[system] == "model" and part != "ablations" else None
+                full = roles[system] == "share" or (roles[system] == "model" and part != "ablations")
+                text = _cell(entry, METRICS[name]) if full else None
                 text = text or _number(entry and entry["value"], METRICS[name].decimals)
                 cells.append(text + " ▼" * ((part, system, name) in below))
             lines.append(f"| {METRICS[name].label}{arrows[METRICS[name].better]} | " + " | ".join(cells) + " |")
@@ -351,6 +375,8 @@ def _reason_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
 def _cell(entry: dict[str, Any] | None, metric: Metric) -> str:
     if entry is None or entry["value"] is None:
         return "–"
+    if entry["role"] == "share":
+        return f"{entry['value']:.0%}"
     text = _number(entry["value"], metric.decimals)
     if math.isnan(entry["low"]) or text == "∞":
         return text
