@@ -1,11 +1,14 @@
 import dataclasses
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
+from vasa_hf.metrics.sharpness import laplacian_sharpness
 from vasa_hf.processors.image import FaceImageProcessor
 
 
@@ -262,6 +265,81 @@ class TestCrop:
         assert changed[100, 160:240].all()  # upper edge of the box
         assert changed[100:228, 150:250].mean() > 0.05  # landmarks
         assert changed[150, 70:75].any()  # left edge of the crop
+
+
+# A portrait of 200 pixels in a photograph of 6000 x 4000, which `load` shrinks to 1920 x 1280: its upper left corner.
+PLACE = (3900, 1300)
+PORTRAIT = Path(__file__).resolve().parents[2] / "vasa_hf" / "assets" / "portrait.jpg"
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    photograph = Image.new("RGB", (6000, 4000), (90, 110, 100))
+    with Image.open(PORTRAIT) as portrait:
+        photograph.paste(portrait.convert("RGB").resize((200, 200), Image.Resampling.LANCZOS), PLACE)
+    return photograph
+
+
+@pytest.fixture(scope="module")
+def box():
+    """The face in pixels of the shrunk picture: its crop is the portrait."""
+    return [(p + f * 200) * 0.32 for p, f in zip(PLACE * 2, WHOLE_PICTURE_BOX, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def true(photograph):
+    """The crop at full detail, `(3, 256, 256)`."""
+    x, y = PLACE
+    around = np.asarray(photograph.crop((x - 100, y - 100, x + 300, y + 300)))
+    processor = FaceImageProcessor()
+    return processor.crop(processor.load(around), box=[100 + f * 200 for f in WHOLE_PICTURE_BOX]).image
+
+
+class TestLargePictures:
+    def test_a_small_face_is_cut_from_the_full_picture(self, photograph, box, true, tmp_path):
+        processor, path = FaceImageProcessor(min_face=20), tmp_path / "large.jpg"
+        photograph.save(path, quality=97, subsampling=0)
+        loaded = processor.load(path)
+        assert loaded.shape == (3, 1280, 1920)
+        shrunk, full = processor.crop(loaded, box=box), processor.crop(loaded, box=box, original=path)
+        sharpness = [float(laplacian_sharpness((crop[None] + 1) / 2)) for crop in (true, full.image, shrunk.image)]
+        assert sharpness[1] == pytest.approx(sharpness[0], rel=0.1) and sharpness[2] < 0.5 * sharpness[0]
+        assert (full.image - true).abs().mean() < 0.02 < (shrunk.image - true).abs().mean()
+        # It goes back to where it was in the shrunk picture.
+        assert torch.equal(full.crop_from_image, shrunk.crop_from_image) and full.image_size == (1280, 1920)
+
+    def test_all_kinds_give_the_same_crop(self, photograph, box, true):
+        processor = FaceImageProcessor(min_face=20)
+        array = np.asarray(photograph)
+        clear = photograph.convert("RGBA")
+        for given in (photograph, clear, array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
+            crop = processor.crop(processor.load(given), box=box, original=given)
+            torch.testing.assert_close(crop.image, true, atol=0.01, rtol=0)
+
+    def test_exif_rotation_holds_for_the_full_picture(self, photograph, box, true, tmp_path):
+        processor, path, exif = FaceImageProcessor(min_face=20), tmp_path / "turned.jpg", Image.Exif()
+        exif[0x0112] = 6
+        photograph.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=97, subsampling=0)
+        loaded = processor.load(path)
+        assert loaded.shape == (3, 1280, 1920)
+        assert (processor.crop(loaded, box=box, original=path).image - true).abs().mean() < 0.02
+
+    def test_a_large_face_is_cut_from_what_was_loaded(self, photograph, tmp_path):
+        """No second reading where the shrunk picture has the detail; the file is gone, which would be told."""
+        processor, path = FaceImageProcessor(), tmp_path / "large.jpg"
+        photograph.save(path, quality=90)
+        loaded = processor.load(path)
+        path.unlink()
+        box = (600, 300, 1000, 800)
+        assert torch.equal(processor.crop(loaded, box=box, original=path).image, processor.crop(loaded, box=box).image)
+
+    def test_a_large_jpeg_is_shrunk_as_well_when_decoded_at_half_its_size(self, photograph, tmp_path, caplog):
+        path = tmp_path / "large.jpg"
+        photograph.save(path, quality=97, subsampling=0)
+        with caplog.at_level(logging.INFO):
+            from_file = FaceImageProcessor().load(path)
+        assert "6000x4000 pixels is shrunk to 1920x1280" in caplog.text
+        assert (from_file - FaceImageProcessor().load(photograph)).abs().mean() < 0.01
 
 
 class TestSaving:

@@ -128,8 +128,8 @@ def cut_crop(
         `torch.Tensor` of shape `(channels, size, size)`.
     """
     image_from_crop = image_from_crop.to(image)
-    corners = transform_points(image_from_crop, image.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]]))
-    region, image_from_crop = _region(image, corners, image_from_crop)
+    (left, top, right, bottom), image_from_crop = crop_region(image_from_crop, tuple(image.shape[-2:]))
+    region = image[:, top:bottom, left:right]
     shrink = float(image_from_crop[:2, 0].norm()) / size
     height, width = region.shape[-2:]
     if shrink > 1:
@@ -139,17 +139,24 @@ def cut_crop(
     return F.grid_sample(region[None], grid, padding_mode="border", align_corners=False)[0]
 
 
-def _region(image: Tensor, corners: Tensor, image_from_crop: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of the picture that a crop touches (with a margin for the filter), and the crop's matrix within it."""
+def crop_region(
+    image_from_crop: Tensor,  # [3, 3]
+    image_size: tuple[int, int],
+) -> tuple[tuple[int, int, int, int], Tensor]:
+    """The part of a picture of `image_size` (height, width) that a crop touches, and the crop's matrix within it.
+
+    The part has a margin for an antialias filter. It is given as left, top, right, bottom in whole pixels.
+    """
+    corners = transform_points(image_from_crop, image_from_crop.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]]))
     x0, y0, x1, y1 = landmark_box(corners).tolist()
     margin = 4 + (x1 - x0) / 16
-    height, width = image.shape[-2:]
+    height, width = image_size
     left = min(max(math.floor(x0 - margin), 0), width - 1)
     top = min(max(math.floor(y0 - margin), 0), height - 1)
     right, bottom = max(min(math.ceil(x1 + margin), width), left + 1), max(min(math.ceil(y1 + margin), height), top + 1)
     shift = torch.eye(3, dtype=image_from_crop.dtype, device=image_from_crop.device)
     shift[0, 2], shift[1, 2] = -left, -top
-    return image[:, top:bottom, left:right], shift @ image_from_crop
+    return (left, top, right, bottom), shift @ image_from_crop
 
 
 def soft_square(

@@ -204,7 +204,8 @@ class ModaTalkingHeadPipeline(EmbeddedWeightsMixin, KeypointDrivingMixin, Speaki
             raise ValueError(f"`image` must be a picture or a KeypointPortrait, got {type(image).__name__}.")
         size = output_size or self.renderer.output_size
         picture = self.image_processor.load(image)
-        crop = self.image_processor.crop(picture, **self._find_face(picture, face, box), size=size)
+        around = self._find_face(picture, face, box)
+        crop = self.image_processor.crop(picture, **around, size=size, original=image)
         small = self._to_renderer(crop.image)
         keypoints = self.renderer.extract_motion(small).to(torch.float32)
         return KeypointPortrait(self.renderer.encode_appearance(small), keypoints, picture, crop, size)

@@ -174,7 +174,8 @@ class VasaTalkingFacePipeline(EmbeddedWeightsMixin, FaceDrivingMixin, SpeakingMi
         model = self.face_autoencoder
         picture = self.image_processor.load(image)
         around = self._find_face(picture, face, box)
-        crop = self.image_processor.crop(picture, **around, size=output_size or model.config.image_size)
+        size = output_size or model.config.image_size
+        crop = self.image_processor.crop(picture, **around, size=size, original=image)
         appearance = model.encode_appearance(crop.image[None].to(self._execution_device, model.dtype))
         return Portrait(appearance, picture, crop)
 

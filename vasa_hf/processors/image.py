@@ -19,7 +19,15 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
-from vasa_hf.geometry.crops import PasteWindow, cut_crop, paste, paste_window, standard_crop, transform_points
+from vasa_hf.geometry.crops import (
+    PasteWindow,
+    crop_region,
+    cut_crop,
+    paste,
+    paste_window,
+    standard_crop,
+    transform_points,
+)
 from vasa_hf.geometry.landmarks import CLOSED_GROUPS, GROUPS
 
 logger = logging.getLogger(__name__)
@@ -111,6 +119,10 @@ class FaceImageProcessor(ImageProcessingMixin):
         converted, the first frame of an animation is taken, and a picture longer than `max_side` is shrunk (said by
         logging).
 
+        Memory: 4 bytes for each pixel of a picture with 8 bits a colour, less for a JPEG (one of at least twice
+        `max_side` is decoded at a half, quarter or eighth), 12 bytes for others; at most `max_pixels` of them. The
+        result has at most 12 bytes times `max_side` squared.
+
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
                 A local file, a PIL image, an array `(height, width[, channels])` or a tensor `(channels, height,
@@ -122,9 +134,22 @@ class FaceImageProcessor(ImageProcessingMixin):
         Raises:
             ValueError: If the picture cannot be read, is too large or too small, or holds other values.
         """
+        picture, (width, height) = self._read(image, self.max_side)
+        ratio = self.max_side / max(width, height)
+        if ratio >= 1:
+            return self._to_rgb(picture).contiguous()
+        size = (max(round(width * ratio), 1), max(round(height * ratio), 1))
+        logger.info("The picture of %dx%d pixels is shrunk to %dx%d.", width, height, *size)
+        picture = self._flatten(picture)
+        if isinstance(picture, Tensor):
+            return F.interpolate(picture[None], size=size[::-1], mode="bilinear", antialias=True)[0]
+        return self._to_rgb(picture.resize(size, Image.Resampling.BILINEAR))  # antialiased, still in 8 bits
+
+    def _read(self, image: ImageInput, least_side: float) -> tuple[Image.Image | Tensor, tuple[int, int]]:
+        """An upright picture whose longer side is its own or at least `least_side`, and its full width and height."""
         if isinstance(image, str | os.PathLike):
-            picture = self._open(image)
-        elif isinstance(image, Image.Image):
+            return self._open(image, least_side)
+        if isinstance(image, Image.Image):
             self._check_size(image.width, image.height)
             picture = _decoded(image, "the given PIL image")
         elif isinstance(image, np.ndarray | Tensor):
@@ -132,21 +157,27 @@ class FaceImageProcessor(ImageProcessingMixin):
         else:
             kind = type(image).__name__
             raise ValueError(f"`image` must be a file, a PIL image, an array or a tensor, but is a {kind}.")
-        return self._bounded(self._to_rgb(picture))
+        return picture, picture.size if isinstance(picture, Image.Image) else (picture.shape[2], picture.shape[1])
 
-    def _open(self, path: str | os.PathLike) -> Image.Image:
+    def _open(self, path: str | os.PathLike, least_side: float) -> tuple[Image.Image, tuple[int, int]]:
         path = Path(path)
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise ValueError(f"`image` must be a picture file, but {str(path)!r} {what}.")
         try:
             with Image.open(path) as image:
-                self._check_size(image.width, image.height)
-                return _decoded(image, repr(str(path)))
+                width, height = image.size
+                self._check_size(width, height)
+                ratio = least_side / max(width, height)
+                if ratio < 1:  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; others stay as they are
+                    image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))
+                picture = _decoded(image, repr(str(path)))
         except UnidentifiedImageError as error:
             raise ValueError(f"`image` must be a picture file that Pillow reads, but {str(path)!r} is none.") from error
         except Image.DecompressionBombError as error:
             raise ValueError(f"`image` must have at most {self.max_pixels:,} pixels, but {error}.") from error
+        turned = (width > height) != (picture.width > picture.height)
+        return picture, (height, width) if turned else (width, height)
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self.max_pixels:
@@ -168,8 +199,8 @@ class FaceImageProcessor(ImageProcessingMixin):
             raise ValueError(f"`image` must be of shape {layout} with 1, 3 or 4 channels, but is {shape}.")
         self._check_size(array.shape[1], array.shape[0])
         if array.dtype == np.uint8:
-            values = array.astype(np.float32) / 255
-        elif array.dtype == np.uint16:
+            return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array))
+        if array.dtype == np.uint16:
             values = array.astype(np.float32) / 65535
         elif np.issubdtype(array.dtype, np.floating):
             values = array.astype(np.float32)
@@ -187,7 +218,8 @@ class FaceImageProcessor(ImageProcessingMixin):
             picture = picture[:3] * picture[3:] + ground * (1 - picture[3:])
         return picture.expand(3, -1, -1) * 2 - 1
 
-    def _to_rgb(self, image: Image.Image | Tensor) -> Tensor:
+    def _flatten(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        """An opaque RGB picture: a PIL image if it has 8 bits a colour, else a tensor in [-1, 1]."""
         if isinstance(image, Tensor):
             return image
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -200,17 +232,13 @@ class FaceImageProcessor(ImageProcessingMixin):
             image = image.convert("RGBA")
             ground = Image.new("RGBA", image.size, (*self.background, 255))
             image = Image.alpha_composite(ground, image)
-        array = np.array(image.convert("RGB"))
-        return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1.0
+        return image.convert("RGB")
 
-    def _bounded(self, picture: Tensor) -> Tensor:
-        height, width = picture.shape[-2:]
-        if max(height, width) <= self.max_side:
-            return picture.contiguous()
-        ratio = self.max_side / max(height, width)
-        size = (max(round(height * ratio), 1), max(round(width * ratio), 1))
-        logger.info("The picture of %dx%d pixels is shrunk to %dx%d.", width, height, size[1], size[0])
-        return F.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+    def _to_rgb(self, image: Image.Image | Tensor) -> Tensor:
+        image = self._flatten(image)
+        if isinstance(image, Tensor):
+            return image
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0
 
     # --- faces --------------------------------------------------------------------------------------------------------
 
@@ -272,8 +300,12 @@ class FaceImageProcessor(ImageProcessingMixin):
         scale: float | None = None,
         shift: Sequence[float] | None = None,
         angle_rad: float | None = None,
+        original: ImageInput | None = None,
     ) -> FaceCrop:
         """Cut the standard square (or one moved, scaled and turned from it) around a face.
+
+        A small face in a picture that `load` has shrunk is cut from the full picture if `original` is given. Memory: as
+        in `load`, and 12 bytes for each pixel of the full picture that the square covers.
 
         Args:
             image (`torch.Tensor` of shape `(3, height, width)`): A loaded picture in [-1, 1].
@@ -283,9 +315,11 @@ class FaceImageProcessor(ImageProcessingMixin):
             scale (`float`, *optional*): Side of the square over the larger side of the box.
             shift (`Sequence` of two `float`, *optional*): Move right and down in sides of the square.
             angle_rad (`float`, *optional*): Clockwise turn; the head's roll if not given and `upright` is on, else 0.
+            original (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): What `image`
+                was loaded from.
 
         Returns:
-            `FaceCrop`.
+            `FaceCrop`; its matrix and size are those of `image`.
 
         Raises:
             ValueError: If `box` is no box within the picture, or a number is out of range.
@@ -314,8 +348,25 @@ class FaceImageProcessor(ImageProcessingMixin):
         if not -math.pi <= angle_rad <= math.pi:
             raise ValueError(f"`angle_rad` must be -pi to pi, but is {angle_rad!r}.")
         image_from_crop = standard_crop(around.double(), scale, tuple(shift), angle_rad)
-        square = cut_crop(image.float(), image_from_crop.float(), size)
+        finest = (image.float(), image_from_crop)
+        if original is not None and max(height, width) == self.max_side:  # longer ones were shrunk to this
+            finest = self._finest(original, image, image_from_crop, size)
+        square = cut_crop(finest[0], finest[1].float(), size)
         return FaceCrop(square, torch.linalg.inv(image_from_crop), (height, width))
+
+    def _finest(self, original: ImageInput, image: Tensor, image_from_crop: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """The part of the full picture that a crop covers, and the crop's matrix in it; `image` if that suffices."""
+        side, (height, width) = float(image_from_crop[:2, 0].norm()), image.shape[-2:]
+        if side >= size:
+            return image.float(), image_from_crop
+        picture, _ = self._read(original, max(height, width) * size / side)
+        is_tensor = isinstance(picture, Tensor)
+        full_height, full_width = picture.shape[-2:] if is_tensor else (picture.height, picture.width)
+        scale = torch.diag(image_from_crop.new_tensor([full_width / width, full_height / height, 1.0]))
+        (left, top, right, bottom), matrix = crop_region(scale @ image_from_crop, (full_height, full_width))
+        if is_tensor:
+            return picture[:, top:bottom, left:right].float(), matrix
+        return self._to_rgb(picture.crop((left, top, right, bottom))), matrix
 
     def check_box(self, box: Sequence[float] | Tensor, image_size: tuple[int, int]) -> Tensor:
         """A box by hand as a tensor `(4,)`; raises a `ValueError` if it is none or lies outside of the picture."""
