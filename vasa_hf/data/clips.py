@@ -30,7 +30,7 @@ from vasa_hf.motion import POSE_DIM, MotionSpec, to_relative
 
 # Standard deviation in frames of the Gaussian that takes label noise off each part, for `smoothing` 1.
 # `python -m vasa_hf.training.smoothing_cost` measures what it takes away.
-SMOOTHING = {"rotation": 0.7, "translation": 1.5, "scale": 1.5, "lips": 0.5, "lids": 0.5, "brows": 1.0, "gaze": 0.7}
+SMOOTHING = {"rotation": 0.7, "translation": 1.0, "scale": 1.5, "lips": 0.5, "lids": 0.5, "brows": 1.0, "gaze": 0.7}
 # Clips of 3 s hold head motion, blinks, pauses and glances of their own: they are not joined.
 LONG_FRAMES = 75
 # A pause of a second is long enough to be a sample of silence.
