@@ -523,8 +523,8 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         x = self._run(self.fine_blocks[1], x)
         flow = flow + self.flow_heads[1](F.leaky_relu(x, 0.2)).float()
         if self.config.motion_basis:
-            basis = self.basis_head(F.leaky_relu(x, 0.2)).float().unflatten(1, (2, -1))  # [B, 2, D, h, w]
-            flow = flow + torch.einsum("bcdhw,bd->bchw", basis, (motion - appearance.motion)[:, POSE_DIM:].float())
+            apart = (motion - appearance.motion)[:, POSE_DIM:].float()
+            flow = flow + self._basis_flow(F.leaky_relu(x, 0.2), apart)
 
         size = self.config.image_size
         source = appearance.source.float()
@@ -532,7 +532,8 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         flow = _resize(flow, size)
         moved = _sample(small, flow)
         x = self.fuse[2](torch.cat([self.ups[2](x), moved.to(x.dtype)], 1))
-        rgb, blend = self.to_rgb(F.leaky_relu(x, 0.2)).float().chunk(2, 1)
+        x = self.to_rgb(F.leaky_relu(x, 0.2))
+        rgb, blend = x.to(torch.float32, memory_format=torch.contiguous_format).chunk(2, 1)
         generated, blend = torch.tanh(rgb), blend.softmax(1)
         if output_size != size:
             flow, generated, blend = (_resize(t, output_size) for t in (flow, generated, blend))
@@ -575,6 +576,16 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         motion = self.encode_motion(driving) if driving_motion is None else driving_motion
         output = self.decode(appearance, motion, return_dict=True)
         return output if return_dict else (output.sample,)
+
+    def _basis_flow(self, x: Tensor, apart: Tensor) -> Tensor:
+        """Sum of the basis head's fields, each times a channel of `apart` `(batch, dynamics_dim)`: `(batch, 2, h, w)`.
+
+        The sum is taken over the weights, before the convolution: 2 channels instead of 2 for each of z_dyn.
+        """
+        weight, bias = (p.float().unflatten(0, (2, -1)) for p in (self.basis_head.weight, self.basis_head.bias))
+        weight = torch.einsum("cdikl,bd->bcikl", weight, apart).to(x.dtype)
+        bias = (apart @ bias.mT).to(x.dtype)
+        return torch.cat([F.conv2d(x[i : i + 1], weight[i], bias[i], padding=1) for i in range(len(x))]).float()
 
     def _check_motion(self, motion: Tensor, batch: int) -> None:
         if motion.shape != (batch, self.motion_dim):
@@ -638,6 +649,6 @@ def _resize(picture: Tensor, size: int) -> Tensor:
 
 
 def _sample(picture: Tensor, flow: Tensor) -> Tensor:
-    """Sample `[B, C, H, W]` at `flow` `[B, 2, h, w]`, xy in [-1, 1], in float32."""
+    """Sample `[B, C, H, W]` at `flow` `[B, 2, h, w]`, xy in [-1, 1], in float32; laid out as convolutions like it."""
     out = F.grid_sample(picture.float(), flow.permute(0, 2, 3, 1).float(), padding_mode="border", align_corners=False)
-    return out.to(picture.dtype)
+    return out.to(picture.dtype, memory_format=torch.channels_last)
