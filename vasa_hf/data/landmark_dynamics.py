@@ -45,6 +45,15 @@ EMOTION_SHAPES = {
     "sad": {"browInnerUp": 0.8, "mouthFrown": 1.0, "eyeSquint": 0.2, "mouthShrugLower": 0.3},
     "surprised": {"browInnerUp": 0.9, "browOuterUp": 0.9, "eyeWide": 0.9, "jawOpen": 0.25},
 }
+# At full strength and without speech the jaw takes part, too (FACS: action unit 26).
+_FULL_SHAPES = EMOTION_SHAPES | {
+    "fearful": {"browInnerUp": 1.0, "browOuterUp": 0.4, "eyeWide": 0.9, "mouthStretch": 0.8, "jawOpen": 0.2},
+    "surprised": {"browInnerUp": 1.0, "browOuterUp": 1.0, "eyeWide": 1.0, "jawOpen": 0.5},
+}
+# In canonical units: how far a person's landmarks may lie from what head shapes say of an emotion.
+_EMOTION_NOISE = 0.05
+_EMOTION_GAIN = 1.5
+_EMOTION_QUANTILE = 0.99
 
 
 @dataclass
@@ -323,6 +332,18 @@ class LandmarkDynamics:
         Returns:
             `dict[str, torch.Tensor]`: shape name (without `_L`/`_R`: both sides) -> code of shape `(28,)`.
         """
+        basis, shapes = self._head_displacements(head)
+        ridge = torch.eye(len(basis)) * 1e-3
+        solve = lambda y: torch.linalg.solve(basis @ basis.T + ridge, basis @ y)  # noqa: E731
+        return {name: torch.cat([solve(y), y.new_zeros(PARTS["gaze"])]) for name, y in shapes.items()}
+
+    def _head_displacements(self, head: str | Path) -> tuple[Tensor, dict[str, Tensor]]:
+        """What z_dyn (irises left out) and what head shapes, both sides together, do to the landmarks they share.
+
+        Returns:
+            `tuple[torch.Tensor, dict[str, torch.Tensor]]`: basis of shape `(24, 2n)`, and shape name -> `(2n,)`, in
+            canonical units.
+        """
         with np.load(head) as arrays:
             names = [str(name) for name in arrays["expression_names"]]
             vertices = np.array(ICT_LANDMARKS_68)[list(_MULTI_PIE)]
@@ -332,28 +353,78 @@ class LandmarkDynamics:
         offsets = offsets[..., :2] * offsets.new_tensor([1.0, -1.0]) / unit  # y down
         row = {int(number): index for index, number in enumerate(self.ids)}
         rows = torch.tensor([row[n] for n in _MULTI_PIE.values()])
-        basis = self.tensors["basis"].unflatten(1, (-1, 2))[:, rows].flatten(1)[:24]  # irises do not move here
-        ridge = torch.eye(24) * 1e-3
-        codes: dict[str, Tensor] = {}
+        basis = self.tensors["basis"].unflatten(1, (-1, 2))[:, rows].flatten(1)[: -PARTS["gaze"]]
+        shapes: dict[str, Tensor] = {}
         for name, offset in zip(names, offsets, strict=True):
-            code = torch.linalg.solve(basis @ basis.T + ridge, basis @ offset.flatten())
-            code = torch.cat([code, code.new_zeros(4)])
             key = name.removesuffix("_L").removesuffix("_R")
-            codes[key] = codes.get(key, 0) + code
-        return codes
+            shapes[key] = shapes.get(key, 0) + offset.flatten()
+        return basis, shapes
 
-    def emotion_directions(self, head: str | Path) -> tuple[list[str], Tensor]:
-        """Dynamics offset of each emotion at full strength, as FACS-like mixtures of head shapes.
+    def expression_offsets(self, codes: Tensor, scores: Tensor, person: Tensor, pose: Tensor) -> Tensor:
+        """How z_dyn of real frames differs between each emotion and a neutral face, mirror-symmetric.
+
+        Codes are regressed on the scores of a classifier within each person; yaw and pitch are regressed out.
+
+        Args:
+            codes (`torch.Tensor` of shape `(frames, 28)`): z_dyn.
+            scores (`torch.Tensor` of shape `(frames, emotions)`): Probabilities of the emotions; what is left to 1 is
+                that of a neutral face.
+            person (`torch.Tensor` of shape `(frames,)`): Number of each frame's person.
+            pose (`torch.Tensor` of shape `(frames, 7)`): Yaw and pitch first, radians.
+
+        Returns:
+            `torch.Tensor` of shape `(emotions, 28)`; gaze channels are 0.
+        """
+        angles = pose[:, :2]
+        inputs = about_person(torch.cat([scores, angles, angles.square()], 1), person)
+        ridge = torch.zeros(inputs.shape[1])
+        ridge[: scores.shape[1]] = 20.0  # an emotion with the weight of few frames tells little
+        targets = about_person(self._symmetric(codes), person)
+        solution = torch.linalg.solve(inputs.T @ inputs + torch.diag(ridge), inputs.T @ targets)
+        return solution[: scores.shape[1]]
+
+    def emotion_directions(
+        self, head: str | Path, codes: Tensor | None = None, offsets: Tensor | None = None
+    ) -> tuple[list[str], Tensor]:
+        """Dynamics offset of each emotion at full strength.
+
+        # Not in the paper: posterior mean of z_dyn given the landmarks of FACS-like mixtures of head shapes. Its prior
+        has the covariance of real frames and, as its mean, the offset that real frames show. The result is enlarged, as
+        people who talk show emotions mildly. Then lips, lids and brows are each held within 99 % of the real frames
+        (Mahalanobis norm), as the decoder has seen little beyond.
 
         Args:
             head (`str` or `Path`): The `ict_facekit.npz` file.
+            codes (`torch.Tensor` of shape `(frames, 28)`, *optional*): z_dyn of real frames about each person's mean;
+                unit Gaussian if left out.
+            offsets (`torch.Tensor` of shape `(6, 28)`, *optional*): As `expression_offsets` gives them; else 0.
 
         Returns:
             `tuple[list[str], torch.Tensor]`: names and offsets of shape `(6, 28)`.
         """
-        shapes = self.project_head_shapes(head)
-        rows = [sum(weight * shapes[name] for name, weight in mixture.items()) for mixture in EMOTION_SHAPES.values()]
-        return list(EMOTION_SHAPES), torch.stack(rows)
+        basis, shapes = self._head_displacements(head)
+        width = len(basis)
+        seen = torch.randn(20000, self.dim, generator=torch.Generator().manual_seed(0)) if codes is None else codes
+        seen = self._symmetric(seen)[:, :width]
+        covariance = torch.cov(seen.T) + 1e-3 * torch.eye(width)
+        precision = torch.linalg.inv(covariance)
+        landmarks = torch.stack([sum(w * shapes[name] for name, w in mix.items()) for mix in _FULL_SHAPES.values()])
+        prior = torch.zeros(len(landmarks), width) if offsets is None else offsets[:, :width]
+        posterior = precision + basis @ basis.T / _EMOTION_NOISE**2
+        directions = torch.linalg.solve(posterior, (prior @ precision + landmarks @ basis.T / _EMOTION_NOISE**2).T).T
+        start = 0
+        for size in (PARTS["lips"], PARTS["lids"], PARTS["brows"]):
+            part = slice(start, start + size)
+            limit = mahalanobis_norm(seen[:, part], covariance[part, part]).quantile(_EMOTION_QUANTILE)
+            norm = mahalanobis_norm(directions[:, part], covariance[part, part])
+            directions[:, part] *= (limit / norm).clamp(max=_EMOTION_GAIN)[:, None]
+            start += size
+        return list(EMOTION_SHAPES), torch.cat([directions, torch.zeros(len(directions), self.dim - width)], 1)
+
+    def _symmetric(self, codes: Tensor) -> Tensor:
+        """Part of `(frames, 28)` codes that looks the same in a mirror, with gaze set to 0."""
+        codes = (codes + codes @ self.tensors["mirror"].T) / 2
+        return torch.cat([codes[:, : -PARTS["gaze"]], torch.zeros(len(codes), PARTS["gaze"])], 1)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted arrays as safetensors."""
@@ -371,6 +442,18 @@ ICT_LANDMARKS_68 = [
     1528, 1518, 1511, 3742, 3751, 3756, 3721, 3725, 3732, 5708, 5695, 2081, 0, 4275, 6200, 6213, 6346, 6461, 5518, 5957,
     5841, 5702, 5711, 5533, 6216, 6207, 6470, 5517, 5966,
 ]  # fmt: skip
+
+
+def mahalanobis_norm(values: Tensor, covariance: Tensor) -> Tensor:
+    """Length of `(rows, channels)` in standard deviations of a covariance `(channels, channels)`: `(rows,)`."""
+    return ((values @ torch.linalg.inv(covariance)) * values).sum(1).sqrt()
+
+
+def about_person(values: Tensor, person: Tensor) -> Tensor:
+    """`(frames, channels)` less each person's mean."""
+    count = person.bincount()[:, None].clamp_min(1)
+    sums = torch.zeros(len(count), values.shape[1]).index_add_(0, person, values)
+    return values - (sums / count)[person]
 
 
 def _pose_leak(moved: Tensor, pose: Tensor) -> Tensor:
