@@ -47,7 +47,8 @@ POSE_DIM = 6
 _STILL_CHANGE = (0.03, 0.08)
 _STILL_UNMOVED = (0.05, 0.2)
 _STILL_MOVED = (0.5, 0.8)
-_STILL_SHIFT = 12.0
+_STILL_SHIFT = 16.0
+_SHOULDERS = (0.62, 0.78)  # rows from where the shift counts, of the side: a standard crop has its chin at 0.8
 
 # About 200M parameters at 512 x 512 (paper §4); `volume_*` and the encoder follow MegaPortraits' 96 x 16 x 64 x 64.
 PAPER_CONFIG = {
@@ -615,7 +616,7 @@ def keep_still_pixels(
     Not in the paper. Trained under L1, the decoder is never quite sure that a pixel is still: a share of its own image
     and of moved pixels blurs it. A pixel counts as still if the unmoved source outweighs the moved one and, without
     detail, the blend shows what the source shows there: where a head came or went it shows something else. The further
-    the head has gone, the more the unmoved source must outweigh the moved one, for shoulders go along.
+    the head has gone, the more the unmoved source must outweigh the moved one below the chin, for shoulders go along.
 
     Args:
         sample (`torch.Tensor` of shape `(batch, 3, size, size)`): The blended picture in [-1, 1].
@@ -631,7 +632,9 @@ def keep_still_pixels(
     change = F.adaptive_avg_pool2d(sample - source, min(size, 64))
     change = F.avg_pool2d(change, 5, 1, 2, count_include_pad=False).abs().amax(1, keepdim=True)
     still = _resize(1 - _ramp(change, *_STILL_CHANGE), size)
-    moved = moved / (moved + unmoved + 1e-6) + (_STILL_SHIFT * shift).clamp(max=0.3)[:, None, None, None]
+    row = (torch.arange(size, device=sample.device) + 0.5).view(1, 1, -1, 1) / size
+    with_head = _STILL_SHIFT * shift.view(-1, 1, 1, 1) * _ramp(row, *_SHOULDERS)
+    moved = moved / (moved + unmoved + 1e-6) + with_head
     still = still * _ramp(unmoved, *_STILL_UNMOVED) * (1 - _ramp(moved, *_STILL_MOVED))
     return torch.lerp(sample, source, still)
 
