@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
+from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder, region_code
 from vasa_hf.models.motion_transformer_vasa1 import EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.training import train_face_autoencoder, train_motion_transformer
 from vasa_hf.training.loop import LoopOptions, configs, parse_options
@@ -27,7 +27,14 @@ def face_autoencoder_cost(options: train_face_autoencoder.FaceAutoencoderOptions
         image = torch.zeros(1, 3, config["image_size"], config["image_size"])
         motion = torch.zeros(1, model.motion_dim)
         encode = _flop(lambda: model(image, motion_only=True))
+        # Where a refined region is added is known from real numbers alone: their networks are counted by themselves.
+        refiners, model.refiners = model.refiners, nn.ModuleDict()
         decode = _flop(lambda: model(image, image, motion, motion))
+        for refiner in refiners.values():
+            crop = torch.zeros(refiner.region.count, 3, *refiner.region.size)
+            code = region_code(torch.zeros(1, model.config.identity_dim), motion, motion)
+            decode += _flop(lambda net=refiner, crop=crop, code=code: net(crop, net.encode_source(crop), code))
+        model.refiners = refiners
     decodes = 1 + 2 * bool(options.weight_consist) + bool(options.weight_cross_id)
     encodes = 2 + bool(options.weight_contrastive)
     return _parameters(model), 3 * (encodes * encode + decodes * decode)
