@@ -1,6 +1,6 @@
 """Repaint small regions of a decoded face, mouth and eyes, at more detail than the picture around them.
 
-    picture --cut at z_pose--> crop --U-Net(crop, source's crop, code)--> change of colour x soft mask --add--> picture
+    picture --cut at z_pose--> crop --U-Net(crop, source's crop, code)--> change of colour x soft border --add--> picture
 
 A region is a rectangle fixed to the canonical face, so a crop follows the head in position, size, roll and turn, and
 the teeth of the upper jaw stay in one place of it whatever the lips do.
@@ -150,10 +150,9 @@ class RegionRefiner(nn.Module):
         self.middle = ResBlock(2, channels[-1], channels[-1], width, norm=False)
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
         self.blocks = nn.ModuleList(ResBlock(2, a, a, width, norm=False) for a, _ in pairs)
-        self.out = nn.Conv2d(channels[0], 16, 3, padding=1)
+        self.out = nn.Conv2d(channels[0], 12, 3, padding=1)
         nn.init.normal_(self.out.weight, std=1e-3)
-        with torch.no_grad():
-            self.out.bias.zero_()[12:] = -2.0  # the mask opens by learning
+        nn.init.zeros_(self.out.bias)
         vertical, horizontal = (_ramp(length) for length in region.size)
         self.register_buffer("window", vertical[:, None] * horizontal, persistent=False)
 
@@ -166,7 +165,7 @@ class RegionRefiner(nn.Module):
         crop: Tensor,  # [B * N, 3, h, w]
         source_features: list[Tensor],
         code: Tensor,  # [B, code_dim]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Repaint crops.
 
         Args:
@@ -175,8 +174,7 @@ class RegionRefiner(nn.Module):
             code (`torch.Tensor` of shape `(batch, code_dim)`): Who, and how the face moves.
 
         Returns:
-            `tuple`: change of colour, to be added, `(batch * count, 3, height, width)`, and the mask in it `(..., 1,
-            height, width)`, float32.
+            `torch.Tensor` of shape `(batch * count, 3, height, width)`: change of colour, 0 at the border, float32.
         """
         if self.region.mirrored:
             side = code.new_tensor([[1.0], [-1.0]]).repeat(len(code), 1)
@@ -187,9 +185,7 @@ class RegionRefiner(nn.Module):
         for up, block, skip in zip(reversed(self.ups), reversed(self.blocks), reversed(skips[:-1]), strict=True):
             x = F.interpolate(up(x), size=skip.shape[-2:], mode="nearest") + skip
             x = block(x, code)
-        out = F.pixel_shuffle(self.out(F.leaky_relu(x, 0.2)), 2).float()
-        mask = out[:, 3:].sigmoid() * self.window.float()
-        return mask * (out[:, :3].tanh() * 1.1 - crop.float()), mask
+        return F.pixel_shuffle(self.out(F.leaky_relu(x, 0.2)), 2).float() * self.window.float()
 
     def _encode(self, net: nn.ModuleDict, crop: Tensor, code: Tensor | None, source=None) -> list[Tensor]:
         x = net["stem"](F.pixel_unshuffle(crop, 2).to(net["stem"].weight.dtype))

@@ -487,7 +487,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
             transform = region_transform(motion[:, :POSE_DIM], refiner.region)
             crop = cut_region(sample, transform, refiner.region.size).to(sample.dtype)
             source = [next(features).flatten(0, 1) for _ in refiner.joins]
-            image = add_region(image, refiner(crop, source, code)[0], transform)
+            image = add_region(image, refiner(crop, source, code), transform)
         return image.clamp(-1, 1).to(sample.dtype)
 
     def _decode_passthrough(

@@ -193,7 +193,7 @@ class TrainableRefiner(nn.Module):
 
     def forward(self, decoded: Tensor, source: Tensor, code: Tensor) -> Tensor:
         """Change of colour, see `RegionRefiner.forward`."""
-        return self.refiner(decoded, self.refiner.encode_source(source), code)[0]
+        return self.refiner(decoded, self.refiner.encode_source(source), code)
 
 
 def refiner_loss(options: RegionRefinerOptions, name: str, features: Any = None):
