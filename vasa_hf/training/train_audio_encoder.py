@@ -1,13 +1,14 @@
 """Train the small audio encoder: `python -m vasa_hf.training.train_audio_encoder --output DIR --max-minutes 25`.
 
-The encoder is a `transformers.Wav2Vec2Model` of 2.2M parameters. It learns to tell phones apart on synthetic speech,
-whose phone times are exact, and to say where lips are. With `--data DIR` it also hears real voices: the talking clips
-there (`clips.npz` with `mouth`, `clips/*.mp4`) teach it what lips do with them, `speech/*` what a clean voice is under
-noise.
+The encoder is a `transformers.Wav2Vec2Model` of 2 to 4M parameters. It learns to tell phones apart on synthetic speech,
+whose phone times are exact, and to say where lips are. With `--data DIR ...` it also hears real voices: the talking
+clips there (`clips.npz` with `mouth`, `clips/*.mp4`) teach it what lips do with them, `speech/*` what a clean voice is
+under noise. With `--teacher` it learns from noisy windows what Whisper hears in whole clean recordings.
 
     samples -> Wav2Vec2Model -> [B, 2T, hidden] -> phone      (synthetic; cross-entropy)
                                                 -> lip opening, width, closure of the phone (synthetic)
                                                 -> log-mel spectrum without the noise (all)
+                                                -> the teacher's states without the noise (all)
                      mean of two -> [B, T, hidden] -> lip gap and mouth width of the speaker (real clips)
 
 The heads are thrown away. # Not in the paper: VASA-1 takes a published Wav2Vec2; all of this page is ours.
@@ -16,7 +17,9 @@ The heads are thrown away. # Not in the paper: VASA-1 takes a published Wav2Vec2
 import logging
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +32,11 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.shards import training_folder
+from vasa_hf.data.speech_teacher import TeacherTargets, load_teacher
 from vasa_hf.data.synthetic.speech import PHONES, articulation, available_engines, random_speech
-from vasa_hf.processors.audio import VasaAudioProcessor, feature_geometry, resample, window_features
+from vasa_hf.hub import resolve
+from vasa_hf.media.ffmpeg import probe_video
+from vasa_hf.processors.audio import VasaAudioProcessor, feature_geometry, resample
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
 
 logger = logging.getLogger(__name__)
@@ -44,22 +50,29 @@ WINDOWS = (36, 44, 62)  # frames a sample; 62 = 10 of context, 50 of a motion wi
 class AudioEncoderOptions(LoopOptions):
     """Options of the training."""
 
-    data: str | None = option(
-        None, "folder with clips.npz, clips/, identities.csv, speech/; none: synthetic speech alone"
+    initial: str | None = option(None, "audio encoder folder to start from, such as vasa-small/audio_encoder")
+    teacher: str | None = option(
+        None, "Whisper to learn from: folder of CTranslate2 files, or transformers folder or name"
+    )
+    data: list[str] = option(
+        [], "folders with clips.npz, clips/, identities.csv, or speech/, or both; none: synthetic speech alone"
     )
     audio_cache: str | None = option(
-        None, "npz of the clips' sound, name -> int16 at 16 kHz, made if it does not exist"
+        None, "npz of the clips' sound, path -> int16 at 16 kHz, made if it does not exist"
     )
     num_utterances: int = option(2000, "synthetic utterances to speak before the training")
     real_share: float = option(0.5, "share of real clips among the samples")
+    recording_share: float = option(0.1, "share of the files of speech/ among the other samples")
+    stretched_copies: int = option(0, "copies of each real clip at another speed and pitch")
     validation_people: int = option(3, "people of the clips kept for validation, those with the fewest of at least 20")
     learning_rate: float = option(1e-3, "peak learning rate")
     phone_weight: float = option(1.0, "weight of the cross-entropy of phones")
     articulation_weight: float = option(1.0, "weight of the articulation of synthetic phones")
     mel_weight: float = option(0.1, "weight of the clean log-mel spectrum")
     mouth_weight: float = option(1.5, "weight of the lip gap and mouth width of real clips")
-    hidden_size: int = option(192, "width of the transformer")
-    num_layers: int = option(4, "layers of the transformer")
+    teacher_weight: float = option(4.0, "weight of the teacher's states")
+    hidden_size: int = option(192, "width of the transformer, and number of components of the teacher's states")
+    num_layers: int = option(4, "layers of the transformer; those that `initial` lacks begin as identity")
     train_filter_bank: bool = option(False, "train the convolutions too; without it a step costs half")
     max_steps: int = option(20_000, "optimiser steps of the whole run")
     batch_size: int = option(20, "samples a batch")
@@ -147,6 +160,7 @@ class Heads(nn.Module):
 
     def __init__(self, hidden_size: int):
         super().__init__()
+        self.teacher = nn.Linear(hidden_size, hidden_size)
         self.phone = nn.Linear(hidden_size, len(PHONES))
         self.articulation = nn.Linear(hidden_size, 3)
         self.mel = nn.Linear(hidden_size, NUM_MELS)
@@ -154,7 +168,7 @@ class Heads(nn.Module):
         nn.init.zeros_(self.mouth_deviation.weight)
 
     def mouth(self, features: Tensor) -> Tensor:
-        """Lip gap and mouth width, in the units of `Clip`, as deviations from a typical mouth."""
+        """Lip gap and mouth width, in the units of `Voice`, as deviations from a typical mouth."""
         deviation = self.mouth_deviation(features)
         return deviation * deviation.new_tensor([1.0, 0.1]) + deviation.new_tensor([0.5, 1.0])
 
@@ -210,67 +224,132 @@ def augment(clean: np.ndarray, rng: np.random.Generator, other: np.ndarray | Non
 
 
 @dataclass
-class Clip:
-    """Sound of one talking clip with the mouth of its speaker, a row a frame."""
+class Voice:
+    """Sound with what is known of it, from its start; a frame has two phones and two of the teacher's states."""
 
-    samples: np.ndarray  # [640 N] float32
-    mouth: np.ndarray  # [N, 2] lip gap and width, / the speaker's own
+    samples: np.ndarray  # [640 N]
+    mouth: np.ndarray | None = None  # [N, 2] lip gap and width, / the speaker's own
+    phones: np.ndarray | None = None  # [2 N] indices into PHONES
+    teacher: np.ndarray | None = None  # [2 N, size]
+
+    def __len__(self) -> int:
+        return len(self.samples) // FRAME
 
 
-def load_clips(folder: Path, audio_cache: Path | None = None) -> dict[str, list[tuple[str, Clip]]]:
+@contextmanager
+def load_sound(cache: str | None) -> Iterator[dict[str, np.ndarray]]:
+    """Sound of `audio_cache`; what the context adds is kept there too."""
+    sound = dict(np.load(cache)) if cache and Path(cache).exists() else {}
+    known = len(sound)
+    yield sound
+    if cache and len(sound) > known:
+        np.savez(cache, **sound)
+
+
+def load_clips(folder: Path, sound: dict[str, np.ndarray]) -> dict[str, list[Voice]]:
     """Talking clips of each person, without those that make no sound.
 
     Args:
         folder (`Path`): With `clips.npz`, `clips/<name>.mp4` and `identities.csv`.
-        audio_cache (`Path`, *optional*): File for the decoded sound of all clips.
+        sound (`dict`): Decoded sound, path -> int16 `(n,)` at 16 kHz; what is not there is decoded and added.
 
     Returns:
-        `dict` from the person to `[(name, Clip), ...]`. The lip gap is divided by the 90th percentile of the person's,
+        `dict` from folder/person to the clips. The lip gap is divided by the 90th percentile of the person's,
         the width by the median: people differ in the size of their lips, microphones do not tell.
     """
     table = np.load(folder / "clips.npz")
     names, offsets, mouth = [str(n) for n in table["names"]], table["offsets"], table["mouth"].astype(np.float32)
-    if audio_cache is not None and audio_cache.exists():
-        sound = np.load(audio_cache)
-    else:
-        processor = VasaAudioProcessor(SAMPLING_RATE)
-        sound = {n: np.int16(32767 * processor.load(folder / "clips" / f"{n}.mp4").clip(-1, 1)) for n in names}
-        if audio_cache is not None:
-            np.savez(audio_cache, **sound)
+    processor = VasaAudioProcessor(SAMPLING_RATE)
     rows: dict[str, list[int]] = {}
     for index, person in enumerate(people_of_clips(folder, names)):
-        rows.setdefault(person, []).append(index)
+        rows.setdefault(f"{folder}/{person}", []).append(index)
     people = {}
     for person, indices in rows.items():
         own = np.concatenate([mouth[offsets[i] : offsets[i + 1]] for i in indices])
         scale = np.array([max(0.05, np.percentile(own[:, 0], 90)), np.median(own[:, 1])], np.float32)
         clips = []
         for i in indices:
+            path = folder / "clips" / f"{names[i]}.mp4"
             length = int(offsets[i + 1] - offsets[i])
-            samples = sound[names[i]][: length * FRAME].astype(np.float32) / 32768
-            if np.sqrt(np.mean(samples**2)) > 2e-3:
+            if str(path) not in sound:
+                heard = processor.load(path) if probe_video(path).has_audio else np.zeros(0)
+                sound[str(path)] = np.int16(32767 * heard.clip(-1, 1))
+            samples = sound[str(path)][: length * FRAME].astype(np.float32) / 32768
+            if len(samples) and np.sqrt(np.mean(samples**2)) > 2e-3:
                 samples = np.pad(samples, (0, length * FRAME - len(samples)))
-                clips.append((names[i], Clip(samples, mouth[offsets[i] : offsets[i + 1]] / scale)))
+                clips.append(Voice(samples, mouth[offsets[i] : offsets[i + 1]] / scale))
         if clips:
             people[person] = clips
     return people
 
 
-def make_utterances(count: int, seed: int, held_out: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Speak `count` random utterances: `[(samples at 16 kHz, phone ids at 50 Hz), ...]`; speeds vary with the pitch."""
+def split_people(
+    people: dict[str, list[Voice]], count: int, least: int = 20
+) -> tuple[dict[str, list[Voice]], dict[str, list[Voice]]]:
+    """Keep `count` people out, those with the fewest clips but at least `least`: `(the others, those kept out)`."""
+    sizes = Counter({person: len(own) for person, own in people.items() if len(own) >= least})
+    kept = {person for person, _ in sizes.most_common()[::-1][:count]}
+    return (
+        {person: own for person, own in people.items() if person not in kept},
+        {person: own for person, own in people.items() if person in kept},
+    )
+
+
+def load_voices(options: AudioEncoderOptions) -> tuple[list[Voice], list[Voice], list[Voice]]:
+    """Clips for training, clips of other people for validation, and recordings without a face, of all `data`."""
+    people: dict[str, list[Voice]] = {}
+    recordings = []
+    processor = VasaAudioProcessor(SAMPLING_RATE)
+    with load_sound(options.audio_cache) as sound:
+        for folder in map(training_folder, options.data):
+            if (folder / "clips.npz").exists():
+                people |= load_clips(folder, sound)
+            for path in sorted((folder / "speech").glob("*.*")):
+                samples = processor.load(path)
+                recordings.append(Voice(samples[: len(samples) // FRAME * FRAME]))
+    clips, validation = (
+        [clip for own in part.values() for clip in own] for part in split_people(people, options.validation_people)
+    )
+    return clips, validation, recordings
+
+
+def stretch(voice: Voice, rate: int) -> Voice:
+    """A clip as if it had been recorded at `rate` Hz: faster and higher below 16,000, and its mouth with it."""
+    samples = resample(voice.samples, SAMPLING_RATE, rate)
+    num = len(samples) // FRAME
+    at = (np.arange(num) + 0.5) * SAMPLING_RATE / rate - 0.5
+    mouth = [np.interp(at, np.arange(len(voice)), voice.mouth[:, c]) for c in range(2)]
+    return Voice(samples[: num * FRAME], np.stack(mouth, 1).astype(np.float32))
+
+
+def random_rate(rng: np.random.Generator) -> int:
+    """A rate for `resample` that sounds like another throat."""
+    return int(rng.integers(85, 118)) * 160
+
+
+def make_utterances(count: int, seed: int, held_out: bool = False) -> list[Voice]:
+    """Speak `count` random utterances, float16 with phones; speeds vary with the pitch."""
     rng = np.random.default_rng(seed)
     utterances = []
     for _ in range(count):
         speech = random_speech(rng, held_out)
-        samples, stretch = speech.samples, 1.0
+        samples, ratio = speech.samples, 1.0
         if rng.random() < 0.5:
-            rate = int(rng.integers(85, 118)) * 160  # sounds like another throat
-            samples, stretch = resample(samples, SAMPLING_RATE, rate), rate / SAMPLING_RATE
-        num = len(samples) // 320
-        utterances.append(
-            (samples[: num * 320].astype(np.float16), speech.phone_ids(num, 50 * stretch).astype(np.int8))
-        )
+            rate = random_rate(rng)
+            samples, ratio = resample(samples, SAMPLING_RATE, rate), rate / SAMPLING_RATE
+        num = len(samples) // FRAME
+        phones = speech.phone_ids(2 * num, 50 * ratio).astype(np.int8)
+        utterances.append(Voice(samples[: num * FRAME].astype(np.float16), phones=phones))
     return utterances
+
+
+def add_targets(groups: list[list[Voice]], teacher: Callable[[np.ndarray], np.ndarray], size: int) -> None:
+    """Write into each voice what the teacher hears in it; the components are those of the first group."""
+    heard = [[teacher(voice.samples.astype(np.float32)) for voice in group] for group in groups]
+    targets = TeacherTargets.fit(heard[0], size)
+    for group, features in zip(groups, heard, strict=True):
+        for voice, own in zip(group, features, strict=True):
+            voice.teacher = targets(own)
 
 
 class SpeechDataset(Dataset):
@@ -280,15 +359,13 @@ class SpeechDataset(Dataset):
     """
 
     def __init__(
-        self,
-        options: AudioEncoderOptions,
-        utterances: list[tuple[np.ndarray, np.ndarray]],
-        clips: list[Clip],
-        recordings: list[np.ndarray],
+        self, options: AudioEncoderOptions, utterances: list[Voice], clips: list[Voice], recordings: list[Voice]
     ):
         self.options, self.utterances, self.clips, self.recordings = options, utterances, clips, recordings
-        share = np.sqrt([float(len(clip.mouth)) for clip in clips])
-        self.clip_shares = share / share.sum() if clips else None
+        self.shares = {}
+        for name, voices in (("clips", clips), ("recordings", recordings)):
+            share = np.sqrt([float(len(voice)) for voice in voices])
+            self.shares[name] = share / share.sum() if voices else None
 
     def __len__(self) -> int:
         return self.options.max_steps * self.options.batch_size
@@ -296,54 +373,60 @@ class SpeechDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.options.seed, index])
         frames = WINDOWS[index // self.options.batch_size % len(WINDOWS)]
-        mouth, known = np.zeros((frames, 2), np.float32), np.zeros(frames, np.float32)
-        phones = np.full(2 * frames, -1, np.int64)
+        kind = None
         if self.clips and rng.random() < self.options.real_share:
-            clip = self.clips[rng.choice(len(self.clips), p=self.clip_shares)]
-            first = int(rng.integers(-10, max(-10, len(clip.mouth) + 2 - frames) + 1))
-            clean = cut(clip.samples, first * FRAME, frames * FRAME)
-            begin, end = max(first, 0), min(first + frames, len(clip.mouth))
-            mouth[begin - first : end - first] = clip.mouth[begin:end]
-            known[begin - first : end - first] = 1
-        elif self.recordings and rng.random() < 0.1:
-            samples = self.recordings[rng.integers(len(self.recordings))]
-            clean = cut(samples, int(rng.integers(0, max(1, len(samples) - frames * FRAME))), frames * FRAME)
+            kind = "clips"
+        elif self.recordings and rng.random() < self.options.recording_share:
+            kind = "recordings"
+        if kind:
+            voices = getattr(self, kind)
+            voice = voices[rng.choice(len(voices), p=self.shares[kind])]
+            first = int(rng.integers(-10, max(-10, len(voice) + 2 - frames) + 1))
         else:
-            clean, phones = self.synthetic(rng, frames)
+            voice = self.join_utterances(rng, frames)
+            first = int(rng.integers(0, len(voice) - frames + 1))
+        clean = cut(voice.samples, first * FRAME, frames * FRAME).astype(np.float32)
         clean = clean * np.float32(10 ** (rng.uniform(-20, 6) / 20) * 0.5 / max(float(np.abs(clean).max()), 0.02))
-        other = self.synthetic(rng, frames)[0] if rng.random() < 0.2 else None
+        other = self.join_utterances(rng, frames).samples[: len(clean)] if rng.random() < 0.2 else None
         samples = augment(clean, rng, other) if rng.random() < 0.85 else clean
-        return {
-            "samples": torch.from_numpy(np.clip(samples, -1, 1).astype(np.float32)),
-            "clean": torch.from_numpy(clean.astype(np.float32)),
-            "phones": torch.from_numpy(phones),
-            "articulation": torch.from_numpy(articulation(np.maximum(phones, 0))),
-            "mouth": torch.from_numpy(mouth),
-            "known": torch.from_numpy(known),
+
+        phones = cut(voice.phones, 2 * first, 2 * frames, -1) if voice.phones is not None else np.full(2 * frames, -1)
+        mouth, known = np.zeros((frames, 2), np.float32), np.zeros(frames, np.float32)
+        if voice.mouth is not None:
+            mouth, known = cut(voice.mouth, first, frames), cut(np.ones(len(voice), np.float32), first, frames)
+        sample = {
+            "samples": np.clip(samples, -1, 1).astype(np.float32),
+            "clean": clean,
+            "phones": phones.astype(np.int64),
+            "articulation": articulation(np.maximum(phones, 0)),
+            "mouth": mouth,
+            "known": known,
         }
+        if voice.teacher is not None:
+            sample["teacher"] = cut(voice.teacher, 2 * first, 2 * frames, np.nan)  # unknown beyond the ends
+        return {name: torch.from_numpy(value) for name, value in sample.items()}
 
-    def synthetic(self, rng: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray]:
-        """Utterances with pauses between them, cut to the window."""
-        samples, phones, total = [], [], 0
-        while total < 2 * frames + 60:
-            gap = int(rng.integers(0, 25))
-            speech, ids = self.utterances[rng.integers(len(self.utterances))]
-            speech = speech.astype(np.float32) * np.float32(10 ** (rng.uniform(-6, 3) / 20))
-            samples += [np.zeros(gap * 320, np.float32), speech]
-            phones += [np.zeros(gap, np.int64), ids.astype(np.int64)]
-            total += gap + len(ids)
-        first = int(rng.integers(0, total - 2 * frames + 1))
-        return (
-            np.concatenate(samples)[first * 320 : (first + 2 * frames) * 320],
-            np.concatenate(phones)[first : first + 2 * frames],
-        )
+    def join_utterances(self, rng: np.random.Generator, frames: int) -> Voice:
+        """Utterances with pauses between them, longer than the window; the teacher does not hear pauses."""
+        parts, total = [], 0
+        while total < frames + 30:
+            utterance, gap = self.utterances[rng.integers(len(self.utterances))], int(rng.integers(0, 13))
+            loud = utterance.samples.astype(np.float32) * np.float32(10 ** (rng.uniform(-6, 3) / 20))
+            pause = Voice(np.zeros(gap * FRAME, np.float32), phones=np.zeros(2 * gap, np.int8))
+            if utterance.teacher is not None:
+                pause.teacher = np.full((2 * gap, utterance.teacher.shape[1]), np.nan, np.float16)
+            parts += [pause, replace(utterance, samples=loud)]
+            total += gap + len(utterance)
+        names = ["samples", "phones"] + ["teacher"] * (parts[0].teacher is not None)
+        return Voice(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def cut(samples: np.ndarray, start: int, length: int) -> np.ndarray:
-    """`samples[start : start + length]` with zeros beyond the ends."""
-    inside = samples[max(start, 0) : max(start + length, 0)]
+def cut(values: np.ndarray, start: int, length: int, fill: float = 0) -> np.ndarray:
+    """`values[start : start + length]` with `fill` beyond the ends."""
+    inside = values[max(start, 0) : max(start + length, 0)]
     left = min(max(-start, 0), length)
-    return np.pad(inside, (left, length - left - len(inside)))
+    around = [(left, length - left - len(inside))] + [(0, 0)] * (values.ndim - 1)
+    return np.pad(inside, around, constant_values=fill)
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------
@@ -391,27 +474,31 @@ def training_loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], optio
     spoken = batch["phones"] >= 0  # [B, 2T]
     if spoken.any():
         logits = heads.phone(hidden[spoken]).float()
-        target = batch["phones"][spoken]
-        losses["phone"] = F.cross_entropy(logits, target, label_smoothing=0.05)
+        said = batch["phones"][spoken]
+        losses["phone"] = F.cross_entropy(logits, said, label_smoothing=0.05)
         losses["articulation"] = F.smooth_l1_loss(
             heads.articulation(hidden[spoken]).float(), batch["articulation"][spoken], beta=0.1
         )
+    if "teacher" in batch:
+        heard = batch["teacher"].isfinite().all(-1)  # [B, 2T]
+        losses["teacher"] = F.mse_loss(heads.teacher(hidden[heard]).float(), batch["teacher"][heard].float())
     known = batch["known"]
     if known.any():
         mouth = heads.mouth(hidden.unflatten(1, (num // 2, 2)).mean(2)).float()  # [B, T, 2]
         # Widths vary by a few percent: ten times as large they count like the gap.
         unit = torch.tensor([1.0, 10.0], device=mouth.device)
-        distance = F.smooth_l1_loss(mouth * unit, batch["mouth"] * unit, beta=0.5, reduction="none").sum(-1) * known
+        mouth, target = mouth * unit, batch["mouth"] * unit
+        distance = F.smooth_l1_loss(mouth, target, beta=0.5, reduction="none").sum(-1) * known
         real = known.sum(1) > 1
-        match = correlation(mouth[real][..., 0], batch["mouth"][real][..., 0], known[real])
+        match = correlation(mouth[real].mT, target[real].mT, known[real][:, None])  # [B', 2]
         losses["mouth"] = 0.5 * distance.sum() / known.sum() + 0.5 * (1 - match.mean())
     weights = {name: getattr(options, f"{name}_weight") for name in losses}
     total = sum(weights[name] * value for name, value in losses.items())
     logs = {name: value.detach() for name, value in losses.items()}
     if spoken.any():
-        logs["accuracy"] = (logits.detach().argmax(-1) == target).float().mean()
+        logs["accuracy"] = (logits.detach().argmax(-1) == said).float().mean()
     if known.any():
-        logs["lip_correlation"] = match.detach().mean()
+        logs["gap_correlation"], logs["width_correlation"] = match.detach().mean(0)
     return total, logs
 
 
@@ -419,28 +506,54 @@ def training_loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], optio
 
 
 @torch.no_grad()
-def validate(encoder: nn.Module, heads: nn.Module, utterances: list, clips: list[Clip]) -> dict[str, float]:
-    """Accuracy of phones on utterances, and correlation of predicted with true lip gaps within clips."""
-    values: dict[str, float] = {}
-    right = total = 0
-    for samples, phones in utterances:
-        num = len(phones) // 2 * 2
-        window = torch.from_numpy(samples[: num * 320].astype(np.float32))[None]
-        pad = feature_geometry(encoder.config)[1] - 320
+def validate(encoder: nn.Module, heads: nn.Module, utterances: list[Voice], clips: list[Voice]) -> dict[str, float]:
+    """Accuracy of phones on utterances; on clips, correlation of predicted with true gaps and widths within each.
+
+    With a teacher also `teacher`, the mean squared error of its states on the clips (their variance is 1).
+    """
+    values: dict[str, list[float]] = {}
+    pad = feature_geometry(encoder.config)[1] - 320
+    for voice in utterances:
+        window = torch.from_numpy(voice.samples.astype(np.float32))[None]
         hidden = encoder(F.pad(window.to(encoder.device), (pad // 2, pad - pad // 2))).last_hidden_state
         guess = heads.phone(hidden)[0].argmax(-1).cpu().numpy()
-        right, total = right + int((guess == phones[:num]).sum()), total + num
-    if total:
-        values["phone_accuracy"] = right / total
-    scores = []
-    for clip in clips:
-        features = window_features(encoder, torch.from_numpy(clip.samples)[None], 0, len(clip.mouth))
-        guess = heads.mouth(features)[0, :, 0].cpu().numpy()
-        if clip.mouth[:, 0].std() > 1e-3:
-            scores.append(float(np.corrcoef(guess, clip.mouth[:, 0])[0, 1]))
-    if scores:
-        values["lip_correlation"] = float(np.mean(scores))
-    return values
+        values.setdefault("phone_accuracy", []).extend(guess == voice.phones)
+    for voice in clips:
+        window = torch.from_numpy(voice.samples)[None].to(encoder.device)
+        hidden = encoder(F.pad(window, (pad // 2, pad - pad // 2))).last_hidden_state
+        guess = heads.mouth(hidden.unflatten(1, (len(voice), 2)).mean(2))[0].cpu().numpy()
+        if voice.mouth[:, 0].std() > 1e-3:
+            for column, name in enumerate(("gap_correlation", "width_correlation")):
+                values.setdefault(name, []).append(np.corrcoef(guess[:, column], voice.mouth[:, column])[0, 1])
+        if voice.teacher is not None:
+            error = heads.teacher(hidden)[0].cpu().numpy() - voice.teacher
+            values.setdefault("teacher", []).append(np.square(error).mean())
+    return {name: float(np.mean(value)) for name, value in values.items()}
+
+
+def make_encoder(options: AudioEncoderOptions) -> Wav2Vec2Model:
+    """A new encoder with a filter bank, or that of `initial`, which may get more layers.
+
+    Raises:
+        ValueError: If `initial` has another width, or more layers.
+    """
+    encoder = Wav2Vec2Model(small_config(options.hidden_size, options.num_layers))
+    if options.initial is None:
+        init_filter_bank(encoder)
+        return encoder
+    start = Wav2Vec2Model.from_pretrained(resolve(options.initial), dtype=torch.float32)
+    size = (start.config.hidden_size, start.config.num_hidden_layers)
+    if size[0] != options.hidden_size or size[1] > options.num_layers:
+        raise ValueError(
+            f"`initial` must have `hidden_size` {options.hidden_size} and at most `num_layers` {options.num_layers};"
+            f" {options.initial!r} has {size[0]} and {size[1]}."
+        )
+    for layer in encoder.encoder.layers[size[1] :]:  # both branches of a new layer add nothing at first
+        for last in (layer.attention.out_proj, layer.feed_forward.output_dense):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+    encoder.load_state_dict({**encoder.state_dict(), **start.state_dict()})
+    return encoder
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -455,23 +568,18 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     options = parse_options(AudioEncoderOptions, arguments, __doc__.split("\n")[0])
     if not available_engines():
         raise ImportError("a speech synthesiser is needed: `apt install libespeak-ng1` or `apt install flite`.")
+    torch.manual_seed(options.seed)
+    encoder = make_encoder(options)
+    teacher = load_teacher(options.teacher) if options.teacher else None
     utterances = make_utterances(options.num_utterances, options.seed)
     held_out = make_utterances(max(4, min(80, options.num_utterances // 10)), options.seed + 1, held_out=True)
-    clips, validation, recordings = [], [], []
-    if options.data:
-        folder = training_folder(options.data)
-        people = load_clips(folder, Path(options.audio_cache) if options.audio_cache else None)
-        sizes = Counter({person: len(own) for person, own in people.items() if len(own) >= 20})
-        kept = {person for person, _ in sizes.most_common()[::-1][: options.validation_people]}
-        for person, own in people.items():
-            (validation if person in kept else clips).extend(clip for _, clip in own)
-        processor = VasaAudioProcessor(SAMPLING_RATE)
-        recordings = [processor.load(path) for path in sorted((folder / "speech").glob("*.*"))]
+    clips, validation, recordings = load_voices(options)
+    rng = np.random.default_rng(options.seed)
+    clips += [stretch(clip, random_rate(rng)) for _ in range(options.stretched_copies) for clip in clips]
+    if teacher:
+        add_targets([clips or utterances, utterances, validation, recordings], teacher, options.hidden_size)
     print(f"{len(utterances)} utterances, {len(clips)} + {len(validation)} clips, {len(recordings)} recordings")
 
-    torch.manual_seed(options.seed)
-    encoder = Wav2Vec2Model(small_config(options.hidden_size, options.num_layers))
-    init_filter_bank(encoder)
     if not options.train_filter_bank:
         encoder.freeze_feature_encoder()
     modules = {"encoder": encoder, "heads": Heads(options.hidden_size)}
