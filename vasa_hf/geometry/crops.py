@@ -223,7 +223,7 @@ def changed_share(
 ) -> Tensor:
     """Where a crop differs from the picture's own crop: 0 where they are equal, 1 where they clearly differ.
 
-    Not in the paper. Differences of up to half a step of 8 bits are none, of four steps full; they count for their
+    Not in the paper. Differences of up to one step of 8 bits are none, of five steps full; they count for their
     surroundings, a thirty-second of the side, and fade over as much, so that a moving face has no still spots.
 
     Args:
@@ -234,7 +234,7 @@ def changed_share(
         `torch.Tensor` of shape `(1, size, size)`.
     """
     size = crop.shape[-1]
-    difference = ((crop - own).abs().amax(0) * 127.5 - 0.5) / 3.5  # [S, S]
+    difference = ((crop - own).abs().amax(0) * 127.5 - 1) / 4  # [S, S]
     change = F.adaptive_max_pool2d(difference.clamp(0, 1)[None], min(size, 64))
     change = F.max_pool2d(change, 5, 1, 2)
     change = F.avg_pool2d(change, 3, 1, 1, count_include_pad=False)
@@ -254,21 +254,24 @@ def paste(
         crop (`torch.Tensor` of shape `(channels, size, size)`): New content.
         window (`PasteWindow`): See `paste_window`.
         own (`torch.Tensor` of shape `(channels, size, size)`, *optional*): What was cut from the picture. Where the
-            new content does not differ from it, the picture's pixels stay exactly as they are, too.
+            new content does not differ from it, the picture's pixels stay exactly as they are, too; where it hardly
+            differs, the difference is added to them, so that they keep the detail that the crop has lost.
 
     Returns:
         `torch.Tensor` of shape `(channels, height, width)`.
     """
     if own is not None:
-        crop = torch.cat([crop, changed_share(crop, own)])
+        crop = torch.cat([crop, crop - own, changed_share(crop, own)])
     fine = crop.shape[-1] / window.pixels_per_crop
     if fine > 1:
         size = max(round(window.pixels_per_crop), 1)
         crop = F.interpolate(crop[None], size=(size, size), mode="bilinear", antialias=True)[0]
-    patch = F.grid_sample(crop[None].float(), window.grid, padding_mode="border", align_corners=False)[0]
-    mask = window.mask if own is None else window.mask * patch[-1:]
+    patch = F.grid_sample(crop[None].float(), window.grid, padding_mode="border", align_corners=False)[0].to(image)
     height, width = window.mask.shape[-2:]
     out = image.clone()
     part = out[:, window.top : window.top + height, window.left : window.left + width]
-    part.copy_(part + mask * (patch[: len(image)].to(part) - part))
+    change = patch[: len(image)] - part
+    if own is not None:
+        change = torch.lerp(patch[len(image) : -1], change, patch[-1:])
+    part.add_(window.mask * change)
     return out
