@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from vasa_hf.data.landmark_dynamics import FaceLabels
+from vasa_hf.data.landmark_dynamics import FULL_EMOTION_SHAPES, FaceLabels
 from vasa_hf.data.synthetic.heads import HeadState, RenderedHead, preview_states
 from vasa_hf.data.synthetic.painting import centers, inverse_flow, look_up, painted_over
 from vasa_hf.data.synthetic.raster import rasterize, soft_polygon
@@ -192,6 +192,22 @@ def test_bad_input(head, mesh, portrait, labels):
         RenderedHead(mesh, portrait.float(), labels, POSE)
     with pytest.raises(ValueError, match="`landmarks` and `pose` must be of shapes"):
         RenderedHead(mesh, portrait, labels[:68], POSE)
+
+
+def test_random_states_show_whole_emotions_as_often_as_asked():
+    """Each emotional state is one mixture at one strength; brows, lids and lips go together."""
+    names = tuple(sorted({name for mixture in FULL_EMOTION_SHAPES.values() for name in mixture}))
+    rng, seen = np.random.default_rng(0), []
+    for _ in range(200):
+        expression = random_state(POSE, names, rng, emotion_share=1.0).expression
+        emotion = next(e for e, mixture in FULL_EMOTION_SHAPES.items() if set(mixture) == set(expression))
+        strengths = [expression[name] / weight for name, weight in FULL_EMOTION_SHAPES[emotion].items()]
+        assert 0.4 <= min(strengths) and max(strengths) <= 1.0001 and np.ptp(strengths) < 1e-5
+        seen.append(emotion)
+    assert set(seen) == set(FULL_EMOTION_SHAPES)
+    mixtures = [set(mixture) for mixture in FULL_EMOTION_SHAPES.values()]
+    states = [random_state(POSE, names, rng).expression for _ in range(1000)]
+    assert 0.25 < np.mean([set(state) in mixtures for state in states]) < 0.36
 
 
 def test_random_states_can_be_rendered_and_kept_as_labels(head, canonical, tmp_path):

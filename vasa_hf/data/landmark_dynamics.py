@@ -46,7 +46,7 @@ EMOTION_SHAPES = {
     "surprised": {"browInnerUp": 0.9, "browOuterUp": 0.9, "eyeWide": 0.9, "jawOpen": 0.25},
 }
 # At full strength and without speech the jaw takes part, too (FACS: action unit 26).
-_FULL_SHAPES = EMOTION_SHAPES | {
+FULL_EMOTION_SHAPES = EMOTION_SHAPES | {
     "fearful": {"browInnerUp": 1.0, "browOuterUp": 0.4, "eyeWide": 0.9, "mouthStretch": 0.8, "jawOpen": 0.2},
     "surprised": {"browInnerUp": 1.0, "browOuterUp": 1.0, "eyeWide": 1.0, "jawOpen": 0.5},
 }
@@ -378,7 +378,7 @@ class LandmarkDynamics:
         angles = pose[:, :2]
         inputs = about_person(torch.cat([scores, angles, angles.square()], 1), person)
         ridge = torch.zeros(inputs.shape[1])
-        ridge[: scores.shape[1]] = 20.0  # an emotion with the weight of few frames tells little
+        ridge[: scores.shape[1]] = 0.0015 * len(codes)  # an emotion that few frames show tells little
         targets = about_person(self._symmetric(codes), person)
         solution = torch.linalg.solve(inputs.T @ inputs + torch.diag(ridge), inputs.T @ targets)
         return solution[: scores.shape[1]]
@@ -408,7 +408,9 @@ class LandmarkDynamics:
         seen = self._symmetric(seen)[:, :width]
         covariance = torch.cov(seen.T) + 1e-3 * torch.eye(width)
         precision = torch.linalg.inv(covariance)
-        landmarks = torch.stack([sum(w * shapes[name] for name, w in mix.items()) for mix in _FULL_SHAPES.values()])
+        landmarks = torch.stack(
+            [sum(w * shapes[name] for name, w in mix.items()) for mix in FULL_EMOTION_SHAPES.values()]
+        )
         prior = torch.zeros(len(landmarks), width) if offsets is None else offsets[:, :width]
         posterior = precision + basis @ basis.T / _EMOTION_NOISE**2
         directions = torch.linalg.solve(posterior, (prior @ precision + landmarks @ basis.T / _EMOTION_NOISE**2).T).T

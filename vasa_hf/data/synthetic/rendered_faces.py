@@ -3,7 +3,7 @@
 `python -m vasa_hf.data.synthetic.rendered_faces --data DIR --head FILE --output DIR` writes it.
 
 Every labelled portrait (and, with `--clip-people`, one frame of as many clips) is worn by the head and rendered with
-closed, half-closed and winking eyes, averted gaze, open mouths and turned heads: what photographs seldom show.
+closed, half-closed and winking eyes, averted gaze, open mouths, emotions and turned heads: rare in photographs.
 Writes `rendered.npy`, frames (N, 256, 256, 3) uint8, and `rendered.npz`, labels as in `clips.npz`, a file per person.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vasa_hf.data.face_pairs import decode_frames
-from vasa_hf.data.landmark_dynamics import FaceLabels
+from vasa_hf.data.landmark_dynamics import FULL_EMOTION_SHAPES, FaceLabels
 from vasa_hf.data.synthetic.heads import HeadFrame, HeadState, RenderedHead
 from vasa_hf.geometry.landmarks import eye_openness
 from vasa_hf.head.ict import ict_mesh
@@ -30,13 +30,16 @@ _MOUTH_SHAPES = (
 _BROW_SHAPES = ("browDown", "browInnerUp", "browOuterUp", "eyeSquint", "eyeWide", "cheekSquint", "noseSneer")
 
 
-def random_state(pose: Tensor, names: tuple[str, ...], rng: np.random.Generator) -> HeadState:
+def random_state(
+    pose: Tensor, names: tuple[str, ...], rng: np.random.Generator, emotion_share: float = 0.3
+) -> HeadState:
     """Draw what a head does, rare things often.
 
     Args:
         pose (`torch.Tensor` of shape `(7,)`): The photograph's pose; turns are drawn about it.
         names (`tuple` of `str`): Shapes that the head has.
         rng (`numpy.random.Generator`): Source of chance.
+        emotion_share (`float`, defaults to 0.3): Share of states that show one emotion with the whole face.
 
     Returns:
         `HeadState`.
@@ -48,19 +51,25 @@ def random_state(pose: Tensor, names: tuple[str, ...], rng: np.random.Generator)
             if side in names:
                 expression[side] = float(np.clip(value, 0, 1))
 
-    lids = rng.random()
-    if lids < 0.25:
-        add("eyeBlink", rng.uniform(0.9, 1.0))
-    elif lids < 0.55:
-        add("eyeBlink", rng.uniform(0.1, 0.9))
-    elif lids < 0.62:
-        expression[("eyeBlink_L", "eyeBlink_R")[rng.integers(2)]] = float(rng.uniform(0.7, 1.0))
-    if rng.random() < 0.6:
-        add("jawOpen", rng.uniform(0, 0.9) ** 1.5)
-    for name in rng.choice(_MOUTH_SHAPES, rng.integers(0, 4), replace=False):
-        add(name, rng.uniform(0, 0.7))
-    for name in rng.choice(_BROW_SHAPES, rng.integers(0, 3), replace=False):
-        add(name, rng.uniform(0, 0.8))
+    if rng.random() < emotion_share:
+        mixture = FULL_EMOTION_SHAPES[str(rng.choice(sorted(FULL_EMOTION_SHAPES)))]
+        strength = rng.uniform(0.4, 1.0)
+        for name, weight in mixture.items():
+            add(name, strength * weight)
+    else:
+        lids = rng.random()
+        if lids < 0.25:
+            add("eyeBlink", rng.uniform(0.9, 1.0))
+        elif lids < 0.55:
+            add("eyeBlink", rng.uniform(0.1, 0.9))
+        elif lids < 0.62:
+            expression[("eyeBlink_L", "eyeBlink_R")[rng.integers(2)]] = float(rng.uniform(0.7, 1.0))
+        if rng.random() < 0.6:
+            add("jawOpen", rng.uniform(0, 0.9) ** 1.5)
+        for name in rng.choice(_MOUTH_SHAPES, rng.integers(0, 4), replace=False):
+            add(name, rng.uniform(0, 0.7))
+        for name in rng.choice(_BROW_SHAPES, rng.integers(0, 3), replace=False):
+            add(name, rng.uniform(0, 0.8))
     gaze = (0.0, 0.0)
     if rng.random() < 0.7:
         gaze = tuple(float(v) for v in np.clip(rng.normal(size=2) * [0.28, 0.2], [-0.6, -0.4], [0.6, 0.4]))
