@@ -223,8 +223,8 @@ def changed_share(
 ) -> Tensor:
     """Where a crop differs from the picture's own crop: 0 where they are equal, 1 where they clearly differ.
 
-    Not in the paper. Differences of up to one step of 8 bits are none, of five steps full; they count for their
-    surroundings, a thirty-second of the side, and fade over as much, so that a moving face has no still spots.
+    Not in the paper. The mean difference in cells of a 64th of the side counts: up to four steps of 8 bits not at all,
+    from fourteen fully; then for the cells around, too, so that a moving face has no still spots.
 
     Args:
         crop (`torch.Tensor` of shape `(channels, size, size)`): New content in [-1, 1].
@@ -234,9 +234,8 @@ def changed_share(
         `torch.Tensor` of shape `(1, size, size)`.
     """
     size = crop.shape[-1]
-    difference = ((crop - own).abs().amax(0) * 127.5 - 1) / 4  # [S, S]
-    change = F.adaptive_max_pool2d(difference.clamp(0, 1)[None], min(size, 64))
-    change = F.max_pool2d(change, 5, 1, 2)
+    difference = F.adaptive_avg_pool2d((crop - own).abs().amax(0)[None], min(size, 64)) * 127.5
+    change = F.max_pool2d(((difference - 4) / 10).clamp(0, 1), 3, 1, 1)
     change = F.avg_pool2d(change, 3, 1, 1, count_include_pad=False)
     return F.interpolate(change[None], size, mode="bilinear", align_corners=False)[0]
 
