@@ -20,8 +20,11 @@ from tests.testing_utils.pipelines import (
     make_vasa1_components,
 )
 from vasa_hf import VasaTalkingFacePipeline
+from vasa_hf.geometry.crops import transform_points
 from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoWriter, load_audio, read_provenance, read_video, save_wav
+from vasa_hf.metrics.image import box_mask
+from vasa_hf.metrics.sharpness import laplacian_sharpness
 from vasa_hf.motion import to_relative
 from vasa_hf.processors.audio import resample
 
@@ -641,3 +644,23 @@ def test_embedded_weights_make_the_portrait_talk():
     own = portrait.crop.image * 0.5 + 0.5
     # The same person in the same place: nearer to the portrait than to its mirror image.
     assert (frames - own).abs().mean() < 0.5 * (frames - own.flip(-1)).abs().mean()
+
+
+@pytest.mark.skipif(
+    not (EMBEDDED / "face_autoencoder").is_dir(), reason="the embedded weights are not in this checkout"
+)
+@pytest.mark.parametrize("paste_back", [False, True])
+def test_embedded_weights_keep_the_background_sharp(paste_back):
+    """The head turns by 3 degrees; beside it and above it the wall keeps the portrait's pixels."""
+    pipe = VasaTalkingFacePipeline.from_pretrained("vasa-small")
+    portrait = pipe.prepare_portrait(ASSETS / "portrait.jpg")
+    turn = torch.zeros(2, portrait.motion.shape[1])
+    turn[:, 0], turn[:, 3] = 0.06, 0.008
+    frames = torch.cat(list(pipe.decode_frames(portrait, portrait.motion + turn, paste_back)))
+    own = (portrait.picture if paste_back else portrait.crop.image)[None] * 0.5 + 0.5
+    boxes = torch.tensor([[0.9, 0.02, 0.98, 0.6], [0.02, 0.02, 0.98, 0.04]], dtype=torch.float64)  # in the crop
+    if paste_back:  # in fractions of the picture
+        corners = transform_points(portrait.crop.image_from_crop, boxes.view(-1, 2))
+        boxes = (corners / corners.new_tensor([own.shape[-1], own.shape[-2]])).view(-1, 4)
+    for mask in box_mask(boxes, tuple(own.shape[-2:])).float().split(1):
+        assert (laplacian_sharpness(frames, mask) >= 0.9 * laplacian_sharpness(own, mask)).all()
