@@ -56,10 +56,11 @@ class RegionRefinerOptions(LoopOptions):
     batch_size: int = option(16, "pairs a step")
     learning_rate: float = option(4e-4, "peak learning rate")
     adversarial_from: int = option(500, "first step of the adversarial loss")
-    weight_adversarial: float = option(0.1, "hinge loss of the discriminator")
-    weight_matching: float = option(1.0, "feature matching with the discriminator")
+    weight_adversarial: float = option(0.5, "hinge loss of the discriminator")
+    weight_matching: float = option(5.0, "feature matching with the discriminator")
     weight_perceptual: float = option(0.1, "perceptual loss, needs --perceptual")
     perceptual: str | None = option("vasa-small/face_recognizer", "network of the perceptual loss")
+    real_only: bool = option(False, "draw recorded frames alone: portraits and rendered faces teach irises, not teeth")
     regions: list[str] = option(["mouth", "eyes"], "which refiners learn")
 
 
@@ -69,18 +70,21 @@ class RegionCrops(Dataset):
     Args:
         tensors (`dict[str, torch.Tensor]`): Of `decode_crops`.
         seed (`int`): Seed of the draws.
+        real_only (`bool`): Draw recorded frames alone.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], seed: int = 0):
+    def __init__(self, tensors: dict[str, Tensor], seed: int = 0, real_only: bool = False):
         self.tensors, self.seed = tensors, seed
         self.learnt = int(len(tensors["motion"]) * (1 - HELD_BACK))
+        rows = torch.arange(self.learnt)
+        self.rows = rows[tensors["is_real"][: self.learnt]] if real_only else rows
 
     def __len__(self) -> int:
         return 2**40
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Draw sample `index`."""
-        row = int(np.random.default_rng([self.seed, index]).integers(self.learnt))
+        row = self.rows[int(np.random.default_rng([self.seed, index]).integers(len(self.rows)))]
         return {name: values[row] for name, values in self.tensors.items()}
 
     def held_back(self, count: int | None = None) -> dict[str, Tensor]:
@@ -289,7 +293,7 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     process = PartialState(cpu=options.cpu)
     start = Path(resolve(options.pipeline))
     with process.main_process_first():
-        dataset = RegionCrops(prepare_crops(options, start), options.seed)
+        dataset = RegionCrops(prepare_crops(options, start), options.seed, options.real_only)
     folder = resolve(options.initial) if options.initial else start / "face_autoencoder"
     model = Vasa1FaceAutoencoder.from_pretrained(folder, torch_dtype=torch.float32)
     if not model.refiners:
