@@ -54,10 +54,11 @@ class RegionRefinerOptions(LoopOptions):
     portrait_share: float = option(0.2, "share of the pairs that are single portraits")
     label_share: float = option(0.5, "share of the pairs whose motion comes from the labels, not from the encoders")
     batch_size: int = option(16, "pairs a step")
-    learning_rate: float = option(4e-4, "peak learning rate")
+    learning_rate: float = option(2e-4, "peak learning rate of the refiners")
+    discriminator_learning_rate: float = option(5e-4, "peak learning rate of the discriminators")
     adversarial_from: int = option(500, "first step of the adversarial loss")
-    weight_adversarial: float = option(0.5, "hinge loss of the discriminator")
-    weight_matching: float = option(5.0, "feature matching with the discriminator")
+    weight_adversarial: float = option(0.2, "hinge loss of the discriminator")
+    weight_matching: float = option(2.0, "feature matching with the discriminator")
     weight_perceptual: float = option(0.1, "perceptual loss, needs --perceptual")
     perceptual: str | None = option("vasa-small/face_recognizer", "network of the perceptual loss")
     real_only: bool = option(False, "draw recorded frames alone: portraits and rendered faces teach irises, not teeth")
@@ -311,9 +312,8 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
             critic = modules[f"{name}_discriminator"] = losses.MultiScalePatchDiscriminator(32, in_channels=6)
             channels_last(critic)
             turn = discriminator_loss(name)
-            players.append(
-                Player(f"{name}_discriminator", (f"{name}_discriminator",), turn, options.learning_rate, (0.5, 0.99))
-            )
+            speed = options.discriminator_learning_rate
+            players.append(Player(f"{name}_discriminator", (f"{name}_discriminator",), turn, speed, (0.0, 0.99)))
     sheet = sample_sheet(dataset, options.regions)
     state = train(options, modules, players, dataset, tuple(options.regions), print_log, sheet)
     for name in options.regions:
