@@ -55,19 +55,29 @@ def perceptual_loss(features: Features, prediction: Tensor, target: Tensor) -> T
     return sum(F.l1_loss(a.float(), b.float()) for a, b in zip(features(prediction), wanted, strict=True)) / len(wanted)
 
 
-def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+def discriminator_loss(real: list[Tensor], fake: list[Tensor], weight: Tensor | None = None) -> Tensor:
     """Hinge loss of the multi-scale patch discriminator, averaged over scales.
 
     Args:
         real (`list[torch.Tensor]`): Scores of driving frames, one map for each scale.
         fake (`list[torch.Tensor]`): Scores of decoded pictures.
+        weight (`torch.Tensor` of shape `(batch, 1, height, width)`, *optional*): Importance of each pixel.
     """
-    return sum(F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)) / len(real)
+    scores = zip(real, fake, strict=True)
+    return sum(_mean(F.relu(1 - r), weight) + _mean(F.relu(1 + f), weight) for r, f in scores) / len(real)
 
 
-def generator_loss(fake: list[Tensor]) -> Tensor:
-    """Hinge adversarial loss of the decoder, averaged over scales."""
-    return -sum(score.mean() for score in fake) / len(fake)
+def generator_loss(fake: list[Tensor], weight: Tensor | None = None) -> Tensor:
+    """Hinge adversarial loss of the decoder, averaged over scales; arguments as of `discriminator_loss`."""
+    return -sum(_mean(score, weight) for score in fake) / len(fake)
+
+
+def _mean(scores: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of a score map, weighted by the importance of the pixels that each score stands for."""
+    if weight is None:
+        return scores.mean()
+    weight = F.adaptive_avg_pool2d(weight, scores.shape[-2:])
+    return (scores * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
 def feature_matching_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:

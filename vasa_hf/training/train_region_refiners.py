@@ -221,9 +221,10 @@ def refiner_loss(options: RegionRefinerOptions, name: str, features: Any = None)
                 fake, fake_features = discriminator(torch.cat([refined, source], 1)[real])
                 with torch.no_grad():
                     _, real_features = discriminator(torch.cat([true, source], 1)[real])
-                terms["adversarial"] = options.weight_adversarial * losses.generator_loss(fake)
+                terms["adversarial"] = options.weight_adversarial * losses.generator_loss(fake, weight[real])
                 matching = losses.feature_matching_loss(real_features, fake_features)
                 terms["matching"] = options.weight_matching * matching
+                batch[f"{name}_place"] = weight[real]
                 batch[f"{name}_fake"] = torch.cat([refined.detach(), source], 1)[real]
                 batch[f"{name}_real"] = torch.cat([true, source], 1)[real]
         return sum(terms.values()), {f"{name}_{key}": value.detach() for key, value in terms.items()}
@@ -239,7 +240,7 @@ def discriminator_loss(name: str):
         if f"{name}_real" not in batch:
             return 0.0 * sum(parameter.sum() for parameter in discriminator.parameters()), {}
         scores = [discriminator(batch[f"{name}_{key}"])[0] for key in ("real", "fake")]
-        return losses.discriminator_loss(*scores), {}
+        return losses.discriminator_loss(*scores, batch[f"{name}_place"]), {}
 
     return loss
 
