@@ -132,7 +132,7 @@ class RegionRefiner(nn.Module):
         self.region = region
         width = 2 * channels[0]
         self.embed = nn.Sequential(
-            nn.Linear(code_dim + region.mirrored, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            nn.Linear(code_dim + region.mirrored, width), nn.SiLU(), nn.Linear(width, width), nn.Tanh()
         )
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
 
@@ -140,16 +140,16 @@ class RegionRefiner(nn.Module):
             return nn.ModuleDict(
                 {
                     "stem": nn.Conv2d(12, channels[0], 3, padding=1),
-                    "blocks": nn.ModuleList(ResBlock(2, c, c, code, norm=False) for c in channels),
+                    "blocks": nn.ModuleList(ResBlock(2, c, c, code) for c in channels),
                     "downs": nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairs),
                 }
             )
 
         self.source, self.target = encoder(None), encoder(width)
         self.joins = nn.ModuleList(nn.Conv2d(2 * c, c, 1) for c in channels)
-        self.middle = ResBlock(2, channels[-1], channels[-1], width, norm=False)
+        self.middle = ResBlock(2, channels[-1], channels[-1], width)
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
-        self.blocks = nn.ModuleList(ResBlock(2, a, a, width, norm=False) for a, _ in pairs)
+        self.blocks = nn.ModuleList(ResBlock(2, a, a, width) for a, _ in pairs)
         self.out = nn.Conv2d(channels[0], 12, 3, padding=1)
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
@@ -185,7 +185,7 @@ class RegionRefiner(nn.Module):
         for up, block, skip in zip(reversed(self.ups), reversed(self.blocks), reversed(skips[:-1]), strict=True):
             x = F.interpolate(up(x), size=skip.shape[-2:], mode="nearest") + skip
             x = block(x, code)
-        return F.pixel_shuffle(self.out(F.leaky_relu(x, 0.2)), 2).float() * self.window.float()
+        return 2 * F.pixel_shuffle(self.out(F.leaky_relu(x, 0.2)), 2).float().tanh() * self.window.float()
 
     def _encode(self, net: nn.ModuleDict, crop: Tensor, code: Tensor | None, source=None) -> list[Tensor]:
         x = net["stem"](F.pixel_unshuffle(crop, 2).to(net["stem"].weight.dtype))
