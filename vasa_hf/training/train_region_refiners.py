@@ -308,13 +308,15 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     players = []
     for name in options.regions:
         modules[name] = TrainableRefiner(model.refiners[name])
-        players.append(Player(name, (name,), refiner_loss(options, name, features), options.learning_rate))
+        betas = (0.5, 0.99)  # both players: with more momentum they chase each other
+        loss = refiner_loss(options, name, features)
+        players.append(Player(name, (name,), loss, options.learning_rate, betas))
         if options.weight_adversarial:
             critic = modules[f"{name}_discriminator"] = losses.MultiScalePatchDiscriminator(32, in_channels=6)
             channels_last(critic)
             turn = discriminator_loss(name)
             speed = options.discriminator_learning_rate
-            players.append(Player(f"{name}_discriminator", (f"{name}_discriminator",), turn, speed, (0.0, 0.99)))
+            players.append(Player(f"{name}_discriminator", (f"{name}_discriminator",), turn, speed, betas))
     sheet = sample_sheet(dataset, options.regions)
     state = train(options, modules, players, dataset, tuple(options.regions), print_log, sheet)
     for name in options.regions:
