@@ -312,7 +312,9 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         loss = refiner_loss(options, name, features)
         players.append(Player(name, (name,), loss, options.learning_rate, betas))
         if options.weight_adversarial:
-            critic = modules[f"{name}_discriminator"] = losses.MultiScalePatchDiscriminator(32, in_channels=6)
+            critic = modules[f"{name}_discriminator"] = losses.MultiScalePatchDiscriminator(
+                32, in_channels=6, normalize=False
+            )
             channels_last(critic)
             turn = discriminator_loss(name)
             speed = options.discriminator_learning_rate
