@@ -178,19 +178,17 @@ class MultiScalePatchDiscriminator(nn.Module):
         layers (`int`): Strided layers of each discriminator.
         scales (`int`): Number of discriminators.
         in_channels (`int`): Channels of the picture; more than 3 where it is judged beside another one.
-        normalize (`bool`): Spectral normalisation. It steadies long trainings, and holds small ones back.
     """
 
-    def __init__(
-        self, channels: int = 64, layers: int = 3, scales: int = 2, in_channels: int = 3, normalize: bool = True
-    ):
+    def __init__(self, channels: int = 64, layers: int = 3, scales: int = 2, in_channels: int = 3):
         super().__init__()
         self.scales = nn.ModuleList()
         for _ in range(scales):
             widths = [in_channels, *(min(channels << i, 8 * channels) for i in range(layers))]
-            convs = [nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-            if normalize:
-                convs = [nn.utils.parametrizations.spectral_norm(conv) for conv in convs]
+            convs = [
+                nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, 4, 2, 1))
+                for a, b in zip(widths[:-1], widths[1:], strict=True)
+            ]
             self.scales.append(nn.ModuleList([*convs, nn.Conv2d(widths[-1], 1, 3, padding=1)]))
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:

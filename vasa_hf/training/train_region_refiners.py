@@ -189,6 +189,11 @@ def refine(refiner: nn.Module, batch: dict[str, Tensor], decoded: Tensor, source
     return decoded + refiner(decoded, source, code)
 
 
+def judged(image: Tensor, source: Tensor) -> Tensor:
+    """What the discriminator sees, `(batch, 9, height, width)`: a crop, its fine detail enlarged, the source's crop."""
+    return torch.cat([image, 4 * (image - F.avg_pool2d(image, 5, 1, 2, count_include_pad=False)), source], 1)
+
+
 class TrainableRefiner(nn.Module):
     """A refiner whose one forward pass encodes the source too, as wrappers of several processes want it."""
 
@@ -218,15 +223,15 @@ def refiner_loss(options: RegionRefinerOptions, name: str, features: Any = None)
                 terms["perceptual"] = options.weight_perceptual * perceptual
             if step >= options.adversarial_from and options.weight_adversarial:
                 discriminator = modules[f"{name}_discriminator"]
-                fake, fake_features = discriminator(torch.cat([refined, source], 1)[real])
+                seen = {key: judged(x, source)[real] for key, x in (("fake", refined), ("real", true))}
+                fake, fake_features = discriminator(seen["fake"])
                 with torch.no_grad():
-                    _, real_features = discriminator(torch.cat([true, source], 1)[real])
+                    _, real_features = discriminator(seen["real"])
                 terms["adversarial"] = options.weight_adversarial * losses.generator_loss(fake, weight[real])
                 matching = losses.feature_matching_loss(real_features, fake_features)
                 terms["matching"] = options.weight_matching * matching
                 batch[f"{name}_place"] = weight[real]
-                batch[f"{name}_fake"] = torch.cat([refined.detach(), source], 1)[real]
-                batch[f"{name}_real"] = torch.cat([true, source], 1)[real]
+                batch |= {f"{name}_{key}": x.detach() for key, x in seen.items()}
         return sum(terms.values()), {f"{name}_{key}": value.detach() for key, value in terms.items()}
 
     return loss
@@ -312,9 +317,8 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         loss = refiner_loss(options, name, features)
         players.append(Player(name, (name,), loss, options.learning_rate, betas))
         if options.weight_adversarial:
-            critic = modules[f"{name}_discriminator"] = losses.MultiScalePatchDiscriminator(
-                32, in_channels=6, normalize=False
-            )
+            critic = losses.MultiScalePatchDiscriminator(32, in_channels=9)
+            modules[f"{name}_discriminator"] = critic
             channels_last(critic)
             turn = discriminator_loss(name)
             speed = options.discriminator_learning_rate
