@@ -158,7 +158,9 @@ def test_save_and_load(tmp_path):
     with torch.inference_mode():
         first = model(image, None, motion, motion).sample
         second = again(image, None, motion, motion).sample
-    assert torch.equal(first, second)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)  # weights lie elsewhere in memory: other kernels
 
 
 def test_bfloat16_runs():

@@ -33,7 +33,10 @@ def test_the_loss_falls_and_the_pipeline_holds_the_refiners(run):
     for name in REGIONS:
         assert logs[1][f"{name}_l1"] < logs[0][f"{name}_l1"]
         assert f"{name}_adversarial" in logs[-1] and f"{name}_adversarial" not in logs[0]
-    model = Vasa1FaceAutoencoder.from_pretrained(folder / "pipeline" / "face_autoencoder")
+    saved = folder / "pipeline" / "face_autoencoder"
+    assert "_name_or_path" not in json.loads((saved / "config.json").read_text())  # no folder of this machine
+    assert max(file.stat().st_size for file in saved.iterdir()) < 15.1e6
+    model = Vasa1FaceAutoencoder.from_pretrained(saved)
     assert set(model.refiners) == set(REGIONS)
     before = Vasa1FaceAutoencoder.from_pretrained("model_cards/vasa-small/face_autoencoder")
     same = dict(before.named_parameters())

@@ -95,10 +95,10 @@ def add_region(
     change: Tensor,  # [B * N, C, h, w]
     transform: Tensor,  # [B * N, 2, 3]
 ) -> Tensor:
-    """Add crops to the pictures at the places they were cut from; bilinear, nothing is added outside of them.
+    """Add crops to pictures in [-1, 1] at the places they were cut from; bilinear, nothing is added outside of them.
 
     Returns:
-        `torch.Tensor` of the shape of `image`, float32, a new one.
+        `torch.Tensor` of the shape of `image`, float32, a new one; limited to [-1, 1] where something is added.
     """
     image, side = image.float().clone(), image.shape[-1]
     count = len(change) // len(image)
@@ -114,7 +114,8 @@ def add_region(
         a = inverse[index]
         grid = x[None, :, None] * a[:, 0] + y[:, None, None] * a[:, 1]  # [h, w, 2] in the crop
         patch = F.grid_sample(change[index : index + 1].float(), grid[None], align_corners=False)
-        image[index // count, :, top:bottom, left:right] += patch[0]
+        place = image[index // count, :, top:bottom, left:right]
+        image[index // count, :, top:bottom, left:right] = (place + patch[0]).clamp(-1, 1)
     return image
 
 

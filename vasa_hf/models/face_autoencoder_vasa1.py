@@ -348,8 +348,9 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
                 self.to_rgb.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0, -2.0]))
         self.refiners = nn.ModuleDict(
             {
-                name: RegionRefiner(REGIONS[name], identity_dim + 2 * dynamics_dim + 6, list(channels))
-                for name, channels in (region_refiners or {}).items()
+                name: RegionRefiner(region, identity_dim + 2 * dynamics_dim + 6, list(region_refiners[name]))
+                for name, region in REGIONS.items()
+                if name in (region_refiners or {})
             }
         )
         self.gradient_checkpointing = False
@@ -488,7 +489,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
             crop = cut_region(sample, transform, refiner.region.size).to(sample.dtype)
             source = [next(features).flatten(0, 1) for _ in refiner.joins]
             image = add_region(image, refiner(crop, source, code), transform)
-        return image.clamp(-1, 1).to(sample.dtype)
+        return image.to(sample.dtype)
 
     def _decode_passthrough(
         self,

@@ -42,7 +42,8 @@ def save_averaged(model, average: ExponentialMovingAverage, folder: str | os.Pat
 def save_pipeline(base: str | os.PathLike, target: str | os.PathLike, **components: Any) -> Path:
     """Write a pipeline folder: a known pipeline with some components replaced by newly trained ones.
 
-    The model card of the known pipeline is left behind, since it does not speak of these weights.
+    The model card of the known pipeline is left behind, since it does not speak of these weights. Models are written in
+    shards of at most 15 MB.
 
     Args:
         base (`str` or `os.PathLike`): Name of an embedded pipeline, or a pipeline folder.
@@ -62,7 +63,13 @@ def save_pipeline(base: str | os.PathLike, target: str | os.PathLike, **componen
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *components))
     for name, component in components.items():
-        component.save_pretrained(partial / name)
+        shards = {"max_shard_size": "15MB"} if isinstance(component, torch.nn.Module) else {}
+        component.save_pretrained(partial / name, **shards)
+        config = partial / name / "config.json"
+        if config.is_file():  # diffusers records the folder that the weights were read from
+            values = json.loads(config.read_text())
+            values.pop("_name_or_path", None)
+            config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target

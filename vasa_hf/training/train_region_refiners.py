@@ -303,10 +303,11 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         dataset = RegionCrops(prepare_crops(options, start), options.seed, options.real_only)
     folder = resolve(options.initial) if options.initial else start / "face_autoencoder"
     model = Vasa1FaceAutoencoder.from_pretrained(folder, torch_dtype=torch.float32)
-    if not model.refiners:
+    if new := set(options.regions) - set(model.refiners):
         weights, config = model.state_dict(), dict(model.config)
-        model = Vasa1FaceAutoencoder.from_config(config, region_refiners=SMALL_CONFIG["region_refiners"])
-        model.load_state_dict(weights, strict=False)  # refiners begin with random weights
+        widths = {name: SMALL_CONFIG["region_refiners"][name] for name in new} | (config["region_refiners"] or {})
+        model = Vasa1FaceAutoencoder.from_config(config, region_refiners=widths)
+        model.load_state_dict(weights, strict=False)  # the new refiners begin with random weights
     channels_last(model)
     features = pretrained_features(resolve(options.perceptual)) if options.perceptual else None
     modules: dict[str, nn.Module] = {} if features is None else {"features": features}
