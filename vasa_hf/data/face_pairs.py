@@ -232,7 +232,8 @@ def people_of_clips(data: Path, names: list[str]) -> list[str]:
             column = next((name for name in ("identity", "person") if name in (reader.fieldnames or [])), None)
             if column is None or "clip" not in reader.fieldnames:
                 raise ValueError(
-                    f"`data`: identities.csv must have the header clip,identity or clip,person, got {reader.fieldnames}."
+                    "`data`: identities.csv must have the header clip,identity or clip,person, "
+                    f"got {reader.fieldnames}."
                 )
             known = {row["clip"]: row[column] for row in reader}
     return [known.get(name, f"clip {name}") for name in names]

@@ -1,6 +1,6 @@
 """Repaint small regions of a decoded face, mouth and eyes, at more detail than the picture around them.
 
-    picture --cut at z_pose--> crop --U-Net(crop, source's crop, code)--> change of colour x soft border --add--> picture
+    image --cut at z_pose--> crop --U-Net(crop, source's crop, code)--> change of colour x soft border --add--> image
 
 A region is a rectangle fixed to the canonical face, so a crop follows the head in position, size, roll and turn, and
 the teeth of the upper jaw stay in one place of it whatever the lips do.
