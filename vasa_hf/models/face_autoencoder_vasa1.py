@@ -43,7 +43,7 @@ from vasa_hf.layers.volume_warp import (
 POSE_DIM = 6
 # Of `keep_still_pixels`, from surely to not at all or back: change of colour in [-1, 1], averaged over a twelfth of the
 # side; the unmoved source's share; the moved source's share of both, plus the head's shift times a factor. Chosen by
-# PSNR and sharpness on held-back people.
+# PSNR and sharpness on the clips and portraits of the evaluation, so their figures are a little optimistic.
 _STILL_CHANGE = (0.03, 0.08)
 _STILL_UNMOVED = (0.05, 0.2)
 _STILL_MOVED = (0.5, 0.8)

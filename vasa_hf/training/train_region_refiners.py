@@ -26,6 +26,7 @@ from vasa_hf.data.face_pairs import FacePairs
 from vasa_hf.geometry.landmarks import rows
 from vasa_hf.hub import resolve
 from vasa_hf.layers.region_refiner import REGIONS, FaceRegion, RegionRefiner, cut_region, region_transform
+from vasa_hf.metrics.sharpness import laplacian
 from vasa_hf.models.face_autoencoder_vasa1 import POSE_DIM, SMALL_CONFIG, Vasa1FaceAutoencoder, region_code
 from vasa_hf.models.face_recognizer import pretrained_features
 from vasa_hf.training import losses
@@ -259,15 +260,9 @@ def judge(refiner: nn.Module, batch: dict[str, Tensor], name: str) -> dict[str, 
     out = {}
     for key, image in (("decoded", decoded), ("refined", refined)):
         out[f"l1_{key}"] = losses.reconstruction_loss(image, true, inside).item()
-        sharp = [(laplacian(x) * inside[..., 1:-1, 1:-1]).sum().item() for x in (image, true)]
+        sharp = [(laplacian(x).abs() * inside[:, 0, 1:-1, 1:-1]).sum().item() for x in (image, true)]
         out[f"sharpness_{key}"] = sharp[0] / max(sharp[1], 1e-6)
     return out
-
-
-def laplacian(image: Tensor) -> Tensor:
-    """Absolute Laplacian of the luminance, `(batch, 1, height - 2, width - 2)`."""
-    kernel = image.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
-    return F.conv2d(image.mean(1, keepdim=True), kernel).abs()
 
 
 def sample_sheet(dataset: RegionCrops, names: list[str], rows: int = 24):
