@@ -199,10 +199,10 @@ class FacePairs(Dataset):
             # Prefer a driver that differs: neighbouring frames teach little, and blinks are rare.
             candidates = rng.integers(first, last, 6)
             apart = (self.clip_motion[candidates] - self.clip_motion[source]).abs()
-            kind = rng.random()
-            if kind < 0.3:
+            criterion = rng.random()
+            if criterion < 0.3:
                 score = apart[:, POSE_DIM:][:, LIDS].mean(1)
-            elif kind < 0.5:
+            elif criterion < 0.5:
                 score = (self.clips.mouth[candidates, 0] - self.clips.mouth[source, 0]).abs()  # shut and open mouths
             else:
                 score = apart[:, POSE_DIM:].mean(1) + 10 * apart[:, :3].mean(1)
