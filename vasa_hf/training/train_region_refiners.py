@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from vasa_hf.data.face_pairs import FacePairs
-from vasa_hf.geometry.landmarks import rows
+from vasa_hf.data.landmark_dynamics import PARTS
+from vasa_hf.geometry.landmarks import eye_openness, rows
 from vasa_hf.hub import resolve
 from vasa_hf.layers.region_refiner import REGIONS, FaceRegion, RegionRefiner, cut_region, region_transform
 from vasa_hf.metrics.sharpness import laplacian
@@ -35,6 +36,8 @@ from vasa_hf.training.saving import save_pipeline
 from vasa_hf.training.train_face_autoencoder import augment, blob, channels_last, ellipse, mouth_box
 
 INNER = 8.0  # weight from which on a pixel lies between the lips or the lids
+EYES = (((33, 133), (159, 145)), ((362, 263), (386, 374)))  # corners from left to right, upper and lower lid
+GAZE_SHIFT = (0.06, 0.03)  # deviation of the moved irises, in eye widths; 0.1 is a quarter of a radian
 HELD_BACK = 0.04  # share of the crops that is judged by and not learnt from
 
 
@@ -54,6 +57,7 @@ class RegionRefinerOptions(LoopOptions):
     rendered_share: float = option(0.15, "share of the pairs that are rendered faces")
     portrait_share: float = option(0.2, "share of the pairs that are single portraits")
     label_share: float = option(0.5, "share of the pairs whose motion comes from the labels, not from the encoders")
+    gaze_share: float = option(0.6, "share of the recorded frames whose irises are moved by a known amount")
     batch_size: int = option(16, "pairs a step")
     learning_rate: float = option(2e-4, "peak learning rate of the refiners")
     discriminator_learning_rate: float = option(5e-4, "peak learning rate of the discriminators")
@@ -108,7 +112,7 @@ def region_weight(points: Tensor, region: str, size: int) -> Tensor:
         weight = 1 + 3 * blob(size, center, width * 0.5)
         return weight + INNER * ellipse(size, center, width * 0.45, gap * 0.5) * (gap > 0.008)[:, None, None, None]
     weight = 1.0
-    for corners, lids in (((33, 133), (159, 145)), ((362, 263), (386, 374))):
+    for corners, lids in EYES:
         ends, rims = points[:, rows(*corners)], points[:, rows(*lids)]
         width, gap = (ends[:, 0] - ends[:, 1]).norm(dim=1), (rims[:, 0] - rims[:, 1]).norm(dim=1)
         center = rims.mean(1)
@@ -117,6 +121,42 @@ def region_weight(points: Tensor, region: str, size: int) -> Tensor:
             weight + INNER * ellipse(size, center, width * 0.5, gap * 0.5) * (gap > 0.1 * width)[:, None, None, None]
         )
     return weight
+
+
+def move_irises(image: Tensor, points: Tensor, shift: Tensor) -> Tensor:
+    """Move the irises of faces by known amounts; lids and corners stay.
+
+    Recorded eyes look into the camera, and landmarks read the little they move with as much noise: a decoder that
+    learns from them moves irises half as far as it is asked to.
+
+    Args:
+        image (`torch.Tensor` of shape `(batch, 3, size, size)`): Faces.
+        points (`torch.Tensor` of shape `(batch, 162, 2)`): Landmarks, fractions of the crop.
+        shift (`torch.Tensor` of shape `(batch, 2)`): To the right and down, in eye widths.
+
+    Returns:
+        `torch.Tensor` of the shape of `image`.
+    """
+    size = image.shape[-1]
+    y, x = torch.meshgrid(*[(torch.arange(size, device=image.device) + 0.5) / size] * 2, indexing="ij")
+    place = torch.stack([x, y], -1).expand(len(image), -1, -1, -1)  # [B, size, size, 2]
+    grid = place
+    for corners, lids in EYES:
+        ends, rims = points[:, rows(*corners)], points[:, rows(*lids)]
+        along = ends[:, 1] - ends[:, 0]
+        across = torch.stack([-along[:, 1], along[:, 0]], 1)
+        square = along.square().sum(1)
+        gap = ((rims[:, 1] - rims[:, 0]) * across).sum(1) / square  # of an eye width
+        center = torch.stack([ends.mean(1), rims.mean(1)]).mean(0)
+        offset = place - center[:, None, None]
+        u = (offset @ along[:, None, :, None])[..., 0] * 2 / square[:, None, None]
+        v = (offset @ across[:, None, :, None])[..., 0] * 2 / (square * gap.clamp_min(0.02))[:, None, None]
+        inside = 1 - ((u.abs() - 0.4) / 0.6).clamp(0, 1).square()
+        sideways = inside * (1 - ((v.abs() - 0.7) / 0.5).clamp(0, 1).square())
+        upwards = inside * (1 - v.square()).clamp_min(0)
+        grid = grid - (sideways * shift[:, 0, None, None])[..., None] * along[:, None, None]
+        grid = grid - (upwards * shift[:, 1, None, None])[..., None] * across[:, None, None]
+    return F.grid_sample(image, grid * 2 - 1, "bicubic", "border", False).clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -144,20 +184,32 @@ def decode_crops(
         torch.manual_seed(options.seed * 1_000_003 + first)
         sample = augment(batch, dataset.dynamics, size, framing=0.0)
         source, driving = sample["source"], sample["driving"]
+        is_real = ~(batch["is_portrait"] | batch["is_rendered"])
         with torch.autocast("cpu", torch.bfloat16):
             if torch.rand(()) < options.label_share:
                 motions = [sample["source_motion"], sample["driving_motion"]]
             else:
                 motions = [model.encode_motion(image).float() for image in (source, driving)]
+            openness = eye_openness(sample["driving_landmarks"]).mean(1)
+            moves = is_real & (openness > 0.12) & (torch.rand(batch_size) < options.gaze_share)
+            shift = torch.randn(batch_size, 2) * torch.tensor(GAZE_SHIFT)
+            limit = torch.stack([torch.full_like(openness, 0.14), 0.25 * openness], 1)
+            shift = torch.minimum(torch.maximum(shift, -limit), limit) * moves[:, None]
+            driving = torch.where(
+                moves[:, None, None, None], move_irises(driving, sample["driving_landmarks"], shift), driving
+            )
+            gaze = (shift[:, None] / dataset.dynamics.tensors["iris_std"]).flatten(1)
+            motions[1] = torch.cat([motions[1][:, : -PARTS["gaze"]], motions[1][:, -PARTS["gaze"] :] + gaze], 1)
             appearance = model.encode_appearance(source, motions[0])
             decoded = model.decode(appearance, motions[1])
         part = {
             "identity": appearance.identity.float(),
             "source_motion": motions[0],
             "motion": motions[1],
-            "is_real": ~(batch["is_portrait"] | batch["is_rendered"]),
+            "is_real": is_real,
         }
-        for name, region in REGIONS.items():
+        for name in options.regions:
+            region = REGIONS[name]
             transforms = [region_transform(motion[:, :POSE_DIM], region) for motion in motions]
             weight = region_weight(sample["driving_landmarks"], name, size) * sample["seen"]
             if name == "mouth":  # rendered teeth are not what teeth look like
