@@ -114,6 +114,19 @@ def test_silence_blinks_and_looks_about():
     assert 0.002 < np.mean(gaze) < 0.05  # radians
 
 
+def test_real_motion_gets_blinks_only_if_asked_and_nothing_else():
+    data = make_clips(LONG)
+    plain, asked = (
+        sequences(data, silent=0.0, natural=1.0, drop_audio_tail=0.0, shifted=False, add_blinks=add) for add in (0, 1)
+    )
+    change = torch.stack([asked[i]["motion"] - plain[i]["motion"] for i in range(200)])
+    lids = 8
+    shut = change[..., lids].abs() > 1.0
+    assert 3 < (shut[:, 1:] & ~shut[:, :-1]).sum() / shut.numel() * 60 * 25 < 25  # a minute
+    change[..., lids] = 0
+    assert change.abs().max() == 0
+
+
 def test_conditions_are_measured_as_the_paper_says():
     """g: fullest bin of the clip; d and e: means over the window, e about the person's own mean."""
     frames, rng = sum(LONG), np.random.default_rng(1)

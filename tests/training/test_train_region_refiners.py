@@ -4,11 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.metrics.test_gaze import video
 from tests.training.test_train_face_autoencoder import data  # noqa: F401 - fixture
 from vasa_hf.geometry.landmarks import rows
 from vasa_hf.layers.region_refiner import REGIONS
+from vasa_hf.metrics.gaze import iris_shift
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
-from vasa_hf.training.train_region_refiners import INNER, RegionCrops, main, region_weight
+from vasa_hf.training.train_region_refiners import INNER, RegionCrops, main, move_irises, region_weight
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +71,13 @@ def test_importance_is_highest_between_the_lips_and_lids():
 def test_unknown_regions_say_so(tmp_path):
     with pytest.raises(ValueError, match="`regions`"):
         main(["--regions", "ears", "--output", str(tmp_path), "--cpu"])
+
+
+@pytest.mark.parametrize("shift", [(0.1, 0.0), (-0.08, 0.03), (0.0, -0.04)])
+def test_irises_of_a_frame_move_as_far_as_asked_and_lids_stay(shift):
+    still, track = video((0.0, 0.0), frames=2, roll=0.1, lids=0.4)
+    moved = move_irises(still * 2 - 1, track.landmarks, torch.tensor([shift] * 2)) / 2 + 0.5
+    torch.testing.assert_close(iris_shift(still, moved, track, track), torch.tensor(shift), atol=0.02, rtol=0.2)
+    beside = torch.ones(256, 256, dtype=torch.bool)
+    beside[75:140, 60:200] = False
+    assert (moved - still).abs()[..., beside].max() < 1e-5

@@ -6,8 +6,8 @@ show nobody silent, sequences are composed:
 
 # Not in the paper: short clips of one person are joined by pauses in which the lips ease into a shut neutral face; some
 # sequences are silence alone; composed pauses and silence have slow head drift, breath, nods, small saccades and
-# blinks, real motion is never added to unless `add_idle_motion` says so; mirroring; gaze, distance and emotion may be
-# shifted by known amounts, so that their conditions mean something exact even if the clips hardly vary.
+# blinks, real motion is never added to unless `add_idle_motion` or `add_blinks` says so; mirroring; gaze, distance and
+# emotion may be shifted by known amounts, so that their conditions mean something exact even if the clips hardly vary.
 """
 
 from __future__ import annotations
@@ -350,6 +350,7 @@ class MotionSequences(Dataset):
         smoothing (`float`, defaults to 1.0): How much of `SMOOTHING` is applied to the other clips; 0 for none.
         add_idle_motion (`bool`, defaults to `False`): Whether head motion, saccades and blinks are added to the real
             motion of short clips, and not only to pauses and silence that are composed.
+        add_blinks (`bool`, defaults to `False`): Whether real motion gets blinks where it has none near.
         idle_blinks (`float`, defaults to 3.5): Excess of blinks in composed pauses, as a share of the rate in speech.
         measured (`bool`, defaults to `True`): Whether conditions are read from the data.
         shifted (`bool`, defaults to `True`):
@@ -377,6 +378,7 @@ class MotionSequences(Dataset):
         exact_share: float | None = None,
         smoothing: float = 1.0,
         add_idle_motion: bool = False,
+        add_blinks: bool = False,
         idle_blinks: float = 3.5,
         measured: bool = True,
         shifted: bool = True,
@@ -387,9 +389,10 @@ class MotionSequences(Dataset):
             raise ValueError(f"`natural` and `silent` must be shares, at most 1 together, got {natural} and {silent}.")
         self.natural, self.silent = natural, silent
         self.drop_condition, self.drop_previous, self.drop_audio_tail = drop_condition, drop_previous, drop_audio_tail
-        self.smoothing, self.add_idle_motion, self.idle_blinks, self.shifted = (
+        self.smoothing, self.add_idle_motion, self.add_blinks, self.idle_blinks, self.shifted = (
             smoothing,
             add_idle_motion,
+            add_blinks,
             idle_blinks,
             shifted,
         )
@@ -536,7 +539,8 @@ class MotionSequences(Dataset):
         idle = np.ones_like(pause) if everywhere else _fade_in_pauses(pause)
         if idle.any():
             self._add_head_motion(rng, motion, pause, idle)
-            self._add_blinks(rng, motion, pause, idle > 0)
+        if idle.any() or self.add_blinks:
+            self._add_blinks(rng, motion, pause, (idle > 0) | self.add_blinks)
         skip = length - self.window
         mirror = np.array([-1.0 if flipped else 1.0, 1.0], np.float32)
         conditions, known = self._make_conditions(

@@ -49,11 +49,13 @@ SHARD_FRAMES = 64
 _VOICE = Path(__file__).resolve().parent.parent / "assets" / "voice.flac"
 _INDEX, _COMPLETE = "index.json", "complete"
 #: Half ranges of the sweeps: yaw, pitch, roll (rad), x, y (canonical units), logarithm of the scale.
-SWEEP = (math.radians(25), math.radians(15), math.radians(10), 0.15, 0.15, 0.2)
-
-
-#: How far aside the anchors look, in radians: from about where VASA-1's frames end.
-ANCHOR_AZIMUTH = (math.radians(25), math.radians(80))
+SWEEP = (math.radians(16), math.radians(12), math.radians(10), 0.15, 0.15, 0.2)
+#: Frames with the head turned further from the portrait's own yaw and pitch (rad) are not made: VASA-1 smears them.
+MOST_TURN = (math.radians(18), math.radians(15))
+#: How far aside the anchors look, in radians: from where VASA-1's frames end.
+ANCHOR_AZIMUTH = (math.radians(14), math.radians(80))
+#: How much the anchors keep what the portrait shows; the rest counts 1.
+SHOWN_ANCHOR = 0.4
 
 
 # --- motion -----------------------------------------------------------------------------------------------------------
@@ -241,9 +243,11 @@ def render_frames(
         raise ValueError(f"`backgrounds` must be one for each of {len(portraits)} portraits, got {len(backgrounds)}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lengths = [_length(file) for file in motion_files]
-    starts = np.cumsum([0, *lengths])
-    order = np.random.default_rng([seed, 1 << 21]).permutation(starts[-1])[:num_frames]
+    made = torch.cat([load_file(file)["motions"] for file in motion_files])
+    turn = (made[:, :2] - portraits[0].motion[0, :2].cpu()).abs()
+    usable = (turn <= torch.tensor(MOST_TURN)).all(1).numpy()
+    order = np.random.default_rng([seed, 1 << 21]).permutation(len(made))
+    order = order[usable[order]][:num_frames] if usable.any() else order[:num_frames]
     chosen = hashlib.sha256(order.tobytes()).hexdigest()
     about: dict[str, Any] = {"order": chosen, "backgrounds": backgrounds.tolist(), "shards": []}
     index_file = folder / _INDEX
@@ -257,10 +261,7 @@ def render_frames(
         if deadline is not None and start and time.monotonic() > deadline:
             break
         rows = order[start : start + SHARD_FRAMES]
-        motions = torch.empty(len(rows), portraits[0].motion.shape[1])
-        for number in np.unique(source := np.searchsorted(starts, rows, side="right") - 1):
-            part = source == number
-            motions[torch.from_numpy(part)] = load_file(motion_files[number])["motions"][rows[part] - starts[number]]
+        motions = made[torch.from_numpy(rows)]
         background = torch.arange(start, start + len(rows)) % len(portraits)
         frames = _decode(talking_face, portraits, motions, background)
         shard = {"motions": motions, "background": background}
@@ -325,7 +326,7 @@ def render_anchors(start: Any, frames: AvatarFrames, path: str | os.PathLike, co
         start (`AvatarStart`): The avatar, and which of its Gaussians the portrait shows.
         frames (`AvatarFrames`): Whose motions and backgrounds are taken.
         path (`str` or `os.PathLike`): The file: `picture` uint8 `(count, 3, H, W)`; `weight` uint8 `(count, 1, H, W)`,
-            255 where the avatar shall stay as it is; `motion`, `background`, `camera_from_world` `(count, 4, 4)`.
+            255 where the avatar must stay as it is; `motion`, `background`, `camera_from_world` `(count, 4, 4)`.
         count (`int`, *optional*, defaults to 48): How many pictures.
         seed (`int`, *optional*, defaults to 0): Of the choice.
     """
@@ -335,7 +336,7 @@ def render_anchors(start: Any, frames: AvatarFrames, path: str | os.PathLike, co
     azimuth = nearest + (farthest - nearest) * torch.rand(count, generator=generator)
     azimuth[::2] *= -1
     elevation = math.radians(15) * (2 * torch.rand(count, generator=generator) - 1)
-    hidden = (~start.shown).float()[:, None].expand(-1, 3)
+    hidden = torch.where(start.shown, SHOWN_ANCHOR, 1.0)[:, None].expand(-1, 3)
     size, parts = tuple(frames[0]["frame"].shape[-2:]), []
     for number, row in enumerate(rows):
         sample, view = frames[row], slice(number, number + 1)

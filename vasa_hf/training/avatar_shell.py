@@ -119,6 +119,31 @@ def shell_size(maps: PortraitMaps) -> int:
     return int((person & ~maps.face & ~maps.neck).sum() + (person.sum() + 2 * len(person)) / _COARSE_BACK**2)
 
 
+def is_hair(maps: PortraitMaps, colours: Tensor) -> Tensor:
+    """Which colours are more like the head's rim above the chin than like the face.
+
+    The forehead and ears lie outside of the mesh's face, and must not colour the back of the head.
+
+    Args:
+        maps (`PortraitMaps`): The portrait.
+        colours (`torch.Tensor` of shape `(3, ...)`): RGB in [0, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(...)`: bool; all are, where the portrait shows no rim or no face.
+    """
+    size, solid = len(maps.alpha), maps.alpha > 0.9
+    reach = max(size // 24, 1)
+    inner = -F.max_pool2d(-maps.alpha[None], 2 * reach + 1, 1, reach)[0] > 0.9
+    above = torch.arange(size)[:, None] + 0.5 < maps.chin_row
+    rim = solid & ~inner & ~maps.face & ~maps.neck & above
+    face = solid & maps.face
+    if not rim.any() or not face.any():
+        return torch.ones(colours.shape[1:], dtype=torch.bool)
+    hair, skin = (maps.colours[:, mask].median(1).values for mask in (rim, face))
+    distances = [(colours.movedim(0, -1) - colour).norm(dim=-1) for colour in (hair, skin)]
+    return distances[0] < distances[1]
+
+
 def make_shell(maps: PortraitMaps, pixel_cm: float) -> tuple[Gaussians, Tensor]:
     """The shell as Gaussians.
 
@@ -153,7 +178,8 @@ def make_shell(maps: PortraitMaps, pixel_cm: float) -> tuple[Gaussians, Tensor]:
         opacities = 0.95 * maps.alpha[y, x]
         return Gaussians(at, quaternion_from_matrix(rotation), scales, opacities, colours[:, y, x].T), y
 
-    outside = (maps.alpha > 0.9) & ~maps.face & ~maps.neck
+    below_chin = torch.arange(size)[:, None] + 0.5 >= maps.chin_row
+    outside = (maps.alpha > 0.9) & ~maps.face & ~maps.neck & (below_chin | is_hair(maps, maps.colours))
     front, above = discs(1.0, 1, maps.colours)
     behind, below = discs(-1.0, _COARSE_BACK, spread_colours(maps.colours, outside))
     both = Gaussians(*(torch.cat(pair) for pair in zip(vars(front).values(), vars(behind).values(), strict=True)))

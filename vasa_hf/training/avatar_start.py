@@ -27,7 +27,7 @@ from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar
 from vasa_hf.motion import POSE_DIM
 from vasa_hf.processors.image import FaceCrop
 from vasa_hf.processors.matte import cut_out
-from vasa_hf.training.avatar_shell import PortraitMaps, make_shell, shell_size
+from vasa_hf.training.avatar_shell import PortraitMaps, is_hair, make_shell, shell_size
 
 MOST_YAW_RAD = 0.7  # a portrait turned further shows too little of the other half
 BACKGROUNDS = (0.9, 0.1)  # greys; two of them tell what is opaque
@@ -341,11 +341,18 @@ def _add_shell(
         mine = mask.nonzero()[:, 0]
         for part in mine.split(1024):
             triangles[part] = allowed[torch.cdist(placed.means[part], frames.origin[allowed]).argmin(1)]
-    # What the portrait does not show of the scalp has the colour of the hair over it.
-    hidden = (~seen & head.region("scalp")[avatar.triangles]).nonzero()[:, 0]
-    scalp = _in_world(avatar, frames).means[hidden]
-    for part, points in zip(hidden.split(1024), scalp.split(1024), strict=True):
-        avatar.colors[part] = _nearest_colours(points, placed.means[hair], shell.colors[hair], torch.ones(()))[0]
+    # What the portrait hides of the scalp has the colour of the hair over it, and so has what it hides of face and neck
+    # where hair is nearer than skin that is seen: else skin shines through between the shell's front and back.
+    over = hair & is_hair(maps, shell.colors.T)
+    over = over if over.any() else hair
+    means = _in_world(avatar, frames).means
+    skin = means[seen & head.region("face", "neck")[avatar.triangles]]
+    hidden = (~seen & head.region("scalp", "face", "neck")[avatar.triangles]).nonzero()[:, 0]
+    for part in hidden.split(1024):
+        colour, to_hair = _nearest_colours(means[part], placed.means[over], shell.colors[over], torch.ones(()))
+        to_skin = torch.cdist(means[part], skin).amin(1, keepdim=True)
+        covered = head.region("scalp")[avatar.triangles[part]][:, None] | (to_hair < to_skin)
+        avatar.colors[part] = torch.where(covered, colour, avatar.colors[part])
     local = local_from_world(placed, triangles, frames)
     rows_of = {
         "means": local.means,

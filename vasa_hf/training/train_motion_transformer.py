@@ -89,6 +89,9 @@ class MotionTransformerOptions(LoopOptions):
     natural: float = option(0.35, "share of windows of short clips that are not joined to others; 1 as in the paper")
     silent: float = option(0.16, "share of windows in which nobody speaks; 0 for what the clips hold, as in the paper")
     add_idle_motion: bool = option(False, "add head motion, saccades and blinks to the real motion of short clips")
+    add_blinks: bool = option(
+        False, "add blinks to real motion where it has none near: few sampling steps draw too few"
+    )
     idle_blinks: float = option(3.5, "excess of blinks in composed pauses: few sampling steps draw too little of them")
     shift_conditions: bool = option(
         True, "shift gaze, distance and emotion by known amounts along --priors; not in the paper"
@@ -466,6 +469,7 @@ def run(options: MotionTransformerOptions) -> TrainingState:
         silent=options.silent,
         smoothing=options.smoothing,
         add_idle_motion=options.add_idle_motion,
+        add_blinks=options.add_blinks,
         idle_blinks=options.idle_blinks,
         shifted=options.shift_conditions,
     )
