@@ -77,14 +77,16 @@ def test_a_crop_in_whole_pixels_is_a_slice():
     torch.testing.assert_close(crop, image[:, 10:26, 14:30], atol=1e-5, rtol=0)
 
 
-def test_edges_are_replicated_beyond_the_picture():
-    image = torch.zeros(3, 20, 20)
-    image[:, :, 0] = 1.0
-    crop = cut_crop(image, crop_matrix(torch.tensor([0.0, 10.0]), torch.tensor(20.0)), 20)
-    assert crop[:, :, :10].min() > 0.999
-    assert crop[:, :, 12:].max() < 1e-4
-    far = cut_crop(image, crop_matrix(torch.tensor([-500.0, 10.0]), torch.tensor(20.0)), 20)
-    assert far.min() > 0.999
+def test_beyond_the_picture_its_edge_goes_on_blurred_with_distance():
+    image = torch.zeros(3, 100, 100)
+    image[:, ::8] = image[:, 1::8] = image[:, 2::8] = image[:, 3::8] = 1.0  # stripes that end at the picture's side
+    crop = cut_crop(image, crop_matrix(torch.tensor([0.0, 50.0]), torch.tensor(200.0)), 200)
+    torch.testing.assert_close(crop[:, 50:150, 100:], image, atol=1e-4, rtol=0)
+    contrast = crop[0, 60:140, :100].std(0)
+    assert contrast[99] > 0.4 and contrast[:90].max() < 0.05
+    assert 0.3 < crop[0, 100, 50] < 0.7
+    inside = cut_crop(image, crop_matrix(torch.tensor([50.0, 50.0]), torch.tensor(60.0)), 60)
+    torch.testing.assert_close(inside, image[:, 20:80, 20:80], atol=1e-4, rtol=0)
 
 
 def test_shrinking_averages_fine_patterns():

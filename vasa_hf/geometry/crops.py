@@ -21,6 +21,7 @@ STANDARD_SCALE = 2.0
 STANDARD_RAISE = 0.05
 #: A face box, in fractions of a square picture, whose standard crop is that very picture.
 WHOLE_PICTURE_BOX = (0.25, 0.3, 0.75, 0.8)
+_BLUR_REACH = 0.02  # of the crop's side beyond the picture's edge, from where on all is blurred
 
 
 def crop_matrix(
@@ -116,7 +117,8 @@ def cut_crop(
 ) -> Tensor:
     """Cut one square out of a picture of any size.
 
-    Beyond the picture its edges are replicated. Where the crop is coarser than the picture, the part it covers is
+    Beyond the picture its edges go on, the farther the more blurred: stripes of replicated pixels draw the eye. Where
+    the crop is coarser than the picture, the part it covers is
     shrunk with an antialias filter first, so that fine patterns fade instead of flickering.
 
     Args:
@@ -136,7 +138,16 @@ def cut_crop(
         small = max(round(height / shrink), 1), max(round(width / shrink), 1)
         region = F.interpolate(region[None], size=small, mode="bilinear", antialias=True)[0]
     grid = sampling_grid(image_from_crop[None], size, (height, width))
-    return F.grid_sample(region[None], grid, padding_mode="border", align_corners=False)[0]
+    beyond = ((grid.abs() - 1).clamp_min(0) * grid.new_tensor([width, height]) / 2).amax(-1)  # pixels of the region
+    crop = F.grid_sample(region[None], grid, padding_mode="border", align_corners=False)
+    if not beyond.any():
+        return crop[0]
+    share = (beyond / (min(shrink, 1.0) * size * _BLUR_REACH)).clamp(0, 1)[:, None]
+    soft, radius = crop, max(size // 24, 1)
+    for _ in range(3):
+        padded = F.pad(soft, (radius,) * 4, mode="replicate")
+        soft = F.avg_pool2d(padded, 2 * radius + 1, stride=1)
+    return (crop + share * (soft - crop))[0]
 
 
 def crop_region(
