@@ -64,8 +64,8 @@ class RegionRefinerOptions(LoopOptions):
     adversarial_from: int = option(500, "first step of the adversarial loss")
     weight_adversarial: float = option(0.2, "hinge loss of the discriminator")
     weight_matching: float = option(2.0, "feature matching with the discriminator")
-    weight_perceptual: float = option(0.1, "perceptual loss, needs --perceptual")
-    perceptual: str | None = option("vasa-small/face_recognizer", "network of the perceptual loss")
+    weight_perceptual: float = option(0.0, "perceptual loss; it costs most of a step, and brought little here")
+    perceptual: str = option("vasa-small/face_recognizer", "network of the perceptual loss")
     real_only: bool = option(False, "draw recorded frames alone: portraits and rendered faces teach irises, not teeth")
     regions: list[str] = option(["mouth", "eyes"], "which refiners learn")
 
@@ -271,7 +271,7 @@ def refiner_loss(options: RegionRefinerOptions, name: str, features: Any = None)
         }
         real = batch["is_real"].repeat_interleave(REGIONS[name].count)
         if real.any():
-            if features is not None and options.weight_perceptual:
+            if features is not None:
                 perceptual = losses.perceptual_loss(features.feature_maps, refined[real], true[real])
                 terms["perceptual"] = options.weight_perceptual * perceptual
             if step >= options.adversarial_from and options.weight_adversarial:
@@ -295,7 +295,7 @@ def discriminator_loss(name: str):
 
     def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         discriminator = modules[f"{name}_discriminator"]
-        if f"{name}_real" not in batch:
+        if f"{name}_real" not in batch:  # processes that average gradients must all take part
             return 0.0 * sum(parameter.sum() for parameter in discriminator.parameters()), {}
         scores = [discriminator(batch[f"{name}_{key}"])[0] for key in ("real", "fake")]
         return losses.discriminator_loss(*scores, batch[f"{name}_place"]), {}
@@ -356,7 +356,7 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         model = Vasa1FaceAutoencoder.from_config(config, region_refiners=widths)
         model.load_state_dict(weights, strict=False)  # the new refiners begin with random weights
     channels_last(model)
-    features = pretrained_features(resolve(options.perceptual)) if options.perceptual else None
+    features = pretrained_features(resolve(options.perceptual)) if options.weight_perceptual else None
     modules: dict[str, nn.Module] = {} if features is None else {"features": features}
     players = []
     for name in options.regions:
