@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from vasa_hf.data.face_pairs import people_of_clips
-from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics, person_of_frames
+from vasa_hf.data.landmark_dynamics import GAZE_STRENGTH, PARTS, FaceLabels, LandmarkDynamics, person_of_frames
 from vasa_hf.data.shards import training_folder
 from vasa_hf.motion import POSE_DIM, MotionSpec, to_relative
 
@@ -251,7 +251,8 @@ def motion_from_labels(
     neutral = codes[(clips.mouth[:, 0] < 0.01) & (openness > 0.85)].median(0).values
     neutral[gaze:] = 0.0
     flip = torch.block_diag(torch.diag(torch.tensor([-1.0, 1, -1, -1, 1, 1])), model.tensors["mirror"])
-    directions = model.gaze_directions() * torch.tensor([[-1.0], [1.0]])  # yaw > 0 to the picture's left here
+    # Here yaw > 0 is to the picture's left.
+    directions = model.gaze_directions() * torch.tensor([[-1.0], [1.0]]) * torch.tensor(GAZE_STRENGTH)[:, None]
     emotion = None if head is None else model.emotion_directions(head)[1].numpy()
     return motion.numpy(), MotionPriors(flip.numpy(), neutral.numpy(), blink.numpy(), directions.numpy(), emotion)
 

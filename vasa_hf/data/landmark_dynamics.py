@@ -45,8 +45,19 @@ EMOTION_SHAPES = {
     "sad": {"browInnerUp": 0.8, "mouthFrown": 1.0, "eyeSquint": 0.2, "mouthShrugLower": 0.3},
     "surprised": {"browInnerUp": 0.9, "browOuterUp": 0.9, "eyeWide": 0.9, "jawOpen": 0.25},
 }
-# Share of the fitted direction that weight 1 stands for: beyond it the decoder of vasa-small smears the lips (by eye).
-EMOTION_STRENGTH = {"disgusted": 0.6, "fearful": 0.45, "happy": 0.65, "surprised": 0.4}
+# What weight 1 stands for, as a multiple of the fitted direction of lips, lids and brows (by eye and by the judge of
+# `metrics/emotion.py`): the decoder of vasa-small smears lips beyond it, and moves brows half of what it is asked to.
+EMOTION_STRENGTH = {
+    "angry": (1.0, 1.5, 2.5),
+    "disgusted": (0.6, 1.0, 1.5),
+    "fearful": (0.7, 0.9, 1.2),
+    "happy": (0.65, 0.65, 0.65),
+    "sad": (1.0, 0.9, 1.5),
+    "surprised": (0.6, 0.9, 1.1),
+}
+# What a radian of gaze yaw and pitch stands for, as a multiple of the irises' travel in z_dyn: the decoder of
+# vasa-small shows 0.49 and 0.22 of what z_dyn says (`metrics/gaze.py`), guidance makes 1.3 of it.
+GAZE_STRENGTH = (1.4, 2.5)
 # At full strength and without speech the jaw takes part, too (FACS: action unit 26).
 FULL_EMOTION_SHAPES = EMOTION_SHAPES | {
     "fearful": {"browInnerUp": 1.0, "browOuterUp": 0.4, "eyeWide": 0.9, "mouthStretch": 0.8, "jawOpen": 0.2},
@@ -393,7 +404,7 @@ class LandmarkDynamics:
         # Not in the paper: posterior mean of z_dyn given the landmarks of FACS-like mixtures of head shapes. Its prior
         has the covariance of real frames and, as its mean, the offset that real frames show. The result is enlarged, as
         people who talk show emotions mildly. Then lips, lids and brows are each held within 99 % of the real frames
-        (Mahalanobis norm), as the decoder has seen little beyond.
+        (Mahalanobis norm), as the decoder has seen little beyond, and multiplied by `EMOTION_STRENGTH`.
 
         Args:
             head (`str` or `Path`): The `ict_facekit.npz` file.
@@ -417,13 +428,13 @@ class LandmarkDynamics:
         posterior = precision + basis @ basis.T / _EMOTION_NOISE**2
         directions = torch.linalg.solve(posterior, (prior @ precision + landmarks @ basis.T / _EMOTION_NOISE**2).T).T
         start = 0
-        for size in (PARTS["lips"], PARTS["lids"], PARTS["brows"]):
+        strength = torch.tensor([EMOTION_STRENGTH[name] for name in EMOTION_SHAPES])
+        for number, size in enumerate((PARTS["lips"], PARTS["lids"], PARTS["brows"])):
             part = slice(start, start + size)
             limit = mahalanobis_norm(seen[:, part], covariance[part, part]).quantile(_EMOTION_QUANTILE)
             norm = mahalanobis_norm(directions[:, part], covariance[part, part])
-            directions[:, part] *= (limit / norm).clamp(max=_EMOTION_GAIN)[:, None]
+            directions[:, part] *= (limit / norm).clamp(max=_EMOTION_GAIN)[:, None] * strength[:, number, None]
             start += size
-        directions = directions * torch.tensor([[EMOTION_STRENGTH.get(name, 1.0)] for name in EMOTION_SHAPES])
         return list(EMOTION_SHAPES), torch.cat([directions, torch.zeros(len(directions), self.dim - width)], 1)
 
     def _symmetric(self, codes: Tensor) -> Tensor:
