@@ -25,7 +25,7 @@ from vasa_hf.motion import POSE_DIM, from_relative, to_relative
 
 MAX_GAZE_RAD = 0.8
 HEAD_DISTANCE_RANGE = (0.5, 2.0)
-# What the motion transformer has seen in training (`data/clips.py`); see `ControlTrack.learnt_distance`.
+# What the motion transformer has seen in training (`data/motion_sequences.py`); see `ControlTrack.learnt_distance`.
 LEARNT_HEAD_DISTANCE = (0.8, 1.25)
 
 

@@ -9,16 +9,9 @@ import pytest
 import torch
 
 from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
-from vasa_hf.data.clips import (
-    MotionData,
-    MotionPriors,
-    MotionSequences,
-    ease_through,
-    main_gaze,
-    motion_from_labels,
-    smooth_in_time,
-)
+from vasa_hf.data.clips import MotionData, MotionPriors, motion_from_labels, smooth_in_time
 from vasa_hf.data.landmark_dynamics import FaceLabels
+from vasa_hf.data.motion_sequences import MotionSequences, ease_through, main_gaze
 from vasa_hf.media.video import VideoWriter
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec

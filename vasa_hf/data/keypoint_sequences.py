@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vasa_hf.data.clips import MotionData, MotionPriors, MotionSequences
+from vasa_hf.data.clips import MotionData, MotionPriors
 from vasa_hf.data.face_pairs import motion_of, people_of_clips
 from vasa_hf.data.keypoint_labels import keypoints_from_labels, keypoints_from_motion
 from vasa_hf.data.landmark_dynamics import EMOTION_SHAPES, PARTS, FaceLabels, LandmarkDynamics
+from vasa_hf.data.motion_sequences import MotionSequences
 from vasa_hf.motion import POSE_DIM, MotionSpec, from_relative
 
 # MoDA's classes and the directions that stand for them; `None`: a calm face.

@@ -26,9 +26,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vasa_hf.data.clips import MotionData, MotionPriors, MotionSequences, data_folders, motion_from_labels
+from vasa_hf.data.clips import MotionData, MotionPriors, data_folders, motion_from_labels
 from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.filters import speaking
+from vasa_hf.data.motion_sequences import MotionSequences
 from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer

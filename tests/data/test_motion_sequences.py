@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from vasa_hf.data.clips import KINDS, MotionData, MotionPriors, MotionSequences, join_labels, smooth_in_time
+from vasa_hf.data.clips import MotionData, MotionPriors, join_labels, smooth_in_time
 from vasa_hf.data.landmark_dynamics import FaceLabels
+from vasa_hf.data.motion_sequences import KINDS, MotionSequences
 from vasa_hf.motion import MotionSpec
 from vasa_hf.training.train_motion_transformer import check_conditions
 
