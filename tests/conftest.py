@@ -5,9 +5,9 @@ import random
 # Set before the libraries that read it are imported; `VASA_HF_TEST_HUB=1 pytest -m hub` lifts it.
 if os.environ.get("VASA_HF_TEST_HUB") != "1":
     os.environ["HF_HUB_OFFLINE"] = "1"
-# Workers share the cores: one thread each, and one for each process that a test starts.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
+# Workers share the cores: one thread each, and one for each process that a test starts. Also without workers, so that a
+# test sums in the same order however it is run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
