@@ -5,10 +5,20 @@ import random
 # Set before the libraries that read it are imported; `VASA_HF_TEST_HUB=1 pytest -m hub` lifts it.
 if os.environ.get("VASA_HF_TEST_HUB") != "1":
     os.environ["HF_HUB_OFFLINE"] = "1"
+# Workers share the cores: one thread each, and one for each process that a test starts. Also without workers, so that a
+# test sums in the same order however it is run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+TESTS = Path(__file__).resolve().parent
+# Folders whose tests take long belong to a tier; elsewhere single tests are marked `e2e`.
+TIERS = {"app": "e2e", "training": "training"}
+MAX_WORKERS = 4  # each holds 1 to 2 GB
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +35,34 @@ def device():
     return torch.device("cpu")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One worker a core; none for a few files, which would wait longer for the second than it saves."""
+    files = named_on_the_command_line(config)
+    few = 0 < len(files) < 4 and all(path.is_file() for path in files)
+    return 0 if few else min(os.cpu_count() or 1, MAX_WORKERS)
+
+
+def named_on_the_command_line(config):
+    """Files and folders below `tests` that the user named; none if any name stands for all tests."""
+    paths = [Path(name.split("::")[0]).resolve() for name in config.args]
+    named = config.args_source == pytest.Config.ArgsSource.ARGS and all(TESTS in path.parents for path in paths)
+    return paths if named else []
+
+
+def pytest_configure(config):
+    """Tests named on the command line run whatever their tier, without `-m`."""
+    if hasattr(config, "workerinput"):
+        return  # a worker has the options of the main process
+    if named_on_the_command_line(config) and config.option.markexpr == config.getini("addopts")[-1]:
+        config.option.markexpr = "not slow and not gpu and not hub"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(items):
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if folder in TIERS:
+            item.add_marker(TIERS[folder])
     skips = {
         "gpu": (torch.cuda.is_available(), "needs a CUDA device"),
         "hub": (os.environ.get("VASA_HF_TEST_HUB") == "1", "needs the network: VASA_HF_TEST_HUB=1"),

@@ -55,6 +55,7 @@ def test_bad_numbers_are_told(capsys):
         bench_renderer.measure(repeats=0)
 
 
+@pytest.mark.e2e
 def test_results_come_from_fresh_processes():
     (result,) = bench.compare([1], "vasa_hf.bench_renderer", config=TINY, repeats=1)
     assert result["model"] == "random weights" and result["image_size"] == 32

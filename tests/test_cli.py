@@ -204,6 +204,7 @@ def test_the_embedded_weights_move_alike_for_the_same_seed(tmp_path):
     assert (frames[0] == frames[1]).all()
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopping_leaves_nothing_behind(files, tmp_path, number, code):
@@ -297,6 +298,7 @@ def test_inspect_tells_marked_from_unmarked(files, tmp_path, capsys):
     assert "manifest  none" in said and "threshold" in said
 
 
+@pytest.mark.e2e
 @has_analyzer
 def test_bench_compares_threads_in_fresh_processes(files, capsys):
     # A tiny model with the real analyzer: the demo's portrait has a face to find.
@@ -320,6 +322,7 @@ def test_bench_compares_threads_in_fresh_processes(files, capsys):
     assert "real-time factor" in said and "peak memory" in said and len(said.splitlines()[1].split()) == 3
 
 
+@pytest.mark.e2e
 def test_bench_tells_what_failed(tmp_path, capsys):
     assert main(["bench", "--model", str(tmp_path), "--seconds", "1"]) == 2
     assert "failed" in capsys.readouterr().err

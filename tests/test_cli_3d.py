@@ -184,6 +184,7 @@ def test_presets_are_those_of_the_fit():
     assert set(avatars.PRESETS) == set(PRESETS)
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_view_serves_until_ctrl_c(files):
     pytest.importorskip("viser")
@@ -213,6 +214,7 @@ def test_view_serves_until_ctrl_c(files):
     assert process.returncode == 0 and out == "" and "Traceback" not in err
 
 
+@pytest.mark.e2e
 def test_bench_3d_measures_in_a_fresh_process(files, capsys):
     words = ["bench", "3d", "--model", str(files / "model"), "--size", "48", "--steps", "1", "--gaussians", "12000"]
     assert main([*words, "--threads", "2", "--json"]) == 0

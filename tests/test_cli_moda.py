@@ -110,6 +110,7 @@ def test_errors_are_one_line(files, tmp_path, capsys, words, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not embedded_path("vasa-small").is_dir(), reason="the embedded weights are not in this checkout")
 def test_bench_measures_the_same_of_moda(tmp_path, capsys):
     """With the embedded analyzer, which finds the package's portrait."""

@@ -112,6 +112,7 @@ def test_it_opens_in_colab_and_tells_nothing_of_a_machine(path):
             assert name.startswith("05") or (path.parent / name).exists(), f"link to {name}"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_it_runs_from_a_clean_kernel(path, tmp_path, monkeypatch):
     pytest.importorskip("ipykernel")

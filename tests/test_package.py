@@ -94,6 +94,6 @@ def test_constraints_name_every_dependency():
     """Each requirement of pyproject.toml is pinned to a tested version."""
     lines = re.findall(r'^  "([\w-]+)[<>=]', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert len(lines) == 13
-    lines += ["ruff", "pytest"]
+    lines += ["ruff", "pytest", "pytest-xdist", "mypy"]
     pinned = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
     assert set(lines) <= set(pinned)

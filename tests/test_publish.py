@@ -17,6 +17,7 @@ from vasa_hf import Vasa3DAvatarPipeline, VasaTalkingFacePipeline
 from vasa_hf.cli import main
 from vasa_hf.publish import release_files
 
+pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[1]
 CARD = "---\nlicense: apache-2.0\nlibrary_name: vasa_hf\n---\n\n# Made of noise\n"
 

@@ -1,6 +1,7 @@
 """Every code block of the README is run or, where a quick test cannot run it, parsed by the real parser.
 
-Python blocks run in their order, as one session, on the embedded weights and 0.8 s of speech. Only parsed are:
+What runs is in the tier `e2e`: Python blocks in their order, as one session, on the embedded weights and 0.8 s of
+speech. Only parsed are:
 
 - `vasa-hf fit`, and `pipe.fit` of the session: minutes; `test_fit_as_the_readme_writes_it` runs it (`pytest -m slow`).
 - `vasa-hf view`, `app`: they serve until they are stopped; their own tests look at the pages.
@@ -91,6 +92,7 @@ def test_pictures_are_there_and_light():
     assert all(0 < (ROOT / (html or markdown)).stat().st_size < 1_500_000 for html, markdown in pictures)
 
 
+@pytest.mark.e2e
 def test_python_blocks_run(session):
     folder, names = session
     assert len(names["out"].frames) == 20
@@ -104,6 +106,7 @@ def test_commands_parse(words):
     assert callable(options.run)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "words", [words for words in OURS if words[0] not in PARSED_ONLY and "motion/pipeline" not in words], ids=" ".join
 )

@@ -121,6 +121,7 @@ def test_a_stopped_viewer_frees_its_port(viewer):
     assert free_port("127.0.0.1", viewer.port) == viewer.port
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_the_page_shows_a_head_that_moves_and_can_be_gone_round(viewer, tmp_path):
     def seen():

@@ -162,6 +162,7 @@ def one_process(short_videos, tmp_path_factory):
     return folder
 
 
+@pytest.mark.e2e
 def test_two_ray_workers_write_the_same_bytes(short_videos, one_process, tmp_path):
     pytest.importorskip("ray.data", reason="needs ray: pip install 'vasa_hf[ray]' (79 MB, 55 MB more for pyarrow)")
     settings = PrepareSettings(QUICK)
@@ -169,6 +170,7 @@ def test_two_ray_workers_write_the_same_bytes(short_videos, one_process, tmp_pat
     assert files_of(tmp_path) == files_of(one_process)
 
 
+@pytest.mark.e2e
 def test_a_killed_run_goes_on_with_two_processes_and_ends_with_the_same_bytes(short_videos, one_process, tmp_path):
     command = [sys.executable, "-m", "vasa_hf.cli", "prepare", str(short_videos), "-o", str(tmp_path)]
     command += ["--min-seconds", "1", "--max-seconds", "4", "--set", "min_sync=0", "--clips-per-shard", "2"]
@@ -190,6 +192,7 @@ def test_a_killed_run_goes_on_with_two_processes_and_ends_with_the_same_bytes(sh
     assert seen[0] < 4 and files_of(tmp_path) == files_of(one_process)
 
 
+@pytest.mark.e2e
 def test_a_kill_while_shards_are_packed_changes_nothing(short_videos, one_process, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

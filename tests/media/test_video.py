@@ -47,7 +47,7 @@ def track_seconds(path):
     return found
 
 
-@pytest.mark.parametrize(("seconds", "fps"), [(10, 25), (10, NTSC), (600, NTSC)])
+@pytest.mark.parametrize(("seconds", "fps"), [(10, 25), (10, NTSC), pytest.param(600, NTSC, marks=pytest.mark.e2e)])
 def test_sound_and_picture_last_equally_long(tmp_path, seconds, fps):
     path, frame = tmp_path / "a.mp4", np.full((32, 32, 3), 90, np.uint8)
     count = int(seconds * fps)

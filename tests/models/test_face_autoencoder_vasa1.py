@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
+from tests.testing_utils.models import ModelTesterMixin
 from vasa_hf.models.face_autoencoder_vasa1 import (
     PAPER_CONFIG,
     SMALL_CONFIG,
@@ -19,6 +21,26 @@ def some_motion(batch, dim=34):
     motion = 0.1 * torch.randn(batch, dim)
     motion[:, 3:6] = torch.tensor([0.5, 0.5, 0.27])
     return motion
+
+
+class TestVasa1FaceAutoencoder(ModelTesterMixin):
+    model_class = Vasa1FaceAutoencoder
+
+    def make_config(self):
+        return dict(TINY_CONFIG)
+
+    def make_inputs(self, model):
+        torch.manual_seed(1)
+        return {"source": torch.rand(2, 3, 64, 64) * 2 - 1, "driving": torch.rand(2, 3, 64, 64) * 2 - 1}
+
+    def bad_inputs(self, model):
+        good = self.make_inputs(model)
+        return [
+            ("image", {**good, "source": torch.zeros(2, 3, 64, 60)}),
+            ("image", {**good, "source": torch.zeros(2, 1, 64, 64)}),
+            ("motion", {**good, "source_motion": torch.zeros(2, 5)}),
+            ("motion", {**good, "driving_motion": torch.zeros(1, 34)}),
+        ]
 
 
 def test_paper_size_is_about_200m_parameters():
@@ -75,13 +97,22 @@ def test_batch_equals_single_and_expand():
 
 
 def test_larger_source_passes_detail_through():
+    """What is finer than the model's own size comes from the source, and is not there if the source is small."""
+
+    def likeness(one, other):
+        detail = [(image - F.avg_pool2d(image, 5, 1, 2)).flatten() for image in (one, other)]
+        return torch.corrcoef(torch.stack(detail))[0, 1]
+
     model = tiny().eval()
-    image = torch.rand(1, 3, 128, 128) * 2 - 1
+    image, motion = torch.rand(1, 3, 128, 128) * 2 - 1, some_motion(1)
     with torch.inference_mode():
-        appearance = model.encode_appearance(image, some_motion(1))
-        out = model.decode(appearance, some_motion(1), output_size=128)
-        small = model.decode(appearance, some_motion(1))
-    assert out.shape[-1] == 128 and small.shape[-1] == 64
+        appearance = model.encode_appearance(image, motion)
+        out, small = model.decode(appearance, motion, output_size=128), model.decode(appearance, motion)
+        shrunk = model.encode_appearance(F.interpolate(image, size=64, mode="area"), motion)
+        blurred = model.decode(shrunk, motion, output_size=128)
+    assert out.shape[-1] == blurred.shape[-1] == 128 and small.shape[-1] == 64
+    # Random weights pass about half of the source through.
+    assert likeness(out, image) > 0.6 and likeness(blurred, image) < 0.4
 
 
 def test_motion_basis_moves_pixels_as_far_as_its_channel_is_from_the_source():
@@ -163,12 +194,19 @@ def test_save_and_load(tmp_path):
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)  # weights lie elsewhere in memory: other kernels
 
 
-def test_bfloat16_runs():
-    model = tiny().eval().to(torch.bfloat16)
-    image = torch.rand(1, 3, 64, 64).to(torch.bfloat16)
+def test_bfloat16_moves_the_image_as_float32_does():
+    """The flow is computed from float32 positions: bfloat16's 8 bits would be half a pixel of 256."""
+    model = tiny().eval()
+    image, motion = torch.rand(1, 3, 64, 64) * 2 - 1, some_motion(2)
     with torch.inference_mode():
-        out = model(image, image).sample
-    assert out.dtype == torch.bfloat16 and out.isfinite().all()
+        expected = model.decode(model.encode_appearance(image, motion[:1]), motion[1:], return_dict=True)
+        half, low = model.to(torch.bfloat16), motion.to(torch.bfloat16)
+        result = half.decode(half.encode_appearance(image.to(torch.bfloat16), low[:1]), low[1:], return_dict=True)
+    assert result.sample.dtype == torch.bfloat16
+    # A quarter of a pixel of 256, in the units of the flow.
+    torch.testing.assert_close(result.flow.float(), expected.flow, atol=0.002, rtol=0)
+    # Rounding through the decoder: two percent of the image's range.
+    assert (result.sample.float() - expected.sample).abs().mean() < 0.02 < 0.1 * expected.sample.std()
 
 
 @pytest.mark.parametrize(

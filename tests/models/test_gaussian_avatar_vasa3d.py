@@ -1,11 +1,9 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.head.test_parametric import small_head
+from tests.testing_utils.fresh_process import reload_model, run_in_fresh_process
 from tests.testing_utils.models import ModelTesterMixin
 from vasa_hf.gaussians.densify import DensityConfig, DensityPlan, apply_density
 from vasa_hf.gaussians.render import render
@@ -21,15 +19,6 @@ from vasa_hf.models.gaussian_avatar_vasa3d import SMALL_CONFIG, Vasa3DGaussianAv
 
 FIELDS = ("means", "quats", "scales", "opacities", "colors")
 REST = [0.0, 0.0, 0.0, 0.5, 0.5, 0.25]
-
-_RELOAD = """
-import sys
-from safetensors.torch import load_file, save_file
-from vasa_hf import Vasa3DGaussianAvatar
-avatar = Vasa3DGaussianAvatar.from_pretrained(sys.argv[1])
-gaussians = avatar(load_file(sys.argv[2])["motion"]).gaussians
-save_file({name: getattr(gaussians, name).detach().contiguous() for name in sys.argv[4:]}, sys.argv[3])
-"""
 
 
 def tiny_head():
@@ -77,7 +66,7 @@ class TestVasa3DGaussianAvatar(ModelTesterMixin):
         model.save_pretrained(tmp_path / "avatar")
         save_file(self.make_inputs(model), tmp_path / "in.safetensors")
         files = [str(tmp_path / name) for name in ("avatar", "in.safetensors", "out.safetensors")]
-        subprocess.run([sys.executable, "-c", _RELOAD, *files, *FIELDS], check=True, timeout=300)
+        run_in_fresh_process(reload_model, "vasa_hf", "Vasa3DGaussianAvatar", *files, "__call__", FIELDS)
         expected, result = model(**self.make_inputs(model)).gaussians, load_file(files[2])
         for name in FIELDS:
             torch.testing.assert_close(result[name], getattr(expected, name).detach(), rtol=1e-4, atol=1e-5)

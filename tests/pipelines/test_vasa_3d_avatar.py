@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.testing_utils.avatars import make_avatar
+from tests.testing_utils.fresh_process import reload_pipeline, run_in_fresh_process
 from tests.testing_utils.pipelines import (
     PipelineTesterMixin,
     generator,
@@ -27,19 +26,6 @@ from vasa_hf.motion import to_relative
 from vasa_hf.pipelines.avatar_view import head_sphere
 
 _avatars = {}
-
-_RELOAD = """
-import sys
-import torch
-from safetensors.torch import load_file, save_file
-from vasa_hf import Vasa3DAvatarPipeline
-folder, inputs, outputs = sys.argv[1:]
-pipe = Vasa3DAvatarPipeline.from_pretrained(folder)
-pipe.set_progress_bar_config(disable=True)
-options = {"num_inference_steps": 3, "output_size": 32, "output_type": "pt"}
-out = pipe("anna", load_file(inputs)["audio"], generator=torch.Generator().manual_seed(3), **options)
-save_file({"frames": out.frames.contiguous(), "motion": out.motion.contiguous()}, outputs)
-"""
 
 
 def avatar(seed=0):
@@ -97,7 +83,8 @@ class TestVasa3DAvatarPipeline(PipelineTesterMixin):
         audio = make_audio(0.7)
         save_file({"audio": torch.from_numpy(audio)}, tmp_path / "in.safetensors")
         names = [str(tmp_path / name) for name in ("pipe", "in.safetensors", "out.safetensors")]
-        subprocess.run([sys.executable, "-c", _RELOAD, *names], check=True, timeout=600)
+        options = {**self.options, "output_type": "pt"}
+        run_in_fresh_process(reload_pipeline, "Vasa3DAvatarPipeline", *names, "anna", options)
         result = load_file(names[-1])
         expected = call(pipe, "anna", audio, num_inference_steps=3, generator=generator(3))
         # Another process may have another number of threads and sum in another order.

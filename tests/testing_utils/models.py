@@ -1,23 +1,10 @@
 """What every saved model must do, as one mixin."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-# Runs in a process that knows nothing but the folder and the class' path, as a user's would.
-_RELOAD = """
-import importlib, sys
-import torch
-from safetensors.torch import load_file, save_file
-module, name, folder, inputs, outputs, method = sys.argv[1:]
-model = getattr(importlib.import_module(module), name).from_pretrained(folder).eval()
-with torch.no_grad():
-    result = getattr(model, method)(**load_file(inputs))
-save_file({"result": (result if torch.is_tensor(result) else result[0]).contiguous()}, outputs)
-"""
+from tests.testing_utils.fresh_process import reload_model, run_in_fresh_process
 
 
 class ModelTesterMixin:
@@ -61,7 +48,7 @@ class ModelTesterMixin:
         save_file({name: value.contiguous() for name, value in inputs.items()}, tmp_path / "inputs.safetensors")
         arguments = [self.model_class.__module__, self.model_class.__name__, str(tmp_path / "model")]
         files = [str(tmp_path / "inputs.safetensors"), str(tmp_path / "out.safetensors"), self.method]
-        subprocess.run([sys.executable, "-c", _RELOAD, *arguments, *files], check=True, timeout=300)
+        run_in_fresh_process(reload_model, *arguments, *files)
         with torch.no_grad():
             expected = self.run(model, inputs)
         # Another process may sum in another order with another number of threads.

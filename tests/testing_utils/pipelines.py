@@ -1,9 +1,5 @@
 """What every talking-face pipeline must do, as one mixin, and the tiny real components to do it with."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -19,6 +15,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from tests.testing_utils.fresh_process import reload_pipeline, run_in_fresh_process
 from vasa_hf import (
     FaceAnalyzer,
     FaceImageProcessor,
@@ -31,20 +28,6 @@ from vasa_hf import (
 from vasa_hf.training.train_motion_transformer import make_scheduler
 
 BOX = (20, 20, 70, 76)
-
-# Runs in a process that knows nothing but the folder and the public name, as a user's would.
-_RELOAD = """
-import json, sys
-import torch
-from safetensors.torch import load_file, save_file
-import vasa_hf
-name, folder, inputs, outputs, options = sys.argv[1:]
-pipe = getattr(vasa_hf, name).from_pretrained(folder)
-pipe.set_progress_bar_config(disable=True)
-tensors = load_file(inputs)
-out = pipe(tensors["image"], tensors["audio"], generator=torch.Generator().manual_seed(3), **json.loads(options))
-save_file({"frames": out.frames.contiguous(), "motion": out.motion.contiguous()}, outputs)
-"""
 
 
 def make_image(seed=0, size=(96, 88)):
@@ -352,6 +335,16 @@ class PipelineTesterMixin:
         with pytest.raises(ValueError, match="`callback_on_step_end_tensor_inputs`.*'secrets'"):
             self.call(pipe, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=["secrets"])
 
+    def motion_of_many_steps(self, pipe):
+        options = {**self.options, "num_inference_steps": 50, "output_type": "latent"}
+        return self.call(pipe, audio=make_audio(0.8), **options).motion
+
+    @pytest.fixture(scope="class")
+    def swapped(self):
+        """One pipeline for all schedulers, the configuration of its own, and the motion that this finds."""
+        pipe = self.make_pipeline()
+        return pipe, pipe.scheduler.config, self.motion_of_many_steps(pipe)
+
     @pytest.mark.parametrize(
         "scheduler",
         [
@@ -363,16 +356,14 @@ class PipelineTesterMixin:
             UniPCMultistepScheduler,
         ],
     )
-    def test_schedulers_can_be_swapped(self, scheduler):
+    def test_schedulers_can_be_swapped(self, scheduler, swapped):
         """Many small steps of any sampler lead near what DDIM finds, whose variance the random weights keep small."""
-        pipe = self.make_pipeline()
-        audio, steps = make_audio(0.8), {"num_inference_steps": 50}
-        ddim = self.call(pipe, audio=audio, output_type="latent", **{**self.options, **steps}).motion
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        pipe, config, ddim = swapped
+        pipe.scheduler = scheduler.from_config(config)
         assert pipe.scheduler.config.prediction_type == "sample"
-        motion = self.call(pipe, audio=audio, output_type="latent", **{**self.options, **steps}).motion
+        motion = self.motion_of_many_steps(pipe)
         assert torch.isfinite(motion).all()
-        again = self.call(pipe, audio=audio, output_type="latent", **{**self.options, **steps}).motion
+        again = self.motion_of_many_steps(pipe)
         assert torch.equal(motion, again)
         assert (motion - ddim).abs().mean() < 0.3 * ddim.std()
 
@@ -386,8 +377,7 @@ class PipelineTesterMixin:
         save_file({"image": image.contiguous(), "audio": audio}, tmp_path / "inputs.safetensors")
         options = {**self.options, "output_type": "pt"}
         files = [str(tmp_path / name) for name in ("pipe", "inputs.safetensors", "out.safetensors")]
-        command = [sys.executable, "-c", _RELOAD, self.pipeline_class.__name__, *files, json.dumps(options)]
-        subprocess.run(command, check=True, timeout=600)
+        run_in_fresh_process(reload_pipeline, self.pipeline_class.__name__, *files, None, options)
         result = load_file(tmp_path / "out.safetensors")
         expected = self.call(pipe, image, audio, generator=generator(3))
         # Another process may have another number of threads and sum in another order.

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import vasa_hf
-from vasa_hf import VasaTalkingFacePipeline
 from vasa_hf.gaussians.render import render
 from vasa_hf.metrics.image import psnr
 from vasa_hf.models.gaussian_avatar_vasa3d import SMALL_CONFIG
@@ -17,13 +16,6 @@ from vasa_hf.training.avatar_start import start_avatar
 PORTRAIT = Path(vasa_hf.__file__).parent / "assets" / "portrait.jpg"
 COUNT = 16_000
 CONFIG = {name: value for name, value in SMALL_CONFIG.items() if name != "num_gaussians"}
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    pipe = VasaTalkingFacePipeline.from_pretrained("vasa-small")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 
 import vasa_hf
 from tests.training.test_avatar_losses import make_text_to_image
-from vasa_hf import Vasa3DGaussianAvatar, VasaTalkingFacePipeline
+from vasa_hf import Vasa3DGaussianAvatar
 from vasa_hf.gaussians.render import render
 from vasa_hf.training import train_gaussian_avatar
 from vasa_hf.training.avatar_presets import PRESETS
@@ -27,13 +27,6 @@ TINY = {
     "preview_every": 0,
     "log_every": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    pipe = VasaTalkingFacePipeline.from_pretrained("vasa-small")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def fit(pipe, output, on_progress=None, seed=0, **changes):

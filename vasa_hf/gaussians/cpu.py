@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,17 +74,28 @@ class _Rasterize(torch.autograd.Function):
     """Gaussians with RGB -> planes of a picture, for one camera."""
 
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, probe, camera, size, near):
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        probe: Tensor,
+        camera: np.ndarray,
+        size: tuple[int, int],
+        near: float,
+    ) -> tuple[Tensor, Tensor]:
         height, width = size
         count = len(means)
         inputs = _arrays(means, quats, scales, opacities, colors, probe)
         splats, radii = np.empty((count, kernels.SPLAT_COLUMNS), np.float32), np.empty(count, np.float32)
         boxes = np.empty((count, 4), np.int32)
-        near = np.float32(near)
+        near_plane = np.float32(near)
 
-        def project(part, parts):
+        def project(part: int, parts: int) -> None:
             first, last = count * part // parts, count * (part + 1) // parts
-            kernels.project(first, last, *inputs, camera, width, height, near, splats, boxes, radii)
+            kernels.project(first, last, *inputs, camera, width, height, near_plane, splats, boxes, radii)
 
         _in_threads(project)
         tiles_x, tiles_y = -(-width // kernels.TILE), -(-height // kernels.TILE)
@@ -95,29 +107,29 @@ class _Rasterize(torch.autograd.Function):
         ctx.geometry, ctx.lists, ctx.kept = (inputs[:3], camera, size), (boxes, starts, ids, tiles_x), (rest, last)
         ctx.splats, ctx.radii = splats, radii
         ctx.dtypes = [tensor.dtype for tensor in (means, quats, scales, opacities, colors, probe)]
-        radii = torch.from_numpy(radii)
-        ctx.mark_non_differentiable(radii)
-        return torch.from_numpy(picture), radii
+        radii_px = torch.from_numpy(radii)
+        ctx.mark_non_differentiable(radii_px)
+        return torch.from_numpy(picture), radii_px
 
     @staticmethod
-    def backward(ctx, d_picture, _):
+    def backward(ctx: Any, d_picture: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (inputs, camera, (height, width)), (boxes, starts, ids, tiles_x) = ctx.geometry, ctx.lists
-        (d_picture,) = _arrays(d_picture)
+        (d_planes,) = _arrays(d_picture)
         splats, radii, count = ctx.splats, ctx.radii, len(ctx.radii)
         d_pairs = np.empty((len(ids), kernels.SPLAT_COLUMNS), np.float32)
         d_splats = np.zeros((count, kernels.SPLAT_COLUMNS), np.float32)
         d_inputs = [np.zeros_like(array) for array in inputs]
 
-        def project(part, parts):
+        def project(part: int, parts: int) -> None:
             first, last = count * part // parts, count * (part + 1) // parts
             kernels.project_backward(first, last, *inputs, camera, width, height, splats, radii, d_splats, *d_inputs)
 
         lists = (boxes, starts, ids, tiles_x)
-        _in_threads(lambda *part: kernels.blend_backward(*part, splats, *lists, *ctx.kept, d_picture, d_pairs))
+        _in_threads(lambda *part: kernels.blend_backward(*part, splats, *lists, *ctx.kept, d_planes, d_pairs))
         kernels.sum_pairs(ids, d_pairs, d_splats)
         _in_threads(project)
-        gradients = [*d_inputs, d_splats[:, 5], d_splats[:, 6:9], d_splats[:, :2]]
-        gradients = [torch.from_numpy(value).to(dtype) for value, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        arrays = [*d_inputs, d_splats[:, 5], d_splats[:, 6:9], d_splats[:, :2]]
+        gradients = [torch.from_numpy(value).to(dtype) for value, dtype in zip(arrays, ctx.dtypes, strict=True)]
         return *gradients, None, None, None
 
 

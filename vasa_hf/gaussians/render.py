@@ -1,6 +1,7 @@
 """`render`: the one function everyone calls to turn Gaussians into pictures."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -47,8 +48,9 @@ def render(
         ValueError: If arguments do not fit together, or `backend` cannot work with the Gaussians' device.
         ImportError: If the backend's library is not installed.
     """
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    pictures = _check_pictures(gaussians, cameras, size)
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    pictures = _check_pictures(gaussians, cameras, sides)
+    height, width = sides
     # float32 at least, whatever a network under autocast has put out.
     dtype = torch.promote_types(gaussians.means.dtype, torch.float32)
     gaussians = gaussians.to(dtype)
@@ -63,22 +65,30 @@ def render(
     cameras = cameras.to(device=means.device, dtype=means.dtype)
 
     if len(gaussians) == 0:
-        planes, radii = means.new_zeros(pictures, 5, *size), means.new_zeros(pictures, 0)
+        planes, radii = means.new_zeros(pictures, 5, height, width), means.new_zeros(pictures, 0)
     elif backend == "cuda":
         from vasa_hf.gaussians.cuda import render_planes
 
         if len(cameras) < pictures:
             cameras = Cameras(*(v.expand(pictures, *v.shape[1:]) for v in vars(cameras).values()))
-        planes, radii = render_planes(gaussians, cameras, size, near, screen_probe)
+        planes, radii = render_planes(gaussians, cameras, (height, width), near, screen_probe)
     else:
-        planes, radii = _render_one_by_one(backend, gaussians, cameras, size, near, screen_probe, pictures)
+        planes, radii = _render_one_by_one(backend, gaussians, cameras, (height, width), near, screen_probe, pictures)
 
     color, depth, alpha = planes.split((3, 1, 1), dim=1)
     color = color + (1 - alpha) * background.reshape(-1, 3, 1, 1)
     return RenderOutput(color, alpha, depth / alpha.clamp_min(1e-10), radii)
 
 
-def _render_one_by_one(backend, gaussians, cameras, size, near, screen_probe, pictures) -> tuple[Tensor, Tensor]:
+def _render_one_by_one(
+    backend: str,
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    near: float,
+    screen_probe: Tensor | None,
+    pictures: int,
+) -> tuple[Tensor, Tensor]:
     """Pictures from a backend that makes one at a time."""
     if backend == "cpu":
         from vasa_hf.gaussians.cpu import render_planes
@@ -86,7 +96,7 @@ def _render_one_by_one(backend, gaussians, cameras, size, near, screen_probe, pi
         from vasa_hf.gaussians.reference import render_planes
     planes, radii = [], []
     for index in range(pictures):
-        one = gaussians if gaussians.batch_size is None else gaussians.map(lambda value, i=index: value[i])
+        one = gaussians if gaussians.batch_size is None else gaussians.map(itemgetter(index))
         camera = cameras[index if len(cameras) > 1 else 0]
         probe = None if screen_probe is None else screen_probe[index]
         result = render_planes(one, camera, size, near, probe)

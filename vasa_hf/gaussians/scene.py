@@ -6,6 +6,8 @@ standard deviations `scales`. Colours are plain RGB or coefficients of spherical
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,11 +78,11 @@ class Gaussians:
         """Whether colours are spherical harmonics and so depend on the view."""
         return self.colors.ndim > self.means.ndim
 
-    def map(self, function) -> "Gaussians":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Gaussians":
         """Apply a function to every field: `gaussians.map(lambda value: value[mask])`."""
         return Gaussians(*(function(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
-    def to(self, *args, **kwargs) -> "Gaussians":
+    def to(self, *args: Any, **kwargs: Any) -> "Gaussians":
         """The same Gaussians with another device or dtype, see `torch.Tensor.to`."""
         return self.map(lambda value: value.to(*args, **kwargs))
 

@@ -14,6 +14,7 @@ one camera renders a preview and the final picture. The centre of the top-left p
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class Cameras:
         pixels = seen @ self.intrinsics(size).transpose(-1, -2)
         return pixels[..., :2] / seen[..., 2:], seen[..., 2]
 
-    def to(self, *args, **kwargs) -> "Cameras":
+    def to(self, *args: Any, **kwargs: Any) -> "Cameras":
         """The same cameras with another device or dtype, see `torch.Tensor.to`."""
         return Cameras(*(getattr(self, field.name).to(*args, **kwargs) for field in dataclasses.fields(self)))
 
@@ -184,10 +185,10 @@ def orbit_cameras(
         ValueError: If a distance is not positive, or the field of view not between 0 and 180 degrees.
     """
     angles = (torch.as_tensor(value, dtype=torch.float32) for value in (azimuth_rad, elevation_rad, distance))
-    azimuth, elevation, distance = torch.broadcast_tensors(*(torch.atleast_1d(value) for value in angles))
-    if not bool((distance > 0).all()):
-        raise ValueError(f"`distance` must be positive, got {distance.min().item()}.")
+    azimuth, elevation, radius = torch.broadcast_tensors(*(torch.atleast_1d(value) for value in angles))
+    if not bool((radius > 0).all()):
+        raise ValueError(f"`distance` must be positive, got {radius.min().item()}.")
     flat = elevation.cos()
     offset = torch.stack([azimuth.sin() * flat, -elevation.sin(), -azimuth.cos() * flat], dim=-1)
     target = torch.as_tensor(target, dtype=offset.dtype, device=offset.device)
-    return pinhole_cameras(look_at(target + distance[:, None] * offset, target), fov_rad, aspect)
+    return pinhole_cameras(look_at(target + radius[:, None] * offset, target), fov_rad, aspect)

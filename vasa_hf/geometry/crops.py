@@ -130,7 +130,7 @@ def cut_crop(
         `torch.Tensor` of shape `(channels, size, size)`.
     """
     image_from_crop = image_from_crop.to(image)
-    (left, top, right, bottom), image_from_crop = crop_region(image_from_crop, tuple(image.shape[-2:]))
+    (left, top, right, bottom), image_from_crop = crop_region(image_from_crop, (image.shape[-2], image.shape[-1]))
     region = image[:, top:bottom, left:right]
     shrink = float(image_from_crop[:2, 0].norm()) / size
     height, width = region.shape[-2:]

@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class KeypointMotion:
             raise ValueError(f"`index` must keep the batch axis, such as {index}:{index + 1}, got {index}.")
         return KeypointMotion(*(getattr(self, field.name)[index] for field in fields(self)))
 
-    def to(self, *args, **kwargs) -> KeypointMotion:
+    def to(self, *args: Any, **kwargs: Any) -> KeypointMotion:
         """Every tensor moved or cast, as `torch.Tensor.to`."""
         return KeypointMotion(*(getattr(self, field.name).to(*args, **kwargs) for field in fields(self)))
 
@@ -168,7 +169,7 @@ def euler_degrees(rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     pitch = torch.atan2(rotation[..., 1, 2], rotation[..., 2, 2])
     yaw = torch.atan2(-rotation[..., 0, 2], torch.hypot(rotation[..., 1, 2], rotation[..., 2, 2]))
     roll = torch.atan2(rotation[..., 0, 1], rotation[..., 0, 0])
-    return tuple(angle * (180 / math.pi) for angle in (pitch, yaw, roll))
+    return pitch * (180 / math.pi), yaw * (180 / math.pi), roll * (180 / math.pi)
 
 
 def transform_keypoints(motion: KeypointMotion) -> Tensor:

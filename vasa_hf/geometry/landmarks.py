@@ -296,5 +296,6 @@ def expression_scores(
     for name in EXPRESSIONS:
         weights = _EXPRESSION_WEIGHTS[name]
         norm = math.sqrt(sum(weight**2 for weight in weights.values()))
-        scores[name] = torch.sigmoid(1.8 * (sum(w * deviation[k] for k, w in weights.items()) / norm - 1.2))
+        total = sum((w * deviation[k] for k, w in weights.items()), start=points.new_zeros(()))
+        scores[name] = torch.sigmoid(1.8 * (total / norm - 1.2))
     return scores
