@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import vasa_hf
 from tests.testing_utils.pipelines import BOX, make_audio, make_image, make_vasa1_components
 from vasa_hf import VasaTalkingFacePipeline
 from vasa_hf.training.avatar_frames import (
+    MOST_TURN,
     SHARD_FRAMES,
     SWEEP,
     AvatarFrames,
@@ -117,6 +118,16 @@ def test_frames_are_what_the_decoder_makes_on_each_background(pipe, portraits, t
         who = portraits[(BACKGROUNDS == sample["background"]).all(1).nonzero().item()]
         frame = next(pipe.decode_frames(who, sample["motion"][None]))[0]
         assert (sample["frame"] - frame).abs().max() < 0.51 / 255 + 1e-4
+
+
+def test_no_frame_turns_further_than_the_decoder_masters(pipe, portraits, tmp_path):
+    motions = portraits[0].motion[0].repeat(40, 1)
+    motions[:, 0] += torch.linspace(-0.6, 0.6, 40)
+    save_file({"motions": motions}, tmp_path / "motion.safetensors")
+    count = render_frames(pipe, portraits, BACKGROUNDS, [tmp_path / "motion.safetensors"], tmp_path / "frames", 100)
+    frames = AvatarFrames(tmp_path / "frames")
+    turns = torch.stack([frames[i]["motion"][0] - portraits[0].motion[0, 0] for i in range(count)]).abs()
+    assert count == int((torch.linspace(-0.6, 0.6, 40).abs() <= MOST_TURN[0]).sum()) and turns.max() <= MOST_TURN[0]
 
 
 def test_interrupted_frames_go_on(pipe, portraits, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import orbit_cameras
 from vasa_hf.training import avatar_shell
-from vasa_hf.training.avatar_shell import PortraitMaps, make_shell, shell_heights, shell_size
+from vasa_hf.training.avatar_shell import PortraitMaps, is_hair, make_shell, shell_heights, shell_size
 
 GRID, PIXEL_CM = 64, 0.25
 
@@ -85,6 +85,22 @@ def test_the_back_mirrors_the_front_in_the_hairs_colours():
     assert front.any() and back.any()
     behind_face = back & ((shell.means[:, :2] - 0.5).norm(dim=1) < 6 / GRID)
     assert behind_face.any() and shell.colors[behind_face, 2].max() < 0.2
+
+
+def test_a_forehead_does_not_colour_the_back():
+    """Skin above the mesh's face is no hair: the back has the colour of the head's rim."""
+    maps, distance = disc(radius=20.0)
+    skin, hair = torch.tensor([0.9, 0.6, 0.5]), torch.tensor([0.2, 0.1, 0.1])
+    colours = torch.where(distance < 13, skin[:, None, None], hair[:, None, None])
+    height = torch.where(distance < 8, 3.0, torch.nan)
+    maps = dataclasses.replace(maps, colours=colours, face=distance < 8, height_cm=height)
+    assert torch.equal(is_hair(maps, colours), distance >= 13)
+    shell, _ = make_shell(maps, PIXEL_CM)
+    back = shell.means[:, 2] < 0
+    assert (shell.colors[back] - hair).abs().max() < 0.05
+    assert (shell.colors[~back] - skin).abs().amax(1).min() < 0.01  # the front shows what the portrait shows
+    bald, _ = disc()
+    assert is_hair(bald, bald.colours).all()  # no face, nothing to compare with
 
 
 def test_size_is_known_before():
