@@ -333,6 +333,8 @@ def test_training_from_a_pipeline_ends_in_a_pipeline_that_loads(tmp_path):
         trainer.run(dataclasses.replace(options, output=str(tmp_path / "blind"), priors=None))
     trainer.run(options)
     assert not (tmp_path / "run" / "pipeline" / "README.md").exists()
+    kept = MotionPriors.load(tmp_path / "run" / "pipeline" / "motion_priors.safetensors")
+    np.testing.assert_array_equal(kept.gaze, known.gaze)
     loaded = VasaTalkingFacePipeline.from_pretrained(tmp_path / "run" / "pipeline")
     before, after = (p.motion_transformer.state_dict() for p in (base, loaded))
     assert any(not torch.equal(before[name], after[name].float()) for name in before)

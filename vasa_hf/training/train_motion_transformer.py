@@ -507,7 +507,10 @@ def run(options: MotionTransformerOptions) -> TrainingState:
     make_scheduler().save_pretrained(Path(options.output) / "scheduler")
     if options.pipeline:
         parts = {name: model, "scheduler": make_scheduler()}
-        save_pipeline(options.pipeline, Path(options.output) / "pipeline", **parts)
+        folder = Path(options.output) / "pipeline"
+        save_pipeline(options.pipeline, folder, **parts)
+        if options.priors or options.labels:
+            priors.save(folder / "motion_priors.safetensors")  # what this training means by a gaze and an emotion
     return state
 
 
