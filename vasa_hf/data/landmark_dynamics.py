@@ -57,7 +57,7 @@ EMOTION_STRENGTH = {
 }
 # What a radian of gaze yaw and pitch stands for, as a multiple of the irises' travel in z_dyn: the decoder of
 # vasa-small shows 0.49 and 0.22 of what z_dyn says (`metrics/gaze.py`), guidance makes 1.3 of it.
-GAZE_STRENGTH = (1.4, 2.5)
+GAZE_STRENGTH = (1.6, 2.75)
 # At full strength and without speech the jaw takes part, too (FACS: action unit 26).
 FULL_EMOTION_SHAPES = EMOTION_SHAPES | {
     "fearful": {"browInnerUp": 1.0, "browOuterUp": 0.4, "eyeWide": 0.9, "mouthStretch": 0.8, "jawOpen": 0.2},
