@@ -20,12 +20,12 @@ from tests.testing_utils.pipelines import (
     generator,
     make_audio,
     make_image,
+    make_joyvasa_components,
     make_moda_components,
 )
-from vasa_hf import JoyVasaMotionDenoiser, ModaTalkingHeadPipeline, VasaAudioProcessor, load_motion
+from vasa_hf import ModaTalkingHeadPipeline, load_motion
 from vasa_hf.geometry.keypoints import EYE_KEYPOINTS, LIP_KEYPOINTS, euler_matrix, transform_keypoints
 from vasa_hf.media import VideoWriter, read_video
-from vasa_hf.models.motion_denoiser_joyvasa import joyvasa_scheduler
 from vasa_hf.pipelines.expression_edits import EDITS
 from vasa_hf.pipelines.keypoint_driving import KEYPOINT_SPEC, keypoints_of, motion_of
 
@@ -76,14 +76,7 @@ class TestModaTalkingHeadPipeline(PipelineTesterMixin):
 
 @pytest.fixture(scope="module")
 def joyvasa():
-    torch.manual_seed(1)
-    denoiser = JoyVasaMotionDenoiser(audio_dim=16, hidden_size=16, num_layers=1, num_heads=2, window=10, context=3)
-    denoiser.expression_std.fill_(0.02)
-    denoiser.pose_min.copy_(torch.tensor([1.1, -0.1, -0.1, 0, -10, -10, -10]))
-    denoiser.pose_max.copy_(torch.tensor([1.3, 0.1, 0.1, 0.01, 10, 10, 10]))
-    processor = VasaAudioProcessor(context_frames=0, lookahead_frames=0, padding="reflect")
-    parts = {"motion_generator": denoiser.eval(), "audio_processor": processor, "scheduler": joyvasa_scheduler(50)}
-    pipe = ModaTalkingHeadPipeline(**{**make_moda_components(), **parts})
+    pipe = ModaTalkingHeadPipeline(**make_joyvasa_components())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

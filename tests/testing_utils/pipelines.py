@@ -22,12 +22,14 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from vasa_hf import (
     FaceAnalyzer,
     FaceImageProcessor,
+    JoyVasaMotionDenoiser,
     LivePortraitRenderer,
     ModaMotionTransformer,
     Vasa1FaceAutoencoder,
     Vasa1MotionTransformer,
     VasaAudioProcessor,
 )
+from vasa_hf.models.motion_denoiser_joyvasa import joyvasa_scheduler
 from vasa_hf.training.train_motion_transformer import make_scheduler
 
 BOX = (20, 20, 70, 76)
@@ -153,6 +155,21 @@ def make_moda_components():
         "audio_encoder": make_audio_encoder().eval(),
         "audio_processor": VasaAudioProcessor(context_frames=2, lookahead_frames=1),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+def make_joyvasa_components():
+    """JoyVASA's generator before the same renderer: windows of 10 frames with a context of 3."""
+    torch.manual_seed(1)
+    denoiser = JoyVasaMotionDenoiser(audio_dim=16, hidden_size=16, num_layers=1, num_heads=2, window=10, context=3)
+    denoiser.expression_std.fill_(0.02)
+    denoiser.pose_min.copy_(torch.tensor([1.1, -0.1, -0.1, 0, -10, -10, -10]))
+    denoiser.pose_max.copy_(torch.tensor([1.3, 0.1, 0.1, 0.01, 10, 10, 10]))
+    return {
+        **make_moda_components(),
+        "motion_generator": denoiser.eval(),
+        "audio_processor": VasaAudioProcessor(context_frames=0, lookahead_frames=0, padding="reflect"),
+        "scheduler": joyvasa_scheduler(50),
     }
 
 
