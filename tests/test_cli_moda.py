@@ -12,7 +12,7 @@ from vasa_hf import FaceAnalyzer, ModaTalkingHeadPipeline, VasaTalkingFacePipeli
 from vasa_hf.cli import main
 from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoReader, VideoWriter, load_audio, read_provenance, read_video, save_wav
-from vasa_hf.pipelines.keypoint_driving import KEYPOINT_SPEC
+from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC
 
 BOX = "20,20,70,76"
 

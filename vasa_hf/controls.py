@@ -27,6 +27,18 @@ MAX_GAZE_RAD = 0.8
 HEAD_DISTANCE_RANGE = (0.5, 2.0)
 # What the motion transformer has seen in training (`data/clips.py`); see `ControlTrack.learnt_distance`.
 LEARNT_HEAD_DISTANCE = (0.8, 1.25)
+NEUTRAL = "neutral"
+EMOTION_FORM = "a name or a dict of weights"
+# The same emotion as the one system and the other call it.
+SAME_EMOTIONS = {
+    "angry": "anger",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "happy": "happiness",
+    "sad": "sadness",
+    "surprised": "surprise",
+}
+SAME_EMOTIONS |= {noun: adjective for adjective, noun in SAME_EMOTIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -36,17 +48,22 @@ class ControlTrack:
     Attributes:
         seconds (`torch.Tensor` of shape `(keys,)`): Times of the keyframes, rising, float64.
         values (`torch.Tensor` of shape `(keys, channels)`): Values there, float64.
+        hold (`bool`): Whether a value holds until the next keyframe, instead of a line to it.
     """
 
     seconds: Tensor
     values: Tensor
+    hold: bool = False
 
     def at(self, seconds: Tensor) -> Tensor:
         """Values `(times, channels)` at times `(times,)`."""
         if len(self.seconds) == 1:
             return self.values.expand(len(seconds), -1)
         seconds = seconds.to(self.seconds).clamp(self.seconds[0], self.seconds[-1])
-        right = torch.searchsorted(self.seconds, seconds, right=True).clamp(1, len(self.seconds) - 1)
+        right = torch.searchsorted(self.seconds, seconds, right=True)
+        if self.hold:
+            return self.values[right - 1]
+        right = right.clamp(1, len(self.seconds) - 1)
         start, stop = self.seconds[right - 1], self.seconds[right]
         weight = ((seconds - start) / (stop - start))[:, None]
         return torch.lerp(self.values[right - 1], self.values[right], weight)
@@ -74,7 +91,8 @@ def parse_controls(
             Yaw and pitch of the main gaze in radians, (0, 0) into the camera; yaw > 0 looks to the picture's left,
             pitch > 0 down.
         head_distance (`float` or keyframes, *optional*): Distance from the camera over that of the portrait.
-        emotion (`dict[str, float]` or keyframes, *optional*): Weights in [-1, 1]; names left out are 0.
+        emotion (`str`, `dict[str, float]` or keyframes, *optional*): Weights in [-1, 1], or one name; see
+            `emotion_weights`.
         emotions (`Sequence[str]`): Names that the model knows, in its order.
 
     Returns:
@@ -86,7 +104,7 @@ def parse_controls(
     return {
         "gaze": parse_track("gaze", "(yaw, pitch) in radians", gaze, _gaze_value),
         "head_distance": parse_track("head_distance", "a number", head_distance, _distance_value),
-        "emotion": parse_track("emotion", "a dict of weights", emotion, lambda value: _emotion_value(value, emotions)),
+        "emotion": parse_track("emotion", EMOTION_FORM, emotion, lambda value: emotion_weights(value, emotions)),
     }
 
 
@@ -218,12 +236,62 @@ def _distance_value(value: Any) -> list[float] | None:
     return [float(value)]
 
 
-def _emotion_value(value: Any, emotions: Sequence[str]) -> list[float] | None:
+def emotion_weights(value: Any, emotions: Sequence[str]) -> list[float] | None:
+    """Weights of the emotions that a model knows, in its order; `None` for a value of another form.
+
+    Args:
+        value (`str` or `dict[str, float]`):
+            A name, which has the weight 1, or weights in [-1, 1] by name; names left out are 0. The names are the
+            model's own, or their forms in `SAME_EMOTIONS`; `"neutral"` alone is no emotion, where the model has none.
+        emotions (`Sequence[str]`): Names that the model knows.
+
+    Raises:
+        ValueError: If a name is unknown, or a weight out of range.
+    """
+    if isinstance(value, str):
+        value = {} if value == NEUTRAL and NEUTRAL not in emotions else {value: 1.0}
     if not isinstance(value, Mapping):
         return None
+    known = {form: name for name in emotions for form in (name, SAME_EMOTIONS.get(name))}
+    weights = dict.fromkeys(emotions, 0.0)
     for name, weight in value.items():
-        if name not in emotions:
+        if name not in known or name is None:
             raise ValueError(f"`emotion` knows the names {list(emotions)}, got {name!r}.")
         if not _is_number(weight) or abs(weight) > 1:
             raise ValueError(f"`emotion` must have weights in [-1, 1], got {weight!r} for {name!r}.")
-    return [float(value.get(name, 0.0)) for name in emotions]
+        weights[known[name]] = float(weight)
+    return list(weights.values())
+
+
+def parse_emotion_label(emotion: Any, emotions: Sequence[str]) -> ControlTrack:
+    """Check the emotion of a model that knows one at a time.
+
+    Args:
+        emotion (`str`, `dict[str, float]`, `[(seconds, emotion), ...]` or `None`):
+            See `emotion_weights`; the largest weight counts. `None` leaves the choice to the model. Keyframes hold.
+        emotions (`Sequence[str]`): Names that the model knows.
+
+    Returns:
+        `ControlTrack` of numbers in `emotions`; their count is the model's own choice.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    own_choice = float(len(emotions))
+
+    def label(value: Any) -> list[float] | None:
+        if value is None:
+            return [own_choice]
+        weights = emotion_weights(value, emotions)
+        if weights is None:
+            return None
+        if max(weights) > 0:
+            return [float(weights.index(max(weights)))]
+        return [float(emotions.index(NEUTRAL)) if NEUTRAL in emotions else own_choice]
+
+    zero, choice = torch.zeros(1, dtype=torch.float64), torch.full((1, 1), own_choice, dtype=torch.float64)
+    track = parse_track("emotion", EMOTION_FORM, emotion, label) or ControlTrack(zero, choice)
+    seconds, values = track.seconds, track.values
+    if seconds[0] > 0:
+        seconds, values = torch.cat([zero, seconds]), torch.cat([choice, values])
+    return ControlTrack(seconds, values, hold=True)

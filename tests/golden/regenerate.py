@@ -25,7 +25,14 @@ from tests.testing_utils.pipelines import (
     make_moda_components,
     make_vasa1_components,
 )
-from vasa_hf import ModaTalkingHeadPipeline, OrbitCamera, Vasa3DAvatarPipeline, VasaTalkingFacePipeline
+from vasa_hf import (
+    JoyVasaTalkingHeadPipeline,
+    LivePortraitPipeline,
+    ModaTalkingHeadPipeline,
+    OrbitCamera,
+    Vasa3DAvatarPipeline,
+    VasaTalkingFacePipeline,
+)
 from vasa_hf.media.audio import load_audio
 
 FILE = Path(__file__).with_name("pipelines.json")
@@ -166,9 +173,9 @@ def cases():
         "tiny vasa1": tiny_vasa1_cases,
         "tiny vasa3d": tiny_vasa3d_cases,
         "tiny moda": lambda: tiny_head_cases(quiet(ModaTalkingHeadPipeline(**make_moda_components()))),
-        "tiny joyvasa": lambda: tiny_head_cases(quiet(ModaTalkingHeadPipeline(**make_joyvasa_components()))),
+        "tiny joyvasa": lambda: tiny_head_cases(quiet(JoyVasaTalkingHeadPipeline(**make_joyvasa_components()))),
         "tiny liveportrait": lambda: tiny_driving_cases(
-            quiet(ModaTalkingHeadPipeline(**{name: make_moda_components()[name] for name in renderer}))
+            quiet(LivePortraitPipeline(**{name: make_moda_components()[name] for name in renderer}))
         ),
     }
 

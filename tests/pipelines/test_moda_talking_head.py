@@ -23,12 +23,14 @@ from tests.testing_utils.pipelines import (
     make_joyvasa_components,
     make_moda_components,
 )
-from vasa_hf import ModaTalkingHeadPipeline, load_motion
+from vasa_hf import JoyVasaTalkingHeadPipeline, LivePortraitPipeline, ModaTalkingHeadPipeline, load_motion
 from vasa_hf.geometry.keypoints import EYE_KEYPOINTS, LIP_KEYPOINTS, euler_matrix, transform_keypoints
 from vasa_hf.media import VideoWriter, read_video
 from vasa_hf.pipelines.expression_edits import EDITS
-from vasa_hf.pipelines.keypoint_driving import KEYPOINT_SPEC, keypoints_of, motion_of
+from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, keypoints_of, motion_of
 
+OLD_NAME = "ModaTalkingHeadPipeline"
+RENDERER = ("face_analyzer", "image_processor", "renderer")
 OPTIONS = {"num_inference_steps": 2, "box": BOX}
 
 
@@ -76,7 +78,7 @@ class TestModaTalkingHeadPipeline(PipelineTesterMixin):
 
 @pytest.fixture(scope="module")
 def joyvasa():
-    pipe = ModaTalkingHeadPipeline(**make_joyvasa_components())
+    pipe = JoyVasaTalkingHeadPipeline(**make_joyvasa_components())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -113,7 +115,7 @@ def test_joyvasas_motion_starts_at_the_portrait_but_for_the_lips(joyvasa):
 
 
 def test_joyvasa_tells_what_it_does_not_know(joyvasa):
-    with pytest.raises(ValueError, match="`emotion` must be None, as JoyVasaMotionDenoiser knows none, got 'fear'"):
+    with pytest.raises(ValueError, match="`emotion` is no option here: JoyVasaTalkingHeadPipeline knows .'expression'"):
         talk(joyvasa, emotion="fear")
     with pytest.raises(ValueError, match="`guidance_scale` knows the names .'audio'., got 'emotion'"):
         talk(joyvasa, guidance_scale={"emotion": 1.0})
@@ -121,7 +123,26 @@ def test_joyvasa_tells_what_it_does_not_know(joyvasa):
         talk(joyvasa, first_window=5)
     parts = {**joyvasa.components, "scheduler": DDPMScheduler()}
     with pytest.raises(ValueError, match="`scheduler` must have `prediction_type` 'sample'.*got 'epsilon'"):
-        ModaTalkingHeadPipeline(**parts)
+        JoyVasaTalkingHeadPipeline(**parts)
+    with pytest.raises(ValueError, match="`motion_generator` must be a ModaMotionTransformer, got JoyVasaMotionDenoi"):
+        ModaTalkingHeadPipeline(**joyvasa.components)
+
+
+def test_folders_that_earlier_versions_saved_as_modas_are_loaded_as_what_they_are(joyvasa, tmp_path):
+    joyvasa.save_pretrained(tmp_path / "joyvasa")
+    index = json.loads((tmp_path / "joyvasa" / "model_index.json").read_text())
+    (tmp_path / "joyvasa" / "model_index.json").write_text(json.dumps({**index, "_class_name": OLD_NAME}))
+    for kind in (ModaTalkingHeadPipeline, JoyVasaTalkingHeadPipeline):
+        loaded = kind.from_pretrained(tmp_path / "joyvasa")
+        loaded.set_progress_bar_config(disable=True)
+        assert type(loaded) is JoyVasaTalkingHeadPipeline
+        torch.testing.assert_close(talk(loaded).motion, talk(joyvasa).motion, rtol=1e-4, atol=1e-4)
+    parts = {name: joyvasa.components[name] for name in RENDERER}
+    LivePortraitPipeline(**parts).save_pretrained(tmp_path / "renderer")
+    file = tmp_path / "renderer" / "model_index.json"
+    absent = dict.fromkeys(("motion_generator", "audio_encoder", "audio_processor", "scheduler"), [None, None])
+    file.write_text(json.dumps({**json.loads(file.read_text()), **absent, "_class_name": OLD_NAME}))
+    assert type(ModaTalkingHeadPipeline.from_pretrained(tmp_path / "renderer")) is LivePortraitPipeline
 
 
 # --- what moves -------------------------------------------------------------------------------------------------------
@@ -150,12 +171,15 @@ def test_emotion_is_heard_and_checked(pipe):
     torch.testing.assert_close(keys[:, :6], same[:, :6])  # the first window is happy
     assert (keys[:, 20:] - same[:, 20:]).abs().max() > 1e-4
     for bad, message in (
-        ("hungry", "`emotion` must be one of .*'happiness'.* or None, got 'hungry'"),
-        ({"happy": 1.0}, "`emotion` must be a name, None, or keyframes"),
+        ("hungry", "`emotion` knows the names .*'happiness'.*, got 'hungry'"),
+        (0.5, "`emotion` must be a name or a dict of weights, or keyframes"),
         ([(1.0, "fear"), (0.5, "fear")], "`emotion` must have keyframes at rising times"),
     ):
         with pytest.raises(ValueError, match=message):
             talk(pipe, emotion=bad)
+    for same_form in ("happy", {"happy": 0.6}, {"happiness": 1.0, "fear": 0.2}, [(0.0, "happy")]):
+        assert torch.equal(talk(pipe, emotion=same_form).motion, happy)
+    assert torch.equal(talk(pipe, emotion={}).motion, talk(pipe, emotion="neutral").motion)
     assert pipe.emotions[4] == "happiness" and len(pipe.emotions) == 8
 
 
@@ -318,11 +342,9 @@ def test_retarget_changes_one_picture(pipe):
 
 
 def test_a_renderer_alone_animates_and_says_that_it_cannot_talk(pipe, tmp_path):
-    parts = {name: make_moda_components()[name] for name in ("face_analyzer", "image_processor", "renderer")}
-    ModaTalkingHeadPipeline(**parts).save_pretrained(tmp_path / "renderer")
-    index = json.loads((tmp_path / "renderer" / "model_index.json").read_text())
-    assert index["motion_generator"] == [None, None]
-    alone = ModaTalkingHeadPipeline.from_pretrained(tmp_path / "renderer")
+    parts = {name: make_moda_components()[name] for name in RENDERER}
+    LivePortraitPipeline(**parts).save_pretrained(tmp_path / "renderer")
+    alone = LivePortraitPipeline.from_pretrained(tmp_path / "renderer")
     alone.set_progress_bar_config(disable=True)
     out = alone.animate(make_image(), driving_frames(), driving_box=BOX, box=BOX, output_type="pt")
     expected = pipe.animate(make_image(), driving_frames(), driving_box=BOX, box=BOX, output_type="pt")
@@ -332,7 +354,7 @@ def test_a_renderer_alone_animates_and_says_that_it_cannot_talk(pipe, tmp_path):
         lambda: alone.stream(make_image(), make_audio(0.5), box=BOX),
         lambda: alone.talk_to_file(tmp_path / "out.mp4", make_image(), make_audio(0.5), box=BOX),
     ):
-        with pytest.raises(ValueError, match="`audio` needs a pipeline with `motion_generator`.*renderer alone"):
+        with pytest.raises(ValueError, match="`audio` needs a pipeline that makes motion of speech; LivePort"):
             run()
     assert not (tmp_path / "out.mp4").exists()
 
@@ -341,7 +363,7 @@ def test_a_renderer_alone_animates_and_says_that_it_cannot_talk(pipe, tmp_path):
     ("change", "message"),
     [
         ({"scheduler": DDPMScheduler()}, "`scheduler` must be one for flow matching.*got DDPMScheduler"),
-        ({"scheduler": None}, "`scheduler` must be given, as a `motion_generator` is"),
+        ({"scheduler": None}, "`scheduler` must be a SchedulerMixin, got NoneType"),
         ({"renderer": None}, "`renderer` must be a LivePortraitRenderer, got NoneType"),
     ],
 )
