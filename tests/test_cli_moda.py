@@ -93,7 +93,7 @@ def test_animate_by_vasa1(files, tmp_path):
     ("words", "message"),
     [
         (("talk", "voice.wav", "--system", "moda", "--gaze", "0,0"), "`gaze` is no control of moda"),
-        (("talk", "voice.wav", "--system", "moda", "--emotion", "hungry"), "`emotion` must be one of"),
+        (("talk", "voice.wav", "--system", "moda", "--emotion", "hungry"), "`emotion` knows the names"),
         (("talk", "voice.wav", "--system", "moda", "--expression", "sneeze=1"), "`expression` knows the names"),
         (("talk", "voice.wav", "--expression", "smile=1"), "`expression` needs --system moda"),
         (("animate", "none.mp4"), "`driving` must be an existing file"),

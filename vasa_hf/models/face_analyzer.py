@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
 from torch import Tensor, nn
 
@@ -206,6 +207,7 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         certainty = (6 * (peak / self.config.half_certain_peak).log()).sigmoid()
         return points, rotation, translation, scale, logit.sigmoid() * certainty
 
+    @apply_forward_hook
     @torch.no_grad()
     def detect(
         self,
@@ -259,6 +261,7 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         scale = torch.tensor([width / shrunk[1], height / shrunk[0]]).repeat(2)
         return boxes[suppress(boxes, heat[y, x])[:most]] * scale
 
+    @apply_forward_hook
     @torch.no_grad()
     def measure(
         self,

@@ -182,6 +182,9 @@ def frame_features(
         raise ValueError(f"`padding` must be 'zeros' or 'reflect', got {padding!r}.")
     if layers not in ("last", "all"):
         raise ValueError(f"`layers` must be 'last' or 'all', got {layers!r}.")
+    hook = getattr(encoder, "_hf_hook", None)  # offloading: `layer_features` goes round the encoder's `forward`
+    if hook is not None:
+        hook.pre_forward(encoder)
     samples = samples.to(encoder.device, torch.float32)
     if pre_emphasis:
         samples = samples - pre_emphasis * F.pad(samples, (1, 0))[:, :-1]
