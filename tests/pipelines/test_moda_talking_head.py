@@ -17,6 +17,7 @@ from diffusers import (
 from tests.testing_utils.pipelines import (
     BOX,
     PipelineTesterMixin,
+    WatchedOffload,
     generator,
     make_audio,
     make_image,
@@ -49,6 +50,7 @@ def talk(pipe, audio=None, **changes):
 class TestModaTalkingHeadPipeline(PipelineTesterMixin):
     pipeline_class = ModaTalkingHeadPipeline
     options = OPTIONS
+    drawing = {"box": BOX, "eye_ratio": 0.2, "lip_ratio": 0.2}
 
     def make_components(self):
         return make_moda_components()
@@ -126,6 +128,18 @@ def test_joyvasa_tells_what_it_does_not_know(joyvasa):
         JoyVasaTalkingHeadPipeline(**parts)
     with pytest.raises(ValueError, match="`motion_generator` must be a ModaMotionTransformer, got JoyVasaMotionDenoi"):
         ModaTalkingHeadPipeline(**joyvasa.components)
+
+
+def test_offloaded_models_of_joyvasa_and_of_a_renderer_alone_are_there_when_they_run():
+    pipe = JoyVasaTalkingHeadPipeline(**make_joyvasa_components())
+    pipe.set_progress_bar_config(disable=True)
+    watched = WatchedOffload(pipe)
+    talk(pipe)
+    watched.check_other_drivers(make_image(), box=BOX, eye_ratio=0.2)
+    pipe = LivePortraitPipeline(**{name: make_moda_components()[name] for name in RENDERER})
+    pipe.set_progress_bar_config(disable=True)
+    watched = WatchedOffload(pipe)
+    watched.check_other_drivers(make_image(), box=BOX, lip_ratio=0.2)
 
 
 def test_folders_that_earlier_versions_saved_as_modas_are_loaded_as_what_they_are(joyvasa, tmp_path):

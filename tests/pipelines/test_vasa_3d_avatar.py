@@ -78,6 +78,8 @@ class TestVasa3DAvatarPipeline(PipelineTesterMixin):
 
     pipeline_class = Vasa3DAvatarPipeline
     options = {"num_inference_steps": 3, "output_size": 32}
+    drawing = {"output_size": 32}
+    subject = staticmethod(avatar)
 
     def make_components(self):
         return make_vasa1_components()
