@@ -423,6 +423,49 @@ def test_bad_input_is_told_before_any_heavy_work(pipe, changes, message):
     assert not heavy
 
 
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("audio_encoder", ["payload.module", "Model"]),
+        ("audio_encoder", ["os", "system"]),
+        ("audio_encoder", ["vasa_hf.hub", "resolve"]),
+        ("audio_encoder", ["transformers", "AutoModel"]),
+        ("scheduler", ["payload", "Scheduler"]),
+    ],
+)
+@pytest.mark.parametrize("lent", [True, False])
+def test_components_of_foreign_classes_are_neither_imported_nor_run(tmp_path, monkeypatch, lent, name, entry):
+    whole, thin = tmp_path / "whole", tmp_path / "thin"
+    ModaTalkingHeadPipeline(**make_moda_components()).save_pretrained(whole)
+    shutil.copytree(whole, thin)
+    shutil.rmtree(thin / name)
+    (tmp_path / "payload").mkdir()
+    (tmp_path / "payload" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "payload" / "module.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    index = json.loads((thin / "model_index.json").read_text())
+    (thin / "model_index.json").write_text(json.dumps({**index, "_base": str(whole)}))
+    spoilt = (whole if lent else thin) / "model_index.json"
+    spoilt.write_text(json.dumps({**json.loads(spoilt.read_text()), name: entry}))
+    for kind in (ModaTalkingHeadPipeline, LivePortraitPipeline):
+        with pytest.raises(ValueError, match=f"`{name}` must be a component of vasa_hf, diffusers, transformers, got"):
+            kind.from_pretrained(thin)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_lent_components_are_safetensors_alone(tmp_path):
+    whole, thin = tmp_path / "whole", tmp_path / "thin"
+    ModaTalkingHeadPipeline(**make_moda_components()).save_pretrained(whole)
+    shutil.copytree(whole, thin)
+    shutil.rmtree(thin / "audio_encoder")
+    index = json.loads((thin / "model_index.json").read_text())
+    (thin / "model_index.json").write_text(json.dumps({**index, "_base": str(whole)}))
+    (whole / "audio_encoder" / "model.safetensors").unlink()
+    torch.save(make_moda_components()["audio_encoder"].state_dict(), whole / "audio_encoder" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        ModaTalkingHeadPipeline.from_pretrained(thin)
+
+
 def test_a_folder_borrows_what_another_model_has(tmp_path, caplog):
     """As `moda-small` has face analyzer, pictures and sound from `vasa-small`; saved again it is whole."""
     whole, thin, again = tmp_path / "whole", tmp_path / "thin", tmp_path / "again"

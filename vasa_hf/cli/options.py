@@ -84,7 +84,7 @@ def control_settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.distance is not None:
         settings["head_distance"] = keyframes(options.distance, lambda text: numbers("distance", text, 1)[0])
     if options.emotion is not None:
-        settings["emotion"] = keyframes(options.emotion, lambda text: weights("emotion", text))
+        settings["emotion"] = keyframes(options.emotion, emotion)
     check_seed(options.seed)
     return settings
 
@@ -102,7 +102,7 @@ def keypoint_settings(options: argparse.Namespace) -> dict[str, Any]:
         "head_motion": options.head_motion,
         "num_inference_steps": options.steps,
         "guidance_scale": None if options.guidance is None else weights("guidance", options.guidance),
-        "emotion": None if options.emotion is None else keyframes(options.emotion, str),
+        "emotion": None if options.emotion is None else keyframes(options.emotion, emotion),
         **edit_settings(options),
     }
     check_seed(options.seed)
@@ -150,6 +150,11 @@ def weights(name: str, text: str) -> dict[str, float]:
             raise ValueError(f"`{name}` must be NAME=NUMBER with commas between them, got {text!r}.")
         named[key.strip()] = numbers(name, value, 1)[0]
     return named
+
+
+def emotion(text: str) -> str | dict[str, float]:
+    """The name of an emotion, or `NAME=NUMBER,...`."""
+    return weights("emotion", text) if "=" in text else text.strip()
 
 
 def check_seed(seed: int | None) -> None:

@@ -584,6 +584,11 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Names of the controls of the motion that a call takes."""
         return [] if cls.controls_type is None else [field.name for field in dataclasses.fields(cls.controls_type)]
 
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        """Names that the control `emotion` knows; none where there is no such control."""
+        return self.create_motion_generator().emotions
+
     # --- inputs -------------------------------------------------------------------------------------------------------
 
     def _read_options(self, image: Any, options: dict[str, Any], *kinds: type) -> tuple[Any, ...]:

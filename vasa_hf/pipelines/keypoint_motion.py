@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vasa_hf.controls import ControlTrack, place_motion
+from vasa_hf.controls import place_motion
 from vasa_hf.geometry.keypoints import KeypointMotion, euler_degrees
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
+from vasa_hf.keyframes import Keyframes
 from vasa_hf.motion import MotionSpec, to_relative
 from vasa_hf.pipelines.expression_edits import expression_shift, parse_expression
 from vasa_hf.pipelines.inputs import Subject, check_number
@@ -99,7 +100,7 @@ def keypoints_of(motion: Tensor, kp: Tensor) -> KeypointMotion:
     return KeypointMotion(kp.expand(len(motion), -1, -1), exp, motion[:, 5:6] * 2, place, pitch, yaw, roll)
 
 
-def apply_edits(motion: Tensor, track: ControlTrack | None, start_frame: int, fps: Fraction | float) -> Tensor:
+def apply_edits(motion: Tensor, track: Keyframes | None, start_frame: int, fps: Fraction | float) -> Tensor:
     """Motion `(frames, 69)` with edits of its expression, see `parse_expression`; they turn with the head."""
     if track is None:
         return motion

@@ -95,11 +95,6 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
             return JoyVasaTalkingHeadPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
-    @property
-    def emotions(self) -> tuple[str, ...]:
-        """Names that `emotion` may be."""
-        return self.create_motion_generator().emotions
-
     def create_motion_generator(self) -> ModaMotionGenerator:
         """Create what makes motion of speech, with a copy of the scheduler."""
         parts = (self.motion_generator, self.scheduler, self.audio_encoder, self.audio_processor)

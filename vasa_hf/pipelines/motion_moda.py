@@ -21,8 +21,9 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vasa_hf.controls import ControlTrack, parse_emotion_label
+from vasa_hf.controls import parse_emotion_label
 from vasa_hf.geometry.keypoints import KeypointMotion, absolute_motion
+from vasa_hf.keyframes import Keyframes
 from vasa_hf.models.motion_transformer_moda import CONDITIONS, EMOTIONS, ModaMotionTransformer
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, HeadControls, KeypointPortrait
 from vasa_hf.pipelines.motion_generator import Sampling, denoise, initial_noise, set_timesteps, window_features
@@ -182,7 +183,7 @@ class ModaMotionGenerator:
         latents = denoise(model, self.scheduler, timesteps, latents, conditions, scales, sampling, audio, **shared)
         return hold_after(latents, limits[:, 0]) if shared else latents
 
-    def _emotion_track(self, controls: ModaControls) -> ControlTrack:
+    def _emotion_track(self, controls: ModaControls) -> Keyframes:
         return parse_emotion_label(controls.emotion, self.emotions)
 
 

@@ -19,8 +19,9 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vasa_hf.controls import ControlTrack, parse_controls, place_motion, window_controls
+from vasa_hf.controls import parse_controls, place_motion, window_controls
 from vasa_hf.guidance import GUIDANCE_NAMES
+from vasa_hf.keyframes import Keyframes
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.pipelines.inputs import Subject, check_number
 from vasa_hf.pipelines.motion_generator import (
@@ -137,7 +138,7 @@ class Vasa1MotionGenerator:
             yield place_motion(relative, subject.motion, start, fps, controls.head_motion, distance)
             start += relative.shape[1]
 
-    def _tracks(self, controls: Vasa1Controls) -> dict[str, ControlTrack | None]:
+    def _tracks(self, controls: Vasa1Controls) -> dict[str, Keyframes | None]:
         return parse_controls(controls.gaze, controls.head_distance, controls.emotion, self.emotions)
 
     def sample_window(
