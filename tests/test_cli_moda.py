@@ -7,8 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.testing_utils.pipelines import make_audio, make_image, make_moda_components, make_vasa1_components
-from vasa_hf import FaceAnalyzer, ModaTalkingHeadPipeline, VasaTalkingFacePipeline, bench, load_motion
+from tests.testing_utils.pipelines import (
+    make_audio,
+    make_image,
+    make_joyvasa_components,
+    make_moda_components,
+    make_vasa1_components,
+)
+from vasa_hf import (
+    FaceAnalyzer,
+    JoyVasaTalkingHeadPipeline,
+    ModaTalkingHeadPipeline,
+    VasaTalkingFacePipeline,
+    bench,
+    load_motion,
+)
 from vasa_hf.cli import main
 from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoReader, VideoWriter, load_audio, read_provenance, read_video, save_wav
@@ -57,6 +70,16 @@ def test_talk_by_moda(files, tmp_path, capsys):
         motions.append(load_motion(file)[0])
     for index, words in enumerate(changes, start=1):
         assert not torch.equal(motions[0], motions[index]), words
+
+
+def test_converted_joyvasa_talks(files, tmp_path, capsys):
+    JoyVasaTalkingHeadPipeline(**make_joyvasa_components()).save_pretrained(tmp_path / "model")
+    words = ["talk", files / "me.png", files / "voice.wav", "-o", tmp_path / "out.mp4", "--box", BOX, "--steps", "2"]
+    words += ["--system", "moda", "--model", tmp_path / "model"]
+    assert main(list(map(str, words))) == 0
+    assert len(list(read_video(tmp_path / "out.mp4"))) > 5
+    assert main(list(map(str, [*words, "--emotion", "fear"]))) == 2
+    assert "`emotion` is no option here" in capsys.readouterr().err
 
 
 def test_animate_by_a_video_and_by_its_template(files, tmp_path, capsys):

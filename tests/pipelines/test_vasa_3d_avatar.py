@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.testing_utils.avatars import make_avatar
 from tests.testing_utils.pipelines import (
+    BOX,
     PipelineTesterMixin,
     generator,
     make_audio,
@@ -305,6 +306,10 @@ def test_animate_by_a_video_file_keeps_its_rate_and_sound(pipe, tmp_path):
         times.append(seconds)
         return avatar().portrait_camera
 
+    view = pipe.view(avatar(), camera, fps="30000/1001", output_size=32)
+    assert pipe.animate(view, tmp_path / "drive.mp4", driving_box=BOX, output_type="latent").fps == view.fps
+    with pytest.raises(ValueError, match="`fps` must be 30000/1001, as the view was made for, got 30"):
+        pipe.animate(view, tmp_path / "drive.mp4", driving_box=BOX, fps=30)
     out = pipe.animate(avatar(), tmp_path / "drive.mp4", driving_box=(20, 20, 70, 76), output_size=32, camera=camera)
     assert out.fps == Fraction(30000, 1001) and len(out.frames) == 6 and np.abs(out.audio).max() > 0.1
     assert times[-1] == pytest.approx(5 * 1001 / 30000)  # the camera's clock is the video's

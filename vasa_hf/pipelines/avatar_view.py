@@ -83,9 +83,9 @@ class AvatarView(Subject):
         """Side of the square frames in pixels."""
         return self._size
 
-    def check_fps(self, fps: Fraction | float | str) -> None:
-        """Raise `ValueError` for another rate than the view was made for."""
-        if self.fps not in (None, parse_fps(fps)):
+    def check_fps(self, fps: Fraction | float | str | None) -> None:
+        """Raise `ValueError` for another rate than the view was made for; `None` is not known yet."""
+        if fps is not None and self.fps not in (None, parse_fps(fps)):
             raise ValueError(f"`fps` must be {self.fps}, as the view was made for, got {fps}.")
 
     @torch.no_grad()

@@ -526,7 +526,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If an argument is unfit; its name is in the message.
         """
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
-        self.check_inputs(image, None, None, view, 25 if fps is None else fps, output_type)
+        self.check_inputs(image, None, None, view, fps, output_type)
         transfer.check()
         video, fps, num_frames, sound = open_driving(driving_video, fps)
         subject = self.prepare_subject(self._one_subject(image), view)
@@ -632,7 +632,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
         What is in images and audios is checked when they are read; all before the models run.
         """
-        parse_fps(fps)
+        if fps is not None:  # else a driving video's own
+            parse_fps(fps)
         view = self.view_type() if view is None else view
         view.check(self.output_sizes)
         images, audios = image_list(image)[0], [None] if audio is None and not speech else audio_list(audio)[0]
