@@ -583,6 +583,13 @@ class PipelineTesterMixin:
         assert torch.equal(out.motion, expected.motion) and torch.equal(out.frames, expected.frames)
         watched.check_other_drivers(self.subject(), **self.drawing)
 
+    def test_models_offloaded_in_groups_of_layers(self):
+        pipe = self.make_pipeline()
+        expected = self.call(pipe, audio=make_audio(0.5))
+        pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+        out = self.call(pipe, audio=make_audio(0.5))
+        assert torch.equal(out.motion, expected.motion) and torch.equal(out.frames, expected.frames)
+
     def test_progress_bar_counts_steps_and_frames(self, capsys):
         pipe = self.make_pipeline()
         pipe.set_progress_bar_config(disable=False)

@@ -151,7 +151,7 @@ def set_timesteps(scheduler: SchedulerMixin, sampling: Sampling, default_steps: 
     return scheduler.timesteps
 
 
-def window_features(
+def encode_windows(
     audio: Iterable[Tensor],
     windows: MotionWindows | OverlappedWindows,
     processor: VasaAudioProcessor,

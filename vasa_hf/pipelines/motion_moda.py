@@ -26,7 +26,7 @@ from vasa_hf.geometry.keypoints import KeypointMotion, absolute_motion
 from vasa_hf.keyframes import Keyframes
 from vasa_hf.models.motion_transformer_moda import CONDITIONS, EMOTIONS, ModaMotionTransformer
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, HeadControls, KeypointPortrait
-from vasa_hf.pipelines.motion_generator import Sampling, denoise, initial_noise, set_timesteps, window_features
+from vasa_hf.pipelines.motion_generator import Sampling, denoise, encode_windows, initial_noise, set_timesteps
 from vasa_hf.processors.audio import VasaAudioProcessor
 from vasa_hf.windowing import OverlappedWindows, hold_after, join_windows
 
@@ -115,7 +115,7 @@ class ModaMotionGenerator:
             self.audio_processor.fps,
         )
         own, ratio = rescale_to_mean_face(portraits, self.model)
-        chunks = window_features(audio, windows, self.audio_processor, self.audio_encoder, sampling.num_frames)
+        chunks = encode_windows(audio, windows, self.audio_processor, self.audio_encoder, sampling.num_frames)
         for index, (window, features, ends) in enumerate(chunks):
             middles = [(window.start + max(end, window.start + 1)) / 2 / fps for end in ends]
             sample = partial(

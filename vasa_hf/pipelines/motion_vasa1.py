@@ -28,9 +28,9 @@ from vasa_hf.pipelines.motion_generator import (
     MAX_HEAD_MOTION,
     Sampling,
     denoise,
+    encode_windows,
     initial_noise,
     set_timesteps,
-    window_features,
 )
 from vasa_hf.processors.audio import VasaAudioProcessor
 from vasa_hf.windowing import MotionWindows
@@ -117,7 +117,7 @@ class Vasa1MotionGenerator:
             `torch.Tensor` of shape `(batch, frames, channels)`, float32.
         """
         windows, tracks = self.windows(sampling.first_window), self._tracks(controls)
-        chunks = window_features(audio, windows, self.audio_processor, self.audio_encoder, sampling.num_frames)
+        chunks = encode_windows(audio, windows, self.audio_processor, self.audio_encoder, sampling.num_frames)
         for index, (window, features, ends) in enumerate(chunks):
             sample = partial(
                 self.sample_window,
