@@ -15,18 +15,30 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vasa_hf"
 
 # What each part of the package may import of the package, besides itself; a part is a folder or a module of `vasa_hf`.
-FOUNDATION = {"geometry", "camera_paths", "motion", "guidance", "windowing", "streaming", "controls", "outputs", "hub"}
+FOUNDATION = {
+    "geometry",
+    "keyframes",
+    "camera_paths",
+    "motion",
+    "guidance",
+    "windowing",
+    "streaming",
+    "controls",
+    "outputs",
+    "hub",
+}
 TOOLS = {"processors", "media", "metrics"}
 NETWORKS = {"layers", "gaussians", "head", "models"}
 WORKSHOP = {"data", "training"}
 MAY_IMPORT = {
     "geometry": set(),
-    "camera_paths": {"geometry"},
+    "keyframes": set(),
+    "camera_paths": {"geometry", "keyframes"},
     "motion": {"geometry"},
     "guidance": set(),
     "windowing": {"motion"},
     "streaming": {"motion", "windowing"},
-    "controls": {"motion"},
+    "controls": {"motion", "keyframes"},
     "hub": set(),
     "publish": {"hub"},
     "media": {"motion"},

@@ -136,8 +136,7 @@ def measure(
         portrait = pipe.prepare_portrait(image, output_size=output_size)
         samples, _, _ = pipe.prepare_audio((voice, rate))
         num_frames = -(-samples.shape[1] // pipe.audio_processor.samples_per_frame)
-        generator_of_motion = getattr(pipe, "motion_transformer", None) or pipe.motion_generator
-        window = generator_of_motion.config.window
+        window = pipe.create_motion_generator().windows().window
         started = time.perf_counter()
         with torch.no_grad():
             for first_frame in range(0, num_frames, window):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+BASE = "_base"  # in a model_index.json; diffusers ignores private entries
 # Name -> what it is, as `vasa-hf info` tells it.
 EMBEDDED = {
     "vasa-small": "VASA-1 at 256 x 256 for CPUs",
@@ -28,6 +31,15 @@ def embedded_path(name: str) -> Path:
     # A wheel carries the folder inside the package; a checkout has it beside the package.
     folders = [package / "model_cards" / name, package.parent / "model_cards" / name]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def base_name(index: Mapping[str, Any]) -> str | None:
+    """Name of the model from which a model's missing components come, as its `model_index.json` says.
+
+    Args:
+        index (`Mapping[str, Any]`): The content of that file. Earlier versions saved `"talking_face"` for VASA-3D.
+    """
+    return index.get(BASE, index.get("talking_face"))
 
 
 def resolve(name_or_path: str | os.PathLike) -> str:

@@ -471,7 +471,10 @@ def test_rate_of_a_file_must_agree(pipe, tmp_path):
     ("changes", "message"),
     [
         ({"image": "nowhere.png"}, "`image` must be an existing picture file, got 'nowhere.png'"),
-        ({"image": 3}, "`image` must be a file, a PIL image, an array, a tensor, or a list of them, got int"),
+        (
+            {"image": 3},
+            "`image` must be a file, a PIL image, an array, a tensor, or a list of them .or of Portrait., got int",
+        ),
         ({"image": []}, "`image` must be at least one image"),
         ({"image": np.zeros((96, 96, 7), np.uint8)}, "`image` must be of shape .*7"),
         ({"image": np.full((96, 96, 3), np.nan, np.float32)}, "`image` must hold finite numbers"),
@@ -494,7 +497,9 @@ def test_rate_of_a_file_must_agree(pipe, tmp_path):
         ({"head_distance": "near"}, "`head_distance` must be a number, or keyframes"),
         ({"emotion": {"hungry": 1.0}}, "`emotion` knows the names .*'happy'.*got 'hungry'"),
         ({"emotion": {"happy": 2}}, "`emotion` must have weights in .-1, 1., got 2 for 'happy'"),
-        ({"emotion": "happy"}, "`emotion` must be a dict of weights, or keyframes"),
+        ({"emotion": "gleeful"}, "`emotion` knows the names .*'happy'.*got 'gleeful'"),
+        ({"emotion": 3}, "`emotion` must be a name or a dict of weights, or keyframes"),
+        ({"camera": "orbit"}, "`camera` is no option here: VasaTalkingFacePipeline knows .'gaze', 'head_distance'"),
         ({"guidance_scale": {"light": 1.0}}, "`guidance_scale` knows the names .*got 'light'"),
         ({"guidance_scale": {"audio": -1.0}}, "`guidance_scale` expects finite numbers >= 0"),
         ({"guidance_scale": 2.0}, "`guidance_scale` must be a dict with a scale for each condition, got 2.0"),

@@ -211,7 +211,7 @@ def _view(options: argparse.Namespace) -> int:
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     pipe.set_progress_bar_config(disable=True)
     avatar = pipe.load_avatar(options.avatar)
-    _, sound, rate = pipe.talking_face.prepare_audio(audio)
+    _, sound, rate = pipe.prepare_audio(audio)
     seed, _ = shared.seeded(options)
 
     def speak(**controls: Any) -> Any:

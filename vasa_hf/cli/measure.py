@@ -11,7 +11,7 @@ from typing import Any
 
 import vasa_hf
 from vasa_hf.cli import options as shared
-from vasa_hf.hub import EMBEDDED, embedded_path, resolve
+from vasa_hf.hub import EMBEDDED, base_name, embedded_path, resolve
 
 _EYES = "vasa-small"
 
@@ -235,7 +235,7 @@ def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | N
     if about.get("_class_name") != "Vasa3DAvatarPipeline":
         if options.avatars is not None:
             raise ValueError(f"`avatars` are judged by --pipeline vasa3d, got {options.model!r}.")
-        own = about.get("_class_name") != "ModaTalkingHeadPipeline"
+        own = about.get("_class_name") not in ("ModaTalkingHeadPipeline", "JoyVasaTalkingHeadPipeline")
         pipe = shared.load_pipeline(options, "VasaTalkingFacePipeline" if own else "ModaTalkingHeadPipeline")
         if own:
             return pipe, None, options.model, None
@@ -254,7 +254,7 @@ def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | N
         place = os.path.join(folder, "avatars", name) if name in pipe.avatars else name
         title = os.path.basename(name)
         sitters[name if title in sitters else title] = partial(open_sitter, pipe, name, place, size)
-    return pipe.talking_face, sitters, about.get("talking_face", options.model), None
+    return pipe.talking_face, sitters, base_name(about) or options.model, None
 
 
 def _metric_networks(options: argparse.Namespace, model: str) -> dict[str, Any]:

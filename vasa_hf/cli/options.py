@@ -17,7 +17,7 @@ def add_control_options(parser: Any) -> None:
     controls = parser.add_argument_group("controls", "constant, or keyframes as in the examples (SECONDS:VALUE ...)")
     controls.add_argument("--gaze", metavar="YAW,PITCH", help="radians; > 0: picture's left, down (0,0: camera)")
     controls.add_argument("--distance", metavar="D", help="head distance, 1 is the portrait's own")
-    controls.add_argument("--emotion", metavar="NAME=WEIGHT,...", help="offsets in [-1, 1], such as happy=0.6")
+    controls.add_argument("--emotion", metavar="NAME[=WEIGHT,...]", help="such as happy, or offsets happy=0.6")
     controls.add_argument("--head-motion", type=float, default=1.0, metavar="X", help="amount, 0 to 3 (%(default)s)")
     controls.add_argument(
         "--guidance", metavar="NAME=SCALE,...", help="of audio (0.5), gaze (1), head_distance, emotion, previous (0)"
@@ -84,7 +84,7 @@ def control_settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.distance is not None:
         settings["head_distance"] = keyframes(options.distance, lambda text: numbers("distance", text, 1)[0])
     if options.emotion is not None:
-        settings["emotion"] = keyframes(options.emotion, lambda text: weights("emotion", text))
+        settings["emotion"] = keyframes(options.emotion, emotion)
     check_seed(options.seed)
     return settings
 
@@ -102,9 +102,10 @@ def keypoint_settings(options: argparse.Namespace) -> dict[str, Any]:
         "head_motion": options.head_motion,
         "num_inference_steps": options.steps,
         "guidance_scale": None if options.guidance is None else weights("guidance", options.guidance),
-        "emotion": None if options.emotion is None else keyframes(options.emotion, str),
         **edit_settings(options),
     }
+    if options.emotion is not None:
+        settings["emotion"] = keyframes(options.emotion, emotion)
     check_seed(options.seed)
     return settings
 
@@ -150,6 +151,11 @@ def weights(name: str, text: str) -> dict[str, float]:
             raise ValueError(f"`{name}` must be NAME=NUMBER with commas between them, got {text!r}.")
         named[key.strip()] = numbers(name, value, 1)[0]
     return named
+
+
+def emotion(text: str) -> str | dict[str, float]:
+    """The name of an emotion, or `NAME=NUMBER,...`."""
+    return weights("emotion", text) if "=" in text else text.strip()
 
 
 def check_seed(seed: int | None) -> None:

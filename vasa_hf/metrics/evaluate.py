@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import itertools
 import json
 import os
@@ -103,7 +102,7 @@ class Evaluation:
         self.pipeline, self.data, self.output = pipeline, EvalData(data, limit), Path(output)
         self.model = avatar_parts.FULL if avatars else getattr(pipeline, "model_name", None) or type(pipeline).__name__
         self.avatars, self.eyes = dict(avatars or {}), eyes or pipeline
-        self.has_gaze = "gaze" in inspect.signature(pipeline.__call__).parameters
+        self.has_gaze = "gaze" in pipeline.control_names()
         self.asked = set(metrics) if metrics else None
         self.networks = networks or {}
         self.num_samples, self.seed, self.sheets = samples, seed, sheets
@@ -394,7 +393,7 @@ def evaluate(
         `list[str]`: Asked-for metrics without a single number; empty if all is well.
     """
     check_names(parts, settings.get("metrics"))
-    gaze = "gaze" in inspect.signature(pipeline.__call__).parameters
+    gaze = "gaze" in pipeline.control_names()
     known = tuple(part for part in PARTS if part not in AVATAR_PARTS and (gaze or part not in CONTROL_PARTS))
     known = AVATAR_PARTS if settings.get("avatars") else known
     parts = list(parts or known)

@@ -182,7 +182,12 @@ def frame_features(
         raise ValueError(f"`padding` must be 'zeros' or 'reflect', got {padding!r}.")
     if layers not in ("last", "all"):
         raise ValueError(f"`layers` must be 'last' or 'all', got {layers!r}.")
-    samples = samples.to(encoder.device, torch.float32)
+    whole = layers == "last" and not resample_first
+    hook = getattr(encoder, "_hf_hook", None)
+    if hook is not None and not whole:  # offloaded, and `layer_features` does not call `forward`, which would load it
+        hook.pre_forward(encoder)
+    # With an encoder that is offloaded layer by layer, the hook of each layer moves its input.
+    samples = samples.to(samples.device if encoder.device.type == "meta" else encoder.device, torch.float32)
     if pre_emphasis:
         samples = samples - pre_emphasis * F.pad(samples, (1, 0))[:, :-1]
     if do_normalize:
@@ -193,7 +198,7 @@ def frame_features(
     else:
         samples = F.pad(samples, ((field - stride) // 2, (field - stride + 1) // 2))
     samples = samples.to(encoder.dtype)
-    if layers == "last" and not resample_first:
+    if whole:
         hidden = encoder(samples).last_hidden_state  # [B, samples / stride, hidden]
     else:
         hidden = layer_features(encoder, samples, num_frames if resample_first else None)

@@ -154,7 +154,7 @@ def talk3d(
     check_length(len(samples) / rate, max_seconds)
     view = pipe.view(avatar, camera, settings.fps, settings.size, BACKGROUNDS[background])
     more = {"avatar": Path(avatar).name, "camera": camera, "background": background}
-    yield from perform(job, models.faces, view, (samples, rate), settings, {"audio": audio}, more)
+    yield from perform(job, pipe, view, (samples, rate), settings, {"audio": audio}, more)
 
 
 class SideBySide:

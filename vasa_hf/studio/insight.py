@@ -161,7 +161,7 @@ def compare(
     makers = {
         "VASA-1": lambda: (models.faces, models.portrait(portrait, None, settings.size), settings.motion_options()),
         "VASA-3D": lambda: (
-            models.faces,
+            models.avatars,
             models.avatars.view(avatar, camera, fps, settings.size, BACKGROUNDS["white"]),
             settings.motion_options(),
         ),
@@ -172,14 +172,14 @@ def compare(
     chosen = [makers[name]() for name in makers if name in systems]  # in this order, whatever that of the clicks
     videos = [
         pipe.stream(
-            performer,
+            subject,
             (samples, rate),
             **options,
             fps=fps,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         )
-        for pipe, performer, options in chosen
+        for pipe, subject, options in chosen
     ]
     num_frames = math.ceil(len(samples) * fps / rate)
     video, name = job.folder / "compared.mp4", models.faces.model_name

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from vasa_hf.hub import resolve
+from vasa_hf.hub import base_name, resolve
 
 PRIORS = "motion_priors.safetensors"
 SYSTEMS = ("VASA-1", "VASA-3D", "MoDA")
@@ -102,7 +102,7 @@ class Models:
 
                 index = _json(Path(resolve(self.moda)) / "model_index.json")
                 parts = ("face_analyzer", "image_processor", "audio_encoder", "audio_processor")
-                shared = {part: getattr(faces, part) for part in parts} if "_base" in index else {}
+                shared = {part: getattr(faces, part) for part in parts} if base_name(index) is not None else {}
                 self._heads = ModaTalkingHeadPipeline.from_pretrained(self.moda, **shared).to(faces.device)
                 self._heads.set_progress_bar_config(disable=True)
             return self._heads
@@ -171,7 +171,7 @@ def described(name: str) -> dict[str, Any]:
     """
     folder = Path(resolve(name))
     index = _json(folder / "model_index.json")
-    base = Path(resolve(index.get("talking_face", name)))
+    base = Path(resolve(base_name(index) or name))
     emotions = _json(base / "motion_transformer" / "config.json").get("emotions", [])
     size = _json(base / "face_autoencoder" / "config.json").get("image_size", 256)
     return {

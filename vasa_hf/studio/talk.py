@@ -70,28 +70,32 @@ def talk(
     check_length(len(samples) / rate, max_seconds)
     portrait = models.portrait(image, face, settings.size)
     inputs = {"image": image, "audio": audio}
-    yield from perform(job, pipe, portrait, (samples, rate), settings, inputs, {"face": face})
+    yield from perform(
+        job, pipe, portrait, (samples, rate), settings, inputs, {"face": face}, paste_back=settings.paste_back
+    )
 
 
 def perform(
     job: Job,
     pipe: Any,
-    performer: Any,
+    subject: Any,
     sound: tuple[np.ndarray, int],
     settings: TalkSettings,
     inputs: dict[str, str],
     more: dict[str, Any] | None = None,
+    **view: Any,
 ) -> Iterator[Update]:
     """Let a portrait or an avatar before a camera speak.
 
     Args:
         job (`Job`): Where to, and until when.
-        pipe (`VasaTalkingFacePipeline`): What makes motion.
-        performer (`Performer`): Who.
+        pipe (`TalkingHeadPipeline`): What makes it.
+        subject (`Subject`): Who, prepared by the pipeline.
         sound (`tuple` of `np.ndarray` of shape `(samples,)` and `int`): What is said, and its rate.
         settings (`TalkSettings`): How.
         inputs (`dict[str, str]`): Files that this was made of, to be named in the settings.
         more (`dict`, *optional*): Further settings to be told.
+        **view: Options of the pipeline's view.
 
     Yields:
         `Update`: as `talk`.
@@ -99,11 +103,11 @@ def perform(
     job.check()
     fps, seed, began = parse_fps(settings.fps), settings.chosen_seed(), time.monotonic()
     chunks = pipe.stream(
-        performer,
+        subject,
         sound,
         **settings.motion_options(),
+        **view,
         fps=fps,
-        paste_back=settings.paste_back,
         generator=torch.Generator().manual_seed(seed),
         output_type="np",
     )
