@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
 from vasa_hf.metrics.sharpness import laplacian_sharpness
@@ -61,6 +61,29 @@ class TestLoad:
             tensor = processor.load(given)
             assert tensor.shape == (3, 80, 120) and tensor.dtype == torch.float32
             assert is_left_red_right_blue(tensor)
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tiff", "bmp", "jp2", "avif"])
+    def test_files_that_are_cut_off(self, processor, picture, tmp_path, suffix):
+        if suffix == "avif" and not features.check("avif"):
+            pytest.skip("needs Pillow 11.3")
+        noise = np.random.default_rng(0).integers(0, 255, (80, 120, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
+        data = (tmp_path / f"whole.{suffix}").read_bytes()
+        for length in (1, 10, 40, 100, 500, len(data) // 2):
+            path = tmp_path / f"cut.{suffix}"
+            path.write_bytes(data[:length])
+            with pytest.raises(ValueError, match="`image` must be a (picture file|whole picture)"):
+                processor.load(path)
+
+    def test_only_pictures_are_opened(self, processor, tmp_path, monkeypatch):
+        """Pillow hands an EPS, whatever it is called, to Ghostscript."""
+        started = []
+        monkeypatch.setattr("subprocess.check_call", lambda *a, **k: started.append(a))
+        eps = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n"
+        (tmp_path / "portrait.jpg").write_text(eps)
+        with pytest.raises(ValueError, match="`image` must be a picture file"):
+            processor.load(tmp_path / "portrait.jpg")
+        assert not started
 
     def test_exif_rotation_is_applied(self, processor, picture, tmp_path):
         exif = Image.Exif()
@@ -128,8 +151,8 @@ class TestLoad:
         [
             ("missing.png", r"`image` must be a picture file, but '.*missing.png' does not exist"),
             (".", r"`image` must be a picture file, but '.*' is a folder"),
-            ("text.png", r"`image` must be a picture file that Pillow reads, but '.*text.png' is none"),
-            ("empty.png", r"`image` must be a picture file that Pillow reads"),
+            ("text.png", r"`image` must be a picture file \(.*JPEG.*\), but '.*text.png' is none"),
+            ("empty.png", "`image` must be a picture file"),
             ("cut.jpg", r"`image` must be a whole picture, but '.*cut.jpg' is damaged"),
             ("cut.png", r"`image` must be a whole picture, but '.*cut.png' is damaged"),
         ],

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ from vasa_hf.geometry.crops import (
 from vasa_hf.geometry.landmarks import CLOSED_GROUPS, GROUPS
 
 logger = logging.getLogger(__name__)
+# Pillow knows more; some of them start other programs (EPS: Ghostscript), and none is a photo's.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+# What Pillow raises for files that are cut off or hold impossible numbers.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
 ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
 # What transformers itself writes into the saved config.
 _SAVED_BY_TRANSFORMERS = {"image_processor_type", "feature_extractor_type", "processor_class", "_commit_hash"}
@@ -164,18 +169,13 @@ class FaceImageProcessor(ImageProcessingMixin):
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise ValueError(f"`image` must be a picture file, but {str(path)!r} {what}.")
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                self._check_size(width, height)
-                ratio = least_side / max(width, height)
-                if ratio < 1:  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; others stay as they are
-                    image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))
-                picture = _decoded(image, repr(str(path)))
-        except UnidentifiedImageError as error:
-            raise ValueError(f"`image` must be a picture file that Pillow reads, but {str(path)!r} is none.") from error
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"`image` must have at most {self.max_pixels:,} pixels, but {error}.") from error
+        with open_picture(path) as image:
+            width, height = image.size
+            self._check_size(width, height)
+            ratio = least_side / max(width, height)
+            if ratio < 1:  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; others stay as they are
+                image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))
+            picture = _decoded(image, repr(str(path)))
         turned = (width > height) != (picture.width > picture.height)
         return picture, (height, width) if turned else (width, height)
 
@@ -448,8 +448,27 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"`image` must be a whole picture, but {name} is damaged: {error}.") from error
+
+
+def open_picture(path: str | os.PathLike) -> Image.Image:
+    """Open a picture file of one of `FORMATS`; nothing is decoded yet.
+
+    Raises:
+        ValueError: If it is none, is damaged, or claims so many pixels that Pillow warns of an attack.
+    """
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs Pillow 11.3
+    try:
+        return Image.open(path, formats=known)
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(known)
+        raise ValueError(f"`image` must be a picture file ({kinds}), but {str(path)!r} is none.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"`image` must have fewer pixels: {error}.") from error
+    except _DAMAGE as error:
+        raise ValueError(f"`image` must be a whole picture, but {str(path)!r} is damaged: {error}.") from error
 
 
 def to_pil(image: Tensor) -> Image.Image:
