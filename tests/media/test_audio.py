@@ -58,7 +58,7 @@ def test_a_long_file_takes_no_more_memory_than_a_short_one(ffmpeg):
 def test_stopping_in_the_middle_leaves_no_process(ffmpeg):
     blocks = audio_blocks(ffmpeg("-f", "lavfi", "-i", "sine=r=48000:d=60", "a.wav"))
     next(blocks)
-    process = blocks.gi_frame.f_locals["process"]
+    process = blocks.gi_frame.f_locals["decoder"]._process
     blocks.close()
     assert process.poll() is not None
 

@@ -182,7 +182,7 @@ def test_names_that_look_like_options_or_protocols(tmp_path, monkeypatch):
 def test_stopping_early_leaves_no_process(ffmpeg):
     reader = iter(VideoReader(ffmpeg("-f", "lavfi", "-i", "testsrc=size=320x240:rate=25:duration=20", "a.mp4")))
     next(reader)
-    process = reader.gi_frame.f_locals["process"]
+    process = reader.gi_frame.f_locals["decoder"]._process
     reader.close()
     assert process.poll() is not None
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import struct
-import subprocess
-import tempfile
 import wave
 from collections.abc import Iterator
 from typing import Any
@@ -14,16 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from .ffmpeg import READ_OPTIONS, ffmpeg_path, input_url, shortened, staging
+from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shortened, staging
 
 logger = logging.getLogger(__name__)
 
 MAX_CHANNELS = 32
+MAX_BYTES = 4 << 30  # of all samples of a file
 
 
 def load_audio(
     audio: Any,
     sampling_rate: int | None = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> tuple[np.ndarray, int]:
     """Load sound without resampling or mixing.
 
@@ -34,15 +34,21 @@ def load_audio(
             `(channels, samples)` or `(samples, channels)` (the shorter axis is the channels), floats in [-1, 1] or
             integers, which are scaled by their type.
         sampling_rate (`int`, *optional*): Samples a second; needed for bare samples, else must agree.
+        max_seconds (`float`, defaults to six hours): Longer files are refused as soon as so much has been read.
 
     Returns:
         `tuple`: `np.ndarray` of shape `(channels, samples)`, float32, and the sampling rate.
 
     Raises:
-        ValueError: If there is no such file, no sound in it, no samples, or no known rate.
+        ValueError: If there is no such file, no sound in it, no samples, too many (4 GiB), or no known rate.
     """
     if isinstance(audio, (str, os.PathLike)):
-        blocks = list(audio_blocks(audio))
+        blocks, num_bytes = [], 0
+        for block in audio_blocks(audio, max_seconds=max_seconds):
+            blocks.append(block)
+            num_bytes += block[0].nbytes
+            if num_bytes > MAX_BYTES:
+                raise ValueError(f"`audio` must decode to at most {MAX_BYTES >> 30} GiB, got {os.fspath(audio)!r}.")
         samples, rate = np.concatenate([samples for samples, _ in blocks], axis=1), blocks[0][1]
     elif isinstance(audio, tuple) and len(audio) == 2 and any(isinstance(part, (int, np.integer)) for part in audio):
         samples, rate = audio if isinstance(audio[1], (int, np.integer)) else audio[::-1]
@@ -83,7 +89,7 @@ def as_channels(audio: Any, argument: str = "audio") -> np.ndarray:
 
 
 def audio_blocks(
-    path: str | os.PathLike, seconds: float = 1.0, quiet: bool = False
+    path: str | os.PathLike, seconds: float = 1.0, quiet: bool = False, max_seconds: float = MAX_SECONDS
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Decode the first sound track of a file at its own rate, block by block: memory does not grow with its length.
 
@@ -93,35 +99,32 @@ def audio_blocks(
         path (`str` or `os.PathLike`): Any container and codec that ffmpeg reads.
         seconds (`float`, defaults to 1.0): Length of a block; the last one may be shorter.
         quiet (`bool`, defaults to `False`): Whether to pass over damage in silence, as when reading for a second time.
+        max_seconds (`float`, defaults to six hours): Longer sound is refused as soon as so much of it has been read.
 
     Yields:
         `tuple`: `np.ndarray` of shape `(channels, samples)`, float32, and the sampling rate.
 
     Raises:
-        ValueError: If there is no such file, no sound in it, or (after the last block) it could not be read whole.
+        ValueError: If there is no such file, no sound in it, too much, or (after the last block) it could not be read
+            whole.
     """
-    command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", input_url(path, "audio"), "-map", "0:a:0"]
-    command += ["-af", "aresample=async=1:first_pts=0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
+    options = [*READ_OPTIONS, "-v", "error", "-i", input_url(path, "audio"), "-map", "0:a:0"]
+    options += ["-af", "aresample=async=1:first_pts=0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
     count = 0
-    with tempfile.TemporaryFile() as messages:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
-        try:
-            header = process.stdout.read(24)  # AU: the simplest header with rate and channels that needs no seeking
-            if len(header) == 24:
-                _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
-                process.stdout.read(offset - 24)
-                while data := process.stdout.read(max(round(seconds * rate), 1) * channels * 4):
-                    samples = np.frombuffer(data, ">f4", len(data) // 4 // channels * channels).reshape(-1, channels)
-                    count += len(samples)
-                    yield np.ascontiguousarray(samples.T, dtype=np.float32), rate
-            process.wait()
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
-        messages.seek(0)
-        stderr = messages.read()
-    if process.returncode != 0:
+    with Decoder(options) as decoder:
+        header = decoder.read(24)  # AU: the simplest header with rate and channels that needs no seeking
+        if len(header) == 24:
+            _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
+            decoder.read(offset - 24)
+            while data := decoder.read(max(round(seconds * rate), 1) * channels * 4):
+                samples = np.frombuffer(data, ">f4", len(data) // 4 // channels * channels).reshape(-1, channels)
+                count += len(samples)
+                check_seconds(count / rate, max_seconds, "audio")
+                yield np.ascontiguousarray(samples.T, dtype=np.float32), rate
+        status, stderr = decoder.finish()
+    if decoder.is_stuck:
+        raise ValueError(f"`audio` must be a readable sound file, but {os.fspath(path)!r} gives nothing any more.")
+    if status != 0:
         if b"matches no streams" in stderr:
             raise ValueError(f"`audio` must hold sound, but {os.fspath(path)!r} has no audio stream.")
         raise ValueError(f"`audio` must be a readable sound file, got {os.fspath(path)!r}: {shortened(stderr)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
@@ -17,8 +16,12 @@ import numpy as np
 
 from .audio import as_channels
 from .ffmpeg import (
-    READ_OPTIONS,
+    DECODE_OPTIONS,
+    MAX_PIXELS,
+    MAX_SECONDS,
+    Decoder,
     VideoInfo,
+    check_seconds,
     ffmpeg_path,
     frame_options,
     input_url,
@@ -42,6 +45,7 @@ class VideoReader:
         path (`str` or `os.PathLike`): Any file with a video stream that ffmpeg reads.
         fps (`Fraction`, `float` or `str`, *optional*, defaults to the file's own average rate):
             Frames a second to deliver.
+        max_seconds (`float`, defaults to six hours): Longer videos are refused as soon as so much has been read.
 
     Attributes:
         fps (`Fraction`): Frames a second delivered.
@@ -54,8 +58,13 @@ class VideoReader:
         ValueError: If the file is missing, empty, no video, or (while iterating) broken.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: Fraction | float | str | None = None):
-        self.path = os.fspath(path)
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        fps: Fraction | float | str | None = None,
+        max_seconds: float = MAX_SECONDS,
+    ):
+        self.path, self.max_seconds = os.fspath(path), max_seconds
         self._info: VideoInfo = probe_video(path)
         self.fps = self._info.fps if fps is None else parse_fps(fps)
         self.size = self._info.size
@@ -70,36 +79,31 @@ class VideoReader:
 
     def resampled(self, fps: Fraction | float | str) -> VideoReader:
         """Return a reader of the same file at another rate."""
-        return VideoReader(self.path, fps)
+        return VideoReader(self.path, fps, self.max_seconds)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield frames as uint8 RGB arrays of shape `(height, width, 3)`."""
-        command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", input_url(self.path)]
-        command += [*frame_options(f"fps={self.fps}:start_time=0"), "pipe:1"]
+        options = [*DECODE_OPTIONS, "-v", "error", "-i", input_url(self.path)]
+        options += [*frame_options(f"fps={self.fps}:start_time=0"), "pipe:1"]
         count = 0
-        with tempfile.TemporaryFile() as messages:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, bufsize=1 << 20
-            )
-            try:
-                while process.stdout.readline():  # "P6", then "width height", then "255"
-                    width, height = map(int, process.stdout.readline().split())
-                    process.stdout.readline()
-                    frame = np.empty((height, width, 3), np.uint8)
-                    if process.stdout.readinto(frame.reshape(-1)) < frame.size:
-                        break
-                    count += 1
-                    yield frame
-                process.wait()
-            finally:
-                process.kill()
-                process.stdout.close()
-                process.wait()
-            messages.seek(0)
-            stderr = messages.read()
+        with Decoder(options) as decoder:
+            while decoder.readline():  # "P6", then "width height", then "255"
+                width, height = map(int, decoder.readline().split())
+                decoder.readline()
+                if width * height > MAX_PIXELS:
+                    raise ValueError(f"`path` must have at most {MAX_PIXELS:,} pixels a frame, got {width}x{height}.")
+                frame = np.empty((height, width, 3), np.uint8)
+                if decoder.readinto(frame.reshape(-1)) < frame.size:
+                    break
+                count += 1
+                check_seconds(float(count / self.fps), self.max_seconds, "path")
+                yield frame
+            status, stderr = decoder.finish()
+        if decoder.is_stuck:
+            raise ValueError(f"`path` must be a whole video, but {self.path!r} gives nothing after {count} frames.")
         missing = (self.num_frames or count) - count
         # ffmpeg calls a cut-off file a success. A few missing frames are common in good ones (the sound may be longer).
-        if process.returncode != 0 or count == 0 or (stderr and missing > max(5, 0.05 * count)):
+        if status != 0 or count == 0 or (stderr and missing > max(5, 0.05 * count)):
             raise ValueError(
                 f"`path` must be a whole video, but {self.path!r} could be read for {count} frames only "
                 f"(expected {self.num_frames or 'some'}): {shortened(stderr)}"
