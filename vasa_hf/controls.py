@@ -14,13 +14,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vasa_hf.checks import is_finite_number
 from vasa_hf.motion import POSE_DIM, from_relative, to_relative
 
 MAX_GAZE_RAD = 0.8
@@ -178,7 +178,7 @@ def parse_track(name: str, form: str, control: Any, parse: Callable[[Any], list[
         raise problem
     seconds, values = [], []
     for key in control:
-        if not isinstance(key, Sequence) or isinstance(key, str) or len(key) != 2 or not _is_number(key[0]):
+        if not isinstance(key, Sequence) or isinstance(key, str) or len(key) != 2 or not is_finite_number(key[0]):
             raise problem
         value = parse(key[1])
         if value is None:
@@ -190,14 +190,10 @@ def parse_track(name: str, form: str, control: Any, parse: Callable[[Any], list[
     return ControlTrack(torch.tensor(seconds, dtype=torch.float64), torch.tensor(values, dtype=torch.float64))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _gaze_value(value: Any) -> list[float] | None:
     if isinstance(value, np.ndarray | Tensor):
         value = value.tolist()
-    if not isinstance(value, Sequence) or len(value) != 2 or not all(_is_number(angle) for angle in value):
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(is_finite_number(angle) for angle in value):
         return None
     if max(abs(angle) for angle in value) > MAX_GAZE_RAD:
         raise ValueError(
@@ -208,7 +204,7 @@ def _gaze_value(value: Any) -> list[float] | None:
 
 
 def _distance_value(value: Any) -> list[float] | None:
-    if not _is_number(value):
+    if not is_finite_number(value):
         return None
     low, high = HEAD_DISTANCE_RANGE
     if not low <= value <= high:
@@ -224,6 +220,6 @@ def _emotion_value(value: Any, emotions: Sequence[str]) -> list[float] | None:
     for name, weight in value.items():
         if name not in emotions:
             raise ValueError(f"`emotion` knows the names {list(emotions)}, got {name!r}.")
-        if not _is_number(weight) or abs(weight) > 1:
+        if not is_finite_number(weight) or abs(weight) > 1:
             raise ValueError(f"`emotion` must have weights in [-1, 1], got {weight!r} for {name!r}.")
     return [float(value.get(name, 0.0)) for name in emotions]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+from vasa_hf.checks import check_number
 
 # --- options ----------------------------------------------------------------------------------------------------------
 
@@ -135,6 +138,8 @@ def numbers(name: str, text: str, count: int | None = None) -> tuple[float, ...]
         values = tuple(float(word) for word in text.split(","))
     except ValueError:
         values = ()
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"`{name}` must be finite, got {text!r}.")
     if not values or (count is not None and len(values) != count):
         wanted = "numbers" if count is None else f"{count} number{'s' * (count > 1)}"
         raise ValueError(f"`{name}` must be {wanted}{' with commas between them' * (count != 1)}, got {text!r}.")
@@ -156,6 +161,11 @@ def check_seed(seed: int | None) -> None:
     """Raise `ValueError` for a number that no generator takes."""
     if seed is not None and not 0 <= seed < 2**63:
         raise ValueError(f"`seed` must be a whole number from 0 to 2**63 - 1, got {seed}.")
+
+
+def check_threads(threads: float) -> None:
+    """Raise `ValueError` for a number of CPU threads that this machine has no cores for."""
+    check_number("threads", threads, 1, os.cpu_count() or 1, whole=True)
 
 
 def check_files(**paths: str) -> None:
@@ -199,8 +209,7 @@ def load_pipeline(options: argparse.Namespace, name: str = "VasaTalkingFacePipel
 
     quiet_libraries()
     if options.threads is not None:
-        if options.threads < 1:
-            raise ValueError(f"`threads` must be at least 1, got {options.threads}.")
+        check_threads(options.threads)
         torch.set_num_threads(options.threads)
     try:
         device = torch.device(options.device)

@@ -26,6 +26,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from vasa_hf.checks import check_number
+
 EXPRESSION_DIM = 63
 POSE_DIM = 7  # scale, translation x y z, pitch, yaw, roll
 POSITIONAL_ENCODINGS = ("single_row", "per_frame")
@@ -83,6 +85,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
         pad_mode: str = "zero",
         fps: float = 25.0,
     ):
+        check_number("window", window, 1, 10_000, whole=True)
         super().__init__()
         if positional_encoding not in POSITIONAL_ENCODINGS:
             raise ValueError(

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import FeatureExtractionMixin
 
+from vasa_hf.checks import check_number, shorten
 from vasa_hf.media.audio import load_audio
 
 logger = logging.getLogger(__name__)
@@ -366,6 +367,15 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         pre_emphasis: float = 0.0,
         **kwargs,
     ):
+        check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
+        check_number("fps", fps, 1, 1000, whole=True)
+        check_number("context_frames", context_frames, 0, 10_000, whole=True)
+        check_number("lookahead_frames", lookahead_frames, 0, 10_000, whole=True)
+        check_number("pre_emphasis", pre_emphasis, 0.0, 1.0)
+        if padding not in ("zeros", "reflect"):
+            raise ValueError(f"`padding` must be 'zeros' or 'reflect', got {shorten(padding)}.")
+        if layers not in ("last", "all"):
+            raise ValueError(f"`layers` must be 'last' or 'all', got {shorten(layers)}.")
         if sampling_rate % fps:
             raise ValueError(f"`sampling_rate` must be a multiple of `fps`; got {sampling_rate} and {fps}.")
         super().__init__(**kwargs)

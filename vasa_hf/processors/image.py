@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
+from vasa_hf.checks import check_number, shorten
 from vasa_hf.geometry.crops import (
     PasteWindow,
     crop_region,
@@ -105,6 +106,23 @@ class FaceImageProcessor(ImageProcessingMixin):
     ):
         if unknown := sorted(set(kwargs) - _SAVED_BY_TRANSFORMERS):
             raise ValueError(f"`{unknown[0]}` is no option of FaceImageProcessor.")
+        for name, value, low, high in (
+            ("size", size, 16, 4096),
+            ("max_pixels", max_pixels, 1, 1_000_000_000),
+            ("max_side", max_side, 16, 16_384),
+            ("min_side", min_side, 1, 16_384),
+            ("min_face", min_face, 1, 16_384),
+        ):
+            check_number(name, value, low, high, whole=True)
+        check_number("scale", scale, 1.0, 6.0)
+        check_number("feather", feather, 0.0, 0.5)
+        check_number("max_yaw_deg", max_yaw_deg, 0.0, 180.0)
+        check_number("max_cut_off", max_cut_off, 0.0, 1.0)
+        for name, values, count, low, high in (("shift", shift, 2, -1.0, 1.0), ("background", background, 3, 0, 255)):
+            if not isinstance(values, list | tuple) or len(values) != count:
+                raise ValueError(f"`{name}` must be {count} numbers, got {shorten(values)}.")
+            for value in values:
+                check_number(name, value, low, high, whole=name == "background")
         super().__init__(**kwargs)
         self.size, self.scale, self.shift, self.upright = size, scale, list(shift), upright
         self.feather, self.background = feather, list(background)
