@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 MAX_CHANNELS = 32
 MAX_BYTES = 4 << 30  # of all samples of a file
+# The centre, where people speak, is 2.5 dB down in each of two channels: ffmpeg's own 3.01 would do as well.
+_FILTERS = "aresample=async=1:first_pts=0:center_mix_level=0.75,aformat=channel_layouts=mono|stereo"
+_QUIET_POWER = 1e-6  # -60 dB of full scale
 
 
 def load_audio(
@@ -88,12 +91,45 @@ def as_channels(audio: Any, argument: str = "audio") -> np.ndarray:
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
+class CancellationGuard:
+    """Notices stereo of which one channel is inverted, so that a mix of both is silent; the blocks come one by one.
+
+    Args:
+        name (`str`, *optional*): What to call the sound in the warning; without it, there is none.
+    """
+
+    def __init__(self, name: str | None = None):
+        self.name, self.cancels = name, False
+
+    def apply(self, samples: np.ndarray) -> np.ndarray:
+        """Return samples `(channels, n)`, with the first channel for both where they cancel each other."""
+        if len(samples) != 2:
+            return samples
+        both = float(np.square(samples[0] + samples[1], dtype=np.float64).sum())
+        apart = float(np.square(samples[0] - samples[1], dtype=np.float64).sum())
+        if apart > 4 * _QUIET_POWER * samples.shape[1]:  # what is quieter tells nothing
+            cancels = both < 0.03 * apart  # 15 dB
+            if cancels and not self.cancels and self.name is not None:
+                logger.warning("%s: one channel is the other one inverted; the first one is used.", self.name)
+                self.name = None
+            self.cancels = cancels
+        return np.stack([samples[0], samples[0]]) if self.cancels else samples
+
+
+def mix_to_mono(
+    samples: np.ndarray,  # [C, n]
+) -> np.ndarray:  # [n]
+    """Mean of all channels, of the first one where two cancel each other."""
+    return CancellationGuard("`audio`").apply(samples).mean(0)
+
+
 def audio_blocks(
     path: str | os.PathLike, seconds: float = 1.0, quiet: bool = False, max_seconds: float = MAX_SECONDS
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Decode the first sound track of a file at its own rate, block by block: memory does not grow with its length.
 
-    A track that starts late gets silence first.
+    A track that starts late gets silence first. More than two channels are mixed to stereo by what each of them is, as
+    players do; of two that cancel each other the first is given for both.
 
     Args:
         path (`str` or `os.PathLike`): Any container and codec that ffmpeg reads.
@@ -102,15 +138,15 @@ def audio_blocks(
         max_seconds (`float`, defaults to six hours): Longer sound is refused as soon as so much of it has been read.
 
     Yields:
-        `tuple`: `np.ndarray` of shape `(channels, samples)`, float32, and the sampling rate.
+        `tuple`: `np.ndarray` of shape `(channels, samples)`, one or two channels, float32, and the sampling rate.
 
     Raises:
         ValueError: If there is no such file, no sound in it, too much, or (after the last block) it could not be read
             whole.
     """
     options = [*READ_OPTIONS, "-v", "error", "-i", input_url(path, "audio"), "-map", "0:a:0"]
-    options += ["-af", "aresample=async=1:first_pts=0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
-    count = 0
+    options += ["-af", _FILTERS, "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
+    count, guard = 0, CancellationGuard(None if quiet else os.fspath(path))
     with Decoder(options) as decoder:
         header = decoder.read(24)  # AU: the simplest header with rate and channels that needs no seeking
         if len(header) == 24:
@@ -120,7 +156,7 @@ def audio_blocks(
                 samples = np.frombuffer(data, ">f4", len(data) // 4 // channels * channels).reshape(-1, channels)
                 count += len(samples)
                 check_seconds(count / rate, max_seconds, "audio")
-                yield np.ascontiguousarray(samples.T, dtype=np.float32), rate
+                yield guard.apply(np.ascontiguousarray(samples.T, dtype=np.float32)), rate
         status, stderr = decoder.finish()
     if decoder.is_stuck:
         raise ValueError(f"`audio` must be a readable sound file, but {os.fspath(path)!r} gives nothing any more.")

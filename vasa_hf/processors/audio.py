@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers import FeatureExtractionMixin
 
 from vasa_hf.checks import check_number, shorten
-from vasa_hf.media.audio import load_audio
+from vasa_hf.media.audio import CancellationGuard, load_audio
 
 logger = logging.getLogger(__name__)
 
@@ -303,6 +303,7 @@ class AudioCheck:
         self.sampling_rate = sampling_rate
         self.num_samples = 0  # of each channel
         self.num_values, self.num_bad, self.num_clipped, self.peak = 0, 0, 0, 0.0
+        self.mixed_peak = 0.0  # of the mean of all channels, which is what is heard
 
     def add(self, samples: np.ndarray) -> None:
         """Look at the next samples `(channels, n)`, full scale = 1."""
@@ -313,6 +314,8 @@ class AudioCheck:
         self.num_bad += samples.size - int(np.count_nonzero(finite))
         self.num_clipped += int(np.count_nonzero(level >= 0.999))
         self.peak = max(self.peak, float(level.max(initial=0.0, where=finite)))
+        mixed = np.abs(np.where(finite, samples, 0.0).mean(0)) if len(samples) > 1 else level[0]
+        self.mixed_peak = max(self.mixed_peak, float(mixed.max(initial=0.0, where=np.isfinite(mixed))))
 
     def finish(self) -> None:
         """Judge all that was heard.
@@ -327,8 +330,9 @@ class AudioCheck:
         seconds = self.num_samples / self.sampling_rate
         if seconds < MIN_SECONDS:
             raise ValueError(f"`audio` must be at least {MIN_SECONDS} s long; got {seconds:.3f} s.")
-        if self.peak < SILENCE_PEAK:
-            logger.warning("`audio` is silent (peak %.1e): the face will move, but it will not speak.", self.peak)
+        if self.mixed_peak < SILENCE_PEAK:
+            text = "`audio` is silent (peak %.1e of all channels mixed): the face will move, but it will not speak."
+            logger.warning(text, self.mixed_peak)
         clipped = self.num_clipped / self.num_values
         if clipped > CLIPPED_SHARE:
             logger.warning("`audio` is clipped in %.1f %% of its samples: lips may follow it less well.", 100 * clipped)
@@ -409,6 +413,7 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         """
         bare = not isinstance(audio, (str, os.PathLike, tuple))
         samples, rate = load_audio(audio, self.sampling_rate if bare and sampling_rate is None else sampling_rate)
+        samples = CancellationGuard("`audio`").apply(samples)
         check = AudioCheck(rate)
         check.add(samples)
         check.finish()
