@@ -14,6 +14,7 @@ import gradio as gr
 
 import vasa_hf
 from vasa_hf.cli.app import add_options
+from vasa_hf.cli.options import find_device
 from vasa_hf.studio import about, faces
 from vasa_hf.studio.desk import MINE, POSES, VIDEO, VOICE, Desk, message, status
 from vasa_hf.studio.jobs import Update, share_one_heap
@@ -403,6 +404,8 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
     global DESK
     if options.mcp:
         check_mcp()
+    if options.device is not None:
+        find_device(options.device)
     share_one_heap()
     DESK = Desk(options.model, not options.private, options.device, options.moda)
     DESK.long_work, DESK.short_work = long_work, short_work
@@ -424,4 +427,8 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serve the web page.")
     add_options(parser)
-    serve(parser.parse_args())[0].block_thread()
+    try:
+        served = serve(parser.parse_args())[0]
+    except ValueError as error:
+        parser.error(str(error))
+    served.block_thread()

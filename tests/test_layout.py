@@ -15,23 +15,24 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vasa_hf"
 
 # What each part of the package may import of the package, besides itself; a part is a folder or a module of `vasa_hf`.
-FOUNDATION = {"checks", "geometry", "camera_paths", "motion", "guidance", "windowing", "streaming", "controls"}
+FOUNDATION = {"checks", "files", "geometry", "camera_paths", "motion", "guidance", "windowing", "streaming", "controls"}
 FOUNDATION |= {"outputs", "hub"}
 TOOLS = {"processors", "media", "metrics"}
 NETWORKS = {"layers", "gaussians", "head", "models"}
 WORKSHOP = {"data", "training"}
 MAY_IMPORT = {
     "checks": set(),
+    "files": set(),
     "geometry": set(),
     "camera_paths": {"checks", "geometry"},
-    "motion": {"checks", "geometry"},
+    "motion": {"checks", "files", "geometry"},
     "guidance": set(),
     "windowing": {"motion"},
     "streaming": {"motion", "windowing"},
     "controls": {"checks", "motion"},
     "hub": {"checks"},
     "publish": {"hub"},
-    "media": {"motion"},
+    "media": {"files", "motion"},
     "outputs": {"motion", "media"},
     "processors": {"checks", "geometry", "media"},
     "metrics": FOUNDATION | {"processors", "media"},
@@ -47,10 +48,11 @@ MAY_IMPORT = {
     "bench_3d": {"bench", "gaussians", "metrics", "media"},
     "bench_renderer": {"bench", "metrics"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
-    "studio": {"checks", "hub", "media", "motion", "controls", "outputs", "gaussians"},
+    "studio": {"checks", "files", "hub", "media", "motion", "controls", "outputs", "gaussians"},
     "app": {"studio", "cli"},
     "cli": {
         "checks",
+        "files",
         "hub",
         "publish",
         "media",

@@ -21,10 +21,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vasa_hf.checks import check_number, parse_json, shorten
+from vasa_hf.files import staging
 
 POSE_DIM = 6
 MAX_WIDTH = 65_536  # of a part of z_dyn
@@ -191,13 +192,9 @@ def save_motion(
         "fps": str(fps),
         "dynamics": json.dumps(spec.dynamics),
     }
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({"motion": motion.detach().float().cpu().contiguous()}, partial, metadata=header)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with staging(path) as folder:
+        # Not `save_file`, whose files nobody else may read.
+        (folder / Path(path).name).write_bytes(save({"motion": motion.detach().float().cpu().contiguous()}, header))
 
 
 def load_motion(path: str | os.PathLike) -> tuple[Tensor, MotionSpec, Fraction, dict[str, str]]:

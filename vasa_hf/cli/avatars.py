@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import vasa_hf
 from vasa_hf.checks import check_number, parse_json, shorten
 from vasa_hf.cli import options as shared
+from vasa_hf.files import check_writable
 
 MODEL = "vasa3d-small"
 PRESETS = ("fast", "fast-gpu", "paper")
@@ -127,13 +129,16 @@ def _fit(options: argparse.Namespace) -> int:
     named = {f"{kind}[{i}]": p for kind in ("audio", "video") for i, p in enumerate(getattr(options, kind) or [])}
     shared.check_files(image=options.image, **named)
     _check_fit_folder(options.output, options.resume)
-    changes = dict(_setting(text) for text in options.set)
+    settings = [_setting(text) for text in options.set]
+    changes = dict(settings)
+    if len(changes) < len(settings):
+        raise ValueError(f"`set` must give each setting once, got {[name for name, _ in settings]}.")
     _check_settings(changes)
     shared.check_seed(options.seed)
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     import torch
 
-    with closing(_Progress(pipe)) as show:
+    with closing(_Progress(pipe)) as show, _removed_if_refused(options.output):
         pipe.fit(
             options.image,
             preset=options.preset,
@@ -147,6 +152,18 @@ def _fit(options: argparse.Namespace) -> int:
         )
     print(options.output)
     return 0
+
+
+@contextmanager
+def _removed_if_refused(folder: str) -> Iterator[None]:
+    """Leave no new folder after an error of the input; frames that are all made are kept, for `--resume`."""
+    is_new = not os.path.exists(folder)
+    try:
+        yield
+    except ValueError:
+        if is_new and not os.path.exists(os.path.join(folder, "fit", "frames", "complete")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 class _Progress:
@@ -184,6 +201,11 @@ def _check_fit_folder(folder: str, resume: bool) -> None:
         raise ValueError(f"`resume` needs a fit that was stopped, {folder!r} holds none.")
     if not resume and stopped:
         raise ValueError(f"`output` holds a fit that was stopped: add --resume, or delete {folder!r}.")
+    place = os.path.abspath(folder)
+    if not os.path.isdir(place):
+        while not os.path.isdir(os.path.dirname(place)):  # the first of the folders that are to be made
+            place = os.path.dirname(place)
+        check_writable("output", place)
     held = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     if not resume and held - {"fit"}:  # stopped at its very beginning, a fit leaves that folder empty
         raise ValueError(f"`output` must be a new or empty folder, {folder!r} holds {sorted(held)[0]!r}.")

@@ -164,6 +164,7 @@ def _bench(options: argparse.Namespace) -> int:
     typed = {"num_inference_steps": "steps", "output_size": "size"}
     if strange := [typed.get(name, name) for name, value in others.items() if value is not None]:
         raise ValueError(f"`{strange[0]}` has no meaning for {options.what!r}.")
+    shared.find_device(options.device)
     settings = {**only[options.what], "model": options.model}
     if options.what == "moda":
         settings |= {"model": options.model or "moda-small", "pipeline": "ModaTalkingHeadPipeline"}
@@ -189,6 +190,7 @@ def _eval(options: argparse.Namespace) -> int:
     parts, metrics = (None if text is None else text.split(",") for text in (options.parts, options.metrics))
     evaluate.check_names(parts, metrics)
     if options.remake:
+        shared.refuse_ignored(options, {"output", "remake", "parts", "metrics"}, "remake")
         tables.remake(options.output)
         missing = evaluate.missing_metrics(options.output, parts, metrics)
     else:

@@ -11,6 +11,51 @@ from contextlib import contextmanager
 from typing import Any
 
 from vasa_hf.checks import check_number
+from vasa_hf.files import check_writable, staging
+
+# --- what was given ---------------------------------------------------------------------------------------------------
+
+
+def note_given(parser: argparse.ArgumentParser) -> None:
+    """Let a parser refuse an option that is given twice, and tell in `given` which were given at all."""
+    for name, kind in (
+        ("store", argparse._StoreAction),
+        ("store_true", argparse._StoreTrueAction),
+        ("store_false", argparse._StoreFalseAction),
+        ("append", argparse._AppendAction),
+    ):
+        parser.register("action", name, _noting(kind, may_repeat=name == "append"))
+    parser.register("action", None, _noting(argparse._StoreAction))
+
+
+def _noting(kind: type, may_repeat: bool = False) -> type:
+    """An action of argparse's that notes in the namespace that it ran."""
+
+    class Noting(kind):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+            given = getattr(namespace, "given", frozenset())
+            if option is not None and self.dest in given and not may_repeat:
+                raise argparse.ArgumentError(self, "is given twice, or against another that it excludes")
+            namespace.given = given | ({self.dest} if option is not None else frozenset())
+            super().__call__(parser, namespace, values, option)
+
+    return Noting
+
+
+def refuse_ignored(options: argparse.Namespace, used: set[str], beside: str) -> None:
+    """Raise `ValueError` for an option that was given and would have no effect."""
+    if ignored := sorted(getattr(options, "given", set()) - used):
+        name = ignored[0].replace("_", "-")
+        raise ValueError(f"`{name}` has no effect with --{beside}: leave one of them out.")
+
+
+def check_faces(options: argparse.Namespace, *prefixes: str) -> None:
+    """Raise `ValueError` for a face that is told by its number and by its box."""
+    for prefix in prefixes:
+        if getattr(options, f"{prefix}face") is not None and getattr(options, f"{prefix}box") is not None:
+            name = prefix.replace("_", "-")
+            raise ValueError(f"`{name}face` has no effect with --{name}box: leave one of them out.")
+
 
 # --- options ----------------------------------------------------------------------------------------------------------
 
@@ -153,6 +198,8 @@ def weights(name: str, text: str) -> dict[str, float]:
         key, separator, value = word.partition("=")
         if not separator:
             raise ValueError(f"`{name}` must be NAME=NUMBER with commas between them, got {text!r}.")
+        if key.strip() in named:
+            raise ValueError(f"`{name}` must have each name once, got {key.strip()!r} twice.")
         named[key.strip()] = numbers(name, value, 1)[0]
     return named
 
@@ -179,16 +226,11 @@ def check_target(name: str, path: str, suffix: str) -> None:
     """Tell before the work, not after it, that a file cannot be written."""
     if not path.lower().endswith(suffix):
         raise ValueError(f"`{name}` must end in {suffix}, got {path!r}.")
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise ValueError(f"`{name}` must lie in an existing folder, got {path!r}.")
-    if os.path.isdir(path) or not os.access(os.path.dirname(path) or ".", os.W_OK):
-        raise ValueError(f"`{name}` must be a file that can be written, got {path!r}.")
+    check_writable(name, path)
 
 
 def save_png(picture: Any, path: str) -> None:
     """Write a PIL image whole or not at all, and print where."""
-    from vasa_hf.media.ffmpeg import staging
-
     with staging(path) as folder:
         picture.save(folder / os.path.basename(path), format="PNG")
     print(path)
@@ -211,13 +253,32 @@ def load_pipeline(options: argparse.Namespace, name: str = "VasaTalkingFacePipel
     if options.threads is not None:
         check_threads(options.threads)
         torch.set_num_threads(options.threads)
+    device = find_device(options.device)
+    return getattr(vasa_hf, name).from_pretrained(options.model).to(device)
+
+
+def find_device(name: str) -> Any:
+    """A device of torch's by its name, tried out: it must hold a number and give it back.
+
+    Raises:
+        ValueError: If there is none of that name, or it cannot compute.
+    """
+    import torch
+
     try:
-        device = torch.device(options.device)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"`device` must be one of torch's, such as cpu or cuda, got {options.device!r}.") from error
+        raise ValueError(f"`device` must be one of torch's, such as cpu or cuda, got {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("`device` must be one that is here: torch finds no CUDA device.")
-    return getattr(vasa_hf, name).from_pretrained(options.model).to(device)
+    try:
+        works = (torch.ones(2, device=device) + 1).sum().item() == 4
+    except Exception as error:  # torch raises what the maker of the device does
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"`device` must be one that is here and works, got {name!r}: {reason[0][:160]}") from error
+    if not works:
+        raise ValueError(f"`device` must be one that computes, got {name!r}.")
+    return device
 
 
 def seeded(options: argparse.Namespace) -> tuple[int, Any]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
+
+from vasa_hf.files import staging as staging
 
 # Containers by ffmpeg's names. None of them names other files, as playlists (hls, dash, concat, sdp, image2 ...) do.
 CONTAINERS = (
@@ -29,6 +28,10 @@ MAX_WAIT_SECONDS = 60.0  # ffmpeg must give something in this time
 # Before each input file.
 READ_OPTIONS = ("-nostdin", "-hide_banner", "-protocol_whitelist", "file", "-format_whitelist", CONTAINERS)
 DECODE_OPTIONS = (*READ_OPTIONS, "-max_pixels", str(MAX_PIXELS))
+
+
+class FfmpegError(OSError, RuntimeError):
+    """ffmpeg could not write: a full disk, for example; holds its message."""
 
 
 def ffmpeg_path() -> str:
@@ -219,25 +222,3 @@ def frame_options(filters: str) -> list[str]:
     scale = f"scale=w='{width}':h=ih:flags=bicubic+accurate_rnd+full_chroma_int,setsar=1"
     codec = ["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24"]
     return ["-map", "0:V:0", "-an", "-sn", "-vf", f"{filters},{scale}", *codec]
-
-
-@contextmanager
-def staging(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a new folder beside `path`; what is there under the name of `path` at the end takes its place.
-
-    After an exception, Ctrl-C included, the folder goes and `path` is as it was.
-
-    Raises:
-        ValueError: If the folder of `path` does not exist, or `path` is a folder.
-    """
-    path = Path(path).absolute()  # ffmpeg would read a relative `a:b.mp4` as protocol `a`
-    if not path.parent.is_dir():
-        raise ValueError(f"`path` must lie in an existing folder, got {str(path)!r}.")
-    if path.is_dir():
-        raise ValueError(f"`path` must name a file, but {str(path)!r} is a folder.")
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.stem[:32]}-", dir=path.parent))
-    try:
-        yield folder
-        os.replace(folder / path.name, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

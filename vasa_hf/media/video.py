@@ -20,6 +20,7 @@ from .ffmpeg import (
     MAX_PIXELS,
     MAX_SECONDS,
     Decoder,
+    FfmpegError,
     VideoInfo,
     check_seconds,
     ffmpeg_path,
@@ -137,7 +138,7 @@ class VideoWriter:
 
     Raises:
         ValueError: If an argument or a frame is unfit, or no frame was written.
-        RuntimeError: If ffmpeg fails; holds its message.
+        FfmpegError: If ffmpeg fails; holds its message.
     """
 
     def __init__(
@@ -198,7 +199,7 @@ class VideoWriter:
             self._process.stdin.write(np.ascontiguousarray(frame).data)
         except OSError as error:  # the pipe broke: ffmpeg has ended, and has said why
             self._process.wait()
-            raise RuntimeError(f"ffmpeg stopped at frame {self.num_frames}: {self._stderr()}") from error
+            raise FfmpegError(f"ffmpeg stopped at frame {self.num_frames}: {self._stderr()}") from error
         self.num_frames += 1
 
     def write_audio(self, audio: Any, sampling_rate: int) -> None:
@@ -210,7 +211,7 @@ class VideoWriter:
         if self._audio_format not in (None, audio_format):
             raise ValueError(f"`audio` must keep its channels and rate {self._audio_format}, got {audio_format}.")
         self._audio_format = audio_format
-        np.ascontiguousarray(samples.T, dtype="<f4").tofile(self._audio_file)
+        self._audio_file.write(np.ascontiguousarray(samples.T, dtype="<f4").data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -244,7 +245,7 @@ class VideoWriter:
         except OSError:
             pass  # the exit status below tells
         if self._process.wait() != 0:
-            raise RuntimeError(f"ffmpeg could not encode {str(self.path)!r}: {self._stderr()}")
+            raise FfmpegError(f"ffmpeg could not encode {str(self.path)!r}: {self._stderr()}")
         command = [ffmpeg_path(), "-nostdin", "-hide_banner", "-v", "error", "-i", str(self._folder / "pictures.mov")]
         if self._audio_format is not None:
             channels, rate = self._audio_format
@@ -266,7 +267,7 @@ class VideoWriter:
         # ffmpeg may end with status 0 though frames were lost (a full disk): count them.
         if done.returncode != 0 or not written or int(written[-1]) != self.num_frames:
             count = written[-1].decode() if written else "no"
-            raise RuntimeError(f"ffmpeg wrote {count} of {self.num_frames} frames: {self._stderr()}")
+            raise FfmpegError(f"ffmpeg wrote {count} of {self.num_frames} frames: {self._stderr()}")
 
     def _stop_encoder(self) -> None:
         self._process.kill()
