@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from vasa_hf.files import staging as staging
 
 # Containers by ffmpeg's names. None of them names other files, as playlists (hls, dash, concat, sdp, image2 ...) do.
@@ -22,6 +24,7 @@ CONTAINERS = (
     "matroska,mjpeg,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,png_pipe,rm,tta,voc,w64,wav,webm,webp_anim,"
     "webp_pipe,wtv,wv,yuv4mpegpipe"
 )
+HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG
 MAX_PIXELS = 8192 * 8192  # of a frame
 MAX_SECONDS = 6 * 3600.0  # of a sound or a video, unless the caller says otherwise
 MAX_WAIT_SECONDS = 60.0  # ffmpeg must give something in this time
@@ -93,6 +96,7 @@ class VideoInfo:
     size: tuple[int, int]
     duration_seconds: float | None
     has_audio: bool
+    transfer: str | None = None  # of HDR, by ffmpeg's name; none for others
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
@@ -122,6 +126,7 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
         size=(int(width), int(height)),
         duration_seconds=seconds,
         has_audio=any(kind == "Audio" for kind, _ in streams),
+        transfer=next((name for name in HDR_TRANSFERS if name in video), None),
     )
 
 
@@ -209,10 +214,56 @@ class Decoder:
                 self._process.kill()
 
 
+def read_ppm(decoder: Decoder, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
+    """The next frame of `-f image2pipe -c:v ppm`, uint8 `(height, width, 3)`; `None` at the end, or if it is cut off.
+
+    Raises:
+        ValueError: If it has more than `max_pixels`.
+    """
+    if not decoder.readline():  # "P6", then "width height", then "255"
+        return None
+    width, height = map(int, decoder.readline().split())
+    decoder.readline()
+    if width * height > max_pixels:
+        raise ValueError(f"A frame must have at most {max_pixels:,} pixels, got {width}x{height}.")
+    frame = np.empty((height, width, 3), np.uint8)
+    return frame if decoder.readinto(frame.reshape(-1)) == frame.size else None
+
+
+def read_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a picture that ffmpeg knows (HEIC with its tiles, AVIF, JPEG XL), upright, as uint8 `(height, width, 3)`.
+
+    Of several pictures in the file, the main one is taken; of an animation, the first.
+
+    Raises:
+        ValueError: If it cannot be read, or is too large.
+    """
+    # No `-map`: only without it are tiles put together.
+    options = ["-an", "-sn", "-frames:v", "1", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"]
+    with Decoder([*DECODE_OPTIONS, "-v", "error", "-i", input_url(path, "image"), *options]) as decoder:
+        picture = read_ppm(decoder, max_pixels)
+        _, stderr = decoder.finish()
+    if picture is None:
+        raise ValueError(f"`image` must be a whole picture, got {os.fspath(path)!r}: {shortened(stderr)}")
+    return picture
+
+
 def check_seconds(seconds: float, most: float, argument: str) -> None:
     """Raise `ValueError` for a sound or a video that turns out to be too long."""
     if seconds > most:
         raise ValueError(f"`{argument}` must be at most {most:,.0f} seconds long.")
+
+
+def tone_map_filters(transfer: str | None) -> str:
+    """Return filters, ending in a comma, that bring HDR to the range and colours of other videos; empty for those.
+
+    Reference white is 203 nits (ITU-R BT.2408). Below 30 % of it, where most of a face is, light is left as it is;
+    highlights up to 1,000 nits are compressed.
+    """
+    if transfer is None:
+        return ""
+    linear = f"zscale=tin={transfer}:min=bt2020nc:pin=bt2020:t=linear:npl=203,format=gbrpf32le,zscale=p=bt709"
+    return f"{linear},tonemap=mobius:desat=0:peak=5,zscale=t=bt709:m=bt709:p=bt709:r=tv,format=yuv444p,"
 
 
 def frame_options(filters: str) -> list[str]:

@@ -17,7 +17,6 @@ import numpy as np
 from .audio import as_channels
 from .ffmpeg import (
     DECODE_OPTIONS,
-    MAX_PIXELS,
     MAX_SECONDS,
     Decoder,
     FfmpegError,
@@ -28,8 +27,10 @@ from .ffmpeg import (
     input_url,
     parse_fps,
     probe_video,
+    read_ppm,
     shortened,
     staging,
+    tone_map_filters,
 )
 from .provenance import embed_mark, provenance_tags
 
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class VideoReader:
-    """Iterate over the frames of a video at a constant rate, upright and with square pixels.
+    """Iterate over the frames of a video at a constant rate, upright and with square pixels, HDR as ordinary colours.
 
     Frames come from ffmpeg one at a time. A variable frame rate is resampled by time stamps: frame `i` is what shows at
     `i / fps` seconds (the nearest stored frame), counted from the start of the file, as `load_audio` counts the sound.
@@ -84,18 +85,12 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield frames as uint8 RGB arrays of shape `(height, width, 3)`."""
+        tone_map = tone_map_filters(self._info.transfer)
         options = [*DECODE_OPTIONS, "-v", "error", "-i", input_url(self.path)]
-        options += [*frame_options(f"fps={self.fps}:start_time=0"), "pipe:1"]
+        options += [*frame_options(f"fps={self.fps}:start_time=0,{tone_map}".rstrip(",")), "pipe:1"]
         count = 0
         with Decoder(options) as decoder:
-            while decoder.readline():  # "P6", then "width height", then "255"
-                width, height = map(int, decoder.readline().split())
-                decoder.readline()
-                if width * height > MAX_PIXELS:
-                    raise ValueError(f"`path` must have at most {MAX_PIXELS:,} pixels a frame, got {width}x{height}.")
-                frame = np.empty((height, width, 3), np.uint8)
-                if decoder.readinto(frame.reshape(-1)) < frame.size:
-                    break
+            while (frame := read_ppm(decoder)) is not None:
                 count += 1
                 check_seconds(float(count / self.fps), self.max_seconds, "path")
                 yield frame

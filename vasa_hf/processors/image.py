@@ -31,10 +31,12 @@ from vasa_hf.geometry.crops import (
     transform_points,
 )
 from vasa_hf.geometry.landmarks import CLOSED_GROUPS, GROUPS
+from vasa_hf.media.ffmpeg import read_picture
 
 logger = logging.getLogger(__name__)
 # Pillow knows more; some of them start other programs (EPS: Ghostscript), and none is a photo's.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 # What Pillow raises for files that are cut off or hold impossible numbers.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
 ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -187,6 +189,10 @@ class FaceImageProcessor(ImageProcessingMixin):
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise ValueError(f"`image` must be a picture file, but {str(path)!r} {what}.")
+        if _is_for_ffmpeg(path):
+            picture = Image.fromarray(read_picture(path, self.max_pixels))
+            self._check_size(*picture.size)
+            return picture, picture.size
         with open_picture(path) as image:
             width, height = image.size
             self._check_size(width, height)
@@ -470,6 +476,17 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"`image` must be a whole picture, but {name} is damaged: {error}.") from error
 
 
+def _is_for_ffmpeg(path: Path) -> bool:
+    """Whether a file begins as a HEIC or a JPEG XL, or as an AVIF that this Pillow cannot read."""
+    with open(path, "rb") as file:
+        begin = file.read(12)
+    if begin[4:8] == b"ftyp":
+        Image.init()
+        brand = begin[8:12]
+        return brand in _HEIC_BRANDS or (brand in (b"avif", b"avis") and "AVIF" not in Image.OPEN)
+    return begin.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL "))
+
+
 def open_picture(path: str | os.PathLike) -> Image.Image:
     """Open a picture file of one of `FORMATS`; nothing is decoded yet.
 
@@ -482,7 +499,9 @@ def open_picture(path: str | os.PathLike) -> Image.Image:
         return Image.open(path, formats=known)
     except UnidentifiedImageError as error:
         kinds = ", ".join(known)
-        raise ValueError(f"`image` must be a picture file ({kinds}), but {str(path)!r} is none.") from error
+        raise ValueError(
+            f"`image` must be a picture file (HEIC, JPEG XL, {kinds}), but {str(path)!r} is none."
+        ) from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"`image` must have fewer pixels: {error}.") from error
     except _DAMAGE as error:
