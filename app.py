@@ -6,6 +6,8 @@ import argparse
 import functools
 import inspect
 import os
+import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -391,7 +393,7 @@ def build() -> gr.Blocks:
         with gr.Tab("About"):
             gr.Markdown(about.CONSENT)
             video, answer = gr.Video(label="Video to look at", height=280), gr.Markdown("No video yet.")
-            video.change(named(about.verdict_or_hint, "verdict"), video, answer, api_name="verdict")
+            video.change(named(readable(about.verdict_or_hint), "verdict"), video, answer, api_name="verdict")
             for folder in (DESK.about["base"], DESK.about["folder"]):
                 with gr.Accordion(f"Model card: {folder.name}", open=False):
                     gr.Markdown(about.card(folder))
@@ -427,6 +429,7 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serve the web page.")
     add_options(parser)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that files of users go
     try:
         served = serve(parser.parse_args())[0]
     except ValueError as error:
