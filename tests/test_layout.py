@@ -16,6 +16,8 @@ PACKAGE = ROOT / "vasa_hf"
 
 # What each part of the package may import of the package, besides itself; a part is a folder or a module of `vasa_hf`.
 FOUNDATION = {
+    "checks",
+    "files",
     "geometry",
     "keyframes",
     "camera_paths",
@@ -31,24 +33,26 @@ TOOLS = {"processors", "media", "metrics"}
 NETWORKS = {"layers", "gaussians", "head", "models"}
 WORKSHOP = {"data", "training"}
 MAY_IMPORT = {
+    "checks": set(),
+    "files": set(),
     "geometry": set(),
-    "keyframes": set(),
-    "camera_paths": {"geometry", "keyframes"},
-    "motion": {"geometry"},
+    "keyframes": {"checks"},
+    "camera_paths": {"checks", "geometry", "keyframes"},
+    "motion": {"checks", "files", "geometry"},
     "guidance": set(),
     "windowing": {"motion"},
     "streaming": {"motion", "windowing"},
-    "controls": {"motion", "keyframes"},
-    "hub": set(),
+    "controls": {"checks", "motion", "keyframes"},
+    "hub": {"checks"},
     "publish": {"hub"},
-    "media": {"motion"},
+    "media": {"files", "motion"},
     "outputs": {"motion", "media"},
-    "processors": {"geometry", "media"},
+    "processors": {"checks", "geometry", "media"},
     "metrics": FOUNDATION | {"processors", "media"},
     "layers": {"geometry"},
     "gaussians": {"geometry"},
     "head": {"geometry"},
-    "models": {"geometry", "layers", "gaussians", "head", "motion"},
+    "models": {"checks", "geometry", "layers", "gaussians", "head", "motion"},
     "pipelines": FOUNDATION | TOOLS | NETWORKS,
     "data": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
     "training": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
@@ -57,13 +61,27 @@ MAY_IMPORT = {
     "bench_3d": {"bench", "gaussians", "metrics", "media"},
     "bench_renderer": {"bench", "metrics"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
-    "studio": {"hub", "media", "motion", "controls", "outputs", "gaussians"},
+    "studio": {"checks", "files", "hub", "media", "motion", "controls", "outputs", "gaussians"},
     "app": {"studio", "cli"},
-    "cli": {"hub", "publish", "media", "bench", "bench_3d", "bench_renderer", "viewer", "metrics", "convert", "data"},
+    "cli": {
+        "checks",
+        "files",
+        "hub",
+        "publish",
+        "media",
+        "bench",
+        "bench_3d",
+        "bench_renderer",
+        "viewer",
+        "metrics",
+        "convert",
+        "data",
+    },
 }
 # (file, module) against the direction: `pipe.fit` trains an avatar, as it belongs to one person; VASA-1's pipeline
 # makes what it is trained on.
 EXCEPTIONS = {
+    ("cli/avatars.py", "vasa_hf.training.avatar_presets"),  # `fit --set` knows the settings by name and type
     ("pipelines/vasa_3d_avatar.py", "vasa_hf.training.train_gaussian_avatar"),
     ("training/train_gaussian_avatar.py", "vasa_hf.pipelines.vasa_talking_face"),
 }

@@ -21,10 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vasa_hf.checks import check_number, is_finite_number, shorten
 from vasa_hf.geometry.cameras import Cameras, concatenate_cameras, orbit_cameras
-from vasa_hf.keyframes import Keyframes, check_times, is_number
+from vasa_hf.keyframes import Keyframes, check_times
 
 CAMERAS = ("fixed", "orbit")
+MAX_SECONDS = 6 * 3600.0  # of a path
+MAX_KEYFRAMES = 10_000
 _CHECKS_PER_SECOND = 25
 _FORMS = (
     f"one of {list(CAMERAS)}, an OrbitCamera, CameraKeyframes or a list of (seconds, azimuth_deg, elevation_deg, "
@@ -53,8 +56,7 @@ class OrbitCamera:
 
     def __post_init__(self) -> None:
         _check_view(self.azimuth_deg, self.elevation_deg, self.distance)
-        if not is_number(self.period_seconds) or self.period_seconds <= 0:
-            raise ValueError(f"`period_seconds` must be a number above 0, got {self.period_seconds!r}.")
+        check_number("period_seconds", self.period_seconds, 0.01, MAX_SECONDS)
 
     @property
     def duration(self) -> float:
@@ -81,10 +83,18 @@ class CameraKeyframes(Keyframes):
     def __init__(self, keyframes: Sequence[Sequence[float]]):
         form = "`camera` must be keyframes [(seconds, azimuth_deg, elevation_deg, distance), ...]"
         if isinstance(keyframes, str) or not isinstance(keyframes, Sequence) or not keyframes:
-            raise ValueError(f"{form}, got {keyframes!r}.")
+            raise ValueError(f"{form}, got {shorten(keyframes)}.")
+        if len(keyframes) > MAX_KEYFRAMES:
+            raise ValueError(f"`camera` must have at most {MAX_KEYFRAMES:,} keyframes, got {len(keyframes):,}.")
         for key in keyframes:
-            if isinstance(key, str) or not isinstance(key, Sequence) or len(key) != 4 or not all(map(is_number, key)):
-                raise ValueError(f"{form}, got {key!r} among them.")
+            if (
+                isinstance(key, str)
+                or not isinstance(key, Sequence)
+                or len(key) != 4
+                or not all(map(is_finite_number, key))
+            ):
+                raise ValueError(f"{form}, got {shorten(key)} among them.")
+            check_number("seconds", key[0], 0.0, MAX_SECONDS)
             _check_view(*key[1:])
         table = torch.tensor(keyframes, dtype=torch.float64)
         check_times("camera", table[:, 0].tolist())
@@ -183,11 +193,6 @@ def _one_camera(camera: Any) -> Cameras:
 
 
 def _check_view(azimuth_deg: Any, elevation_deg: Any, distance: Any) -> None:
-    for name, value, low, high in (
-        ("azimuth_deg", azimuth_deg, -math.inf, math.inf),
-        ("elevation_deg", elevation_deg, -90.0, 90.0),
-        ("distance", distance, 0.0, 100.0),
-    ):
-        if not is_number(value) or not low <= value <= high or (name == "distance" and value == 0):
-            above = "above 0, at most 100" if name == "distance" else f"in [{low}, {high}]"
-            raise ValueError(f"`{name}` of a camera must be a number {above}, got {value!r}.")
+    check_number("azimuth_deg", azimuth_deg, -36_000.0, 36_000.0)
+    check_number("elevation_deg", elevation_deg, -90.0, 90.0)
+    check_number("distance", distance, 0.01, 100.0)

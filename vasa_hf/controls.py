@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vasa_hf.keyframes import Keyframes, is_number, parse_keyframes
+from vasa_hf.checks import is_finite_number
+from vasa_hf.keyframes import Keyframes, parse_keyframes
 from vasa_hf.motion import POSE_DIM, from_relative, to_relative
 
 MAX_GAZE_RAD = 0.8
@@ -144,7 +145,7 @@ def rebase_motion(motion: Tensor, own: Tensor) -> Tensor:
 def _gaze_value(value: Any) -> list[float] | None:
     if isinstance(value, np.ndarray | Tensor):
         value = value.tolist()
-    if not isinstance(value, Sequence) or len(value) != 2 or not all(is_number(angle) for angle in value):
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(is_finite_number(angle) for angle in value):
         return None
     if max(abs(angle) for angle in value) > MAX_GAZE_RAD:
         raise ValueError(
@@ -155,7 +156,7 @@ def _gaze_value(value: Any) -> list[float] | None:
 
 
 def _distance_value(value: Any) -> list[float] | None:
-    if not is_number(value):
+    if not is_finite_number(value):
         return None
     low, high = HEAD_DISTANCE_RANGE
     if not low <= value <= high:
@@ -186,7 +187,7 @@ def emotion_weights(value: Any, emotions: Sequence[str]) -> list[float] | None:
     for name, weight in value.items():
         if name not in known or name is None:
             raise ValueError(f"`emotion` knows the names {list(emotions)}, got {name!r}.")
-        if not is_number(weight) or abs(weight) > 1:
+        if not is_finite_number(weight) or abs(weight) > 1:
             raise ValueError(f"`emotion` must have weights in [-1, 1], got {weight!r} for {name!r}.")
         weights[known[name]] = float(weight)
     return list(weights.values())

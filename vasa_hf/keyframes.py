@@ -6,15 +6,15 @@ the value holds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vasa_hf.checks import is_finite_number, shorten
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,14 @@ def parse_keyframes(name: str, form: str, control: Any, parse: Callable[[Any], l
     constant = parse(control)
     if constant is not None:
         return Keyframes(torch.zeros(1, dtype=torch.float64), torch.tensor([constant], dtype=torch.float64))
-    problem = ValueError(f"`{name}` must be {form}, or keyframes [(seconds, value), ...] of that, got {control!r}.")
+    problem = ValueError(
+        f"`{name}` must be {form}, or keyframes [(seconds, value), ...] of that, got {shorten(control)}."
+    )
     if isinstance(control, str | Mapping) or not isinstance(control, Sequence) or not control:
         raise problem
     seconds, values = [], []
     for key in control:
-        if not isinstance(key, Sequence) or isinstance(key, str) or len(key) != 2 or not is_number(key[0]):
+        if not isinstance(key, Sequence) or isinstance(key, str) or len(key) != 2 or not is_finite_number(key[0]):
             raise problem
         value = parse(key[1])
         if value is None:
@@ -113,9 +115,6 @@ def parse_keyframes(name: str, form: str, control: Any, parse: Callable[[Any], l
 def check_times(name: str, seconds: Sequence[float]) -> None:
     """Raise `ValueError` unless times rise from 0 on."""
     if seconds[0] < 0 or any(b <= a for a, b in zip(seconds[:-1], seconds[1:], strict=True)):
-        raise ValueError(f"`{name}` must have keyframes at rising times from 0 seconds on, got {list(seconds)}.")
-
-
-def is_number(value: Any) -> bool:
-    """Whether this is a finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        raise ValueError(
+            f"`{name}` must have keyframes at rising times from 0 seconds on, got {shorten(list(seconds))}."
+        )

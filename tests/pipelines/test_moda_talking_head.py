@@ -400,7 +400,7 @@ def test_weights_of_another_class_are_told(tmp_path):
         ({"image": "nowhere.png"}, "`image` must be an existing picture file"),
         ({"audio": "nowhere.wav"}, "`audio` must be an existing sound or video file"),
         ({"image": np.full((96, 96, 3), 128, np.uint8), "box": None}, "`image` must show a face, but none was found"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1000., got 0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1,000., got 0"),
         ({"head_motion": -1}, "`head_motion` must be a number"),
         ({"guidance_scale": 2.0}, "`guidance_scale` must be a dict"),
         ({"output_size": 33}, "`output_size` must be one of .32., got 33"),

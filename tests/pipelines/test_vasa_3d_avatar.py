@@ -446,7 +446,7 @@ INSIDE = orbit_cameras(0.0, distance=3.0)
         ({"camera": "spiral"}, "`camera` must be one of"),
         ({"camera": INSIDE}, r"`camera` must stay outside of the head, at least \d+.\d cm from its middle, but is"),
         ({"camera": [(0, 0, 0, 1), (9, 0, 0, 0.05)]}, "`camera` must stay outside of the head"),
-        ({"output_size": 8}, r"`output_size` must be a whole number in \[16, 2048\], got 8"),
+        ({"output_size": 8}, r"`output_size` must be a whole number in \[16, 2,048\], got 8"),
         ({"output_size": 64.0}, "`output_size` must be a whole number"),
         ({"output_size": (64, 64)}, "`output_size` must be a whole number"),
         ({"background": (0, 0, 300)}, r"`background` must be red, green and blue in \[0, 1\], got \(0, 0, 300\)"),

@@ -323,7 +323,7 @@ def test_stream_tells_bad_audio(pipe):
         run([])
     with pytest.raises(ValueError, match="`audio_chunks` must keep their sampling rate of 16000 Hz, got 8000"):
         run([(good, 16_000), (good, 8_000)])
-    with pytest.raises(ValueError, match="`sampling_rate` must be a whole number in .8000, 96000., got 4000"):
+    with pytest.raises(ValueError, match="`sampling_rate` must be a whole number in .8,000, 96,000., got 4000"):
         run([good], sampling_rate=4000)
     with pytest.raises(ValueError, match="`image` must be one portrait here, got 2"):
         list(pipe.stream([make_image()] * 2, [good], box=BOX))
@@ -488,7 +488,7 @@ def test_rate_of_a_file_must_agree(pipe, tmp_path):
         ({"audio": np.full(8000, np.nan, np.float32)}, "`audio` must be finite; got 8000 NaN"),
         ({"audio": (make_audio(0.5), 4000)}, "`sampling_rate` must lie in .8000, 96000."),
         ({"audio": np.array(["a", "b"])}, "`audio` must hold real numbers"),
-        ({"sampling_rate": 1}, "`sampling_rate` must be a whole number in .8000, 96000., got 1"),
+        ({"sampling_rate": 1}, "`sampling_rate` must be a whole number in .8,000, 96,000., got 1"),
         ({"image": [make_image()] * 2, "audio": [make_audio(0.5)] * 3}, "equally many.*got 2 and 3"),
         ({"gaze": 0.3}, "`gaze` must be .yaw, pitch. in radians, or keyframes"),
         ({"gaze": (2.0, 0.0)}, "`gaze` must lie in .-0.8, 0.8. radians .46 degrees., got .2.0, 0.0."),
@@ -503,7 +503,7 @@ def test_rate_of_a_file_must_agree(pipe, tmp_path):
         ({"guidance_scale": {"light": 1.0}}, "`guidance_scale` knows the names .*got 'light'"),
         ({"guidance_scale": {"audio": -1.0}}, "`guidance_scale` expects finite numbers >= 0"),
         ({"guidance_scale": 2.0}, "`guidance_scale` must be a dict with a scale for each condition, got 2.0"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1000., got 0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1,000., got 0"),
         ({"num_inference_steps": 2.5}, "`num_inference_steps` must be a whole number"),
         ({"head_motion": -1}, "`head_motion` must be a number in .0.0, 3.0., got -1"),
         ({"fps": "fast"}, "`fps` must be a number of frames a second in .1, 1000., got 'fast'"),

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import os
+import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import vasa_hf
+from vasa_hf.checks import check_number, parse_json, shorten
 from vasa_hf.cli import options as shared
+from vasa_hf.files import check_writable
 
 MODEL = "vasa3d-small"
 PRESETS = ("fast", "fast-gpu", "paper")
+MAX_CAMERA_BYTES = 10_000_000
+# Of settings of a fit that memory or disk must hold.
+_LARGEST = {
+    "size": 2048,
+    "num_gaussians": 5_000_000,
+    "max_gaussians": 20_000_000,
+    "num_frames": 10_000_000,
+    "batch_size": 1024,
+    "jpeg_quality": 100,
+    "motion_steps": 1000,
+    "motion_minutes": 60_000,
+}
 COLORS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0), "green": (0.0, 0.69, 0.25)}
 
 _FIT_EXAMPLES = """examples:
@@ -101,11 +116,10 @@ def _camera(text: str) -> Any:
         return text
     if not os.path.isfile(text):
         raise ValueError(f"`camera` must be fixed, orbit or an existing JSON file of keyframes, got {text!r}.")
-    try:
-        with open(text, encoding="utf-8") as file:
-            keyframes = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"`camera` must be a JSON file of keyframes, but {text!r} is none: {error}") from error
+    if os.path.getsize(text) > MAX_CAMERA_BYTES:
+        raise ValueError(f"`camera` must be a file of at most {MAX_CAMERA_BYTES:,} bytes, got {text!r}.")
+    with open(text, "rb") as file:
+        keyframes = parse_json(file.read(), "camera")
     if not isinstance(keyframes, list):
         raise ValueError(f"`camera` must hold a list of keyframes, {text!r} holds {type(keyframes).__name__}.")
     return keyframes
@@ -115,12 +129,16 @@ def _fit(options: argparse.Namespace) -> int:
     named = {f"{kind}[{i}]": p for kind in ("audio", "video") for i, p in enumerate(getattr(options, kind) or [])}
     shared.check_files(image=options.image, **named)
     _check_fit_folder(options.output, options.resume)
-    changes = dict(_setting(text) for text in options.set)
+    settings = [_setting(text) for text in options.set]
+    changes = dict(settings)
+    if len(changes) < len(settings):
+        raise ValueError(f"`set` must give each setting once, got {[name for name, _ in settings]}.")
+    _check_settings(changes)
     shared.check_seed(options.seed)
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     import torch
 
-    with closing(_Progress(pipe)) as show:
+    with closing(_Progress(pipe)) as show, _removed_if_refused(options.output):
         pipe.fit(
             options.image,
             preset=options.preset,
@@ -134,6 +152,18 @@ def _fit(options: argparse.Namespace) -> int:
         )
     print(options.output)
     return 0
+
+
+@contextmanager
+def _removed_if_refused(folder: str) -> Iterator[None]:
+    """Leave no new folder after an error of the input; frames that are all made are kept, for `--resume`."""
+    is_new = not os.path.exists(folder)
+    try:
+        yield
+    except ValueError:
+        if is_new and not os.path.exists(os.path.join(folder, "fit", "frames", "complete")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 class _Progress:
@@ -171,6 +201,11 @@ def _check_fit_folder(folder: str, resume: bool) -> None:
         raise ValueError(f"`resume` needs a fit that was stopped, {folder!r} holds none.")
     if not resume and stopped:
         raise ValueError(f"`output` holds a fit that was stopped: add --resume, or delete {folder!r}.")
+    place = os.path.abspath(folder)
+    if not os.path.isdir(place):
+        while not os.path.isdir(os.path.dirname(place)):  # the first of the folders that are to be made
+            place = os.path.dirname(place)
+        check_writable("output", place)
     held = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     if not resume and held - {"fit"}:  # stopped at its very beginning, a fit leaves that folder empty
         raise ValueError(f"`output` must be a new or empty folder, {folder!r} holds {sorted(held)[0]!r}.")
@@ -182,9 +217,25 @@ def _setting(text: str) -> tuple[str, Any]:
     if not separator:
         raise ValueError(f"`set` must be NAME=VALUE, got {text!r}.")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value, "set")
     except ValueError:
         return name, value
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise `ValueError` for a setting of a fit of the wrong type or size."""
+    from vasa_hf.training.avatar_presets import AvatarPreset
+
+    types = {field.name: field.type for field in dataclasses.fields(AvatarPreset)}
+    for name, value in settings.items():
+        kind = types.get(name, "Any")
+        if kind == "Any" or (value is None and kind.endswith("None")):
+            continue
+        kind = kind.split(" | ")[0].split("[")[0]
+        if kind in ("int", "float"):
+            check_number(name, value, 0, _LARGEST.get(name, 100_000_000), whole=kind == "int")
+        elif not isinstance(value, {"bool": bool, "str": str, "dict": dict}[kind]):
+            raise ValueError(f"`{name}` must be of type {kind}, got {shorten(value)}.")
 
 
 def _talk3d(options: argparse.Namespace) -> int:

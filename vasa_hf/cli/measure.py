@@ -11,7 +11,7 @@ from typing import Any
 
 import vasa_hf
 from vasa_hf.cli import options as shared
-from vasa_hf.hub import EMBEDDED, base_name, embedded_path, resolve
+from vasa_hf.hub import EMBEDDED, base_name, embedded_path, read_index, resolve
 
 _EYES = "vasa-small"
 
@@ -152,8 +152,8 @@ def _bench(options: argparse.Namespace) -> int:
     from vasa_hf import bench, bench_3d, bench_renderer
 
     threads = None if options.threads is None else shared.numbers("threads", options.threads)
-    if threads is not None and not all(count >= 1 and count == int(count) for count in threads):
-        raise ValueError(f"`threads` must be whole numbers from 1 on, such as 1,2, got {options.threads!r}.")
+    for count in threads or ():
+        shared.check_threads(int(count) if count == int(count) else count)
     talking = {"num_inference_steps": options.steps, "output_size": options.size}
     only: dict[str, dict[str, Any]] = {"2d": {"seconds": options.seconds, **talking}}
     only["moda"] = only["2d"]
@@ -164,6 +164,7 @@ def _bench(options: argparse.Namespace) -> int:
     typed = {"num_inference_steps": "steps", "output_size": "size"}
     if strange := [typed.get(name, name) for name, value in others.items() if value is not None]:
         raise ValueError(f"`{strange[0]}` has no meaning for {options.what!r}.")
+    shared.find_device(options.device)
     settings = {**only[options.what], "model": options.model}
     if options.what == "moda":
         settings |= {"model": options.model or "moda-small", "pipeline": "ModaTalkingHeadPipeline"}
@@ -189,6 +190,7 @@ def _eval(options: argparse.Namespace) -> int:
     parts, metrics = (None if text is None else text.split(",") for text in (options.parts, options.metrics))
     evaluate.check_names(parts, metrics)
     if options.remake:
+        shared.refuse_ignored(options, {"output", "remake", "parts", "metrics"}, "remake")
         tables.remake(options.output)
         missing = evaluate.missing_metrics(options.output, parts, metrics)
     else:
@@ -227,11 +229,7 @@ def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | N
     """The pipeline; of one of avatars, functions that load each of them; where metric networks lie; and their eyes."""
     options.model = {"vasa3d": "vasa3d-small", "moda": "moda-small"}.get(options.model, options.model)
     folder = resolve(options.model)
-    index = os.path.join(folder, "model_index.json")
-    about = {}
-    if os.path.isfile(index):
-        with open(index, encoding="utf-8") as file:
-            about = json.load(file)
+    about = read_index(folder)
     if about.get("_class_name") != "Vasa3DAvatarPipeline":
         if options.avatars is not None:
             raise ValueError(f"`avatars` are judged by --pipeline vasa3d, got {options.model!r}.")

@@ -13,6 +13,7 @@ from typing import Any
 
 import diffusers
 
+from vasa_hf.files import sweep, temporary_prefix
 from vasa_hf.hub import resolve
 
 COMPONENTS = ("audio_encoder", "audio_processor", "image_processor", "motion_generator", "renderer", "scheduler")
@@ -33,7 +34,8 @@ def new_folder(destination: str | os.PathLike) -> Iterator[Path]:
     check_destination(destination)
     destination = Path(destination).absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    sweep(destination.parent, hidden=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{temporary_prefix()}", dir=destination.parent))
     try:
         # One that `mkdtemp` makes lets nobody else in.
         (whole := partial / destination.name).mkdir()

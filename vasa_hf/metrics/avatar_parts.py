@@ -27,6 +27,7 @@ from vasa_hf.metrics.catalogue import NOT_DEFINED, PARTS, STILL, VASA1
 from vasa_hf.metrics.eval_data import picture, to_uint8
 from vasa_hf.metrics.motion import SAMPLES_PER_FRAME
 from vasa_hf.metrics.scoring import SCORES, Case
+from vasa_hf.processors.image import open_picture
 
 if TYPE_CHECKING:
     from vasa_hf.metrics.evaluate import Evaluation
@@ -78,7 +79,7 @@ def open_sitter(pipe: Any, name: str, folder: str | os.PathLike, size: int) -> S
     avatar, path = pipe.load_avatar(name), Path(folder) / "portrait.png"
     if not path.is_file():
         raise ValueError(f"{path.name} is not in the avatar's folder {str(folder)!r}; `vasa-hf fit` writes it there.")
-    cutout = Image.open(path)
+    cutout = open_picture(path)
     cutout.load()
     if cutout.mode != "RGBA" or cutout.width != cutout.height:
         raise ValueError(f"{path.name} must be a square RGBA picture, got {cutout.mode} of {cutout.size} pixels.")

@@ -27,6 +27,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from vasa_hf.checks import check_number
+
 EXPRESSION_DIM = 63
 POSE_DIM = 7  # scale, translation x y z, pitch, yaw, roll
 POSITIONAL_ENCODINGS = ("single_row", "per_frame")
@@ -84,6 +86,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
         pad_mode: str = "zero",
         fps: float = 25.0,
     ):
+        check_number("window", window, 1, 10_000, whole=True)
         super().__init__()
         if positional_encoding not in POSITIONAL_ENCODINGS:
             raise ValueError(

@@ -41,6 +41,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from vasa_hf.checks import check_number
+
 EMOTIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 CONDITIONS = ("audio", "emotion")
 FUSIONS = ("coarse_to_fine", "four_stream", "motion_auxiliary", "cross_attention")
@@ -349,6 +351,7 @@ class ModaMotionTransformer(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         skip_deviation: float | None = None,
     ):
+        check_number("window", window, 1, 10_000, whole=True)
         super().__init__()
         if skip_deviation is not None and skip_deviation <= 0:
             raise ValueError(f"`skip_deviation` must be positive or None, got {skip_deviation}.")

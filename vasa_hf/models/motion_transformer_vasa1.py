@@ -30,6 +30,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from vasa_hf.checks import check_number
 from vasa_hf.layers.attention import TransformerBlock, rotary_angles
 from vasa_hf.motion import POSE_DIM, MotionSpec
 
@@ -85,6 +86,7 @@ class Vasa1MotionTransformer(ModelMixin, ConfigMixin):
         emotions: tuple[str, ...] = EMOTIONS,
         dynamics: dict[str, int] | list[tuple[str, int]] | None = None,
     ):
+        check_number("window", window, 1, 10_000, whole=True)
         super().__init__()
         dynamics = {"dynamics": motion_dim - POSE_DIM} if dynamics is None else dict(dynamics)
         if MotionSpec(dynamics).dim != motion_dim:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from vasa_hf.camera_paths import CameraPath
+from vasa_hf.checks import check_number
 from vasa_hf.gaussians.render import render
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DRestState
-from vasa_hf.pipelines.inputs import Subject, check_number
+from vasa_hf.pipelines.inputs import Subject
 from vasa_hf.streaming import map_ahead
 
 MIN_SIZE, MAX_SIZE = 16, 2048

@@ -28,6 +28,7 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
+from vasa_hf.checks import check_number
 from vasa_hf.controls import rebase_motion
 from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import parse_fps
@@ -44,7 +45,6 @@ from vasa_hf.pipelines.inputs import (
     check_batch,
     check_choice,
     check_image,
-    check_number,
     check_output,
     image_list,
     is_whole_audio,

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vasa_hf.checks import is_finite_number
 from vasa_hf.geometry.keypoints import NUM_KEYPOINTS
-from vasa_hf.keyframes import Keyframes, is_number, parse_keyframes
+from vasa_hf.keyframes import Keyframes, parse_keyframes
 
 # Name -> keypoint -> shift (x, y, z) at strength 1. 14 and 20: corners of the mouth, 12 and 17: upper lip, 6 and 19:
 # lower lip, 13 and 16: upper lids, 11 and 15: irises, 1 and 2: brows, 3 and 4: jaw, 9: chin.
@@ -83,6 +84,6 @@ def _strengths(value: Any) -> Sequence[float] | None:
     for name, strength in value.items():
         if name not in EDITS:
             raise ValueError(f"`expression` knows the names {list(EDITS)}, got {name!r}.")
-        if not is_number(strength) or abs(strength) > MAX_STRENGTH:
+        if not is_finite_number(strength) or abs(strength) > MAX_STRENGTH:
             raise ValueError(f"`expression` must have strengths in [-2, 2], got {strength!r} for {name!r}.")
     return [float(value.get(name, 0.0)) for name in EDITS]

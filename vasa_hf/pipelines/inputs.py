@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vasa_hf.checks import check_number
 from vasa_hf.media.audio import as_channels, audio_blocks, load_audio
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoReader
@@ -172,13 +173,6 @@ def check_output(path: str | os.PathLike) -> None:
         raise ValueError(f"`path` must lie in an existing folder, got {os.fspath(path)!r}.")
     if os.path.isdir(path) or not os.access(folder or ".", os.W_OK):
         raise ValueError(f"`path` must be a file that can be written, got {os.fspath(path)!r}.")
-
-
-def check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
-    """Raise `ValueError` unless `value` is a (whole) number in [low, high]."""
-    kinds = (int,) if whole else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"`{name}` must be a {'whole ' * whole}number in [{low}, {high}], got {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vasa_hf.checks import check_number
 from vasa_hf.geometry.keypoints import (
     EYE_KEYPOINTS,
     LIP_KEYPOINTS,
@@ -36,7 +37,7 @@ from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.pipelines.base import FPS, FaceView, TalkingHeadPipeline, Transfer
 from vasa_hf.pipelines.expression_edits import parse_expression
-from vasa_hf.pipelines.inputs import ImageInput, check_choice, check_components, check_number
+from vasa_hf.pipelines.inputs import ImageInput, check_choice, check_components
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, KeypointPortrait, apply_edits, keypoints_of, motion_of
 from vasa_hf.processors.image import FaceImageProcessor
 

@@ -19,9 +19,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vasa_hf.checks import check_number
 from vasa_hf.guidance import check_guidance_scale, guided_prediction
 from vasa_hf.motion import MotionSpec
-from vasa_hf.pipelines.inputs import Subject, check_components, check_fit, check_generator, check_number
+from vasa_hf.pipelines.inputs import Subject, check_components, check_fit, check_generator
 from vasa_hf.processors.audio import VasaAudioProcessor
 from vasa_hf.streaming import audio_windows
 from vasa_hf.windowing import MotionWindows, OverlappedWindows

@@ -19,11 +19,12 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vasa_hf.checks import check_number
 from vasa_hf.controls import parse_controls, place_motion, window_controls
 from vasa_hf.guidance import GUIDANCE_NAMES
 from vasa_hf.keyframes import Keyframes
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
-from vasa_hf.pipelines.inputs import Subject, check_number
+from vasa_hf.pipelines.inputs import Subject
 from vasa_hf.pipelines.motion_generator import (
     MAX_HEAD_MOTION,
     Sampling,

@@ -21,7 +21,7 @@ from vasa_hf.studio.avatars import SideBySide
 from vasa_hf.studio.jobs import Job, Update
 from vasa_hf.studio.models import PRIORS, SYSTEMS, Models
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings
-from vasa_hf.studio.talk import PREPARING, check_length, save_settings, write
+from vasa_hf.studio.talk import PREPARING, save_settings, write
 
 # Name -> channel of the pose, and what one unit of the slider adds to it.
 _POSE = {"yaw": (0, math.radians(1)), "pitch": (1, math.radians(1)), "roll": (2, math.radians(1))}
@@ -83,8 +83,7 @@ def swaps(
     yield Update(PREPARING)
     pipe = models.faces
     portraits = [models.portrait(image) for image in images]
-    samples, rate = models.sound(audio)
-    check_length(len(samples) / rate, 20.0)
+    samples, rate = models.sound(audio, 20.0)
     takes = []
     for index in range(2):
         job.check()
@@ -154,8 +153,7 @@ def compare(
     """
     yield Update(PREPARING)
     began, fps, seed = time.monotonic(), parse_fps(settings.fps), settings.chosen_seed()
-    samples, rate = models.sound(audio)
-    check_length(len(samples) / rate, max_seconds)
+    samples, rate = models.sound(audio, max_seconds)
     parse_controls(**settings.controls(), emotions=models.faces.motion_transformer.config.emotions)
     steps = {"num_inference_steps": settings.steps, "head_motion": settings.head_motion}
     makers = {
