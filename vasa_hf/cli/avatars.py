@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import shutil
 import sys
@@ -12,24 +11,13 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import vasa_hf
-from vasa_hf.checks import check_number, parse_json, shorten
+from vasa_hf.checks import parse_json
 from vasa_hf.cli import options as shared
 from vasa_hf.files import check_writable
 
 MODEL = "vasa3d-small"
 PRESETS = ("fast", "fast-gpu", "paper")
 MAX_CAMERA_BYTES = 10_000_000
-# Of settings of a fit that memory or disk must hold.
-_LARGEST = {
-    "size": 2048,
-    "num_gaussians": 5_000_000,
-    "max_gaussians": 20_000_000,
-    "num_frames": 10_000_000,
-    "batch_size": 1024,
-    "jpeg_quality": 100,
-    "motion_steps": 1000,
-    "motion_minutes": 60_000,
-}
 COLORS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0), "green": (0.0, 0.69, 0.25)}
 
 _FIT_EXAMPLES = """examples:
@@ -133,8 +121,10 @@ def _fit(options: argparse.Namespace) -> int:
     changes = dict(settings)
     if len(changes) < len(settings):
         raise ValueError(f"`set` must give each setting once, got {[name for name, _ in settings]}.")
-    _check_settings(changes)
     shared.check_seed(options.seed)
+    from vasa_hf.training.avatar_presets import choose_preset
+
+    choose_preset(options.preset, **changes)  # before the models are loaded
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     import torch
 
@@ -220,22 +210,6 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, parse_json(value, "set")
     except ValueError:
         return name, value
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Raise `ValueError` for a setting of a fit of the wrong type or size."""
-    from vasa_hf.training.avatar_presets import AvatarPreset
-
-    types = {field.name: field.type for field in dataclasses.fields(AvatarPreset)}
-    for name, value in settings.items():
-        kind = types.get(name, "Any")
-        if kind == "Any" or (value is None and kind.endswith("None")):
-            continue
-        kind = kind.split(" | ")[0].split("[")[0]
-        if kind in ("int", "float"):
-            check_number(name, value, 0, _LARGEST.get(name, 100_000_000), whole=kind == "int")
-        elif not isinstance(value, {"bool": bool, "str": str, "dict": dict}[kind]):
-            raise ValueError(f"`{name}` must be of type {kind}, got {shorten(value)}.")
 
 
 def _talk3d(options: argparse.Namespace) -> int:

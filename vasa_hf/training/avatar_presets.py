@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from vasa_hf.checks import check_number, shorten
 from vasa_hf.gaussians.densify import DensityConfig
 from vasa_hf.models.gaussian_avatar_vasa3d import SMALL_CONFIG
 
@@ -190,6 +191,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# Of settings that memory or disk must hold.
+LARGEST = {
+    "size": 2048,
+    "num_gaussians": 5_000_000,
+    "max_gaussians": 20_000_000,
+    "num_frames": 10_000_000,
+    "batch_size": 1024,
+    "jpeg_quality": 100,
+    "motion_steps": 1000,
+    "motion_minutes": 60_000,
+}
+
+
 def choose_preset(preset: str | AvatarPreset, ablation: str | None = None, **overrides: Any) -> AvatarPreset:
     """A preset with some fields changed.
 
@@ -199,7 +213,7 @@ def choose_preset(preset: str | AvatarPreset, ablation: str | None = None, **ove
         **overrides: Fields of `AvatarPreset`.
 
     Raises:
-        ValueError: If a name is unknown or a number impossible.
+        ValueError: If a name is unknown, or a value impossible or of another type.
     """
     if not isinstance(preset, AvatarPreset):
         if preset not in PRESETS:
@@ -210,6 +224,8 @@ def choose_preset(preset: str | AvatarPreset, ablation: str | None = None, **ove
     fields = {item.name: item for item in dataclasses.fields(AvatarPreset)}
     if unknown := overrides.keys() - fields.keys():
         raise ValueError(f"`overrides` must be fields of AvatarPreset, got {sorted(unknown)}.")
+    for name, value in overrides.items():
+        _check_setting(name, value, fields[name].type)
     preset = dataclasses.replace(preset, **(ABLATIONS[ablation] if ablation else {}), **overrides)
     for name in ("size", "num_gaussians", "num_frames", "motion_minutes", "motion_steps", "iterations", "batch_size"):
         if not getattr(preset, name) > 0:
@@ -221,3 +237,14 @@ def choose_preset(preset: str | AvatarPreset, ablation: str | None = None, **ove
         if negative or (name.endswith("_every") and not isinstance(getattr(preset, name), int)):
             raise ValueError(f"`{name}` must be 0 or more, got {getattr(preset, name)!r}.")
     return preset
+
+
+def _check_setting(name: str, value: Any, kind: str) -> None:
+    """Raise `ValueError` unless a value is of the type of its field, as that is annotated, and not too large."""
+    if kind == "Any" or (value is None and kind.endswith("None")):
+        return
+    kind = kind.split(" | ")[0].split("[")[0]
+    if kind in ("int", "float"):
+        check_number(name, value, 0, LARGEST.get(name, 100_000_000), whole=kind == "int")
+    elif not isinstance(value, {"bool": bool, "str": str, "dict": dict}[kind]):
+        raise ValueError(f"`{name}` must be of type {kind}, got {shorten(value)}.")
