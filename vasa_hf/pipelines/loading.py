@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_base import ImageProcessingMixin
 
-from vasa_hf.hub import BASE, base_name, resolve
+from vasa_hf.hub import BASE, base_name, read_index, resolve
 
 # Options of `from_pretrained` that say where on the Hub to look, and how.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -57,15 +57,15 @@ def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any]
     Raises:
         ValueError: If the other model is not there, or either model has a component of a class that is not allowed.
     """
-    index = read_index(folder)
+    index = read_components(folder)
     if base_name(index) is None:
         return {}
     base = local_folder(base_name(index), **{**hub_options, "revision": None})
-    lent, components = read_index(base), {}
+    lent, components = read_components(base), {}
     dtype = {name: given[name] for name in ("dtype", "torch_dtype") if name in given}
     for name in inspect.signature(pipeline_class.__init__).parameters:
         entry = index.get(name, lent.get(name))
-        if isinstance(entry, list) and entry[0] and name not in given and not (folder / name).is_dir():
+        if isinstance(entry, list) and any(entry) and name not in given and not (folder / name).is_dir():
             component = component_class(name, lent.get(name))
             network = issubclass(component, torch.nn.Module)
             options = {**dtype, "use_safetensors": True} if network else {}
@@ -96,17 +96,13 @@ def component_class(name: str, entry: Any) -> type:
     return found
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The `model_index.json` of a folder, whose components are of allowed classes; empty if it cannot be read.
+def read_components(folder: Path) -> dict[str, Any]:
+    """The `model_index.json` of a folder, whose components are of allowed classes; empty if there is none.
 
     Raises:
-        ValueError: If a component is of a class that is not allowed.
+        ValueError: If it cannot be read, see `vasa_hf.hub.read_index`, or a component is of another class.
     """
-    try:
-        index = json.loads((folder / INDEX).read_text())
-    except (OSError, ValueError):  # who loads the pipeline reports what is wrong with it
-        return {}
-    index = index if isinstance(index, dict) else {}
+    index = read_index(folder)
     for name, entry in index.items():
         if isinstance(entry, list) and not name.startswith("_") and any(part is not None for part in entry):
             component_class(name, entry)

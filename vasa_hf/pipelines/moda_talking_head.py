@@ -22,7 +22,7 @@ from vasa_hf.models.motion_transformer_moda import ModaMotionTransformer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.pipelines.joyvasa_talking_head import JoyVasaTalkingHeadPipeline
 from vasa_hf.pipelines.liveportrait import LivePortraitPipeline
-from vasa_hf.pipelines.loading import HUB_OPTIONS, local_folder, read_index
+from vasa_hf.pipelines.loading import HUB_OPTIONS, local_folder, pipeline_errors, read_components
 from vasa_hf.pipelines.motion_generator import check_speech_components
 from vasa_hf.pipelines.motion_moda import ModaControls, ModaMotionGenerator
 from vasa_hf.processors.audio import VasaAudioProcessor
@@ -87,8 +87,10 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         folder = local_folder(
             pretrained_model_name_or_path, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         )
-        index = read_index(folder)
-        kind = (index.get("motion_generator") or [None, None])[1]
+        with pipeline_errors(pretrained_model_name_or_path):
+            index = read_components(folder)
+        entry = index.get("motion_generator")
+        kind = entry[-1] if isinstance(entry, list) and entry else None
         if index and kind is None:
             return LivePortraitPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
         if kind == JoyVasaMotionDenoiser.__name__:

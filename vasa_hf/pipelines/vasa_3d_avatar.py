@@ -29,7 +29,7 @@ from vasa_hf.camera_paths import view_cameras
 from vasa_hf.gaussians.export import SAVERS
 from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
-from vasa_hf.hub import base_name
+from vasa_hf.hub import base_name, read_index
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
@@ -39,7 +39,7 @@ from vasa_hf.pipelines.avatar_library import AvatarLibrary
 from vasa_hf.pipelines.avatar_view import WHITE, AvatarOptions, AvatarView
 from vasa_hf.pipelines.base import FPS, TalkingHeadPipeline
 from vasa_hf.pipelines.inputs import ImageInput, check_choice, read_motion
-from vasa_hf.pipelines.loading import local_folder, read_index, save_index
+from vasa_hf.pipelines.loading import local_folder, save_index
 from vasa_hf.pipelines.motion_vasa1 import Vasa1Controls
 from vasa_hf.pipelines.vasa_talking_face import Portrait, VasaTalkingFacePipeline, check_vasa1_components
 from vasa_hf.processors.audio import VasaAudioProcessor
