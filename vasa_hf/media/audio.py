@@ -70,8 +70,14 @@ def load_audio(
     return samples, int(rate)
 
 
-def as_channels(audio: Any, argument: str = "audio") -> np.ndarray:
-    """Return samples as float32 `(channels, samples)`; see `load_audio` for what they may be."""
+def as_channels(audio: Any, argument: str = "audio", channel_axis: int | None = None) -> np.ndarray:
+    """Return samples as float32 `(channels, samples)`; see `load_audio` for what they may be.
+
+    Args:
+        audio (`np.ndarray`, `torch.Tensor` or `list`): The samples.
+        argument (`str`, defaults to `"audio"`): Its name in messages.
+        channel_axis (`int`, *optional*): Axis of the channels of two; the shorter one if it is not given.
+    """
     if isinstance(audio, torch.Tensor):
         audio = audio.detach().cpu()
         audio = (audio.float() if audio.is_floating_point() else audio).numpy()
@@ -82,7 +88,9 @@ def as_channels(audio: Any, argument: str = "audio") -> np.ndarray:
         raise ValueError(f"`{argument}` must have 1 or 2 dimensions (samples, channels), got shape {audio.shape}.")
     if audio.size == 0:
         raise ValueError(f"`{argument}` must hold at least one sample, got shape {audio.shape} (zero length).")
-    samples = audio[None] if audio.ndim == 1 else audio if audio.shape[0] <= audio.shape[1] else audio.T
+    if channel_axis is None:
+        channel_axis = 0 if audio.ndim == 1 or audio.shape[0] <= audio.shape[1] else 1
+    samples = audio[None] if audio.ndim == 1 else audio if channel_axis == 0 else audio.T
     if samples.shape[0] > MAX_CHANNELS:
         raise ValueError(f"`{argument}` must have at most {MAX_CHANNELS} channels, got shape {audio.shape}.")
     if audio.dtype.kind != "f":

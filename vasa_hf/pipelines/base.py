@@ -30,7 +30,7 @@ from torch import Tensor
 
 from vasa_hf.checks import check_number
 from vasa_hf.controls import rebase_motion
-from vasa_hf.media.audio import load_audio
+from vasa_hf.media.audio import load_audio, mix_to_mono
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoWriter
 from vasa_hf.motion import MotionSpec, resample_motion
@@ -44,6 +44,7 @@ from vasa_hf.pipelines.inputs import (
     check_audios,
     check_batch,
     check_choice,
+    check_face,
     check_image,
     check_output,
     image_list,
@@ -91,8 +92,7 @@ class FaceView:
         """Raise `ValueError` for values out of range."""
         if self.output_size is not None:
             check_choice("output_size", self.output_size, output_sizes)
-        if self.face is not None:
-            check_number("face", self.face, 0, 1000, whole=True)
+        check_face(self.face, self.box)
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         motions, videos = [], []
         for index, subject in enumerate(subjects):
             own = entry_of_windows(windows, index, num_motion_frames[index], speech.overlap)
-            motions.append(list(speech.place(own, subject, controls)))
+            motions.append(list(_check_finite(speech.place(own, subject, controls))))
         if output_type == "latent":
             videos = [torch.cat(motion, dim=1)[0] for motion in motions]
         else:
@@ -374,7 +374,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Arguments are checked, and the image is encoded, before this returns. They are those of `__call__`, but:
 
         - `image` is one portrait.
-        - `audio_chunks` are chunks of any length: arrays `(samples,)` or `(channels, samples)`, (samples, rate).
+        - `audio_chunks` are chunks of any length: arrays `(samples,)`, `(channels, samples)` or `(samples, channels)`,
+          (samples, rate); the first of two axes tells which one is that of the channels.
           Frames come as soon as a window of audio and the encoder's look-ahead have arrived. Audio as `__call__` takes
           it is one of its own; a file is read bit by bit, however long it is.
         - `first_window` (`int`, *optional*, defaults to the model's window) is the length of the first window in
@@ -427,7 +428,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
         windows = speech.generate(arriving(), [subject], controls, sampling)
         ends = lambda: math.ceil(buffer.stop * fps / rate)  # noqa: E731 - known when the audio has ended
-        for motion in resampled(speech.place(windows, subject, controls), self.audio_processor.fps, fps, ends):
+        placed = _check_finite(speech.place(windows, subject, controls))
+        for motion in resampled(placed, self.audio_processor.fps, fps, ends):
             parts = [motion[0]]
             if output_type != "latent":
                 parts = self.render_frames(subject, motion[0], view, count, fps)
@@ -528,6 +530,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
         self.check_inputs(image, None, None, view, fps, output_type)
         transfer.check()
+        check_face(driving_face, driving_box, "driving_")
         video, fps, num_frames, sound = open_driving(driving_video, fps)
         subject = self.prepare_subject(self._one_subject(image), view)
         driving = self.encode_driving(video, driving_face, driving_box, num_frames)
@@ -681,7 +684,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """
         sound, rate = load_audio(audio, self._rate_of(audio, sampling_rate))
         samples = self.audio_processor.load((sound, rate))
-        return torch.from_numpy(samples)[None], sound.mean(0), rate
+        return torch.from_numpy(samples)[None], mix_to_mono(sound), rate
 
     def open_audio(self, audio: AudioInput | AudioSource, sampling_rate: int | None = None) -> AudioSource:
         """Read an audio through and check it, but do not keep it: `prepare_audio` for long files."""
@@ -801,6 +804,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return_dict: bool,
     ) -> TalkingFaceOutput | tuple:
         """Render one absolute motion `(1, frames, channels)`; the end of `animate` and `render`."""
+        (motion,) = _check_finite([motion])
         frames = motion[0]
         if output_type != "latent":
             wanted = resample_motion(motion, motion_fps, fps)
@@ -838,6 +842,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
             motion_fps=motion_fps,
             model_name=self.model_name,
         )
+
+
+def _check_finite(motions: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield motions as they are; raise `ValueError` at NaN or infinity, which a renderer may show as black."""
+    for motion in motions:
+        if not bool(torch.isfinite(motion).all()):
+            raise ValueError("`motion` must be finite, but NaN or infinity was computed: are the weights damaged?")
+        yield motion
 
 
 def _cpu_computes_bfloat16() -> bool:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vasa_hf.checks import check_number
-from vasa_hf.media.audio import as_channels, audio_blocks, load_audio
+from vasa_hf.media.audio import CancellationGuard, as_channels, audio_blocks, load_audio, mix_to_mono
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import MotionSpec, load_motion
@@ -58,7 +58,10 @@ class AudioSource:
     def __init__(self, audio: AudioInput, sampling_rate: int | None = None):
         check_audios([audio])
         self._path = audio if isinstance(audio, str | os.PathLike) else None
-        self._whole = None if self._path is not None else load_audio(audio, sampling_rate)
+        self._whole = None
+        if self._path is None:
+            samples, rate = load_audio(audio, sampling_rate)
+            self._whole = CancellationGuard("`audio`").apply(samples), rate
         check = None
         for samples, rate in self._blocks(quiet=False):
             if sampling_rate not in (None, rate):
@@ -69,7 +72,7 @@ class AudioSource:
         self.sampling_rate, self.num_samples = check.sampling_rate, check.num_samples
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield blocks `(channels, n)`, float32."""
+        """Yield blocks `(channels, n)`, float32; of two channels that cancel each other the first is given for both."""
         return (samples for samples, _ in self._blocks(quiet=True))
 
     def _blocks(self, quiet: bool) -> Iterator[tuple[np.ndarray, int]]:
@@ -181,6 +184,20 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
 
 
+def check_face(face: Any, box: Any, prefix: str = "") -> None:
+    """Raise `ValueError` unless a face is chosen by its number or by its box, if at all.
+
+    Args:
+        face (`int`, *optional*): Which of the faces that are found.
+        box (`Sequence[float]`, *optional*): Its box, instead of finding it.
+        prefix (`str`, defaults to `""`): Of both names in messages.
+    """
+    if face is not None:
+        check_number(f"{prefix}face", face, 0, 1000, whole=True)
+        if box is not None:
+            raise ValueError(f"`{prefix}face` must be None where `{prefix}box` is given, got {face}.")
+
+
 def check_generator(generator: Any, batch_size: int) -> None:
     """Raise `ValueError` unless this is nothing, a generator, or one for each of the batch."""
     if isinstance(generator, list) and len(generator) != batch_size:
@@ -223,7 +240,7 @@ def open_driving(
     if isinstance(driving_video, str | os.PathLike):
         video = VideoReader(driving_video, fps)
         sound, rate = load_audio(driving_video) if video.has_audio else (None, None)
-        return video, video.fps, video.num_frames, (None if sound is None else sound.mean(0), rate)
+        return video, video.fps, video.num_frames, (None if sound is None else mix_to_mono(sound), rate)
     if isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
         return driving_video, parse_fps(25 if fps is None else fps), len(driving_video), (None, None)
     kind = type(driving_video).__name__
@@ -269,7 +286,9 @@ def listen(
     """Bring pieces of one sound to what `processor.load` gives for the whole of it.
 
     Args:
-        audio_chunks (`Iterable`): Samples as for `media.audio.load_audio`, or pairs (samples, rate); of any length.
+        audio_chunks (`Iterable`):
+            Samples as for `media.audio.load_audio`, or pairs (samples, rate); of any length. Where they have two axes,
+            the first chunk tells which one is that of the channels.
         processor (`VasaAudioProcessor`): Knows the wanted rate.
         sampling_rate (`int`, *optional*, defaults to the processor's): Rate of bare samples in Hz.
 
@@ -279,14 +298,16 @@ def listen(
     Raises:
         ValueError: If a piece is unfit or all of them together are too short.
     """
-    resampler, first_rate, received = None, None, 0
+    resampler, first_rate, received, shape = None, None, 0, None
+    guard = CancellationGuard("`audio_chunks`")
     for chunk in audio_chunks:
         rate = sampling_rate or processor.sampling_rate
         if isinstance(chunk, tuple):
             chunk, rate = chunk if np.ndim(chunk[1]) == 0 else chunk[::-1]
-        if len(chunk) == 0:
+        if len(chunk) == 0 or 0 in np.shape(chunk):
             continue
-        samples = as_channels(chunk, "audio_chunks")
+        shape = _chunk_shape(chunk, shape)
+        samples = as_channels(chunk, "audio_chunks", None if shape is None else shape[0])
         if not np.isfinite(samples).all():
             raise ValueError("`audio_chunks` must be finite, got NaN or infinity.")
         if resampler is None:
@@ -295,8 +316,29 @@ def listen(
         if rate != first_rate:
             raise ValueError(f"`audio_chunks` must keep their sampling rate of {first_rate} Hz, got {rate}.")
         received += samples.shape[1]
-        yield torch.from_numpy(resampler.push(samples.clip(-1.0, 1.0).mean(0)).clip(-1.0, 1.0))[None]
+        yield torch.from_numpy(resampler.push(guard.apply(samples).clip(-1.0, 1.0).mean(0)).clip(-1.0, 1.0))[None]
     seconds = received / first_rate if received else 0.0
     if seconds < MIN_SECONDS:
         raise ValueError(f"`audio_chunks` must hold at least {MIN_SECONDS} s of sound, got {seconds:.3f} s.")
     yield torch.from_numpy(resampler.flush().clip(-1.0, 1.0))[None]
+
+
+def _chunk_shape(chunk: Any, known: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Axis and number of the channels of chunks with two axes, by the first of them.
+
+    Raises:
+        ValueError: If a chunk differs from the first one, or has as many samples as channels.
+    """
+    shape = tuple(np.shape(chunk))
+    if len(shape) != 2 or 0 in shape:
+        return known
+    if known is None:
+        if shape[0] == shape[1] > 1:
+            raise ValueError(f"`audio_chunks` must begin with more samples than channels, got {shape}.")
+        axis = 0 if shape[0] <= shape[1] else 1
+        return axis, shape[axis]
+    axis, channels = known
+    if shape[axis] != channels:
+        expected = f"({channels}, samples)" if axis == 0 else f"(samples, {channels})"
+        raise ValueError(f"`audio_chunks` must keep their shape {expected}, got {shape}.")
+    return known

@@ -139,6 +139,8 @@ def check_sampling(generator: MotionGenerator, sampling: Sampling, batch_size: i
         not isinstance(sampling.latents, Tensor) or sampling.latents.ndim not in (3, 4)
     ):
         raise ValueError("`latents` must be a tensor (batch, window, channels) or (batch, windows, window, channels).")
+    if sampling.latents is not None and not bool(torch.isfinite(sampling.latents).all()):
+        raise ValueError("`latents` must be finite, got NaN or infinity.")
     check_generator(sampling.generator, batch_size)
 
 
