@@ -17,7 +17,8 @@ from PIL import Image
 
 from tests.testing_utils.avatars import make_avatar
 from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
-from vasa_hf import Vasa3DAvatarPipeline, bench_3d, load_motion
+from vasa_hf import Vasa3DAvatarPipeline, load_motion
+from vasa_hf.bench import avatars as bench_3d
 from vasa_hf.cli import avatars, main
 from vasa_hf.cli.measure import _what_to_judge
 from vasa_hf.media import VideoReader, read_provenance, save_wav

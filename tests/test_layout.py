@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "media": {"motion"},
     "outputs": {"motion", "media"},
     "processors": {"geometry", "media"},
-    "metrics": FOUNDATION | {"processors", "media"},
+    "metrics": FOUNDATION | {"processors", "media", "bench"},
     "layers": {"geometry"},
     "gaussians": {"geometry"},
     "head": {"geometry"},
@@ -41,13 +41,11 @@ MAY_IMPORT = {
     "data": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
     "training": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
     "convert": FOUNDATION | TOOLS | NETWORKS,
-    "bench": {"hub", "media", "metrics"},
-    "bench_3d": {"bench", "gaussians", "metrics", "media"},
-    "bench_renderer": {"bench", "metrics"},
+    "bench": {"gaussians", "media"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
     "studio": {"hub", "media", "motion", "controls", "outputs", "gaussians"},
     "app": {"studio", "cli"},
-    "cli": {"hub", "publish", "media", "bench", "bench_3d", "bench_renderer", "viewer", "metrics", "convert", "data"},
+    "cli": {"hub", "publish", "media", "bench", "viewer", "metrics", "convert", "data"},
 }
 # (file, module) against the direction: `pipe.fit` trains an avatar, as it belongs to one person; VASA-1's pipeline
 # makes what it is trained on.
@@ -56,7 +54,7 @@ EXCEPTIONS = {
     ("training/train_gaussian_avatar.py", "vasa_hf.pipelines.vasa_talking_face"),
 }
 # The front doors take classes by their public names, as every user does.
-FRONT_DOORS = {"bench", "bench_3d", "bench_renderer", "cli", "studio"}
+FRONT_DOORS = {"bench", "cli", "studio"}
 # Libraries that only one place may import.
 KEPT_APART = {
     "gsplat": ("gaussians/cuda.py",),

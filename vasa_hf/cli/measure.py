@@ -149,15 +149,15 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vasa_hf import bench, bench_3d, bench_renderer
+    from vasa_hf.bench import avatars, renderer, runs, talking
 
     threads = None if options.threads is None else shared.numbers("threads", options.threads)
     if threads is not None and not all(count >= 1 and count == int(count) for count in threads):
         raise ValueError(f"`threads` must be whole numbers from 1 on, such as 1,2, got {options.threads!r}.")
-    talking = {"num_inference_steps": options.steps, "output_size": options.size}
-    only: dict[str, dict[str, Any]] = {"2d": {"seconds": options.seconds, **talking}}
+    shared_options = {"num_inference_steps": options.steps, "output_size": options.size}
+    only: dict[str, dict[str, Any]] = {"2d": {"seconds": options.seconds, **shared_options}}
     only["moda"] = only["2d"]
-    only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **talking}
+    only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **shared_options}
     only["renderer"] = {"batch": options.batch, "repeats": options.repeats}
     theirs = only[options.what].keys()
     others = {name: value for kind in only.values() for name, value in kind.items() if name not in theirs}
@@ -169,8 +169,8 @@ def _bench(options: argparse.Namespace) -> int:
         settings |= {"model": options.model or "moda-small", "pipeline": "ModaTalkingHeadPipeline"}
     if options.what == "3d":
         settings["num_gaussians"] = settings.pop("gaussians")
-    module = {"2d": bench, "moda": bench, "3d": bench_3d, "renderer": bench_renderer}[options.what]
-    results = bench.compare(
+    module = {"2d": talking, "moda": talking, "3d": avatars, "renderer": renderer}[options.what]
+    results = runs.compare(
         [None] if threads is None else [int(count) for count in threads],
         module.__name__,
         device=options.device,

@@ -6,14 +6,13 @@ and sampled, the generator's label enlarged for each norm, channels first. The w
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vasa_hf.bench import cell
-from vasa_hf.metrics.memory import peak_memory_mb
+from vasa_hf.bench import runs
+from vasa_hf.bench.memory import peak_memory_mb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,10 +139,10 @@ def measure(
     seconds: dict[str, float] = {}
 
     def timed(name: str, run: Callable[[], Tensor]) -> Tensor:
-        _wait(device)
+        runs.synchronize(device)
         begun = time.perf_counter()
         result = run()
-        _wait(device)
+        runs.synchronize(device)
         spent = (time.perf_counter() - begun) / batch
         seconds[name] = min(spent, seconds.get(name, spent))
         return result
@@ -186,37 +185,29 @@ def measure(
     return {**result, "prepare_seconds": prepare_seconds} if cpu else result
 
 
-def _wait(device: str) -> None:
-    """Until a GPU has done what it was told."""
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.synchronize()
-
-
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results of `bench.compare` as text, one column each."""
+    """Results of `runs.compare` as text, one column each."""
     first = results[0]
-    rows: list[tuple[str, list[Any]]] = [("threads", [result["threads"] for result in results])]
-    for name in ("appearance", "motion"):
-        rows.append((f"{name}, s", [result["seconds"][name] for result in results]))
     ways = [way for way in WAYS if f"{way} warp" in first["seconds"]]
-    totals = {way: [sum(r["seconds"][f"{way} {part}"] for part in ("warp", "decode")) for r in results] for way in ways}
+
+    def frame_seconds(result: dict[str, Any], way: str) -> float:
+        return result["seconds"][f"{way} warp"] + result["seconds"][f"{way} decode"]
+
+    rows: dict[str, str | Callable[[dict[str, Any]], float]] = {"threads": "threads"}
+    rows |= {f"{name}, s": f"seconds.{name}" for name in ("appearance", "motion")}
     for way in ways:
-        rows += [(f"{way}: {part}, s", [r["seconds"][f"{way} {part}"] for r in results]) for part in ("warp", "decode")]
-        rows.append((f"{way}: a frame, s", totals[way]))
+        rows |= {f"{way}: {part}, s": f"seconds.{way} {part}" for part in ("warp", "decode")}
+        rows[f"{way}: a frame, s"] = partial(frame_seconds, way=way)
         if way != "plain":
-            ratios = [plain / spent for plain, spent in zip(totals["plain"], totals[way], strict=True)]
-            rows.append((f"{way}: times as fast", ratios))
+            rows[f"{way}: times as fast"] = lambda r, way=way: frame_seconds(r, "plain") / frame_seconds(r, way)
     if "prepare_seconds" in first:
-        rows.append(("optimising, s", [result["prepare_seconds"] for result in results]))
-    rows += [(f"peak memory, {way}, MB", [result["peak_memory_mb"][way] for result in results]) for way in ways]
+        rows["optimising, s"] = "prepare_seconds"
+    rows |= {f"peak memory, {way}, MB": f"peak_memory_mb.{way}" for way in ways}
     title = f"{first['parameters'] / 1e6:.1f}M parameters on {first['device']}, batch {first['batch']}"
-    lines = [f"{title}, {first['image_size']} -> {first['output_size']}"]
-    lines += [f"{name:<28}" + "".join(f"{cell(value):>12}" for value in values) for name, values in rows]
-    lines += [f"{way}: off by at most {first['differences'][way]:.0e} of 1" for way in ways if way != "plain"]
-    return "\n".join(lines)
+    text = runs.table(f"{title}, {first['image_size']} -> {first['output_size']}", results, rows)
+    off = [f"{way}: off by at most {first['differences'][way]:.0e} of 1" for way in ways if way != "plain"]
+    return "\n".join([text, *off])
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(**json.loads(sys.argv[1]))))
+    runs.print_measurement(measure)

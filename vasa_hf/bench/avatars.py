@@ -7,16 +7,12 @@ voice; an avatar of another number of Gaussians is covered anew with as many, wh
 from __future__ import annotations
 
 import copy
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import vasa_hf
-from vasa_hf.bench import cell
-from vasa_hf.metrics.memory import peak_memory_mb
+from vasa_hf.bench import runs
+from vasa_hf.bench.memory import peak_memory_mb
 
 SIZES = {"cpu": (256, 20_000), "cuda": (512, 200_000)}  # side of the picture, Gaussians
 FRAMES = {"cpu": 50, "cuda": 512}
@@ -50,35 +46,21 @@ def measure(
     Raises:
         ValueError: If there is no avatar, or an argument is unfit.
     """
-    start = time.perf_counter()
+    pipe, facts = runs.load_pipeline("Vasa3DAvatarPipeline", model, device, threads)
     import numpy as np
     import torch
 
-    from vasa_hf import Vasa3DAvatarPipeline
-    from vasa_hf.media import load_audio
-
-    imported = time.perf_counter()
-    if threads is not None:
-        torch.set_num_threads(threads)
     kind = torch.device(device).type
     size, count = output_size or SIZES[kind][0], num_gaussians or SIZES[kind][1]
-    pipe = Vasa3DAvatarPipeline.from_pretrained(model).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    loaded = time.perf_counter()
     if avatar is None and not pipe.avatars:
         raise ValueError(f"`avatar` must be given: {model!r} has none of its own.")
     who = with_gaussians(pipe.load_avatar(avatar or pipe.avatars[0]), count).to(device).eval()
-    assets = Path(vasa_hf.__file__).parent / "assets"
-    voice, rate = load_audio(assets / "voice.flac")
-    voice, shortest = voice[0], max(pipe.motion_transformer.config.context, 1)
+    (voice, rate), shortest = runs.load_voice(), max(pipe.motion_transformer.config.context, 1)
     settings = {"num_inference_steps": num_inference_steps, "output_size": size}
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(0)
 
     def first_frame(**options: Any) -> float:
         begun = time.perf_counter()
-        chunks = pipe.stream(who, (voice, rate), generator=generator(), **settings, **options)
+        chunks = pipe.stream(who, (voice, rate), generator=runs.seeded(), **settings, **options)
         next(chunks)
         spent = time.perf_counter() - begun
         chunks.close()
@@ -87,23 +69,21 @@ def measure(
     result = {
         "model": model,
         "device": torch.cuda.get_device_name() if kind == "cuda" else device,
-        "threads": torch.get_num_threads(),
         "num_gaussians": count,
         "output_size": size,
         "num_inference_steps": num_inference_steps,
-        "import_seconds": imported - start,
-        "load_seconds": loaded - imported,
+        **facts,
         "first_frame_cold_seconds": first_frame(),
         "first_frame_seconds": min(first_frame() for _ in range(3)),
         "first_frame_short_seconds": min(first_frame(first_window=shortest) for _ in range(3)),
     }
-    motion = pipe(who, (voice, rate), generator=generator(), output_type="latent", **settings).motion[0]
+    motion = pipe(who, (voice, rate), generator=runs.seeded(), output_type="latent", **settings).motion[0]
     motion = motion[torch.from_numpy(np.resize(np.arange(len(motion)), FRAMES[kind]))].to(device)
     result["frames_per_second"] = _speeds(pipe, who, motion, size)
     result["peak_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20 if kind == "cuda" else peak_memory_mb()
     if fit is not None:
         begun = time.perf_counter()
-        pipe.fit(assets / "portrait.jpg", preset=fit)
+        pipe.fit(runs.PORTRAIT, preset=fit)
         result["fit_seconds"] = time.perf_counter() - begun
     return result
 
@@ -127,10 +107,10 @@ def _speeds(pipe: Any, who: Any, motion: Any, size: int) -> dict[str, float]:
     for name, work in works.items():
         with torch.no_grad():
             work()  # what is compiled or allocated once
-            _wait(motion.device)
+            runs.synchronize(motion.device)
             begun = time.perf_counter()
             work()
-            _wait(motion.device)
+            runs.synchronize(motion.device)
         speeds[name] = len(motion) / (time.perf_counter() - begun)
     return speeds
 
@@ -162,34 +142,25 @@ def with_gaussians(avatar: Any, num_gaussians: int) -> Any:
     return new
 
 
-def _wait(device: Any) -> None:
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(device)
-
-
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results of `bench.compare` as text, one column each."""
-    names = ("deformation", "rendering", "both")
-    rows: list[tuple[str, list[Any]]] = [
-        ("threads", [result["threads"] for result in results]),
-        ("Gaussians", [result["num_gaussians"] for result in results]),
-        ("output size", [result["output_size"] for result in results]),
-        ("import, s", [result["import_seconds"] for result in results]),
-        ("load, s", [result["load_seconds"] for result in results]),
-        ("first frame after load, s", [result["first_frame_cold_seconds"] for result in results]),
-        ("first frame again, s", [result["first_frame_seconds"] for result in results]),
-        ("with a short window, s", [result["first_frame_short_seconds"] for result in results]),
-    ]
-    rows += [(f"{name}, frames/s", [result["frames_per_second"][name] for result in results]) for name in names]
-    rows += [("peak memory, MB", [result["peak_memory_mb"] for result in results])]
-    if "fit_seconds" in results[0]:
-        rows += [("fit, s", [result["fit_seconds"] for result in results])]
-    lines = [f"{results[0]['model']} on {results[0]['device']}, {results[0]['num_inference_steps']} steps"]
-    lines += [f"{name:<28}" + "".join(f"{cell(value):>12}" for value in values) for name, values in rows]
-    return "\n".join(lines)
+    """Results of `runs.compare` as text, one column each."""
+    rows = {
+        "threads": "threads",
+        "Gaussians": "num_gaussians",
+        "output size": "output_size",
+        "import, s": "import_seconds",
+        "load, s": "load_seconds",
+        "first frame after load, s": "first_frame_cold_seconds",
+        "first frame again, s": "first_frame_seconds",
+        "with a short window, s": "first_frame_short_seconds",
+        **{f"{name}, frames/s": f"frames_per_second.{name}" for name in ("deformation", "rendering", "both")},
+        "peak memory, MB": "peak_memory_mb",
+    }
+    first = results[0]
+    if "fit_seconds" in first:
+        rows["fit, s"] = "fit_seconds"
+    return runs.table(f"{first['model']} on {first['device']}, {first['num_inference_steps']} steps", results, rows)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(**json.loads(sys.argv[1]))))
+    runs.print_measurement(measure)

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tests.models.test_renderer_liveportrait import TINY, WIDE, fast_inputs
-from vasa_hf import LivePortraitRenderer, bench, bench_renderer
+from vasa_hf import LivePortraitRenderer
+from vasa_hf.bench import renderer as bench_renderer
+from vasa_hf.bench import runs
 from vasa_hf.cli import main
 
 
@@ -57,5 +59,5 @@ def test_bad_numbers_are_told(capsys):
 
 @pytest.mark.e2e
 def test_results_come_from_fresh_processes():
-    (result,) = bench.compare([1], "vasa_hf.bench_renderer", config=TINY, repeats=1)
+    (result,) = runs.compare([1], "vasa_hf.bench.renderer", config=TINY, repeats=1)
     assert result["model"] == "random weights" and result["image_size"] == 32
