@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from vasa_hf.data.clips import MotionData, smooth_in_time
+from vasa_hf.evaluation.scoring import Case, Scorer
 from vasa_hf.metrics.capp import (
     PAPER_SCALE,
     PAPER_SHIFT,
@@ -13,7 +14,6 @@ from vasa_hf.metrics.capp import (
     shuffled_capp,
 )
 from vasa_hf.metrics.faces import FaceTrack
-from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.models.capp import Capp
 from vasa_hf.training.train_capp import CappLoss, CappOptions, CappSamples, fit_statistics, talking_clips
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vasa_hf.evaluation.scoring import Case, Scorer
 from vasa_hf.metrics import image
-from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.models.face_recognizer import FaceRecognizer
 
 

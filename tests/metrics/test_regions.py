@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vasa_hf.evaluation.catalogue import NOT_DEFINED
+from vasa_hf.evaluation.scoring import Case, Scorer
 from vasa_hf.geometry.landmarks import GROUPS, NUM_LANDMARKS
 from vasa_hf.metrics import regions
-from vasa_hf.metrics.catalogue import NOT_DEFINED
 from vasa_hf.metrics.faces import FaceTrack
-from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.models.face_recognizer import FaceRecognizer
 
 SIZE = 128

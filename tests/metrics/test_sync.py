@@ -8,8 +8,8 @@ from transformers import Wav2Vec2Model
 
 import vasa_hf
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
+from vasa_hf.evaluation.scoring import Case, Scorer
 from vasa_hf.hub import embedded_path
-from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.metrics.sync import (
     expert_embeds,
     expert_sync,

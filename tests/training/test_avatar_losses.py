@@ -11,7 +11,7 @@ from tests.models.test_gaussian_avatar_vasa3d import tiny_head
 from vasa_hf import FaceRecognizer, Vasa3DGaussianAvatar
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.metrics.image import feature_distance, ssim
-from vasa_hf.metrics.lpips import FILE_NAME, Lpips
+from vasa_hf.models.lpips import FILE_NAME, Lpips
 from vasa_hf.training.avatar_losses import (
     PROMPT,
     PerceptualDistance,

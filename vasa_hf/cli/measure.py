@@ -14,6 +14,7 @@ from vasa_hf.cli import options as shared
 from vasa_hf.hub import EMBEDDED, embedded_path, resolve
 
 _EYES = "vasa-small"
+_NETWORKS = ("recognizer", "sync_expert", "capp", "syncnet", "lpips", "fid_network", "fvd_network")
 
 
 def add_commands(command: Any) -> None:
@@ -181,7 +182,8 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from vasa_hf.metrics import evaluate, tables
+    from vasa_hf.evaluation import evaluate, tables
+    from vasa_hf.evaluation.networks import load_networks
 
     for name in ("limit", "samples"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -202,13 +204,14 @@ def _eval(options: argparse.Namespace) -> int:
             from vasa_hf import MediaPipeFaceAnalyzer
 
             detector = MediaPipeFaceAnalyzer(options.mediapipe, pipe.face_analyzer.canonical)
+        named = {name: getattr(options, name) for name in _NETWORKS}
         missing = evaluate.evaluate(
             pipe,
             options.data,
             options.output,
             parts,
             metrics=metrics,
-            networks=_metric_networks(options, model),
+            networks=load_networks(resolve(model), options.device, **named),
             limit=options.limit,
             samples=options.samples,
             seed=options.seed,
@@ -242,7 +245,7 @@ def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | N
         options.model = _EYES  # the sync expert and CAPP know VASA-1's motion and sound
         return pipe, None, _EYES, shared.load_pipeline(options)
 
-    from vasa_hf.metrics.avatar_parts import open_sitter
+    from vasa_hf.evaluation.avatars import open_sitter
 
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     pipe.set_progress_bar_config(disable=True)
@@ -255,32 +258,3 @@ def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | N
         title = os.path.basename(name)
         sitters[name if title in sitters else title] = partial(open_sitter, pipe, name, place, size)
     return pipe.talking_face, sitters, about.get("talking_face", options.model), None
-
-
-def _metric_networks(options: argparse.Namespace, model: str) -> dict[str, Any]:
-    """Networks of metrics: those that were named, else those in the model's folder; others are absent."""
-    from vasa_hf import Capp, FaceRecognizer, SyncExpert, SyncNet, pretrained_features
-    from vasa_hf.metrics.frechet import load_i3d, load_inception
-    from vasa_hf.metrics.lpips import Lpips
-
-    networks: dict[str, Any] = {}
-    folder = resolve(model)
-    own = {"face_recognizer": FaceRecognizer, "sync_expert": SyncExpert, "capp": Capp}
-    for name, kind in own.items():
-        if os.path.isfile(os.path.join(folder, name, "config.json")):
-            networks[name] = kind.from_pretrained(folder, subfolder=name).float()
-    if options.recognizer is not None:
-        networks["face_recognizer"] = pretrained_features(options.recognizer)
-    for name, kind in (("sync_expert", SyncExpert), ("capp", Capp), ("syncnet", SyncNet)):
-        if (path := getattr(options, name)) is not None:
-            if not os.path.isfile(os.path.join(path, "config.json")):
-                raise ValueError(f"`{name}` must be a folder with config.json, got {path!r}.")
-            networks[name] = kind.from_pretrained(path).float()
-    if options.lpips is not None:
-        networks["lpips"] = Lpips.load(options.lpips)
-    networks = {name: network.eval().to(options.device) for name, network in networks.items()}
-    if options.fid_network is not None:
-        networks["fid"] = load_inception(options.fid_network, options.device)
-    if options.fvd_network is not None:
-        networks["fvd"] = load_i3d(options.fvd_network, options.device)
-    return networks

@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vasa_hf.evaluation.catalogue import ABLATIONS, COPY, LOUD, NO_CONTROL, NOT_DEFINED, OTHER, PARTS, TRUTH, WARP
+from vasa_hf.evaluation.data import Clip, to_uint8
+from vasa_hf.evaluation.scoring import Case, loudness_track, other_motion
 from vasa_hf.geometry.landmarks import EXPRESSIONS
 from vasa_hf.geometry.thin_plate import warp_by_landmarks
 from vasa_hf.media.audio import save_wav
 from vasa_hf.metrics import motion as measures
 from vasa_hf.metrics.capp import PAPER_SCALE, PAPER_SHIFT, scale_study, shift_study, shuffled_capp
-from vasa_hf.metrics.catalogue import ABLATIONS, COPY, LOUD, NO_CONTROL, NOT_DEFINED, OTHER, PARTS, TRUTH, WARP
-from vasa_hf.metrics.eval_data import Clip, to_uint8
 from vasa_hf.metrics.faces import FaceTrack
 from vasa_hf.metrics.gaze import angle_of_shift, iris_shift
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
-from vasa_hf.metrics.scoring import Case, loudness_track, other_motion
 from vasa_hf.metrics.sync import expert_embeds, sync_study
 from vasa_hf.streaming import map_ahead
 
 if TYPE_CHECKING:
-    from vasa_hf.metrics.evaluate import Evaluation
+    from vasa_hf.evaluation.evaluate import Evaluation
 
 CROSS_FRAMES = 75
 EXCERPT_FRAMES = 75  # CAPP's window of 3 seconds, in VASA-1

@@ -7,8 +7,8 @@ import pytest
 from tests.testing_utils.pipelines import make_audio, make_vasa1_components
 from vasa_hf import VasaTalkingFacePipeline
 from vasa_hf.cli import main
+from vasa_hf.evaluation import tables
 from vasa_hf.media import save_wav
-from vasa_hf.metrics import tables
 
 
 def row(metric, value="", why="", part="self", role="model", item="a"):

@@ -13,16 +13,16 @@ from PIL import Image
 from tests.testing_utils.face_data import moved
 from tests.testing_utils.pipelines import make_moda_components
 from vasa_hf import FaceImageProcessor, LivePortraitRenderer, ModaTalkingHeadPipeline, SyncExpert
+from vasa_hf.evaluation import protocols as talking
+from vasa_hf.evaluation import tables
+from vasa_hf.evaluation.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
+from vasa_hf.evaluation.data import load_samples
+from vasa_hf.evaluation.evaluate import Evaluation, evaluate, missing_metrics
+from vasa_hf.evaluation.inference import Pointwise
+from vasa_hf.evaluation.scoring import fit_lip_motion, loudness_track, other_motion
 from vasa_hf.hub import embedded_path
-from vasa_hf.metrics import parts as talking
-from vasa_hf.metrics import tables
-from vasa_hf.metrics.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
-from vasa_hf.metrics.eval_data import load_samples
-from vasa_hf.metrics.evaluate import Evaluation, evaluate, missing_metrics
 from vasa_hf.metrics.faces import FaceTrack, measure_faces
-from vasa_hf.metrics.inference import Pointwise
 from vasa_hf.metrics.motion import keypoint_distance, pose_variation
-from vasa_hf.metrics.scoring import fit_lip_motion, loudness_track, other_motion
 from vasa_hf.models.face_recognizer import FaceRecognizer
 
 CARD = embedded_path("vasa-small")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vasa_hf.geometry.landmarks import NUM_LANDMARKS
-from vasa_hf.metrics.emotion import CLASSES, EmotionClassifier, _state_from_keras, cut_emotion_crops
+from vasa_hf.models.emotion_classifier import CLASSES, EmotionClassifier, _state_from_keras, cut_emotion_crops
 
 
 def make_keras_weights(seed=0):

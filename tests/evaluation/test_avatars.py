@@ -9,12 +9,12 @@ from PIL import Image
 
 from tests.testing_utils.avatars import make_avatar
 from vasa_hf import Vasa3DAvatarPipeline
+from vasa_hf.evaluation import tables
+from vasa_hf.evaluation.avatars import BASE, FULL, Sitter, open_sitter
+from vasa_hf.evaluation.catalogue import PAPERS, STILL, VASA1
+from vasa_hf.evaluation.evaluate import evaluate
 from vasa_hf.gaussians.render import render
 from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
-from vasa_hf.metrics import tables
-from vasa_hf.metrics.avatar_parts import BASE, FULL, Sitter, open_sitter
-from vasa_hf.metrics.catalogue import PAPERS, STILL, VASA1
-from vasa_hf.metrics.evaluate import evaluate
 from vasa_hf.models.face_recognizer import FaceRecognizer
 
 SIZE = 64

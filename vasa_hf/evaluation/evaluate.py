@@ -26,17 +26,18 @@ from torch import Tensor
 
 import vasa_hf
 from vasa_hf.bench.memory import peak_memory_mb
+from vasa_hf.evaluation import avatars as avatar_parts
+from vasa_hf.evaluation import tables
+from vasa_hf.evaluation.catalogue import AVATAR_PARTS, CONTROL_PARTS, METRICS, NOT_DEFINED, PARTS, TRUTH
+from vasa_hf.evaluation.data import Clip, EvalData, load_samples, to_uint8
+from vasa_hf.evaluation.inference import quick_detector
+from vasa_hf.evaluation.plots import write_sheet
+from vasa_hf.evaluation.protocols import EXCERPT_FRAMES
+from vasa_hf.evaluation.protocols import RUN as TALKING
+from vasa_hf.evaluation.scoring import Case, Scorer, fit_lip_motion
 from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
-from vasa_hf.metrics import avatar_parts, tables
-from vasa_hf.metrics.catalogue import AVATAR_PARTS, CONTROL_PARTS, METRICS, NOT_DEFINED, PARTS, TRUTH
-from vasa_hf.metrics.eval_data import Clip, EvalData, load_samples, to_uint8
 from vasa_hf.metrics.faces import FaceTrack
-from vasa_hf.metrics.inference import quick_detector
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
-from vasa_hf.metrics.parts import EXCERPT_FRAMES
-from vasa_hf.metrics.parts import RUN as TALKING
-from vasa_hf.metrics.plots import write_sheet
-from vasa_hf.metrics.scoring import Case, Scorer, fit_lip_motion
 from vasa_hf.streaming import map_ahead
 
 NOTHING = "the data folder holds nothing for this part"

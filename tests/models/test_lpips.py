@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vasa_hf.convert.lpips import convert_lpips
-from vasa_hf.metrics.lpips import Lpips
+from vasa_hf.models.lpips import Lpips
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,13 @@ from PIL import Image
 from torch import Tensor
 
 from vasa_hf.controls import rebase_motion
-from vasa_hf.metrics.catalogue import NOT_DEFINED, PARTS, STILL, VASA1
-from vasa_hf.metrics.eval_data import picture, to_uint8
+from vasa_hf.evaluation.catalogue import NOT_DEFINED, PARTS, STILL, VASA1
+from vasa_hf.evaluation.data import picture, to_uint8
+from vasa_hf.evaluation.scoring import SCORES, Case
 from vasa_hf.metrics.motion import SAMPLES_PER_FRAME
-from vasa_hf.metrics.scoring import SCORES, Case
 
 if TYPE_CHECKING:
-    from vasa_hf.metrics.evaluate import Evaluation
+    from vasa_hf.evaluation.evaluate import Evaluation
 
 FRAMES = 75  # of each motion: 3 seconds
 MOST_CLIPS = 6  # evenly spread

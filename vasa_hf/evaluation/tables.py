@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from vasa_hf.evaluation.catalogue import METRICS, NOT_DEFINED, PAPERS, PARTS, TITLES, Metric
+from vasa_hf.evaluation.plots import draw_plots
 from vasa_hf.media.ffmpeg import staging
-from vasa_hf.metrics.catalogue import METRICS, NOT_DEFINED, PAPERS, PARTS, TITLES, Metric
-from vasa_hf.metrics.plots import draw_plots
 
 COLUMNS = ("part", "role", "system", "item", "sample", "metric", "value", "why")
 ROLES = ("model", "share", "baseline", "truth", "paper")

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vasa_hf.evaluation.catalogue import METRICS, PARTS, TITLES
 from vasa_hf.media.ffmpeg import staging
-from vasa_hf.metrics.catalogue import METRICS, PARTS, TITLES
 
 SHEET_SIDE, SHEET_ROWS = 160, 4
 

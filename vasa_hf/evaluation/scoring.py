@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vasa_hf.evaluation.catalogue import METRICS, NOT_DEFINED
 from vasa_hf.geometry.landmarks import rows
 from vasa_hf.metrics import image, motion, regions
 from vasa_hf.metrics.capp import capp_score
-from vasa_hf.metrics.catalogue import METRICS, NOT_DEFINED
 from vasa_hf.metrics.faces import FaceTrack, measure_faces
 from vasa_hf.metrics.frechet import FVD_FRAMES, frechet_distance, video_features
 from vasa_hf.metrics.sync import SyncScore, expert_sync, syncnet_crops, syncnet_score

@@ -9,8 +9,8 @@ import torch
 from tests.testing_utils.face_data import make_face_data
 from tests.testing_utils.pipelines import make_audio
 from vasa_hf import VasaAudioProcessor
+from vasa_hf.evaluation.data import EvalData, picture, to_uint8
 from vasa_hf.media import VideoWriter
-from vasa_hf.metrics.eval_data import EvalData, picture, to_uint8
 
 
 @pytest.fixture(scope="module")
