@@ -180,7 +180,7 @@ def test_a_stopped_fit_goes_on_where_it_is_asked_to(files, tmp_path, monkeypatch
 
 
 def test_presets_are_those_of_the_fit():
-    from vasa_hf.training.avatar_presets import PRESETS
+    from vasa_hf.training.avatar.presets import PRESETS
 
     assert set(avatars.PRESETS) == set(PRESETS)
 

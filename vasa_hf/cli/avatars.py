@@ -54,7 +54,7 @@ def add_commands(command: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a setting, such as iterations=500; see vasa_hf/training/avatar_presets.py",
+        help="change a setting, such as iterations=500; see vasa_hf/training/avatar/presets.py",
     )
     making.add_argument("--seed", type=int, help="same seed, same fit where no clock ends it")
     making.add_argument("--threads", type=int, help="CPU threads")

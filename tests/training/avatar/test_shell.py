@@ -6,8 +6,8 @@ import torch
 from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import orbit_cameras
-from vasa_hf.training import avatar_shell
-from vasa_hf.training.avatar_shell import PortraitMaps, make_shell, shell_heights, shell_size
+from vasa_hf.training.avatar import shell as avatar_shell
+from vasa_hf.training.avatar.shell import PortraitMaps, make_shell, shell_heights, shell_size
 
 GRID, PIXEL_CM = 64, 0.25
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 import vasa_hf
 from tests.testing_utils.pipelines import BOX, make_audio, make_image, make_vasa1_components
 from vasa_hf import VasaTalkingFacePipeline
-from vasa_hf.training.avatar_frames import (
+from vasa_hf.training.avatar.frames import (
     SHARD_FRAMES,
     SWEEP,
     AvatarFrames,
@@ -121,7 +121,7 @@ def test_frames_are_what_the_decoder_makes_on_each_background(pipe, portraits, t
 
 def test_interrupted_frames_go_on(pipe, portraits, tmp_path, monkeypatch):
     """Stopped by the clock after the first shard, then resumed: the same frames as in one go, the first not again."""
-    monkeypatch.setattr("vasa_hf.training.avatar_frames.SHARD_FRAMES", 8)
+    monkeypatch.setattr("vasa_hf.training.avatar.frames.SHARD_FRAMES", 8)
     files = make(pipe, portraits, tmp_path / "motion")
     arguments = (pipe, portraits, BACKGROUNDS, files)
     assert render_frames(*arguments, tmp_path / "whole", 30) == 30
@@ -141,7 +141,7 @@ def test_interrupted_frames_go_on(pipe, portraits, tmp_path, monkeypatch):
 
 
 def test_dataset_holds_few_shards_and_shows_all_frames(pipe, portraits, tmp_path, monkeypatch):
-    monkeypatch.setattr("vasa_hf.training.avatar_frames.SHARD_FRAMES", 4)
+    monkeypatch.setattr("vasa_hf.training.avatar.frames.SHARD_FRAMES", 4)
     files = make(pipe, portraits, tmp_path / "motion")
     render_frames(pipe, portraits, BACKGROUNDS, files, tmp_path / "frames", 30)
     dataset = AvatarFrames(tmp_path / "frames", max_shards=2)

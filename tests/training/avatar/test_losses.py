@@ -12,7 +12,7 @@ from vasa_hf import FaceRecognizer, Vasa3DGaussianAvatar
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.metrics.image import feature_distance, ssim
 from vasa_hf.models.lpips import FILE_NAME, Lpips
-from vasa_hf.training.avatar_losses import (
+from vasa_hf.training.avatar.losses import (
     PROMPT,
     PerceptualDistance,
     ScoreDistillation,
@@ -24,7 +24,7 @@ from vasa_hf.training.avatar_losses import (
     sharpening_loss,
     ssim_loss,
 )
-from vasa_hf.training.avatar_presets import ABLATIONS, PRESETS, choose_preset
+from vasa_hf.training.avatar.presets import ABLATIONS, PRESETS, choose_preset
 
 
 def pictures(count=2, size=24, seed=0, dtype=torch.float32):

@@ -42,7 +42,7 @@ from vasa_hf.data.clips import MotionPriors
 from vasa_hf.gaussians.render import render
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import POSE_DIM
-from vasa_hf.training.avatar_losses import cameras_around
+from vasa_hf.training.avatar.losses import cameras_around
 
 FPS = 25
 SHARD_FRAMES = 64

@@ -2,7 +2,7 @@
 
 Not in the paper, which trains Gaussians of no colour for 200,000 iterations. Here the mesh is laid on the portrait and
 wears it; what the portrait hides is taken from the face's other side, else from the nearest that is seen; hair and
-shoulders are blown up from the silhouette (`avatar_shell.py`). VASA-1's frames then teach the rest.
+shoulders are blown up from the silhouette (`shell.py`). VASA-1's frames then teach the rest.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar
 from vasa_hf.motion import POSE_DIM
 from vasa_hf.processors.image import FaceCrop
 from vasa_hf.processors.matte import cut_out
-from vasa_hf.training.avatar_shell import PortraitMaps, is_hair, make_shell, shell_size
+from vasa_hf.training.avatar.shell import PortraitMaps, is_hair, make_shell, shell_size
 
 MOST_YAW_RAD = 0.7  # a portrait turned further shows too little of the other half
 BACKGROUNDS = (0.9, 0.1)  # greys; two of them tell what is opaque

@@ -36,8 +36,8 @@ from vasa_hf.geometry.cameras import Cameras
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DGaussianAvatarOutput, Vasa3DRestState
 from vasa_hf.outputs import to_pictures
 from vasa_hf.training import losses
-from vasa_hf.training.avatar_frames import AvatarFrames
-from vasa_hf.training.avatar_losses import (
+from vasa_hf.training.avatar.frames import AvatarFrames
+from vasa_hf.training.avatar.losses import (
     PerceptualDistance,
     ScoreDistillation,
     cameras_around,
@@ -47,8 +47,8 @@ from vasa_hf.training.avatar_losses import (
     sds_t_max,
     sharpening_loss,
 )
-from vasa_hf.training.avatar_optimizer import avatar_optimizer, load_optimizer, optimizer_tensors
-from vasa_hf.training.avatar_presets import AvatarPreset
+from vasa_hf.training.avatar.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from vasa_hf.training.avatar.presets import AvatarPreset
 from vasa_hf.training.loop import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class AvatarFit:
         self.avatar = avatar.to(device).train().requires_grad_(True)
         self.distance = None if distance is None else distance.to(device)
         self.sds = None if sds is None else sds.to(device)
-        self.optimizer = avatar_optimizer(avatar, preset)
+        self.optimizer = make_optimizer(avatar, preset)
         self.density_config = preset.density()
         self.density = DensityState.empty(len(avatar.means), device)
         self.room = _room(avatar)

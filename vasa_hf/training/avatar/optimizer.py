@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar
-from vasa_hf.training.avatar_presets import AvatarPreset
+from vasa_hf.training.avatar.presets import AvatarPreset
 
 
-def avatar_optimizer(avatar: Vasa3DGaussianAvatar, preset: AvatarPreset) -> torch.optim.Optimizer:
+def make_optimizer(avatar: Vasa3DGaussianAvatar, preset: AvatarPreset) -> torch.optim.Optimizer:
     """Adam with a group for each kind of parameter; epsilon as in 3DGS, whose gradients are small."""
     groups = [(name, [getattr(avatar, name)]) for name in (*WIDTHS, "shape")]
     groups.append(("head", [*avatar.motion_to_expression.parameters(), *avatar.motion_to_pose.parameters()]))

@@ -11,15 +11,15 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from tests.models.test_gaussian_avatar_vasa3d import REST, tiny_head
-from tests.training.test_avatar_losses import make_recognizer, make_text_to_image
+from tests.training.avatar.test_losses import make_recognizer, make_text_to_image
 from vasa_hf import Vasa3DGaussianAvatar
 from vasa_hf.gaussians.render import render
 from vasa_hf.geometry.cameras import Cameras
-from vasa_hf.training.avatar_frames import AvatarFrames, render_anchors
-from vasa_hf.training.avatar_loop import AvatarFit
-from vasa_hf.training.avatar_losses import PerceptualDistance, ScoreDistillation
-from vasa_hf.training.avatar_presets import choose_preset
-from vasa_hf.training.avatar_start import AvatarStart
+from vasa_hf.training.avatar.frames import AvatarFrames, render_anchors
+from vasa_hf.training.avatar.loop import AvatarFit
+from vasa_hf.training.avatar.losses import PerceptualDistance, ScoreDistillation
+from vasa_hf.training.avatar.presets import choose_preset
+from vasa_hf.training.avatar.start import AvatarStart
 from vasa_hf.training.loop import checkpoints
 
 SIZE, COUNT = 32, 24
@@ -159,7 +159,7 @@ def test_a_resumed_fit_ends_as_an_uninterrupted_one(frames, distance, tmp_path, 
 
 def test_the_clock_ends_a_fit_with_the_learning_rate_at_its_end(frames, distance, monkeypatch, caplog):
     """A clock by which every iteration takes a second; 20 are allowed."""
-    monkeypatch.setattr("vasa_hf.training.avatar_loop.time", SimpleNamespace(monotonic=itertools.count().__next__))
+    monkeypatch.setattr("vasa_hf.training.avatar.loop.time", SimpleNamespace(monotonic=itertools.count().__next__))
     fit = make_fit(frames, distance, iterations=10_000, sharpen_iterations=0, densify_every=0)
     fit.limit_minutes = 20 / 60
     fit.run()

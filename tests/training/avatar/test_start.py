@@ -9,9 +9,9 @@ import vasa_hf
 from vasa_hf.gaussians.render import render
 from vasa_hf.metrics.image import psnr
 from vasa_hf.models.gaussian_avatar_vasa3d import SMALL_CONFIG
-from vasa_hf.training import avatar_start
-from vasa_hf.training.avatar_losses import cameras_around
-from vasa_hf.training.avatar_start import start_avatar
+from vasa_hf.training.avatar import start as avatar_start
+from vasa_hf.training.avatar.losses import cameras_around
+from vasa_hf.training.avatar.start import start_avatar
 
 PORTRAIT = Path(vasa_hf.__file__).parent / "assets" / "portrait.jpg"
 COUNT = 16_000
