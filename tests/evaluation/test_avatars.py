@@ -10,8 +10,8 @@ from PIL import Image
 from tests.testing_utils.avatars import make_avatar
 from vasa_hf import Vasa3DAvatarPipeline
 from vasa_hf.evaluation import tables
-from vasa_hf.evaluation.avatars import BASE, FULL, Sitter, open_sitter
-from vasa_hf.evaluation.catalogue import PAPERS, STILL, VASA1
+from vasa_hf.evaluation.avatars import EvalAvatar, load_eval_avatar
+from vasa_hf.evaluation.catalogue import BASE, FULL, PAPERS, STILL, VASA1
 from vasa_hf.evaluation.evaluate import evaluate
 from vasa_hf.gaussians.render import render
 from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
@@ -38,7 +38,7 @@ def result(pipeline, data, cutout, tmp_path_factory):
     """An avatar that is VASA-1 with a little noise, worse without deformation, mirrored at its sides; and a bad one."""
     torch.manual_seed(0)
     recognizer = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=4, num_feature_maps=2).eval()
-    output, sitter = tmp_path_factory.mktemp("output"), Sitter(cutout, GREY, None)
+    output, sitter = tmp_path_factory.mktemp("output"), EvalAvatar(cutout, GREY, None)
     box = tuple(128 * share for share in WHOLE_PICTURE_BOX)
     portrait = pipeline.prepare_portrait(sitter.portrait(), box=box)
     asked = []
@@ -51,7 +51,7 @@ def result(pipeline, data, cutout, tmp_path_factory):
     def broken():
         raise ValueError("portrait.png is not there")
 
-    sitters = {"twin": lambda: Sitter(cutout, GREY, show), "broken": broken}
+    sitters = {"twin": lambda: EvalAvatar(cutout, GREY, show), "broken": broken}
     missing = evaluate(pipeline, data, output, networks={"face_recognizer": recognizer}, avatars=sitters)
     return output, missing, asked
 
@@ -120,7 +120,7 @@ def test_only_the_asked_for_metrics_are_computed(pipeline, data, cutout, tmp_pat
     recognizer = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=4, num_feature_maps=2).eval()
     show = lambda motion, azimuth_deg, deform: torch.rand(len(motion), 3, SIZE, SIZE)  # noqa: E731
     options = {"metrics": ["identity_45"], "networks": {"face_recognizer": recognizer}, "limit": 1, "sheets": False}
-    sitters = {"noise": lambda: Sitter(cutout, GREY, show)}
+    sitters = {"noise": lambda: EvalAvatar(cutout, GREY, show)}
     assert evaluate(pipeline, data, tmp_path, avatars=sitters, **options) == []
     rows = [row for row in tables.read_rows(tmp_path) if row["value"] is not None]
     assert {(row["system"], row["metric"]) for row in rows} == {(FULL, "identity_45")}
@@ -141,12 +141,12 @@ def test_a_sitter_is_the_avatar_before_the_portraits_background(pipeline, cutout
     avatar.save_pretrained(tmp_path / "me")
     folder = tmp_path / "me"
     with pytest.raises(ValueError, match="portrait.png is not in the avatar's folder"):
-        open_sitter(pipe, str(folder), folder, SIZE)
+        load_eval_avatar(pipe, str(folder), folder, SIZE)
     cutout.convert("RGB").save(folder / "portrait.png")
     with pytest.raises(ValueError, match="portrait.png must be a square RGBA picture, got RGB"):
-        open_sitter(pipe, str(folder), folder, SIZE)
+        load_eval_avatar(pipe, str(folder), folder, SIZE)
     cutout.save(folder / "portrait.png")
-    sitter = open_sitter(pipe, str(folder), folder, SIZE)
+    sitter = load_eval_avatar(pipe, str(folder), folder, SIZE)
 
     motion = avatar.own_motion.expand(2, -1) + torch.tensor([[0.0] * 10, [0.0] * 6 + [1.0] * 4])
     with torch.no_grad():

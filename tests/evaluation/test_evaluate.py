@@ -13,12 +13,13 @@ from PIL import Image
 from tests.testing_utils.face_data import moved
 from tests.testing_utils.pipelines import make_moda_components
 from vasa_hf import FaceImageProcessor, LivePortraitRenderer, ModaTalkingHeadPipeline, SyncExpert
-from vasa_hf.evaluation import protocols as talking
 from vasa_hf.evaluation import tables
 from vasa_hf.evaluation.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
 from vasa_hf.evaluation.data import load_samples
-from vasa_hf.evaluation.evaluate import Evaluation, evaluate, missing_metrics
+from vasa_hf.evaluation.evaluate import evaluate, missing_metrics
 from vasa_hf.evaluation.inference import Pointwise
+from vasa_hf.evaluation.protocols import speaking
+from vasa_hf.evaluation.run import Evaluation
 from vasa_hf.evaluation.scoring import fit_lip_motion, loudness_track, other_motion
 from vasa_hf.hub import embedded_path
 from vasa_hf.metrics.faces import FaceTrack, measure_faces
@@ -116,7 +117,7 @@ def test_unfit_files_get_rows_that_say_why(result):
 
 def test_clips_alone_are_enough_for_sounds_and_silence(pipeline, data, tmp_path, monkeypatch):
     """A folder without portraits and voices: clips' own sounds, and idle faces on clips' first frames."""
-    monkeypatch.setattr(talking, "SILENCE_SECONDS", 2)
+    monkeypatch.setattr(speaking, "SILENCE_SECONDS", 2)
     (tmp_path / "clips").mkdir()
     for name in ("a_good", "b_wide"):
         shutil.copy(data / "clips" / f"{name}.mp4", tmp_path / "clips")
@@ -329,7 +330,7 @@ def test_parts_of_the_baselines():
 # --- another system ---------------------------------------------------------------------------------------------------
 
 
-def test_moda_is_judged_with_the_eyes_of_vasa1(pipeline, analyzer, data, tmp_path, monkeypatch):
+def test_moda_is_judged_with_vasa1_as_reference(pipeline, analyzer, data, tmp_path, monkeypatch):
     """Its motion is not the sync expert's: that looks at the frames, through VASA-1's encoder."""
     parts = make_moda_components() | {"face_analyzer": analyzer, "image_processor": FaceImageProcessor(size=64)}
     config = {**parts["renderer"].config, "image_size": 64}
@@ -338,7 +339,7 @@ def test_moda_is_judged_with_the_eyes_of_vasa1(pipeline, analyzer, data, tmp_pat
     networks, looks = {"sync_expert": SyncExpert(motion_dim=10, lips=(6, 10), hidden_size=8, embed_dim=4).eval()}, []
     encode = pipeline.encode_video
     monkeypatch.setattr(pipeline, "encode_video", lambda frames, **box: looks.append(1) or encode(frames, **box))
-    settings = {"networks": networks, "samples": 1, "limit": 1, "sheets": False, "eyes": pipeline}
+    settings = {"networks": networks, "samples": 1, "limit": 1, "sheets": False, "reference": pipeline}
     settings["metrics"] = ["smoothness", "expert_d", "gaze_error", "rtf", "first_frame"]
     evaluate(moda, data, tmp_path, ["audio", "speed"], **settings)
     assert len(looks) >= 2  # at the real clip, and at the generated one
@@ -350,4 +351,4 @@ def test_moda_is_judged_with_the_eyes_of_vasa1(pipeline, analyzer, data, tmp_pat
     table = (tmp_path / "table.md").read_text()
     assert "MoDA (Table 2)" in table and "0.846" in table
     with pytest.raises(ValueError, match="`parts` must be of .* for this pipeline, got .'controls'."):
-        evaluate(moda, data, tmp_path, ["controls"], eyes=pipeline)
+        evaluate(moda, data, tmp_path, ["controls"], reference=pipeline)

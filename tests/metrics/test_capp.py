@@ -80,7 +80,7 @@ def test_strangers_frozen_and_reversed_heads_score_lower(trained):
 
 def test_evaluation_sets_a_strangers_sound_beside_the_right_one(trained):
     model, clips = trained
-    scorer, names = Scorer(None, {"capp": model}), ("capp", "capp_shuffled")
+    scorer, names = Scorer({"capp": model}), ("capp", "capp_shuffled")
     scores = []
     for (pose, audio), (_, wrong) in zip(clips, clips[1:] + clips[:1], strict=True):
         track = FaceTrack.of(torch.zeros(len(pose), 162, 2), torch.as_tensor(pose)[:, :7])

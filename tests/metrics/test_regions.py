@@ -50,7 +50,7 @@ def blurred(frames):
 @pytest.fixture
 def scorer():
     network = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=4, num_feature_maps=2).eval()
-    return Scorer(None, {"face_recognizer": network})
+    return Scorer({"face_recognizer": network})
 
 
 def score(scorer, made, truth, labels, names=(*RATIOS, "mouth_distance", "eye_distance"), **others):

@@ -317,7 +317,7 @@ def test_embedded_expert_follows_the_embedded_generator(expert):
         generator.eval(), {"audio": torch.cat(audio)}, None, {"audio": 0.5}, generator=torch.Generator().manual_seed(0)
     )
     sounds = samples[0, : count * frames * 640].view(count, -1)
-    scorer = Scorer(None, {"sync_expert": expert})
+    scorer = Scorer({"sync_expert": expert})
     cases = [Case(latent=motion[i], samples=sounds[i], wrong_samples=sounds[i - 1]) for i in range(count)]
     scores = [scorer.score(("expert_c", "expert_c_shuffled"), case) for case in cases]
     assert np.mean([score["expert_c"] for score in scores]) > 0.1

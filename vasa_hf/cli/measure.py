@@ -13,7 +13,7 @@ import vasa_hf
 from vasa_hf.cli import options as shared
 from vasa_hf.hub import EMBEDDED, embedded_path, resolve
 
-_EYES = "vasa-small"
+_REFERENCE = "vasa-small"
 _NETWORKS = ("recognizer", "sync_expert", "capp", "syncnet", "lpips", "fid_network", "fvd_network")
 
 
@@ -182,14 +182,14 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from vasa_hf.evaluation import evaluate, tables
+    from vasa_hf.evaluation import catalogue, evaluate, tables
     from vasa_hf.evaluation.networks import load_networks
 
     for name in ("limit", "samples"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}.")
     parts, metrics = (None if text is None else text.split(",") for text in (options.parts, options.metrics))
-    evaluate.check_names(parts, metrics)
+    catalogue.check_names(parts, metrics)
     if options.remake:
         tables.remake(options.output)
         missing = evaluate.missing_metrics(options.output, parts, metrics)
@@ -198,7 +198,7 @@ def _eval(options: argparse.Namespace) -> int:
             raise ValueError("`data` must be given: --data DIR (or --remake).")
         if not os.path.isdir(options.data):
             raise ValueError(f"`data` must be an existing folder, got {options.data!r}.")
-        pipe, avatars, model, eyes = _what_to_judge(options)
+        pipe, avatars, model, reference = _what_to_judge(options)
         detector = None
         if options.mediapipe is not None:
             from vasa_hf import MediaPipeFaceAnalyzer
@@ -218,7 +218,7 @@ def _eval(options: argparse.Namespace) -> int:
             sheets=options.sheets,
             detector=detector,
             avatars=avatars,
-            eyes=eyes,
+            reference=reference,
         )
     for name in missing:
         print(f"vasa-hf: not computed: {name}", file=sys.stderr)
@@ -227,7 +227,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str, Any]:
-    """The pipeline; of one of avatars, functions that load each of them; where metric networks lie; and their eyes."""
+    """The pipeline; of one of avatars, functions that load each of them; where metric networks lie; the reference."""
     options.model = {"vasa3d": "vasa3d-small", "moda": "moda-small"}.get(options.model, options.model)
     folder = resolve(options.model)
     index = os.path.join(folder, "model_index.json")
@@ -242,19 +242,19 @@ def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | N
         pipe = shared.load_pipeline(options, "VasaTalkingFacePipeline" if own else "ModaTalkingHeadPipeline")
         if own:
             return pipe, None, options.model, None
-        options.model = _EYES  # the sync expert and CAPP know VASA-1's motion and sound
-        return pipe, None, _EYES, shared.load_pipeline(options)
+        options.model = _REFERENCE  # the sync expert and CAPP know VASA-1's motion and sound
+        return pipe, None, _REFERENCE, shared.load_pipeline(options)
 
-    from vasa_hf.evaluation.avatars import open_sitter
+    from vasa_hf.evaluation.avatars import load_eval_avatar
 
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     pipe.set_progress_bar_config(disable=True)
     names = pipe.avatars if options.avatars is None else [name.rstrip("/") for name in options.avatars.split(",")]
     if not names:
         raise ValueError(f"`avatars` must be given: {options.model!r} has none of its own.")
-    size, sitters = pipe.talking_face.output_sizes[0], {}
+    size, loaders = pipe.talking_face.output_sizes[0], {}
     for name in names:
         place = os.path.join(folder, "avatars", name) if name in pipe.avatars else name
         title = os.path.basename(name)
-        sitters[name if title in sitters else title] = partial(open_sitter, pipe, name, place, size)
-    return pipe.talking_face, sitters, about.get("talking_face", options.model), None
+        loaders[name if title in loaders else title] = partial(load_eval_avatar, pipe, name, place, size)
+    return pipe.talking_face, loaders, about.get("talking_face", options.model), None

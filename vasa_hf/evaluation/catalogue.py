@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -33,6 +34,7 @@ COPY, WARP, OTHER, LOUD = (
     "mouth that follows loudness",
 )
 TRUTH = "true frames"
+FULL, BASE = "VASA-3D, G'' (ours)", "VASA-3D, G' (ours, base deformation alone)"
 STILL, VASA1 = "one frame of the avatar, held", "VASA-1, same motion and portrait"
 NO_CONTROL = "control ignored"
 NOT_DEFINED = "not defined here"  # beginning of the reasons that are no failure
@@ -175,6 +177,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("akd", "pose_error", "lip_correlation", "gaze_error", "msi", "delta_pose", "found"),
     ),
 }
+ASKED = ("gaze_error", "distance_error")  # against what was asked for
 CONTROL_PARTS = ("ablations", "controls")  # for pipelines that gaze where they are told
 AVATAR_PARTS = ("avatars",)  # for `Vasa3DAvatarPipeline`; the others are for pipelines of talking faces
 TITLES = {
@@ -353,3 +356,11 @@ ABLATIONS = (
     (2.0, 1.0, 50),
     (0.5, 1.0, 10),
 )
+
+
+def check_names(parts: Sequence[str] | None, metrics: Sequence[str] | None) -> None:
+    """Raise `ValueError` for a name that is no part, or no metric."""
+    for argument, names, known in (("parts", parts, PARTS), ("metrics", metrics, METRICS)):
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f"`{argument}` must be of {list(known)}, got {name!r}.")

@@ -17,7 +17,7 @@ from vasa_hf.evaluation.catalogue import METRICS, NOT_DEFINED
 from vasa_hf.geometry.landmarks import rows
 from vasa_hf.metrics import image, motion, regions
 from vasa_hf.metrics.capp import capp_score
-from vasa_hf.metrics.faces import FaceTrack, measure_faces
+from vasa_hf.metrics.faces import FaceTrack
 from vasa_hf.metrics.frechet import FVD_FRAMES, frechet_distance, video_features
 from vasa_hf.metrics.sync import SyncScore, expert_sync, syncnet_crops, syncnet_score
 
@@ -94,15 +94,14 @@ class Scorer:
     """Scores videos and keeps the rows.
 
     Args:
-        analyzer (`FaceAnalyzer`): The detector.
         networks (`dict`): Metric networks by the names in `ABSENT`; those left out are absent.
         metrics (`set[str]`, *optional*): Only these.
     """
 
-    def __init__(self, analyzer, networks: dict[str, Any], metrics: set[str] | None = None):
-        self.analyzer, self.networks, self.metrics = analyzer, networks, metrics
+    def __init__(self, networks: dict[str, Any], metrics: set[str] | None = None):
+        self.networks, self.metrics = networks, metrics
         self.rows: list[dict[str, Any]] = []
-        self.features: dict[tuple[str, str], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        self.features: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         # Several metrics and systems look at the same pictures. `forget` lets go of these.
         self.embeds, self.maps = lru_cache(None)(self._embeds), lru_cache(None)(self._maps)
         self.region_maps = lru_cache(None)(self._region_maps)
@@ -112,18 +111,14 @@ class Scorer:
         """Whether one of these metrics is asked for."""
         return self.metrics is None or bool(self.metrics & set(names))
 
-    def record(self, part: str, role: str, system: str, item: str, sample: int | str, values: dict[str, Any]) -> None:
+    def record(self, role: str, system: str, item: str, sample: int | str, values: dict[str, Any]) -> None:
         """Keep numbers, or the reasons why there are none, of one video (item "*": of all)."""
         for name, value in values.items():
             number = isinstance(value, float | int) and math.isfinite(value)
             if not number and not isinstance(value, str):
                 value = f"not finite: {value}"
-            row = {"part": part, "role": role, "system": system, "item": item, "sample": sample, "metric": name}
+            row = {"role": role, "system": system, "item": item, "sample": sample, "metric": name}
             self.rows.append({**row, "value": float(value) if number else "", "why": "" if number else value})
-
-    def track(self, frames: Tensor) -> FaceTrack:
-        """The face in every frame; see `measure_faces`."""
-        return measure_faces(self.analyzer, frames)
 
     @torch.no_grad()
     def score(self, names: tuple[str, ...], case: Case) -> dict[str, float | str]:
@@ -179,15 +174,14 @@ class Scorer:
         self.measure.cache_clear()
 
     @torch.no_grad()
-    def collect(self, part: str, system: str, frames: Tensor | None) -> None:
+    def collect(self, system: str, frames: Tensor | None) -> None:
         """Keep features of a video for the metrics of sets.
 
         Args:
-            part (`str`): The part they are compared in.
             system (`str`): Whose they are.
             frames (`torch.Tensor` of shape `(frames, 3, size, size)`): RGB in [0, 1].
         """
-        kept = self.features[part, system]
+        kept = self.features[system]
         if frames is None:
             return
         if self.networks.get("fid") is not None and self.wants("fid"):
@@ -197,21 +191,21 @@ class Scorer:
         if self.networks.get("fvd") is not None and self.wants("fvd") and len(frames) >= FVD_FRAMES:
             kept["fvd"].append(video_features(self.networks["fvd"], frames))
 
-    def score_sets(self, part: str, names: tuple[str, ...], roles: dict[str, str], truth: str) -> None:
+    def score_sets(self, names: tuple[str, ...], roles: dict[str, str], truth: str) -> None:
         """Record Fréchet distances of every system's features from those of `truth`."""
         for system, role in roles.items():
             values: dict[str, float | str] = {}
             for name in set(names) & {"fid", "fid_recognizer", "fvd"}:
                 if system == truth or not self.wants(name) or self.networks.get(METRICS[name].needs) is None:
                     continue
-                mine, real = (self.features[part, key].get(name, []) for key in (system, truth))
+                mine, real = (self.features[key].get(name, []) for key in (system, truth))
                 try:
                     if not mine or not real:
                         raise ValueError(f"{NOT_DEFINED}: no frames, or all clips shorter than a window.")
                     values[name] = frechet_distance(torch.cat(mine), torch.cat(real))
                 except ValueError as error:
                     values[name] = str(error)
-            self.record(part, role, system, "*", "*", values)
+            self.record(role, system, "*", "*", values)
 
 
 def _true_track(case: Case) -> FaceTrack:
