@@ -18,7 +18,6 @@ PACKAGE = ROOT / "vasa_hf"
 FOUNDATION = {"geometry", "camera_paths", "motion", "guidance", "windowing", "streaming", "controls", "outputs", "hub"}
 TOOLS = {"processors", "media", "metrics"}
 NETWORKS = {"layers", "gaussians", "head", "models"}
-WORKSHOP = {"data", "training"}
 MAY_IMPORT = {
     "geometry": set(),
     "camera_paths": {"geometry"},
@@ -38,8 +37,8 @@ MAY_IMPORT = {
     "head": {"geometry"},
     "models": {"geometry", "layers", "gaussians", "head", "motion"},
     "pipelines": FOUNDATION | TOOLS | NETWORKS,
-    "data": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
-    "training": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
+    "data": FOUNDATION | TOOLS | NETWORKS,
+    "training": FOUNDATION | TOOLS | NETWORKS | {"data"},
     "convert": FOUNDATION | TOOLS | NETWORKS,
     "bench": {"gaussians", "media"},
     "evaluation": FOUNDATION | TOOLS | NETWORKS | {"pipelines", "bench"},
@@ -90,6 +89,8 @@ SHARED_MODELS = {
     "forgery_detector",
     *NOT_SAVED,
 }
+# Files of `layers/` with one user, whose model file would be longer than 700 lines with them.
+LONG_WITH = {"convnext_v2", "volume_warp"}
 MAX_EMBEDDED_FILE, MAX_RELEASE = 15 * 2**20, 45 * 2**20
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".yml", ".yaml", ".sh", ".ipynb", ""}
 
@@ -129,7 +130,8 @@ def imported_modules(path: str, source: str) -> list[tuple[int, str]]:
 
 def wrong_imports(sources: dict[str, str]) -> list[str]:
     """Imports against the direction geometry -> layers -> models -> pipelines, or of libraries kept apart."""
-    public = public_homes(sources.get("__init__.py", ""))
+    modules = public_modules(sources.get("__init__.py", ""))
+    public = {name: module.split(".")[0] for name, module in modules.items()}
     complaints = []
     for path, source in sources.items():
         part = path.split("/")[0].removesuffix(".py")
@@ -153,12 +155,74 @@ def wrong_imports(sources: dict[str, str]) -> list[str]:
     return complaints
 
 
-def public_homes(source: str) -> dict[str, str]:
-    """Public name -> the part of the package it comes from, read from the table in `__init__.py`."""
+def public_modules(source: str) -> dict[str, str]:
+    """Public name -> the module it comes from, read from the table in `__init__.py`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_PUBLIC":
-            return {name: module.split(".")[0] for name, module in ast.literal_eval(node.value).items()}
+            return ast.literal_eval(node.value)
     return {}
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Path -> paths of the files it imports, at its top, in functions, for type checking, or by a string."""
+    public = public_modules(sources.get("__init__.py", ""))
+    files = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    graph: dict[str, set[str]] = {path: set() for path in sources}
+    for path, source in sources.items():
+        for _, name in imported_modules(path, source):
+            library, _, inside = name.partition(".")
+            if library == "vasa_hf" and inside:
+                first = inside.split(".")[0]
+                inside = public.get(first, inside)
+                while inside and inside not in files:
+                    inside = inside.rpartition(".")[0]
+                graph[path] |= {files[inside]} - {path} if inside else set()
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Circles of imports."""
+
+    def reached(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            new = graph[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+    ends = {node: reached(node) for node in graph}
+    return [f"{a}: a circle through {b}" for a in graph for b in sorted(graph[a]) if a in ends[b] and a <= b]
+
+
+def lonely_layers(sources: dict[str, str]) -> list[str]:
+    """Files of `layers/` that only one file uses: they belong to it."""
+    graph = import_graph(sources)
+    files = [path for path in sources if path.startswith("layers/") and "__init__" not in path]
+    users = {path: [user for user in graph if path in graph[user]] for path in files}
+    lonely = {path: found for path, found in users.items() if len(found) < 2 and Path(path).stem not in LONG_WITH}
+    return [f"{path}: used by {found} alone" for path, found in lonely.items()]
+
+
+def wrong_notebooks(cells: dict[str, str], sources: dict[str, str]) -> list[str]:
+    """Imports in notebooks of names that begin with `_`, of public names from elsewhere, of modules that are gone."""
+    public, complaints = public_modules(sources["__init__.py"]), []
+    for path, code in cells.items():
+        for name in re.findall(r"from vasa_hf(?:\.[\w.]+)? import .*", code):
+            _, module, _, *names = name.replace(",", " ").split()
+            inside = module.partition(".")[2].replace(".", "/")
+            if inside and not {f"{inside}.py", f"{inside}/__init__.py"} & set(sources):
+                complaints.append(f"{path}: no module {module}")
+            complaints += [f"{path}: {part} of {module} is not public" for part in names if part.startswith("_")]
+            complaints += [f"{path}: import {part} from vasa_hf" for part in names if inside and part in public]
+    return complaints
+
+
+def notebook_cells() -> dict[str, str]:
+    """Path of each notebook -> its code."""
+    notebooks = {path.name: json.loads(path.read_text()) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    code = {name: [cell for cell in book["cells"] if cell["cell_type"] == "code"] for name, book in notebooks.items()}
+    return {name: "\n".join("".join(cell["source"]) for cell in cells) for name, cells in code.items()}
 
 
 def unsafe_loading(sources: dict[str, str]) -> list[str]:
@@ -186,6 +250,8 @@ def wrong_models(sources: dict[str, str]) -> list[str]:
         if not path.startswith("models/") or path == "models/__init__.py":
             continue
         stem = path.removeprefix("models/").removesuffix(".py")
+        if stem.startswith("backends/"):
+            continue
         if "/" in stem:
             complaints.append(f"{path}: models/ is flat")
             continue
@@ -347,6 +413,10 @@ def model_indexes() -> dict[str, str]:
 
 RULES = {
     "imports": lambda: wrong_imports(package_sources()),
+    "circles": lambda: circles(import_graph(package_sources())),
+    "circles of parts": lambda: circles({part: MAY_IMPORT[part] & MAY_IMPORT.keys() for part in MAY_IMPORT}),
+    "layers": lambda: lonely_layers(package_sources()),
+    "notebooks": lambda: wrong_notebooks(notebook_cells(), package_sources()),
     "loading": lambda: unsafe_loading(package_sources()),
     "models": lambda: wrong_models(package_sources()),
     "docstrings": lambda: wrong_docstrings(package_sources()),
@@ -403,6 +473,9 @@ PUBLIC = '_PUBLIC = {"FaceAnalyzer": "models.face_analyzer"}\n'
         ("metrics/a.py", "def f():\n    from vasa_hf.models.capp import Capp"),
         ("processors/a.py", "from importlib import import_module\nimport_module('vasa_hf.models.face_analyzer')"),
         ("training/a.py", LINE),
+        ("data/a.py", "from vasa_hf.training import losses"),
+        ("metrics/a.py", "from vasa_hf.evaluation import tables"),
+        ("pipelines/a.py", "from vasa_hf.evaluation import tables"),
         ("data/synthetic/a.py", "from ...pipelines import vasa_talking_face"),
         ("pipelines/a.py", "from ..training import losses"),
         ("pipelines/a.py", "from vasa_hf.training.train_gaussian_avatar import fit_avatar"),
@@ -435,11 +508,46 @@ def test_wrong_imports_are_found(path, source):
         ("pipelines/vasa_3d_avatar.py", "from vasa_hf.training.train_gaussian_avatar import fit_avatar"),
         ("media/video.py", "from moviepy.config import FFMPEG_BINARY\nfrom vasa_hf import __version__"),
         ("training/a.py", "from vasa_hf import FaceAnalyzer\nfrom ..data import clips"),
+        ("evaluation/a.py", "from vasa_hf import VasaTalkingFacePipeline\nfrom vasa_hf.metrics import image"),
         ("cli.py", "from . import bench\nfrom vasa_hf import FaceAnalyzer"),
     ],
 )
 def test_right_imports_pass(path, source):
     assert not wrong_imports({"__init__.py": PUBLIC, path: source})
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from .b import name",
+        "def f():\n    from vasa_hf.metrics.b import name",
+        "if TYPE_CHECKING:\n    from vasa_hf.metrics import b",
+        "import_module('vasa_hf.metrics.b')",
+        "from vasa_hf import Name",
+    ],
+)
+def test_circles_are_found(back):
+    sources = {"__init__.py": '_PUBLIC = {"Name": "metrics.b"}', "metrics/b.py": "from vasa_hf.metrics import a, c"}
+    sources |= {"metrics/c.py": ""}
+    assert not circles(import_graph({**sources, "metrics/a.py": "from . import c"}))
+    assert circles(import_graph({**sources, "metrics/a.py": back}))
+
+
+def test_layers_with_one_user_are_found():
+    sources = {"layers/a.py": "", "models/b.py": "from vasa_hf.layers.a import A"}
+    assert lonely_layers(sources)
+    assert not lonely_layers({**sources, "models/c.py": "from vasa_hf.layers import a"})
+
+
+def test_wrong_notebooks_are_found():
+    sources = {"__init__.py": PUBLIC, "media/__init__.py": "", "models/face_analyzer.py": ""}
+    for line in (
+        "vasa_hf.gone import a",
+        "vasa_hf.media import _a",
+        "vasa_hf.models.face_analyzer import FaceAnalyzer",
+    ):
+        assert wrong_notebooks({"a.ipynb": f"from {line}"}, sources)
+    assert not wrong_notebooks({"a.ipynb": "from vasa_hf import FaceAnalyzer\nfrom vasa_hf.media import load"}, sources)
 
 
 def test_unsafe_loading_is_found():

@@ -26,7 +26,14 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vasa_hf.data.clips import MotionData, MotionPriors, data_folders, motion_from_labels
+from vasa_hf.data.clips import (
+    MotionData,
+    MotionPriors,
+    data_folders,
+    encode_audio,
+    motion_from_labels,
+    silent_recordings,
+)
 from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.filters import speaking
 from vasa_hf.data.motion_sequences import MotionSequences
@@ -39,7 +46,6 @@ from vasa_hf.training.saving import published_dtype, save_averaged, save_pipelin
 
 # The paper's size is the model's default; the small one is for CPUs.
 PRESETS = {"paper": {}, "small": {"hidden_size": 192, "num_layers": 6, "num_heads": 6}}
-SAMPLES_PER_FRAME = 640  # 16 kHz, 25 frames a second
 
 
 @dataclass
@@ -336,22 +342,6 @@ class _Encoder:
         )
 
 
-def silent_recordings(count: int, frames: int, seed: int = 0) -> list[np.ndarray]:
-    """Recordings of nothing: digital silence, then white, reddish and humming noise at -90 to -55 dB."""
-    rng = np.random.default_rng(seed)
-    length = frames * SAMPLES_PER_FRAME
-    recordings = [np.zeros(length, np.float32)]
-    while len(recordings) < count:
-        spectrum = np.fft.rfft(rng.standard_normal(length))
-        spectrum *= (1.0 + np.arange(len(spectrum)) / 50.0) ** -rng.uniform(0.0, 1.2)
-        noise = np.fft.irfft(spectrum, length)
-        noise /= noise.std()
-        if rng.random() < 0.3:
-            noise = noise + np.sin(2 * np.pi * rng.choice([50, 60, 100]) * np.arange(length) / 16_000)
-        recordings.append((noise * 10 ** (rng.uniform(-90, -55) / 20)).astype(np.float32))
-    return recordings
-
-
 def _clip_names(folder: Path) -> tuple[list[str], np.ndarray | None, dict[str, np.ndarray]]:
     """Names of the clips, frames of each, and the arrays that g, d and e are made of; the latter two if known."""
     if (folder / "clips.npz").exists():
@@ -383,15 +373,6 @@ def _encode_frames(autoencoder: nn.Module, frames) -> np.ndarray:
     if batch:
         flush()
     return np.concatenate(motions)
-
-
-@torch.no_grad()
-def encode_audio(processor, encoder: nn.Module, samples: np.ndarray, frames: int, window: int) -> np.ndarray:
-    """Audio features of one clip, window by window as the pipeline computes them, [T, A] float16."""
-    values = torch.from_numpy(samples)[None].to(encoder.device)
-    starts = range(0, frames, window)
-    features = [processor.window_features(encoder, values, start, min(window, frames - start)) for start in starts]
-    return torch.cat(features, 1)[0].float().cpu().numpy().astype(np.float16)
 
 
 def draw_curves(curves: dict[str, list[np.ndarray]], size: tuple[int, int] = (420, 110)) -> Image.Image:

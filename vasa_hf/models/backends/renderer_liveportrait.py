@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vasa_hf.layers.dense_motion import ConvBlock, DenseMotionNetwork
-from vasa_hf.layers.fast_conv import (
+from vasa_hf.layers.spade import Spade, SpadeResBlock
+from vasa_hf.models.backends.fast_conv import (
     MOST_OUTS,
     TILE,
     DirectConv,
@@ -32,7 +33,6 @@ from vasa_hf.layers.fast_conv import (
     padded,
     scratch,
 )
-from vasa_hf.layers.spade import Spade, SpadeResBlock
 
 VOLUME = (1, 1)  # margin of volumes; pictures have one of (0, 1)
 LARGE_KERNEL = 5  # from here on, Fourier

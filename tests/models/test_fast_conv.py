@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vasa_hf.layers.fast_conv import DirectConv, SpectralConv3d, TiledConv, as_tiles, inside, padded, release_scratch
+from vasa_hf.models.backends.fast_conv import (
+    DirectConv,
+    SpectralConv3d,
+    TiledConv,
+    as_tiles,
+    inside,
+    padded,
+    release_scratch,
+)
 
 # Single precision through transforms; the direct sum is off by 1e-6 of what it adds up.
 TOLERANCE = {"atol": 3e-5, "rtol": 1e-4}
@@ -44,7 +52,7 @@ def test_volumes(kind):
 
 
 def test_tiles_come_in_several_parts(monkeypatch):
-    monkeypatch.setattr("vasa_hf.layers.fast_conv.MOST_CELLS", 6)
+    monkeypatch.setattr("vasa_hf.models.backends.fast_conv.MOST_CELLS", 6)
     torch.manual_seed(0)
     x, weight, bias = torch.randn(1, 20, 12, 6), torch.randn(6, 6, 3, 3) / 7, torch.randn(6)
     conv, buffer, result = TiledConv(weight, bias, 4), padded_copy(x, (0, 1)), torch.zeros(1, 20, 12, 6)
