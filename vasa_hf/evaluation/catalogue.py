@@ -26,6 +26,11 @@ class Metric:
     needs: str | None = None
     trivial: tuple[str, ...] = ()
 
+    @property
+    def heading(self) -> str:
+        """Label with an arrow to what is better."""
+        return self.label + {1: " ↑", -1: " ↓", 0: ""}[self.better]
+
 
 COPY, WARP, OTHER, LOUD = (
     "copy of the source frame",

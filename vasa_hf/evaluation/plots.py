@@ -95,8 +95,7 @@ def draw_plots(folder: Path, summary: Sequence[dict[str, Any]]) -> None:
             values = [entry["value"] for entry in mine.values()]
             if min(values) > 0 and max(values) > 100 * min(values):  # a still face has an all but infinite MSI
                 axis.set_xscale("log")
-            arrows = {1: " ↑", -1: " ↓", 0: ""}
-            axis.set_title(METRICS[name].label + arrows[METRICS[name].better], fontsize=8)
+            axis.set_title(METRICS[name].heading, fontsize=8)
             axis.set_yticks(range(len(systems)), [s[:32] for s in systems] if axis in axes[::across] else [])
             axis.tick_params(labelsize=6)
             axis.invert_yaxis()

@@ -154,10 +154,6 @@ class Evaluation:
             return known
         return self.truth(self.load(path))
 
-    def person(self, path: Path) -> str:
-        """Who is in a clip."""
-        return self.data.people[path.stem]
-
     def lip_motion(self) -> Tensor | None:
         """What opening the mouth adds to a motion vector, from the real clips."""
         latents, gaps = [], []

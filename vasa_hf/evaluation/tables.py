@@ -268,7 +268,7 @@ def card(summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) 
         summary (`Sequence[dict]`): See `summarize`.
         verdicts (`Sequence[dict]`): See `below_baselines`.
     """
-    lines, arrows = [], {1: " ↑", -1: " ↓", 0: ""}
+    lines = []
     below = {(verdict["part"], verdict["system"], verdict["metric"]) for verdict in verdicts}
     for part in PARTS:
         entries = [entry for entry in summary if entry["part"] == part and entry["value"] is not None]
@@ -292,7 +292,7 @@ def card(summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) 
                 text = _cell(entry, METRICS[name]) if full else None
                 text = text or _number(entry and entry["value"], METRICS[name].decimals)
                 cells.append(text + " ▼" * ((part, system, name) in below))
-            lines.append(f"| {METRICS[name].label}{arrows[METRICS[name].better]} | " + " | ".join(cells) + " |")
+            lines.append(f"| {METRICS[name].heading} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
@@ -303,9 +303,10 @@ def _part_lines(part: str, entries: Sequence[dict[str, Any]], verdicts: Sequence
     printed = {name for values in papers.values() for name in values}
     measured = {entry["metric"] for entry in entries if entry["value"] is not None}
     columns = [name for name in PARTS[part] if name in printed | measured]
-    arrows = {1: " ↑", -1: " ↓", 0: ""}
-    head = [f"{METRICS[name].label}{arrows[METRICS[name].better]}" for name in columns]
-    lines = ["| system | " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(columns)]
+    lines = [
+        "| system | " + " | ".join(METRICS[name].heading for name in columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
     roles: dict[str, str] = {}
     for entry in entries:
         if entry["value"] is not None:

@@ -30,27 +30,13 @@ class AudioDriven(Protocol):
 
     def _generate(self) -> None:
         run = self.run
-        lips = run.lip_motion() if run.has("sync_expert") else None
+        self.lips = run.lip_motion() if run.has("sync_expert") else None
         for index, clip in enumerate(self.readable_clips()):
             with self.reasons(clip.name):
                 if clip.samples is None:
                     raise ValueError(clip.silent_because)
-                truth, count = run.truth(clip), len(clip.frames)
                 portrait = run.portrait(to_uint8(clip.frames[:1])[0], run.whole)
-                sources = [(clip.name, portrait)] * run.num_samples
-                others = [path for path in run.data.clips if run.person(path) != run.data.people.get(clip.name)]
-                person = run.data.people.get(clip.name, clip.name)
-                with run.clock("score"):
-                    wrong = run.wrong_sound(person, count, index)
-                features = self._talk(clip.name, sources, clip.samples, wrong, index, lips, others, clip)
-                real = Case(frames=clip.frames, track=truth.track, labels=clip.labels, source=clip.frames[:1])
-                heard = -(-len(clip.samples) // SAMPLES_PER_FRAME)
-                real.samples, real.audio_features = clip.samples, features
-                real.latent = None if truth.latent is None else truth.latent[:heard]
-                kept = [name for name in self.metrics if name not in ASKED]
-                with run.clock("score"):
-                    real.wrong_samples, real.wrong_features = wrong.get("wrong_samples"), wrong.get("wrong_features")
-                    self.keep(clip.name, [("truth", TRUTH, 0, kept, real)])
+                self._talk(clip.name, [(clip.name, portrait)] * run.num_samples, clip.samples, index, clip)
         excerpts = list(self.excerpts())
         portraits = itertools.cycle(run.data.portraits)
         for index, (name, samples) in enumerate(excerpts):
@@ -65,25 +51,20 @@ class AudioDriven(Protocol):
                         self.scorer.record("model", run.model, name, len(sources), reasons)
                 if not sources:
                     raise ValueError("there is no portrait with a face to speak.")
-                with run.clock("score"):
-                    wrong = run.wrong_sound(name.rpartition("@")[0], EXCERPT_FRAMES, index)
-                self._talk(name, sources, samples, wrong, 1000 + index, lips, run.data.clips)
+                self._talk(name, sources, samples, index)
         self.score_sets()
 
     def _talk(
-        self,
-        item: str,
-        sources: list[tuple[str, Any]],
-        samples: Tensor,
-        wrong: dict[str, Tensor | None],
-        index: int,
-        lips: Tensor | None,
-        others: list[Path],
-        clip: Clip | None = None,
-    ) -> Tensor | None:
-        """Generate and score a clip's or a voice's sound on one portrait a sample; returns the sound's features."""
+        self, item: str, sources: list[tuple[str, Any]], samples: Tensor, index: int, clip: Clip | None = None
+    ) -> None:
+        """Generate and score a clip's or a voice's sound, on one portrait a sample, next to baselines and the clip."""
         run = self.run
         truth, count = (None, EXCERPT_FRAMES) if clip is None else (run.truth(clip), len(clip.frames))
+        person = item.rpartition("@")[0] if clip is None else run.data.people.get(clip.name, clip.name)
+        with run.clock("score"):
+            wrong = run.wrong_sound(person, count, index)
+        others = [path for path in run.data.clips if run.data.people[path.stem] != person]
+        index += 1000 * (clip is None)
         names = [name for name in self.metrics if run.has_gaze or name not in ASKED]
         sound = samples[: count * SAMPLES_PER_FRAME]
         generators = [torch.Generator().manual_seed(run.seed + 10_000 * n + index) for n in range(len(sources))]
@@ -118,21 +99,20 @@ class AudioDriven(Protocol):
             source, still = stills[sources[0][0]]
             latent = videos[0][-1].latent
             own = None if latent is None else latent[:1]  # near the portrait's own
-            self._audio_baselines(item, still, own, lips, others, index, {"source": source, **shared})
+            self._score_baselines(item, still, own, others, index, {"source": source, **shared})
             for (name, _), (*_, case) in list(zip(sources, videos, strict=True))[: 1 if truth is not None else None]:
                 title = f"{item}_{name}" if truth is None else item
                 self.sheet(title, case.source, None, case.frames, None)
-        return features
+            if truth is not None:
+                real = Case(frames=clip.frames, track=truth.track, labels=clip.labels, source=clip.frames[:1], **wrong)
+                real.samples, real.audio_features = clip.samples, features
+                heard = -(-len(clip.samples) // SAMPLES_PER_FRAME)
+                real.latent = None if truth.latent is None else truth.latent[:heard]
+                kept = [name for name in self.metrics if name not in ASKED]
+                self.keep(item, [("truth", TRUTH, 0, kept, real)])
 
-    def _audio_baselines(
-        self,
-        item: str,
-        still: FaceTrack,
-        own: Tensor | None,
-        lips: Tensor | None,
-        others: list[Path],
-        index: int,
-        shared: dict[str, Any],
+    def _score_baselines(
+        self, item: str, still: FaceTrack, own: Tensor | None, others: list[Path], index: int, shared: dict[str, Any]
     ) -> None:
         """Score a still face, a mouth that follows loudness, and somebody else's motion, without pictures."""
         run = self.run
@@ -145,7 +125,9 @@ class AudioDriven(Protocol):
         still_case = Case(track=still.held(count), latent=None if own is None else own.expand(count, -1), **shared)
         self.scorer.record("baseline", COPY, item, 0, self.scorer.score(names, still_case))
         loud = loudness_track(still, shared["samples"], count)
-        latent = None if lips is None or own is None else own + (loud.lip_gap - loud.lip_gap.mean())[:, None] * lips
+        latent = None
+        if self.lips is not None and own is not None:
+            latent = own + (loud.lip_gap - loud.lip_gap.mean())[:, None] * self.lips
         case = Case(track=loud, latent=latent, **shared)
         self.scorer.record("baseline", LOUD, item, 0, self.scorer.score(names, case))
         for step in range(len(others)):
