@@ -12,7 +12,6 @@ other one. It teaches the generator and must not judge it: it hears with the sam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vasa_hf.models.sync_expert import SyncExpert
-from vasa_hf.training.loop import Player, TrainingState, option, parse_options, print_log, train
+from vasa_hf.training.loop import TrainingState, option, parse_options
 from vasa_hf.training.moda_data import LIP_CHANNELS, ModaDataOptions, as_columns, lips_of, make_dataset
-from vasa_hf.training.saving import published_dtype, save_averaged
+from vasa_hf.training.saving import published_dtype, train_and_save
 from vasa_hf.training.train_sync_expert import contrastive_loss
 
 NAME = "sync_expert"
@@ -106,7 +105,7 @@ class AlseLoss:
 
 def run(options: AlseOptions) -> TrainingState:
     """Prepare the data, train, and save `sync_expert/` with averaged weights in the output."""
-    dtype = published_dtype(options.save_dtype)
+    published_dtype(options.save_dtype)
     dataset = SpokenPieces(make_dataset(options, drop_audio=0.0), options.frames, options.seed)
     torch.manual_seed(options.seed)
     model = SyncExpert(
@@ -119,10 +118,7 @@ def run(options: AlseOptions) -> TrainingState:
         dropout=options.dropout,
     )
     fit_statistics(model, dataset)
-    player = Player(NAME, (NAME,), AlseLoss(options, model), options.learning_rate, weight_decay=options.weight_decay)
-    state = train(options, {NAME: model}, [player], dataset, ema_of=(NAME,), on_log=print_log)
-    save_averaged(model, state.ema[NAME], Path(options.output) / NAME, dtype)
-    return state
+    return train_and_save(options, NAME, model, AlseLoss(options, model), dataset)
 
 
 if __name__ == "__main__":

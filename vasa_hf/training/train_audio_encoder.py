@@ -37,7 +37,7 @@ from vasa_hf.data.synthetic.speech import PHONES, articulation, available_engine
 from vasa_hf.hub import resolve
 from vasa_hf.media.ffmpeg import probe_video
 from vasa_hf.processors.audio import VasaAudioProcessor, feature_geometry, resample
-from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
+from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
 
 logger = logging.getLogger(__name__)
 
@@ -587,16 +587,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         Player("audio", ("encoder", "heads"), lambda m, b, step: training_loss(m, b, options), options.learning_rate)
     ]
 
-    def on_log(step: int, values: dict[str, float]) -> None:
-        print(step, " ".join(f"{name} {value:.3f}" for name, value in values.items()), flush=True)
-
     def on_sample(modules: dict[str, nn.Module], step: int, folder: Path) -> None:
         values = validate(modules["encoder"], modules["heads"], held_out, validation)
-        print(step, "validation", " ".join(f"{name} {value:.3f}" for name, value in values.items()), flush=True)
+        print_log(step, {f"validation {name}": value for name, value in values.items()})
         save(modules["encoder"], modules["heads"], folder)
 
     dataset = SpeechDataset(options, utterances, clips, recordings)
-    return train(options, modules, players, dataset, ("encoder", "heads"), on_log, on_sample).logs
+    return train(options, modules, players, dataset, ("encoder", "heads"), print_log, on_sample).logs
 
 
 def save(encoder: nn.Module, heads: nn.Module, folder: Path) -> None:

@@ -41,8 +41,8 @@ from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
-from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
-from vasa_hf.training.saving import published_dtype, save_averaged, save_pipeline
+from vasa_hf.training.loop import LoopOptions, TrainingState, option, parse_options
+from vasa_hf.training.saving import published_dtype, save_pipeline, train_and_save
 
 # The paper's size is the model's default; the small one is for CPUs.
 PRESETS = {"paper": {}, "small": {"hidden_size": 192, "num_layers": 6, "num_heads": 6}}
@@ -424,7 +424,7 @@ def run(options: MotionTransformerOptions) -> TrainingState:
     """Prepare the data, train, and save `motion_transformer/` and `scheduler/` with averaged weights in the output."""
     if options.preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
-    dtype = published_dtype(options.save_dtype)
+    published_dtype(options.save_dtype)
     process = PartialState(cpu=options.cpu)
     with process.main_process_first():
         data = prepare_motion_data(options)
@@ -470,21 +470,10 @@ def run(options: MotionTransformerOptions) -> TrainingState:
             **PRESETS[options.preset],
         )
         fit_statistics(model, dataset)
-    loss = MotionLoss(options, model)
-    name = "motion_transformer"
-    player = Player(name, (name,), loss, options.learning_rate, weight_decay=options.weight_decay)
-    state = train(
-        options,
-        {name: model},
-        [player],
-        dataset,
-        ema_of=(name,),
-        on_log=print_log,
-        on_sample=make_sample_sheet(dataset),
-    )
+    name, loss = "motion_transformer", MotionLoss(options, model)
+    state = train_and_save(options, name, model, loss, dataset, make_sample_sheet(dataset))
     if not process.is_main_process:
         return state
-    save_averaged(model, state.ema[name], Path(options.output) / name, dtype)
     make_scheduler().save_pretrained(Path(options.output) / "scheduler")
     if options.pipeline:
         parts = {name: model, "scheduler": make_scheduler()}

@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 from vasa_hf.data.clips import MotionData, data_folders, motion_from_labels, rows_at, smooth_in_time
 from vasa_hf.metrics.sync import LEAST_PAIRS, sync_study
 from vasa_hf.models.sync_expert import COLUMNS_PER_FRAME, POWER_FLOOR, SAMPLES_PER_FRAME, SyncExpert
-from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
-from vasa_hf.training.saving import published_dtype, save_averaged
+from vasa_hf.training.loop import LoopOptions, TrainingState, option, parse_options
+from vasa_hf.training.saving import published_dtype, train_and_save
 
 
 @dataclass
@@ -249,7 +249,7 @@ def study(model: SyncExpert, data: MotionData) -> dict:
 
 def run(options: SyncExpertOptions) -> TrainingState | dict:
     """Prepare the data, train, and save `sync_expert/` with averaged weights in the output; or judge one."""
-    dtype = published_dtype(options.save_dtype)
+    published_dtype(options.save_dtype)
     data = prepare_sync_data(options)
     if options.study:
         model = SyncExpert.from_pretrained(options.study, torch_dtype=torch.float32).eval()
@@ -270,11 +270,7 @@ def run(options: SyncExpertOptions) -> TrainingState | dict:
     )
     fit_statistics(model, data)
     dataset = SyncSamples(data, lips, options.frames, flip, seed=options.seed)
-    name = "sync_expert"
-    player = Player(name, (name,), SyncLoss(options, model), options.learning_rate, weight_decay=options.weight_decay)
-    state = train(options, {name: model}, [player], dataset, ema_of=(name,), on_log=print_log)
-    save_averaged(model, state.ema[name], Path(options.output) / name, dtype)
-    return state
+    return train_and_save(options, "sync_expert", model, SyncLoss(options, model), dataset)
 
 
 if __name__ == "__main__":
