@@ -75,9 +75,7 @@ def add_commands(command: Any) -> None:
     )
     judge.add_argument("--avatars", metavar="A,B", help="names or folders of avatars (those of the pipeline)")
     judge.add_argument(
-        "--parts",
-        metavar="A,B",
-        help="self, cross, audio, silence, ablations, controls, speed, studies; avatars (all)",
+        "--parts", metavar="A,B", help="self, cross, audio, silence, ablations, controls, speed, studies; avatars (all)"
     )
     judge.add_argument("--metrics", metavar="A,B", help="only these, by their names in table.csv")
     judge.add_argument("--limit", type=int, metavar="N", help="at most so many clips, portraits and voices")

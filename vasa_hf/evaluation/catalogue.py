@@ -109,12 +109,7 @@ METRICS: dict[str, Metric] = {
     "lip_gap": Metric("lip gap", 0, 3, "mean gap of the inner lips over the distance of the outer eye corners"),
     "blink_rate": Metric("blinks/min", 0, 1, "lids closing and opening again, by our detector"),
     "closed_in_silence": Metric(
-        "closed in pauses",
-        1,
-        3,
-        "share of frames 0.2 s or more from any sound with shut lips",
-        None,
-        (COPY, LOUD),
+        "closed in pauses", 1, 3, "share of frames 0.2 s or more from any sound with shut lips", None, (COPY, LOUD)
     ),
     "sync_c": Metric("S_C", 1, 3, "SyncNet confidence", "syncnet"),
     "sync_d": Metric("S_D", -1, 3, "SyncNet distance", "syncnet"),
@@ -125,11 +120,7 @@ METRICS: dict[str, Metric] = {
     "expert_offset": Metric("offset frames", -1, 2, "how far off it finds the sound", "sync_expert"),
     "capp_paper": Metric("CAPP (VASA-1's)", 1, 3, "the paper's own network, not published", "nobody"),
     "expert_c_shuffled": Metric(
-        "S_C (ours), wrong sound",
-        0,
-        3,
-        "its confidence with a stranger's sound",
-        "sync_expert",
+        "S_C (ours), wrong sound", 0, 3, "its confidence with a stranger's sound", "sync_expert"
     ),
     "capp": Metric("CAPP (ours)", 1, 3, "audio-pose alignment by our network", "capp"),
     "capp_shuffled": Metric("CAPP (ours), wrong sound", 0, 3, "with a stranger's sound: about 0", "capp"),
@@ -241,10 +232,7 @@ PAPERS: dict[str, dict[str, dict[str, float]]] = {
         ),
         **_rows(
             "sync_d msi fid",
-            {
-                "SadTalker (GAIA, Table 3)": (8.606, 1.165, 22.322),
-                "GAIA (Table 3)": (8.528, 1.181, 22.924),
-            },
+            {"SadTalker (GAIA, Table 3)": (8.606, 1.165, 22.322), "GAIA (Table 3)": (8.528, 1.181, 22.924)},
         ),
         **_rows(
             "fvd fid identity sync_c sync_d smoothness",
