@@ -1,7 +1,6 @@
 """`vasa-hf eval`: generate, score, and write the tables of the papers with our rows in them.
 
-Each protocol writes `rows/NAME.csv`, one row for every number of every video; the tables are made from those files
-alone (`tables.remake`).
+Each protocol writes `rows/NAME.csv`, one row for every number of every video. The tables are made from these alone.
 """
 
 from __future__ import annotations

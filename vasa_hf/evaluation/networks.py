@@ -66,22 +66,12 @@ def load_torchscript(path: str | os.PathLike, what: str, device: str | torch.dev
 
 
 def load_i3d(path: str | os.PathLike, device: str | torch.device = "cpu"):
-    """I3D as a function of clips in [-1, 1], from StyleGAN-V's TorchScript file (`i3d_torchscript.pt`).
-
-    Args:
-        path (`str` or `os.PathLike`): The file.
-        device (`str` or `torch.device`): Where to run it.
-    """
+    """I3D as a function of clips in [-1, 1], from StyleGAN-V's TorchScript file (`i3d_torchscript.pt`)."""
     network = load_torchscript(path, "fvd_network", device)
     return lambda clips: network(clips.to(device), rescale=False, resize=False, return_features=True)
 
 
 def load_inception(path: str | os.PathLike, device: str | torch.device = "cpu"):
-    """Inception as a function of pictures in [-1, 1], from the StyleGANs' TorchScript file.
-
-    Args:
-        path (`str` or `os.PathLike`): The file (`inception-2015-12-05.pt`).
-        device (`str` or `torch.device`): Where to run it.
-    """
+    """Inception as a function of pictures in [-1, 1], from the StyleGANs' file (`inception-2015-12-05.pt`)."""
     network = load_torchscript(path, "fid_network", device)
     return lambda pictures: network((pictures.to(device) * 127.5 + 128).clamp(0, 255).byte(), return_features=True)

@@ -64,12 +64,8 @@ class Evaluation:
         seed (`int`, defaults to 0): Of their random numbers.
         sheets (`bool`, defaults to `True`): Write a picture of frames side by side for each video.
         detector (`FaceAnalyzer` or another, *optional*): Measures faces; the pipeline's analyzer by default.
-        avatars (`Mapping`, *optional*):
-            Name -> function that loads an `EvalAvatar`: avatars that are judged, by the parts `AVATAR_PARTS`, against
-            `pipeline`.
-        reference (`VasaTalkingFacePipeline`, *optional*):
-            Its encoder makes the motion that the sync expert knows, its audio encoder CAPP's features; `pipeline` by
-            default.
+        avatars (`Mapping`, *optional*): Name -> function that loads an `EvalAvatar`, to be compared with `pipeline`.
+        reference (`VasaTalkingFacePipeline`, *optional*): Encodes for the sync expert and CAPP; `pipeline` by default.
     """
 
     def __init__(

@@ -162,9 +162,7 @@ def below_baselines(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             if gap < 0:
                 found.append(
                     {
-                        "part": entry["part"],
-                        "system": entry["system"],
-                        "metric": entry["metric"],
+                        **{name: entry[name] for name in ("part", "system", "metric")},
                         "baseline": other["system"],
                         "value": sum(mine) / len(mine) if mine else entry["value"],
                         "baseline_value": sum(theirs) / len(theirs) if theirs else other["value"],

@@ -22,26 +22,18 @@ from vasa_hf.models.sync_expert import SyncExpert
 from vasa_hf.training.loop import TrainingState, option, parse_options
 from vasa_hf.training.moda_data import LIP_CHANNELS, ModaDataOptions, as_columns, lips_of, make_dataset
 from vasa_hf.training.saving import published_dtype, train_and_save
-from vasa_hf.training.train_sync_expert import contrastive_loss
+from vasa_hf.training.train_sync_expert import ExpertOptions, contrastive_loss
 
 NAME = "sync_expert"
 _TRIES = 50
 
 
 @dataclass
-class AlseOptions(ModaDataOptions):
-    """Options of this stage; those of its data are in `ModaDataOptions`, those of the loop in `LoopOptions`."""
+class AlseOptions(ExpertOptions, ModaDataOptions):
+    """Options of this stage; see also `ExpertOptions`, `ModaDataOptions` and `LoopOptions`."""
 
-    frames: int = option(25, "frames of a sample")
     expert_window: int = option(9, "frames of a window of the model")
-    hidden_size: int = option(128, "channels inside the model")
-    embed_dim: int = option(64, "channels of the vectors")
-    dropout: float = option(0.1, "dropout of the model")
-    shift_weight: float = option(1.0, "weight of the loss over shifts of one clip, beside that over all clips")
     motion_noise: float = option(0.1, "deviation of noise on the lips, in deviations of the lips")
-    learning_rate: float = option(1e-3, "peak learning rate")
-    weight_decay: float = option(0.05, "weight decay of kernels")
-    save_dtype: str = option("float32", "type of the published weights: float32 or float16")
 
 
 class SpokenPieces(Dataset):

@@ -51,15 +51,9 @@ class AudioEncoderOptions(LoopOptions):
     """Options of the training."""
 
     initial: str | None = option(None, "audio encoder folder to start from, such as vasa-small/audio_encoder")
-    teacher: str | None = option(
-        None, "Whisper to learn from: folder of CTranslate2 files, or transformers folder or name"
-    )
-    data: list[str] = option(
-        [], "folders with clips.npz, clips/, identities.csv, or speech/, or both; none: synthetic speech alone"
-    )
-    audio_cache: str | None = option(
-        None, "npz of the clips' sound, path -> int16 at 16 kHz, made if it does not exist"
-    )
+    teacher: str | None = option(None, "Whisper to learn from: a CTranslate2 folder, or a transformers folder or name")
+    data: list[str] = option([], "folders with clips.npz, clips/, identities.csv, or speech/; none: synthetic speech")
+    audio_cache: str | None = option(None, "npz of the clips' sound, path -> int16 at 16 kHz, made if not there")
     num_utterances: int = option(2000, "synthetic utterances to speak before the training")
     real_share: float = option(0.5, "share of real clips among the samples")
     recording_share: float = option(0.1, "share of the files of speech/ among the other samples")

@@ -206,7 +206,7 @@ def sample(frame: Tensor, grid: Tensor, shrink: float) -> Tensor:
 
 
 def landmark_batch(sets, config, model, permutation, generator, rng) -> dict[str, Tensor]:
-    """One training batch of the landmarker: crops and their true points and poses."""
+    """One training batch of the landmarker: `images`, which are crops, and their true points and poses."""
     frames, points, pose = draw(sets, config.batch_size, config, rng)
     batch = len(frames)
     mirrored = torch.rand(batch, generator=generator) < 0.5
@@ -258,7 +258,7 @@ def landmark_batch(sets, config, model, permutation, generator, rng) -> dict[str
     xy = transform_points(crop_from_image, translation[:, None, :2] * FRAME_SIZE)[:, 0]
     z = translation[:, 2] * FRAME_SIZE / side
     return {
-        "crops": crops,
+        "images": crops,
         "points": transform_points(crop_from_image, points * FRAME_SIZE),
         "rotation": matrix_from_euler(torch.zeros_like(angle), torch.zeros_like(angle), -angle) @ rotation,
         "translation": torch.cat([xy, z[:, None]], dim=-1),
@@ -415,7 +415,7 @@ def _shuffled(frame: Tensor, box: list[int], generator: torch.Generator) -> Tens
 
 
 def scene_batch(sets, config, model, generator, rng) -> dict[str, Tensor]:
-    """Composed pictures [B, 3, S, S] with `boxes` [N, 5]: scene, x0, y0, x1, y1 in pixels."""
+    """Composed pictures `images` [B, 3, S, S] with `boxes` [N, 5]: scene, x0, y0, x1, y1 in pixels."""
     size, batch = model.config.detector_size, config.scenes_per_batch
     counts = rng.choice([0, 1, 1, 2, 3, 4], size=batch)
     frames, points, _ = draw(sets, int(counts.sum()) + batch, config, rng)
@@ -468,7 +468,7 @@ def scene_batch(sets, config, model, generator, rng) -> dict[str, Tensor]:
             scenes[i, :, :bar] = 0
         elif all(b[3] < size - bar for b in inner):
             scenes[i, :, :, size - bar :] = 0
-    return {"scenes": scenes, "boxes": torch.stack(boxes) if boxes else torch.zeros(0, 5)}
+    return {"images": scenes, "boxes": torch.stack(boxes) if boxes else torch.zeros(0, 5)}
 
 
 def place(point: Tensor, target: float, size: int, placed: list[Tensor], generator: torch.Generator):
@@ -562,30 +562,22 @@ def run(options: FaceAnalyzerOptions) -> dict[str, TrainingState]:
     model = FaceAnalyzer.from_pretrained(options.init) if options.init else FaceAnalyzer(**json.loads(options.model))
     model.canonical.copy_(canonical)
     permutation, stride = mirror_permutation(canonical), model.detector.stride
-    steps = {
-        "landmarker": (
-            "crops",
-            lambda *random: landmark_batch(sets, options, model, permutation, *random),
-            landmark_loss,
-        ),
-        "detector": (
-            "scenes",
-            lambda *random: scene_batch(sets, options, model, *random),
-            lambda outputs, batch: detector_loss(outputs, batch["boxes"], stride),
-        ),
+    makers = {
+        "landmarker": lambda *random: landmark_batch(sets, options, model, permutation, *random),
+        "detector": lambda *random: scene_batch(sets, options, model, *random),
     }
     parts = [part for part in options.parts.split(",") if part]
-    if unknown := [part for part in parts if part not in steps]:
-        raise ValueError(f"`parts` must name some of {', '.join(steps)}, but has {unknown}.")
+    if unknown := [part for part in parts if part not in makers]:
+        raise ValueError(f"`parts` must name some of {', '.join(makers)}, but has {unknown}.")
     states = {}
     for part in parts:
-        inputs, make, measure = steps[part]
 
-        def loss(modules, batch, step, part=part, inputs=inputs, measure=measure):
+        def loss(modules, batch, step, part=part):
             batch = {name: value[0] for name, value in batch.items()}  # a batch is one sample of the dataset
-            outputs = modules[part](batch[inputs].contiguous(memory_format=torch.channels_last))
-            with torch.autocast(batch[inputs].device.type, enabled=False):
-                values = measure(outputs, batch)
+            outputs = modules[part](batch["images"].contiguous(memory_format=torch.channels_last))
+            with torch.autocast(batch["images"].device.type, enabled=False):
+                boxes = batch.get("boxes")  # the detector's
+                values = landmark_loss(outputs, batch) if boxes is None else detector_loss(outputs, boxes, stride)
             return sum(values.values()), values
 
         net = getattr(model, part).to(memory_format=torch.channels_last)
@@ -593,7 +585,7 @@ def run(options: FaceAnalyzerOptions) -> dict[str, TrainingState]:
         settings = dataclasses.replace(
             options, batch_size=1, max_minutes=options.minutes / len(parts), output=str(Path(options.output) / part)
         )
-        states[part] = train(settings, {part: net}, [player], Batches(make, options.seed), (part,), print_log)
+        states[part] = train(settings, {part: net}, [player], Batches(makers[part], options.seed), (part,), print_log)
         states[part].ema[part].copy_to(net)
     if PartialState().is_main_process:
         model.save_pretrained(options.output)

@@ -64,9 +64,7 @@ class FaceAutoencoderOptions(LoopOptions):
     cache: str = option("cache", "folder for decoded frames")
     stage: str = option("renderer", "encoders, renderer or joint")
     preset: str = option("small", "paper, small or tiny")
-    pipeline: str | None = option(
-        None, "pipeline to start from, such as vasa-small; OUTPUT/pipeline gets the new weights"
-    )
+    pipeline: str | None = option(None, "pipeline to start from, such as vasa-small; OUTPUT/pipeline gets the weights")
     initial: str | None = option(None, "face autoencoder folder to start from")
     analyzer: str | None = option(None, "face analyzer folder whose landmarker the motion encoders start from")
     save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/face_autoencoder)")
@@ -85,9 +83,7 @@ class FaceAutoencoderOptions(LoopOptions):
     weight_pyramid: float = option(2.0, "L1 of gradients at three scales")
     weight_generated: float = option(0.1, "reconstruction L1 of the decoder's own picture")
     weight_perceptual: float = option(0.0, "perceptual loss, needs --perceptual")
-    perceptual: str | None = option(
-        None, "network of the perceptual and identity losses: face recogniser folder, or a vision model of the Hub"
-    )
+    perceptual: str | None = option(None, "face recogniser folder or vision model for perceptual and identity losses")
     weight_gaze: float = option(0.0, "gaze seen in decoded pictures, needs --gaze-network")
     gaze_network: str | None = option(None, "face analyzer folder that sees the gaze")
     weight_adversarial: float = option(0.0, "adversarial and feature matching losses")

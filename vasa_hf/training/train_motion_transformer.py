@@ -53,29 +53,17 @@ class MotionTransformerOptions(LoopOptions):
     """Options of this stage; those of the loop are in `LoopOptions`."""
 
     pipeline: str = option(
-        "",
-        "pipeline whose face autoencoder and audio encoder compute motion and features, such as "
-        "vasa-small; OUTPUT/pipeline gets the new weights",
+        "", "pipeline that computes motion and features, such as vasa-small; OUTPUT/pipeline gets the new weights"
     )
     data: list[str] = option([], "one or several folders with clips/*.mp4")
-    moving_crops: list[str] = option(
-        [], "those of --data whose square follows the head: translation there means little and is not learnt"
-    )
+    moving_crops: list[str] = option([], "those of --data whose square follows the head: translation is not learnt")
     prepared: str | None = option(None, "motion_data.safetensors of an earlier run, instead of --pipeline and --data")
-    motion_cache: str | None = option(
-        None, "motion of all frames of all folders (.npy), instead of the face autoencoder"
-    )
-    audio_cache: str | None = option(
-        None, "audio features of all frames of all folders (.npy), instead of computing them"
-    )
+    motion_cache: str | None = option(None, "motion of all frames of all folders (.npy), not by the face autoencoder")
+    audio_cache: str | None = option(None, "audio features of all frames of all folders (.npy), computed before")
     labels: bool = option(False, "motion and priors from the landmark labels in --data, not by the face autoencoder")
-    landmark_dynamics: str | None = option(
-        None, "landmark dynamics file that defines z_dyn, such as vasa-small's; goes with --labels"
-    )
+    landmark_dynamics: str | None = option(None, "file that defines z_dyn, such as vasa-small's; goes with --labels")
     head: str | None = option(None, "ict_facekit.npz, for the emotion directions that go with --labels")
-    priors: str | None = option(
-        None, "safetensors file of known directions in z_dyn, such as vasa-small/motion_priors.safetensors"
-    )
+    priors: str | None = option(None, "known directions in z_dyn, such as vasa-small/motion_priors.safetensors")
     talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers to learn from beside the clips")
     talker_share: float | None = option(None, "share of the windows drawn from talkers (default: by their length)")
     initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
@@ -89,20 +77,14 @@ class MotionTransformerOptions(LoopOptions):
     velocity_weight: float = option(1.0, "weight of the loss on differences of neighbouring frames; 0 as in the paper")
     lips_weight: float = option(1.5, "weight of the lips' channels; 1 as in the paper")
     audio_noise: float = option(0.1, "deviation of noise on the audio features, in deviations of the features")
-    previous_noise: float = option(
-        0.03, "deviation of noise on X_pre, in deviations of the motion: forgives errors before; 0 as in the paper"
-    )
+    previous_noise: float = option(0.03, "noise on X_pre, in deviations: forgives earlier errors; 0 as in the paper")
     smoothing: float = option(1.0, "how much of data.clips.SMOOTHING is applied to real motion; 0 as in the paper")
     natural: float = option(0.35, "share of windows of short clips that are not joined to others; 1 as in the paper")
     silent: float = option(0.16, "share of windows in which nobody speaks; 0 for what the clips hold, as in the paper")
     add_idle_motion: bool = option(False, "add head motion, saccades and blinks to the real motion of short clips")
-    add_blinks: bool = option(
-        False, "add blinks to real motion where it has none near: few sampling steps draw too few"
-    )
+    add_blinks: bool = option(False, "add blinks to real motion where it has none near: few steps draw too few")
     idle_blinks: float = option(3.5, "excess of blinks in composed pauses: few sampling steps draw too little of them")
-    shift_conditions: bool = option(
-        True, "shift gaze, distance and emotion by known amounts along --priors; not in the paper"
-    )
+    shift_conditions: bool = option(True, "shift gaze, distance and emotion by known amounts; not in the paper")
     save_dtype: str = option("float32", "type of the published weights: float32 or float16")
 
 

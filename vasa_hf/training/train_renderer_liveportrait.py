@@ -119,9 +119,7 @@ class RendererOptions(LoopOptions):
     rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
     rendered_share: float = option(0.35, "share of samples that are rendered faces")
     label_share: float = option(0.3, "stage joint: share of the samples whose keypoints still come from the labels")
-    motion_from: str | None = option(
-        None, "stage motion: pipeline with the dynamics encoder that M of points starts from"
-    )
+    motion_from: str | None = option(None, "stage motion: pipeline whose dynamics encoder M of points starts from")
     solve_samples: int = option(4000, "stage motion: pairs of frames that M's heads are first solved for; 0 for none")
     start_as_copy: bool = option(False, "begin as a network that copies its source; goes with the small preset")
     hold_norms: bool = option(False, "F's and W's 2D norms keep their statistics, as --start-as-copy begins with")

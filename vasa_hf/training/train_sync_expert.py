@@ -28,7 +28,21 @@ from vasa_hf.training.saving import published_dtype, train_and_save
 
 
 @dataclass
-class SyncExpertOptions(LoopOptions):
+class ExpertOptions(LoopOptions):
+    """Options of every training of a sync expert."""
+
+    frames: int = option(25, "frames of a sample")
+    hidden_size: int = option(128, "channels inside the model")
+    embed_dim: int = option(64, "channels of the vectors")
+    dropout: float = option(0.1, "dropout of the model")
+    shift_weight: float = option(1.0, "weight of the loss over shifts of one clip, beside that over all clips")
+    learning_rate: float = option(1e-3, "peak learning rate")
+    weight_decay: float = option(0.05, "weight decay of kernels")
+    save_dtype: str = option("float32", "type of the published weights: float32 or float16")
+
+
+@dataclass
+class SyncExpertOptions(ExpertOptions):
     """Options of this stage; those of the loop are in `LoopOptions`."""
 
     data: list[str] = option([], "one or several folders with clips/*.mp4 and clips.npz")
@@ -37,15 +51,7 @@ class SyncExpertOptions(LoopOptions):
     flip: str | None = option(None, "matrix (.npy) that mirrors a motion, m @ flip.T; no mirroring if left out")
     study: str | None = option(None, "folder of a trained expert: no training, only its judgement of the clips")
     lips: list[int] = option([6, 20], "first and one past the last channel of the lips")
-    frames: int = option(25, "frames of a sample")
     window: int = option(9, "frames of a window of the model")
-    hidden_size: int = option(128, "channels inside the model")
-    embed_dim: int = option(64, "channels of the vectors")
-    dropout: float = option(0.1, "dropout of the model")
-    shift_weight: float = option(1.0, "weight of the loss over shifts of one clip, beside that over all clips")
-    learning_rate: float = option(1e-3, "peak learning rate")
-    weight_decay: float = option(0.05, "weight decay of kernels")
-    save_dtype: str = option("float32", "type of the published weights: float32 or float16")
 
 
 class SyncSamples(Dataset):

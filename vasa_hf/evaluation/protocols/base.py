@@ -128,8 +128,7 @@ class Protocol:
 
         Args:
             item (`str`): The clip, portrait or voice.
-            videos (`Sequence` of tuples): Role, system, sample, metrics and case of each. A case without a track is
-                measured.
+            videos (`Sequence` of tuples): Role, system, sample, metrics and case of each; tracks are added.
         """
 
         def score(video: tuple[str, str, int, Sequence[str], Case]) -> dict[str, float | str]:
