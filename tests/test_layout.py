@@ -508,7 +508,7 @@ def test_wrong_imports_are_found(path, source):
         ("pipelines/vasa_3d_avatar.py", "from vasa_hf.training.train_gaussian_avatar import fit_avatar"),
         ("media/video.py", "from moviepy.config import FFMPEG_BINARY\nfrom vasa_hf import __version__"),
         ("training/a.py", "from vasa_hf import FaceAnalyzer\nfrom ..data import clips"),
-        ("evaluation/a.py", "from vasa_hf import VasaTalkingFacePipeline\nfrom vasa_hf.metrics import image"),
+        ("evaluation/a.py", "from vasa_hf import FaceAnalyzer\nfrom vasa_hf.metrics import image"),
         ("cli.py", "from . import bench\nfrom vasa_hf import FaceAnalyzer"),
     ],
 )
