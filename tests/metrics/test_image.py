@@ -112,11 +112,11 @@ def test_a_picture_that_stands_still_is_looked_at_once_with_the_same_result():
     person, truth = pictures(1), pictures(11)
     scorer, results = Scorer({"face_recognizer": network}), []
     for frames in (person.expand(11, -1, -1, -1), person.repeat(11, 1, 1, 1)):
-        scorer.collect("self", "copy", frames)
+        scorer.collect("copy", frames)
         case = Case(frames=frames, truth=truth, source=truth[:1])
         results.append(scorer.score(("identity", "perceptual", "ssim", "psnr"), case))
     assert results[0] == pytest.approx(results[1], abs=1e-5)
-    still, moving = scorer.features["self", "copy"]["fid_recognizer"]
+    still, moving = scorer.features["copy"]["fid_recognizer"]
     assert torch.allclose(still, moving, atol=1e-6) and len(still) == 3
 
 
