@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
-from vasa_hf import VasaTalkingFacePipeline, bench, load_motion
+from vasa_hf import VasaTalkingFacePipeline, load_motion
+from vasa_hf.bench import talking as bench
 from vasa_hf.cli import main
 from vasa_hf.hub import EMBEDDED, embedded_path
 from vasa_hf.media import VideoReader, load_audio, read_provenance, read_video, save_wav

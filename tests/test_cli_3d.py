@@ -17,7 +17,8 @@ from PIL import Image
 
 from tests.testing_utils.avatars import make_avatar
 from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
-from vasa_hf import Vasa3DAvatarPipeline, bench_3d, load_motion
+from vasa_hf import Vasa3DAvatarPipeline, load_motion
+from vasa_hf.bench import avatars as bench_3d
 from vasa_hf.cli import avatars, main
 from vasa_hf.cli.measure import _what_to_judge
 from vasa_hf.media import VideoReader, read_provenance, save_wav
@@ -180,7 +181,7 @@ def test_a_stopped_fit_goes_on_where_it_is_asked_to(files, tmp_path, monkeypatch
 
 
 def test_presets_are_those_of_the_fit():
-    from vasa_hf.training.avatar_presets import PRESETS
+    from vasa_hf.training.avatar.presets import PRESETS
 
     assert set(avatars.PRESETS) == set(PRESETS)
 

@@ -57,7 +57,7 @@ def add_commands(command: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a setting, such as iterations=500; see vasa_hf/training/avatar_presets.py",
+        help="change a setting, such as iterations=500; see vasa_hf/training/avatar/presets.py",
     )
     making.add_argument("--seed", type=int, help="same seed, same fit where no clock ends it")
     making.add_argument("--threads", type=int, help="CPU threads")
@@ -122,7 +122,7 @@ def _fit(options: argparse.Namespace) -> int:
     if len(changes) < len(settings):
         raise ValueError(f"`set` must give each setting once, got {[name for name, _ in settings]}.")
     shared.check_seed(options.seed)
-    from vasa_hf.training.avatar_presets import choose_preset
+    from vasa_hf.training.avatar.presets import choose_preset
 
     choose_preset(options.preset, **changes)  # before the models are loaded
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")

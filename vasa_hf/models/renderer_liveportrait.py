@@ -38,8 +38,8 @@ from vasa_hf.geometry.keypoints import (
 from vasa_hf.layers.convnext_v2 import ConvNextV2
 from vasa_hf.layers.dense_motion import ConvBlock, DenseMotionNetwork
 from vasa_hf.layers.pyramid import PointDetector
-from vasa_hf.layers.renderer_inference import FastGenerator, FastWarping
 from vasa_hf.layers.spade import SpadeResBlock
+from vasa_hf.models.backends.renderer_liveportrait import FastGenerator, FastWarping
 
 
 @dataclass
