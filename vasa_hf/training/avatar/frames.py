@@ -46,7 +46,7 @@ from vasa_hf.training.avatar.losses import cameras_around
 
 FPS = 25
 SHARD_FRAMES = 64
-_VOICE = Path(__file__).resolve().parent.parent / "assets" / "voice.flac"
+_VOICE = Path(__file__).resolve().parents[2] / "assets" / "voice.flac"
 _INDEX, _COMPLETE = "index.json", "complete"
 #: Half ranges of the sweeps: yaw, pitch, roll (rad), x, y (canonical units), logarithm of the scale.
 SWEEP = (math.radians(16), math.radians(12), math.radians(10), 0.15, 0.15, 0.2)
