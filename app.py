@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import os
+import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,12 @@ import gradio as gr
 
 import vasa_hf
 from vasa_hf.cli.app import add_options
+from vasa_hf.cli.options import find_device
 from vasa_hf.studio import about, faces
 from vasa_hf.studio.desk import MINE, POSES, VIDEO, VOICE, Desk, message, status
 from vasa_hf.studio.jobs import Update, share_one_heap
 from vasa_hf.studio.models import SYSTEMS
-from vasa_hf.studio.programs import FIELDS, check_mcp, named
+from vasa_hf.studio.programs import FIELDS, check_mcp, file_paths, is_inside, named
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings, control_groups
 from vasa_hf.studio.speech import VOICES, can_speak
 from vasa_hf.studio.splat_viewer import viewer_parts
@@ -67,6 +71,17 @@ async def hold_nothing_back(output_id: str) -> None:
     """At a stream's end nothing is left."""
 
 
+class Page(gr.Blocks):
+    """A page that opens only files which were sent to it, whatever field they come through."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list, *arguments: Any, **options: Any) -> Any:
+        """As Gradio's, which looks only at files that name their type."""
+        for path in file_paths(inputs):
+            if not is_inside(path, gr.utils.get_upload_folder()):
+                raise gr.Error("Please upload this file first.", title="That did not work", print_exception=False)
+        return await super().preprocess_data(block_fn, inputs, *arguments, **options)
+
+
 def portrait_field(height: int) -> gr.Image:
     """A picture's file as it was sent: it is decoded, and complained about, by the package."""
     return gr.Image(label="Portrait", type="filepath", sources=["upload", "webcam", "clipboard"], height=height)
@@ -80,20 +95,22 @@ def readable(function: Any) -> Any:
     """Show what is wrong with the input as a message, instead of "Error"."""
 
     def shown(error: Exception) -> gr.Error:
-        return gr.Error(message(error), title="That did not work", duration=20, print_exception=False)
+        known = isinstance(error, (ValueError, ImportError))
+        text = message(error) if known else "The server has made a mistake; its log says which."
+        return gr.Error(text, title="That did not work", duration=20, print_exception=not known)
 
     @functools.wraps(function)
     def generator(*arguments: Any) -> Any:
         try:
             yield from function(*arguments)
-        except (ValueError, ImportError) as error:
+        except Exception as error:
             raise shown(error) from error
 
     @functools.wraps(function)
     def plain(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except (ValueError, ImportError) as error:
+        except Exception as error:
             raise shown(error) from error
 
     return generator if inspect.isgeneratorfunction(function) else plain
@@ -364,7 +381,7 @@ def inside_tabs(consent: Any, image: Any, audio: Any) -> None:
 
 def build() -> gr.Blocks:
     """The page."""
-    with gr.Blocks(title="vasa_hf", delete_cache=(600, 3600), analytics_enabled=False) as page:
+    with Page(title="vasa_hf", delete_cache=(600, 3600), analytics_enabled=False) as page:
         gr.Markdown("# vasa_hf: talking faces from one portrait and one voice")
         text = "The people whose face and voice I use agreed to it, or do not exist; I will not pass it off as real."
         consent = gr.Checkbox(not DESK.need_consent, label=text, visible=DESK.need_consent, elem_id="consent")
@@ -376,7 +393,7 @@ def build() -> gr.Blocks:
         with gr.Tab("About"):
             gr.Markdown(about.CONSENT)
             video, answer = gr.Video(label="Video to look at", height=280), gr.Markdown("No video yet.")
-            video.change(named(about.verdict_or_hint, "verdict"), video, answer, api_name="verdict")
+            video.change(named(readable(about.verdict_or_hint), "verdict"), video, answer, api_name="verdict")
             for folder in (DESK.about["base"], DESK.about["folder"]):
                 with gr.Accordion(f"Model card: {folder.name}", open=False):
                     gr.Markdown(about.card(folder))
@@ -389,9 +406,13 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
     global DESK
     if options.mcp:
         check_mcp()
+    if options.device is not None:
+        find_device(options.device)
     share_one_heap()
     DESK = Desk(options.model, not options.private, options.device, options.moda)
     DESK.long_work, DESK.short_work = long_work, short_work
+    # Not the folder of all pages of this machine, whose files are not ours to open.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(DESK.jobs.root / "uploads"))
     places = {"server_name": options.host, "server_port": options.port, "share": options.share}
     looks = {"css": CSS, "theme": THEME, "footer_links": ["api", "settings"], "ssr_mode": False}
     limits = {"max_file_size": "50mb", "show_error": True, "mcp_server": options.mcp, "inbrowser": options.open}
@@ -408,4 +429,9 @@ def serve(options: argparse.Namespace, **launch: Any) -> tuple:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serve the web page.")
     add_options(parser)
-    serve(parser.parse_args())[0].block_thread()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that files of users go
+    try:
+        served = serve(parser.parse_args())[0]
+    except ValueError as error:
+        parser.error(str(error))
+    served.block_thread()

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
-from vasa_hf import VasaTalkingFacePipeline, bench, load_motion
+from vasa_hf import VasaTalkingFacePipeline, load_motion
+from vasa_hf.bench import talking as bench
 from vasa_hf.cli import main
 from vasa_hf.hub import EMBEDDED, embedded_path
 from vasa_hf.media import VideoReader, load_audio, read_provenance, read_video, save_wav
@@ -40,8 +41,9 @@ def files(tmp_path_factory):
 
 
 def talk(files, out, *extra):
-    box = ("--box", "20,20,70,76", "--steps", "2", "--model", str(files / "model"))
-    return main(["talk", str(files / "me.png"), str(files / "voice.wav"), "-o", str(out), *box, *extra])
+    usual = {"--box": "20,20,70,76", "--steps": "2", "--model": str(files / "model")}
+    words = [word for name, value in usual.items() if name not in extra for word in (name, value)]
+    return main(["talk", str(files / "me.png"), str(files / "voice.wav"), "-o", str(out), *words, *extra])
 
 
 def test_talk_writes_a_video_and_tells_only_its_name(files, tmp_path, capsys):
@@ -80,6 +82,7 @@ def test_talk_hands_every_option_on(files, tmp_path):
         ("--gaze", "0:0,0 0.5:-0.3,0.1"),
         ("--distance", "1.4"),
         ("--distance", "0:1 0.8:1.5"),
+        ("--emotion", "happy"),
         ("--emotion", "happy=0.8,sad=-0.1"),
         ("--emotion", "0:happy=0 0.5:happy=1"),
         ("--head-motion", "0.3"),
@@ -102,17 +105,22 @@ def test_talk_hands_every_option_on(files, tmp_path):
         (("--gaze", "0:0,0 oops"), "keyframes must be SECONDS:VALUE, got 'oops'"),
         (("--distance", "far"), "`distance` must be 1 number, got 'far'"),
         (("--distance", "9"), "`head_distance` must lie in"),
-        (("--emotion", "happy"), "`emotion` must be NAME=NUMBER"),
+        (("--emotion", "happy=very"), "`emotion` must be 1 number, got 'very'"),
         (("--emotion", "hungry=1"), "`emotion` knows the names"),
         (("--guidance", "light=1"), "`guidance_scale` knows the names"),
         (("--steps", "0"), "`num_inference_steps` must be a whole number"),
         (("--fps", "x"), "`fps` must be a number of frames a second"),
         (("--size", "100"), "`output_size` must be one of [32, 64]"),
         (("--box", "1,2"), "`box` must be 4 numbers"),
+        (("--face", "0"), "`face` has no effect with --box: leave one of them out"),
+        (("--guidance", "audio=1,audio=2"), "`guidance` must have each name once, got 'audio' twice"),
         (("--crf", "99"), "`crf` must be a whole number in [0, 51], got 99"),
         (("--seed", "-1"), "`seed` must be a whole number from 0 to 2**63 - 1, got -1"),
-        (("--threads", "0"), "`threads` must be at least 1"),
+        (("--threads", "0"), "`threads` must be a whole number in [1, "),
         (("--device", "abacus"), "`device` must be one of torch's"),
+        (("--device", "meta"), "`device` must be one that is here and works, got 'meta'"),
+        (("--device", "cuda:99"), "`device` must be one that is here"),
+        (("--device", "mps"), "`device` must be one that is here"),
         (("--motion", "m.txt"), "`motion` must end in .safetensors"),
     ],
 )
@@ -123,6 +131,9 @@ def test_bad_options_are_one_line_and_exit_code_2(files, tmp_path, capsys, extra
     last = said.err.replace("\r", "\n").strip().splitlines()[-1]
     assert last.startswith("vasa-hf: error: ") and message in last
     assert os.listdir(tmp_path) == []
+
+
+LONG = "a" * 300 + ".mp4"
 
 
 @pytest.mark.parametrize(
@@ -136,10 +147,14 @@ def test_bad_options_are_one_line_and_exit_code_2(files, tmp_path, capsys, extra
         (("talk", "{image}", "{voice}", "-o", "{out}.avi"), "`output` must end in .mp4"),
         (("talk", "{image}", "{voice}", "-o", "{out}/no/out.mp4"), "`output` must lie in an existing folder"),
         (("talk", "{image}", "{voice}", "-o", "{folder}"), "`output` must be a file that can be written"),
+        (("talk", "{image}", "{voice}", "-o", LONG), "File name too long"),
+        (("talk", "{image}", "{voice}", "-o", "{out}", "--motion", "/dev/full"), "`motion` must end in .safetensors"),
+        (("crop", "{image}", "--device", "cuda:99"), "`device` must be one that is here"),
+        (("bench", "--device", "cuda:99"), "`device` must be one that is here"),
         (("talk", "{image}", "{voice}", "-o", "{out}", "--model", "{model}/nothing"), "must be an embedded model"),
         (("crop", "nowhere.png"), "`image` must be an existing picture file"),
         (("inspect", "nowhere.mp4"), "`path` must be an existing file"),
-        (("bench", "--threads", "0"), "`threads` must be whole numbers from 1 on"),
+        (("bench", "--threads", "0"), "`threads` must be a whole number in [1, "),
     ],
 )
 def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys, words, message):
@@ -155,6 +170,40 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys, words, 
     last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
     assert last.startswith("vasa-hf: error: ") and message in last
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("talk", "a.png", "a.wav", "-o", "a.mp4", "--gaze", "0,0", "--gaze", "0.1,0"),
+        ("talk", "a.png", "a.wav", "-o", "a.mp4", "--output", "b.mp4"),
+        ("talk3d", "mara", "a.wav", "-o", "a.mp4", "--camera", "orbit", "--camera", "fixed"),
+        ("bench", "--threads", "1", "--threads", "2"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_told(capsys, words):
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2 and "is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("prepare", "--check", "a", "--workers", "2"), "`workers` has no effect with --check"),
+        (("prepare", "--unpack", "a", "-o", "b", "--crf", "20"), "`crf` has no effect with --unpack"),
+        (("eval", "--output", "a", "--remake", "--data", "b"), "`data` has no effect with --remake"),
+        (("fit", "{image}", "-o", "a", "--set", "size=64", "--set", "size=32"), "`set` must give each setting once"),
+        (
+            ("animate", "{image}", "{image}", "-o", "a.mp4", "--driving-face", "0", "--driving-box", "1,2,3,4"),
+            "`driving-face` has no effect with --driving-box",
+        ),
+        (("crop", "{image}", "--face", "0", "--box", "1,2,3,4"), "`face` has no effect with --box"),
+    ],
+)
+def test_an_option_without_effect_is_told(files, capsys, words, message):
+    assert main([word.format(image=files / "me.png") for word in words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_unknown_commands_and_help(capsys):

@@ -17,7 +17,8 @@ from PIL import Image
 
 from tests.testing_utils.avatars import make_avatar
 from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_components
-from vasa_hf import Vasa3DAvatarPipeline, bench_3d, load_motion
+from vasa_hf import Vasa3DAvatarPipeline, load_motion
+from vasa_hf.bench import avatars as bench_3d
 from vasa_hf.cli import avatars, main
 from vasa_hf.cli.measure import _what_to_judge
 from vasa_hf.media import VideoReader, read_provenance, save_wav
@@ -39,8 +40,9 @@ def files(tmp_path_factory):
 
 
 def talk3d(files, out, *extra, avatar="anna"):
-    words = ("talk3d", avatar, files / "voice.wav", "-o", out, "--model", files / "model", "--steps", "2")
-    return main([*map(str, words), "--size", "48", *map(str, extra)])
+    usual = {"--model": files / "model", "--steps": "2", "--size": "48"}
+    words = [word for name, value in usual.items() if name not in extra for word in (name, value)]
+    return main(list(map(str, ("talk3d", avatar, files / "voice.wav", "-o", out, *words, *extra))))
 
 
 def test_talk3d_writes_a_video_and_tells_only_its_name(files, tmp_path, capsys):
@@ -93,7 +95,7 @@ def test_talk3d_hands_every_option_on(files, tmp_path):
         (("talk3d", "anna", "no.wav", "-o", "{out}"), "`audio` must be an existing file, got 'no.wav'"),
         (("talk3d", "anna", "{voice}", "-o", "{out}.avi"), "`output` must end in .mp4"),
         (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "spiral"), "`camera` must be fixed, orbit or an exi"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{png}"), "must be a JSON file of keyframes, but"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{png}"), "`camera` must be JSON, but"),
         (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{dict}"), "`camera` must hold a list of keyframes"),
         (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{near}"), "`camera` must stay outside of the head"),
         (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{short}"), "`camera` must be keyframes"),
@@ -179,7 +181,7 @@ def test_a_stopped_fit_goes_on_where_it_is_asked_to(files, tmp_path, monkeypatch
 
 
 def test_presets_are_those_of_the_fit():
-    from vasa_hf.training.avatar_presets import PRESETS
+    from vasa_hf.training.avatar.presets import PRESETS
 
     assert set(avatars.PRESETS) == set(PRESETS)
 

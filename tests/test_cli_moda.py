@@ -7,12 +7,25 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.testing_utils.pipelines import make_audio, make_image, make_moda_components, make_vasa1_components
-from vasa_hf import FaceAnalyzer, ModaTalkingHeadPipeline, VasaTalkingFacePipeline, bench, load_motion
+from tests.testing_utils.pipelines import (
+    make_audio,
+    make_image,
+    make_joyvasa_components,
+    make_moda_components,
+    make_vasa1_components,
+)
+from vasa_hf import (
+    FaceAnalyzer,
+    JoyVasaTalkingHeadPipeline,
+    ModaTalkingHeadPipeline,
+    VasaTalkingFacePipeline,
+    load_motion,
+)
+from vasa_hf.bench.talking import STAGES
 from vasa_hf.cli import main
 from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoReader, VideoWriter, load_audio, read_provenance, read_video, save_wav
-from vasa_hf.pipelines.keypoint_driving import KEYPOINT_SPEC
+from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC
 
 BOX = "20,20,70,76"
 
@@ -59,6 +72,16 @@ def test_talk_by_moda(files, tmp_path, capsys):
         assert not torch.equal(motions[0], motions[index]), words
 
 
+def test_converted_joyvasa_talks(files, tmp_path, capsys):
+    JoyVasaTalkingHeadPipeline(**make_joyvasa_components()).save_pretrained(tmp_path / "model")
+    words = ["talk", files / "me.png", files / "voice.wav", "-o", tmp_path / "out.mp4", "--box", BOX, "--steps", "2"]
+    words += ["--system", "moda", "--model", tmp_path / "model"]
+    assert main(list(map(str, words))) == 0
+    assert len(list(read_video(tmp_path / "out.mp4"))) > 5
+    assert main(list(map(str, [*words, "--emotion", "fear"]))) == 2
+    assert "`emotion` is no option here" in capsys.readouterr().err
+
+
 def test_animate_by_a_video_and_by_its_template(files, tmp_path, capsys):
     out, template = tmp_path / "out.mp4", tmp_path / "template.safetensors"
     assert run(files, "animate", "drive.mp4", out, "--motion", template, "--crf", "4") == 0
@@ -93,7 +116,7 @@ def test_animate_by_vasa1(files, tmp_path):
     ("words", "message"),
     [
         (("talk", "voice.wav", "--system", "moda", "--gaze", "0,0"), "`gaze` is no control of moda"),
-        (("talk", "voice.wav", "--system", "moda", "--emotion", "hungry"), "`emotion` must be one of"),
+        (("talk", "voice.wav", "--system", "moda", "--emotion", "hungry"), "`emotion` knows the names"),
         (("talk", "voice.wav", "--system", "moda", "--expression", "sneeze=1"), "`expression` knows the names"),
         (("talk", "voice.wav", "--expression", "smile=1"), "`expression` needs --system moda"),
         (("animate", "none.mp4"), "`driving` must be an existing file"),
@@ -120,5 +143,5 @@ def test_bench_measures_the_same_of_moda(tmp_path, capsys):
     assert main([*words, "--threads", "1"]) == 0
     (result,) = json.loads(capsys.readouterr().out)
     assert result["output_size"] == 32 and result["real_time_factor"] > 0
-    assert 0 < result["first_frame_seconds"] and set(result["frames_per_second"]) == set(bench.STAGES)
+    assert 0 < result["first_frame_seconds"] and set(result["frames_per_second"]) == set(STAGES)
     assert main(["bench", "moda", "--avatar", "mara"]) == 2

@@ -20,7 +20,10 @@ def test_constant_controls():
     torch.testing.assert_close(tracks["emotion"].mean(0, 7, 25), torch.tensor([0.0, 0.0, 0.5]))
     assert parse() == {"gaze": None, "head_distance": None, "emotion": None}
     assert parse(gaze=torch.tensor([0.1, 0.2]))["gaze"].values.tolist() == [pytest.approx([0.1, 0.2])]
-    assert parse(emotion={})["emotion"].values.tolist() == [[0.0, 0.0, 0.0]]
+    for calm in ({}, "neutral"):
+        assert parse(emotion=calm)["emotion"].values.tolist() == [[0.0, 0.0, 0.0]]
+    for glad in ("happy", "happiness", {"happiness": 1.0}):  # the word of the one system and of the other
+        assert parse(emotion=glad)["emotion"].values.tolist() == [[0.0, 1.0, 0.0]]
 
 
 def test_keyframes_are_linear_between_and_still_beyond():
@@ -57,7 +60,7 @@ def test_mean_of_a_window_is_the_mean_of_its_frames():
         ({"emotion": {"joy": 1.0}}, "`emotion` knows the names .'angry', 'happy', 'sad'., got 'joy'"),
         ({"emotion": {"sad": -1.5}}, "`emotion` must have weights in .-1, 1., got -1.5 for 'sad'"),
         ({"emotion": {"sad": "much"}}, "`emotion` must have weights in"),
-        ({"emotion": 0.5}, "`emotion` must be a dict of weights, or keyframes .*got 0.5"),
+        ({"emotion": 0.5}, "`emotion` must be a name or a dict of weights, or keyframes .*got 0.5"),
     ],
 )
 def test_bad_controls_are_told(controls, message):

@@ -15,48 +15,63 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vasa_hf"
 
 # What each part of the package may import of the package, besides itself; a part is a folder or a module of `vasa_hf`.
-FOUNDATION = {"geometry", "camera_paths", "motion", "guidance", "windowing", "streaming", "controls", "outputs", "hub"}
+FOUNDATION = {
+    "checks",
+    "files",
+    "geometry",
+    "keyframes",
+    "camera_paths",
+    "motion",
+    "guidance",
+    "windowing",
+    "streaming",
+    "controls",
+    "outputs",
+    "hub",
+}
 TOOLS = {"processors", "media", "metrics"}
 NETWORKS = {"layers", "gaussians", "head", "models"}
-WORKSHOP = {"data", "training"}
 MAY_IMPORT = {
+    "checks": set(),
+    "files": set(),
     "geometry": set(),
-    "camera_paths": {"geometry"},
-    "motion": {"geometry"},
+    "keyframes": {"checks"},
+    "camera_paths": {"checks", "geometry", "keyframes"},
+    "motion": {"checks", "files", "geometry"},
     "guidance": set(),
     "windowing": {"motion"},
     "streaming": {"motion", "windowing"},
-    "controls": {"motion"},
-    "hub": set(),
+    "controls": {"checks", "motion", "keyframes"},
+    "hub": {"checks"},
     "publish": {"hub"},
-    "media": {"motion"},
+    "media": {"files", "motion"},
     "outputs": {"motion", "media"},
-    "processors": {"geometry", "media"},
-    "metrics": FOUNDATION | {"processors", "media"},
+    "processors": {"checks", "geometry", "media"},
+    "metrics": {"geometry", "streaming"},
     "layers": {"geometry"},
     "gaussians": {"geometry"},
     "head": {"geometry"},
-    "models": {"geometry", "layers", "gaussians", "head", "motion"},
+    "models": {"checks", "geometry", "layers", "gaussians", "head", "motion"},
     "pipelines": FOUNDATION | TOOLS | NETWORKS,
-    "data": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
-    "training": FOUNDATION | TOOLS | NETWORKS | WORKSHOP,
+    "data": FOUNDATION | TOOLS | NETWORKS,
+    "training": FOUNDATION | TOOLS | NETWORKS | {"data"},
     "convert": FOUNDATION | TOOLS | NETWORKS,
-    "bench": {"hub", "media", "metrics"},
-    "bench_3d": {"bench", "gaussians", "metrics", "media"},
-    "bench_renderer": {"bench", "metrics"},
+    "bench": {"gaussians", "media"},
+    "evaluation": FOUNDATION | TOOLS | NETWORKS | {"pipelines", "bench"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
-    "studio": {"hub", "media", "motion", "controls", "outputs", "gaussians"},
+    "studio": {"checks", "files", "hub", "media", "motion", "controls", "outputs", "gaussians"},
     "app": {"studio", "cli"},
-    "cli": {"hub", "publish", "media", "bench", "bench_3d", "bench_renderer", "viewer", "metrics", "convert", "data"},
+    "cli": {"checks", "files", "hub", "publish", "media", "bench", "evaluation", "viewer", "convert", "data"},
 }
 # (file, module) against the direction: `pipe.fit` trains an avatar, as it belongs to one person; VASA-1's pipeline
 # makes what it is trained on.
 EXCEPTIONS = {
+    ("cli/avatars.py", "vasa_hf.training.avatar.presets"),  # `fit --set` knows the settings by name and type
     ("pipelines/vasa_3d_avatar.py", "vasa_hf.training.train_gaussian_avatar"),
     ("training/train_gaussian_avatar.py", "vasa_hf.pipelines.vasa_talking_face"),
 }
 # The front doors take classes by their public names, as every user does.
-FRONT_DOORS = {"bench", "bench_3d", "bench_renderer", "cli", "studio"}
+FRONT_DOORS = {"bench", "cli", "evaluation", "studio"}
 # Libraries that only one place may import.
 KEPT_APART = {
     "gsplat": ("gaussians/cuda.py",),
@@ -80,15 +95,19 @@ SYSTEMS = {
     "moda": "Moda",
     "joyvasa": "JoyVasa",
 }
+# Networks whose weights are somebody else's files, read as they are.
+NOT_SAVED = {"face_analyzer_mediapipe", "emotion_classifier", "lpips"}
 SHARED_MODELS = {
     "face_analyzer",
-    "face_analyzer_mediapipe",
     "face_recognizer",
     "sync_expert",
     "syncnet",
     "capp",
     "forgery_detector",
+    *NOT_SAVED,
 }
+# Files of `layers/` with one user, whose model file would be longer than 700 lines with them.
+LONG_WITH = {"convnext_v2", "volume_warp"}
 MAX_EMBEDDED_FILE, MAX_RELEASE = 15 * 2**20, 45 * 2**20
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".yml", ".yaml", ".sh", ".ipynb", ""}
 
@@ -128,7 +147,8 @@ def imported_modules(path: str, source: str) -> list[tuple[int, str]]:
 
 def wrong_imports(sources: dict[str, str]) -> list[str]:
     """Imports against the direction geometry -> layers -> models -> pipelines, or of libraries kept apart."""
-    public = public_homes(sources.get("__init__.py", ""))
+    modules = public_modules(sources.get("__init__.py", ""))
+    public = {name: module.split(".")[0] for name, module in modules.items()}
     complaints = []
     for path, source in sources.items():
         part = path.split("/")[0].removesuffix(".py")
@@ -152,12 +172,74 @@ def wrong_imports(sources: dict[str, str]) -> list[str]:
     return complaints
 
 
-def public_homes(source: str) -> dict[str, str]:
-    """Public name -> the part of the package it comes from, read from the table in `__init__.py`."""
+def public_modules(source: str) -> dict[str, str]:
+    """Public name -> the module it comes from, read from the table in `__init__.py`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_PUBLIC":
-            return {name: module.split(".")[0] for name, module in ast.literal_eval(node.value).items()}
+            return ast.literal_eval(node.value)
     return {}
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Path -> paths of the files it imports, at its top, in functions, for type checking, or by a string."""
+    public = public_modules(sources.get("__init__.py", ""))
+    files = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    graph: dict[str, set[str]] = {path: set() for path in sources}
+    for path, source in sources.items():
+        for _, name in imported_modules(path, source):
+            library, _, inside = name.partition(".")
+            if library == "vasa_hf" and inside:
+                first = inside.split(".")[0]
+                inside = public.get(first, inside)
+                while inside and inside not in files:
+                    inside = inside.rpartition(".")[0]
+                graph[path] |= {files[inside]} - {path} if inside else set()
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Circles of imports."""
+
+    def reached(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            new = graph[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+    ends = {node: reached(node) for node in graph}
+    return [f"{a}: a circle through {b}" for a in graph for b in sorted(graph[a]) if a in ends[b] and a <= b]
+
+
+def lonely_layers(sources: dict[str, str]) -> list[str]:
+    """Files of `layers/` that only one file uses: they belong to it."""
+    graph = import_graph(sources)
+    files = [path for path in sources if path.startswith("layers/") and "__init__" not in path]
+    users = {path: [user for user in graph if path in graph[user]] for path in files}
+    lonely = {path: found for path, found in users.items() if len(found) < 2 and Path(path).stem not in LONG_WITH}
+    return [f"{path}: used by {found} alone" for path, found in lonely.items()]
+
+
+def wrong_notebooks(cells: dict[str, str], sources: dict[str, str]) -> list[str]:
+    """Imports in notebooks of names that begin with `_`, of public names from elsewhere, of modules that are gone."""
+    public, complaints = public_modules(sources["__init__.py"]), []
+    for path, code in cells.items():
+        for name in re.findall(r"from vasa_hf(?:\.[\w.]+)? import .*", code):
+            _, module, _, *names = name.replace(",", " ").split()
+            inside = module.partition(".")[2].replace(".", "/")
+            if inside and not {f"{inside}.py", f"{inside}/__init__.py"} & set(sources):
+                complaints.append(f"{path}: no module {module}")
+            complaints += [f"{path}: {part} of {module} is not public" for part in names if part.startswith("_")]
+            complaints += [f"{path}: import {part} from vasa_hf" for part in names if inside and part in public]
+    return complaints
+
+
+def notebook_cells() -> dict[str, str]:
+    """Path of each notebook -> its code."""
+    notebooks = {path.name: json.loads(path.read_text()) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    code = {name: [cell for cell in book["cells"] if cell["cell_type"] == "code"] for name, book in notebooks.items()}
+    return {name: "\n".join("".join(cell["source"]) for cell in cells) for name, cells in code.items()}
 
 
 def unsafe_loading(sources: dict[str, str]) -> list[str]:
@@ -185,6 +267,8 @@ def wrong_models(sources: dict[str, str]) -> list[str]:
         if not path.startswith("models/") or path == "models/__init__.py":
             continue
         stem = path.removeprefix("models/").removesuffix(".py")
+        if stem.startswith("backends/"):
+            continue
         if "/" in stem:
             complaints.append(f"{path}: models/ is flat")
             continue
@@ -195,7 +279,7 @@ def wrong_models(sources: dict[str, str]) -> list[str]:
         saved = [
             node.name for node in classes if "ModelMixin" in {ast.unparse(base).split(".")[-1] for base in node.bases}
         ]
-        if len(saved) != 1 and stem != "face_analyzer_mediapipe":
+        if len(saved) != 1 and stem not in NOT_SAVED:
             complaints.append(f"{path}: one saved class (ModelMixin) a file, found {saved}")
         if system in SYSTEMS:
             prefix = SYSTEMS[system]
@@ -346,6 +430,10 @@ def model_indexes() -> dict[str, str]:
 
 RULES = {
     "imports": lambda: wrong_imports(package_sources()),
+    "circles": lambda: circles(import_graph(package_sources())),
+    "circles of parts": lambda: circles({part: MAY_IMPORT[part] & MAY_IMPORT.keys() for part in MAY_IMPORT}),
+    "layers": lambda: lonely_layers(package_sources()),
+    "notebooks": lambda: wrong_notebooks(notebook_cells(), package_sources()),
     "loading": lambda: unsafe_loading(package_sources()),
     "models": lambda: wrong_models(package_sources()),
     "docstrings": lambda: wrong_docstrings(package_sources()),
@@ -402,6 +490,9 @@ PUBLIC = '_PUBLIC = {"FaceAnalyzer": "models.face_analyzer"}\n'
         ("metrics/a.py", "def f():\n    from vasa_hf.models.capp import Capp"),
         ("processors/a.py", "from importlib import import_module\nimport_module('vasa_hf.models.face_analyzer')"),
         ("training/a.py", LINE),
+        ("data/a.py", "from vasa_hf.training import losses"),
+        ("metrics/a.py", "from vasa_hf.evaluation import tables"),
+        ("pipelines/a.py", "from vasa_hf.evaluation import tables"),
         ("data/synthetic/a.py", "from ...pipelines import vasa_talking_face"),
         ("pipelines/a.py", "from ..training import losses"),
         ("pipelines/a.py", "from vasa_hf.training.train_gaussian_avatar import fit_avatar"),
@@ -434,11 +525,46 @@ def test_wrong_imports_are_found(path, source):
         ("pipelines/vasa_3d_avatar.py", "from vasa_hf.training.train_gaussian_avatar import fit_avatar"),
         ("media/video.py", "from moviepy.config import FFMPEG_BINARY\nfrom vasa_hf import __version__"),
         ("training/a.py", "from vasa_hf import FaceAnalyzer\nfrom ..data import clips"),
+        ("evaluation/a.py", "from vasa_hf import FaceAnalyzer\nfrom vasa_hf.metrics import image"),
         ("cli.py", "from . import bench\nfrom vasa_hf import FaceAnalyzer"),
     ],
 )
 def test_right_imports_pass(path, source):
     assert not wrong_imports({"__init__.py": PUBLIC, path: source})
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from .b import name",
+        "def f():\n    from vasa_hf.metrics.b import name",
+        "if TYPE_CHECKING:\n    from vasa_hf.metrics import b",
+        "import_module('vasa_hf.metrics.b')",
+        "from vasa_hf import Name",
+    ],
+)
+def test_circles_are_found(back):
+    sources = {"__init__.py": '_PUBLIC = {"Name": "metrics.b"}', "metrics/b.py": "from vasa_hf.metrics import a, c"}
+    sources |= {"metrics/c.py": ""}
+    assert not circles(import_graph({**sources, "metrics/a.py": "from . import c"}))
+    assert circles(import_graph({**sources, "metrics/a.py": back}))
+
+
+def test_layers_with_one_user_are_found():
+    sources = {"layers/a.py": "", "models/b.py": "from vasa_hf.layers.a import A"}
+    assert lonely_layers(sources)
+    assert not lonely_layers({**sources, "models/c.py": "from vasa_hf.layers import a"})
+
+
+def test_wrong_notebooks_are_found():
+    sources = {"__init__.py": PUBLIC, "media/__init__.py": "", "models/face_analyzer.py": ""}
+    for line in (
+        "vasa_hf.gone import a",
+        "vasa_hf.media import _a",
+        "vasa_hf.models.face_analyzer import FaceAnalyzer",
+    ):
+        assert wrong_notebooks({"a.ipynb": f"from {line}"}, sources)
+    assert not wrong_notebooks({"a.ipynb": "from vasa_hf import FaceAnalyzer\nfrom vasa_hf.media import load"}, sources)
 
 
 def test_unsafe_loading_is_found():

@@ -24,7 +24,7 @@ import torch
 from vasa_hf import Vasa3DAvatarPipeline, cli
 from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoReader, load_audio, save_wav
-from vasa_hf.training.avatar_presets import choose_preset
+from vasa_hf.training.avatar.presets import choose_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "vasa_hf" / "assets"

@@ -16,15 +16,18 @@ The head's middle stays where the portrait has it in the picture, whichever way 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vasa_hf.checks import check_number, is_finite_number, shorten
 from vasa_hf.geometry.cameras import Cameras, concatenate_cameras, orbit_cameras
+from vasa_hf.keyframes import Keyframes, check_times
 
 CAMERAS = ("fixed", "orbit")
+MAX_SECONDS = 6 * 3600.0  # of a path
+MAX_KEYFRAMES = 10_000
 _CHECKS_PER_SECOND = 25
 _FORMS = (
     f"one of {list(CAMERAS)}, an OrbitCamera, CameraKeyframes or a list of (seconds, azimuth_deg, elevation_deg, "
@@ -53,8 +56,7 @@ class OrbitCamera:
 
     def __post_init__(self) -> None:
         _check_view(self.azimuth_deg, self.elevation_deg, self.distance)
-        if not _is_number(self.period_seconds) or self.period_seconds <= 0:
-            raise ValueError(f"`period_seconds` must be a number above 0, got {self.period_seconds!r}.")
+        check_number("period_seconds", self.period_seconds, 0.01, MAX_SECONDS)
 
     @property
     def duration(self) -> float:
@@ -68,7 +70,7 @@ class OrbitCamera:
         return torch.stack([azimuth, *rest], dim=-1)
 
 
-class CameraKeyframes:
+class CameraKeyframes(Keyframes):
     """Through given views, smoothly and without overshooting; still before the first and after the last.
 
     Args:
@@ -81,47 +83,22 @@ class CameraKeyframes:
     def __init__(self, keyframes: Sequence[Sequence[float]]):
         form = "`camera` must be keyframes [(seconds, azimuth_deg, elevation_deg, distance), ...]"
         if isinstance(keyframes, str) or not isinstance(keyframes, Sequence) or not keyframes:
-            raise ValueError(f"{form}, got {keyframes!r}.")
+            raise ValueError(f"{form}, got {shorten(keyframes)}.")
+        if len(keyframes) > MAX_KEYFRAMES:
+            raise ValueError(f"`camera` must have at most {MAX_KEYFRAMES:,} keyframes, got {len(keyframes):,}.")
         for key in keyframes:
-            if isinstance(key, str) or not isinstance(key, Sequence) or len(key) != 4 or not all(map(_is_number, key)):
-                raise ValueError(f"{form}, got {key!r} among them.")
+            if (
+                isinstance(key, str)
+                or not isinstance(key, Sequence)
+                or len(key) != 4
+                or not all(map(is_finite_number, key))
+            ):
+                raise ValueError(f"{form}, got {shorten(key)} among them.")
+            check_number("seconds", key[0], 0.0, MAX_SECONDS)
             _check_view(*key[1:])
         table = torch.tensor(keyframes, dtype=torch.float64)
-        self.seconds, self.views = table[:, 0].contiguous(), table[:, 1:]
-        if self.seconds[0] < 0 or bool((self.seconds.diff() <= 0).any()):
-            raise ValueError(
-                f"`camera` must have keyframes at rising times from 0 seconds on, got {self.seconds.tolist()}."
-            )
-
-    @property
-    def duration(self) -> float:
-        """Seconds after which nothing new is seen."""
-        return float(self.seconds[-1])
-
-    def at(self, seconds: Tensor) -> Tensor:
-        """Azimuth and elevation in degrees, and distance `(times, 3)`, at times `(times,)`.
-
-        Cubic pieces whose slopes at the keyframes are harmonic means of those beside them, or 0 at a turn and at both
-        ends (Fritsch and Butland 1984): between two keyframes nothing leaves the range of the two.
-        """
-        if len(self.seconds) == 1:
-            return self.views.expand(len(seconds), -1)
-        step = self.seconds.diff()[:, None]
-        slope = self.views.diff(dim=0) / step
-        before, after = slope[:-1], slope[1:]
-        same = before * after > 0
-        inner = torch.where(same, 2 * before * after / torch.where(same, before + after, 1.0), 0.0)
-        still = torch.zeros_like(slope[:1])
-        tangent = torch.cat([still, inner, still])
-
-        seconds = seconds.to(self.seconds).clamp(self.seconds[0], self.seconds[-1])
-        right = torch.searchsorted(self.seconds, seconds, right=True).clamp(1, len(self.seconds) - 1)
-        left, length = right - 1, step[right - 1]
-        x = (seconds - self.seconds[left])[:, None] / length
-        rise = x * x * (3 - 2 * x)  # of the cubic Hermite basis, as the next two
-        leave, arrive = x * (1 - x) ** 2, x * x * (x - 1)
-        bend = length * (leave * tangent[left] + arrive * tangent[right])
-        return torch.lerp(self.views[left], self.views[right], rise) + bend
+        check_times("camera", table[:, 0].tolist())
+        super().__init__(table[:, 0].contiguous(), table[:, 1:], "smooth")
 
 
 def view_cameras(
@@ -216,15 +193,6 @@ def _one_camera(camera: Any) -> Cameras:
 
 
 def _check_view(azimuth_deg: Any, elevation_deg: Any, distance: Any) -> None:
-    for name, value, low, high in (
-        ("azimuth_deg", azimuth_deg, -math.inf, math.inf),
-        ("elevation_deg", elevation_deg, -90.0, 90.0),
-        ("distance", distance, 0.0, 100.0),
-    ):
-        if not _is_number(value) or not low <= value <= high or (name == "distance" and value == 0):
-            above = "above 0, at most 100" if name == "distance" else f"in [{low}, {high}]"
-            raise ValueError(f"`{name}` of a camera must be a number {above}, got {value!r}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    check_number("azimuth_deg", azimuth_deg, -36_000.0, 36_000.0)
+    check_number("elevation_deg", elevation_deg, -90.0, 90.0)
+    check_number("distance", distance, 0.01, 100.0)

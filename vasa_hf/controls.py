@@ -2,8 +2,8 @@
 
 From what the user writes (`parse_controls`) to the conditions of a window and the place of the head in the picture.
 
-A control is one value for the whole video, or keyframes `[(seconds, value), ...]`: linear in between, still before the
-first and after the last. `None` leaves the choice to the model (the condition is null).
+A control is one value for the whole video, or keyframes, linear in between. `None` leaves the choice to the model (the
+condition is null).
 
 # Not in the paper: limits of the values, keyframes.
 """
@@ -11,62 +11,47 @@ first and after the last. `None` leaves the choice to the model (the condition i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vasa_hf.checks import is_finite_number
+from vasa_hf.keyframes import Keyframes, parse_keyframes
 from vasa_hf.motion import POSE_DIM, from_relative, to_relative
 
 MAX_GAZE_RAD = 0.8
 HEAD_DISTANCE_RANGE = (0.5, 2.0)
-# What the motion transformer has seen in training (`data/motion_sequences.py`); see `ControlTrack.learnt_distance`.
+# What the motion transformer has seen in training (`data/motion_sequences.py`); see `learnt_distance`.
 LEARNT_HEAD_DISTANCE = (0.8, 1.25)
+NEUTRAL = "neutral"
+EMOTION_FORM = "a name or a dict of weights"
+# The same emotion as the one system and the other call it.
+SAME_EMOTIONS = {
+    "angry": "anger",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "happy": "happiness",
+    "sad": "sadness",
+    "surprised": "surprise",
+}
+SAME_EMOTIONS |= {noun: adjective for adjective, noun in SAME_EMOTIONS.items()}
 
 
-@dataclass(frozen=True)
-class ControlTrack:
-    """One control over time.
+def learnt_distance(track: Keyframes) -> Keyframes:
+    """The part of a head distance that the model is asked for.
 
-    Attributes:
-        seconds (`torch.Tensor` of shape `(keys,)`): Times of the keyframes, rising, float64.
-        values (`torch.Tensor` of shape `(keys, channels)`): Values there, float64.
+    Beyond `LEARNT_HEAD_DISTANCE` the condition has no effect any more; a pipeline scales the head by the rest.
     """
-
-    seconds: Tensor
-    values: Tensor
-
-    def at(self, seconds: Tensor) -> Tensor:
-        """Values `(times, channels)` at times `(times,)`."""
-        if len(self.seconds) == 1:
-            return self.values.expand(len(seconds), -1)
-        seconds = seconds.to(self.seconds).clamp(self.seconds[0], self.seconds[-1])
-        right = torch.searchsorted(self.seconds, seconds, right=True).clamp(1, len(self.seconds) - 1)
-        start, stop = self.seconds[right - 1], self.seconds[right]
-        weight = ((seconds - start) / (stop - start))[:, None]
-        return torch.lerp(self.values[right - 1], self.values[right], weight)
-
-    def learnt_distance(self) -> ControlTrack:
-        """The part of a head distance that the model is asked for.
-
-        Beyond `LEARNT_HEAD_DISTANCE` the condition has no effect any more; a pipeline scales the head by the rest.
-        """
-        return ControlTrack(self.seconds, self.values.clamp(*LEARNT_HEAD_DISTANCE))
-
-    def mean(self, start_frame: int, stop_frame: int, fps: Fraction | float) -> Tensor:
-        """Mean `(channels,)` over the frames of a window, float32: a window has one token for each control."""
-        frames = torch.arange(start_frame, max(stop_frame, start_frame + 1), dtype=torch.float64)
-        return self.at(frames / float(fps)).mean(0).float()
+    return Keyframes(track.seconds, track.values.clamp(*LEARNT_HEAD_DISTANCE))
 
 
 def parse_controls(
     gaze: Any = None, head_distance: Any = None, emotion: Any = None, emotions: Sequence[str] = ()
-) -> dict[str, ControlTrack | None]:
+) -> dict[str, Keyframes | None]:
     """Check the controls of a call.
 
     Args:
@@ -74,7 +59,8 @@ def parse_controls(
             Yaw and pitch of the main gaze in radians, (0, 0) into the camera; yaw > 0 looks to the picture's left,
             pitch > 0 down.
         head_distance (`float` or keyframes, *optional*): Distance from the camera over that of the portrait.
-        emotion (`dict[str, float]` or keyframes, *optional*): Weights in [-1, 1]; names left out are 0.
+        emotion (`str`, `dict[str, float]` or keyframes, *optional*): Weights in [-1, 1], or one name; see
+            `emotion_weights`.
         emotions (`Sequence[str]`): Names that the model knows, in its order.
 
     Returns:
@@ -84,14 +70,14 @@ def parse_controls(
         ValueError: If a value is malformed, unknown or out of range.
     """
     return {
-        "gaze": parse_track("gaze", "(yaw, pitch) in radians", gaze, _gaze_value),
-        "head_distance": parse_track("head_distance", "a number", head_distance, _distance_value),
-        "emotion": parse_track("emotion", "a dict of weights", emotion, lambda value: _emotion_value(value, emotions)),
+        "gaze": parse_keyframes("gaze", "(yaw, pitch) in radians", gaze, _gaze_value),
+        "head_distance": parse_keyframes("head_distance", "a number", head_distance, _distance_value),
+        "emotion": parse_keyframes("emotion", EMOTION_FORM, emotion, lambda value: emotion_weights(value, emotions)),
     }
 
 
 def window_controls(
-    controls: Mapping[str, ControlTrack | None], start_frame: int, stop_frames: Sequence[int], fps: Fraction | float
+    controls: Mapping[str, Keyframes | None], start_frame: int, stop_frames: Sequence[int], fps: Fraction | float
 ) -> dict[str, Tensor | None]:
     """Conditions `(batch, channels)` of one window: each control averaged over its frames.
 
@@ -103,7 +89,7 @@ def window_controls(
     """
     tracks = dict(controls)
     if tracks["head_distance"] is not None:
-        tracks["head_distance"] = tracks["head_distance"].learnt_distance()
+        tracks["head_distance"] = learnt_distance(tracks["head_distance"])
     return {
         name: None if track is None else torch.stack([track.mean(start_frame, stop, fps) for stop in stop_frames])
         for name, track in tracks.items()
@@ -116,7 +102,7 @@ def place_motion(
     start_frame: int,
     fps: Fraction | float,
     head_motion: float = 1.0,
-    head_distance: ControlTrack | None = None,
+    head_distance: Keyframes | None = None,
 ) -> Tensor:
     """Put generated motion onto a portrait's own pose.
 
@@ -129,7 +115,7 @@ def place_motion(
         start_frame (`int`): Place of its first frame in the video.
         fps (`Fraction` or `float`): Frames a second.
         head_motion (`float`, defaults to 1.0): 0 holds the head still, 1 leaves it as generated.
-        head_distance (`ControlTrack`, *optional*): The wanted distance.
+        head_distance (`Keyframes`, *optional*): The wanted distance.
 
     Returns:
         `torch.Tensor` of shape `(1, frames, channels)`: absolute motion.
@@ -139,7 +125,7 @@ def place_motion(
     beyond = rest[:, 5:6].clone()
     if head_distance is not None:
         seconds = torch.arange(start_frame, start_frame + num_frames, dtype=torch.float64) / fps
-        distance, learnt = head_distance.at(seconds), head_distance.learnt_distance().at(seconds)
+        distance, learnt = head_distance.at(seconds), learnt_distance(head_distance).at(seconds)
         rest[:, 5:6], beyond = -distance.log().to(rest), (learnt / distance).log().to(rest)
     pose, dynamics = relative[..., :POSE_DIM].clone(), relative[..., POSE_DIM:]
     pose[..., 5:6] += beyond
@@ -156,48 +142,10 @@ def rebase_motion(motion: Tensor, own: Tensor) -> Tensor:
     return from_relative(torch.cat([relative[..., :POSE_DIM], dynamics], dim=-1), own)
 
 
-def parse_track(name: str, form: str, control: Any, parse: Callable[[Any], list[float] | None]) -> ControlTrack | None:
-    """Check one control: a constant value, or keyframes.
-
-    Args:
-        name (`str`): Of the argument, for errors.
-        form (`str`): What a value looks like, likewise.
-        control (`Any`): What the user gave; `None` gives `None`.
-        parse (`Callable`): Turns a value into numbers, or gives `None` if it is none.
-
-    Raises:
-        ValueError: If it is neither, or the times do not rise.
-    """
-    if control is None:
-        return None
-    constant = parse(control)
-    if constant is not None:
-        return ControlTrack(torch.zeros(1, dtype=torch.float64), torch.tensor([constant], dtype=torch.float64))
-    problem = ValueError(f"`{name}` must be {form}, or keyframes [(seconds, value), ...] of that, got {control!r}.")
-    if isinstance(control, str | Mapping) or not isinstance(control, Sequence) or not control:
-        raise problem
-    seconds, values = [], []
-    for key in control:
-        if not isinstance(key, Sequence) or isinstance(key, str) or len(key) != 2 or not _is_number(key[0]):
-            raise problem
-        value = parse(key[1])
-        if value is None:
-            raise problem
-        seconds.append(float(key[0]))
-        values.append(value)
-    if seconds[0] < 0 or any(b <= a for a, b in zip(seconds[:-1], seconds[1:], strict=True)):
-        raise ValueError(f"`{name}` must have keyframes at rising times from 0 seconds on, got {seconds}.")
-    return ControlTrack(torch.tensor(seconds, dtype=torch.float64), torch.tensor(values, dtype=torch.float64))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _gaze_value(value: Any) -> list[float] | None:
     if isinstance(value, np.ndarray | Tensor):
         value = value.tolist()
-    if not isinstance(value, Sequence) or len(value) != 2 or not all(_is_number(angle) for angle in value):
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(is_finite_number(angle) for angle in value):
         return None
     if max(abs(angle) for angle in value) > MAX_GAZE_RAD:
         raise ValueError(
@@ -208,7 +156,7 @@ def _gaze_value(value: Any) -> list[float] | None:
 
 
 def _distance_value(value: Any) -> list[float] | None:
-    if not _is_number(value):
+    if not is_finite_number(value):
         return None
     low, high = HEAD_DISTANCE_RANGE
     if not low <= value <= high:
@@ -218,12 +166,62 @@ def _distance_value(value: Any) -> list[float] | None:
     return [float(value)]
 
 
-def _emotion_value(value: Any, emotions: Sequence[str]) -> list[float] | None:
+def emotion_weights(value: Any, emotions: Sequence[str]) -> list[float] | None:
+    """Weights of the emotions that a model knows, in its order; `None` for a value of another form.
+
+    Args:
+        value (`str` or `dict[str, float]`):
+            A name, which has the weight 1, or weights in [-1, 1] by name; names left out are 0. The names are the
+            model's own, or their forms in `SAME_EMOTIONS`; `"neutral"` alone is no emotion, where the model has none.
+        emotions (`Sequence[str]`): Names that the model knows.
+
+    Raises:
+        ValueError: If a name is unknown, or a weight out of range.
+    """
+    if isinstance(value, str):
+        value = {} if value == NEUTRAL and NEUTRAL not in emotions else {value: 1.0}
     if not isinstance(value, Mapping):
         return None
+    known = {form: name for name in emotions for form in (name, SAME_EMOTIONS.get(name))}
+    weights = dict.fromkeys(emotions, 0.0)
     for name, weight in value.items():
-        if name not in emotions:
+        if name not in known or name is None:
             raise ValueError(f"`emotion` knows the names {list(emotions)}, got {name!r}.")
-        if not _is_number(weight) or abs(weight) > 1:
+        if not is_finite_number(weight) or abs(weight) > 1:
             raise ValueError(f"`emotion` must have weights in [-1, 1], got {weight!r} for {name!r}.")
-    return [float(value.get(name, 0.0)) for name in emotions]
+        weights[known[name]] = float(weight)
+    return list(weights.values())
+
+
+def parse_emotion_label(emotion: Any, emotions: Sequence[str]) -> Keyframes:
+    """Check the emotion of a model that knows one at a time.
+
+    Args:
+        emotion (`str`, `dict[str, float]`, `[(seconds, emotion), ...]` or `None`):
+            See `emotion_weights`; the largest weight counts. `None` leaves the choice to the model. Keyframes hold.
+        emotions (`Sequence[str]`): Names that the model knows.
+
+    Returns:
+        `Keyframes` of numbers in `emotions`; their count is the model's own choice.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    own_choice = float(len(emotions))
+
+    def label(value: Any) -> list[float] | None:
+        if value is None:
+            return [own_choice]
+        weights = emotion_weights(value, emotions)
+        if weights is None:
+            return None
+        if max(weights) > 0:
+            return [float(weights.index(max(weights)))]
+        return [float(emotions.index(NEUTRAL)) if NEUTRAL in emotions else own_choice]
+
+    zero, choice = torch.zeros(1, dtype=torch.float64), torch.full((1, 1), own_choice, dtype=torch.float64)
+    track = parse_keyframes("emotion", EMOTION_FORM, emotion, label) or Keyframes(zero, choice)
+    seconds, values = track.seconds, track.values
+    if seconds[0] > 0:
+        seconds, values = torch.cat([zero, seconds]), torch.cat([choice, values])
+    return Keyframes(seconds, values, "hold")

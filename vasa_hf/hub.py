@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from vasa_hf.checks import parse_json, shorten
+
+BASE = "_base"  # in a model_index.json; diffusers ignores private entries
 # Name -> what it is, as `vasa-hf info` tells it.
 EMBEDDED = {
     "vasa-small": "VASA-1 at 256 x 256 for CPUs",
@@ -28,6 +33,15 @@ def embedded_path(name: str) -> Path:
     # A wheel carries the folder inside the package; a checkout has it beside the package.
     folders = [package / "model_cards" / name, package.parent / "model_cards" / name]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def base_name(index: Mapping[str, Any]) -> str | None:
+    """Name of the model from which a model's missing components come, as its `model_index.json` says.
+
+    Args:
+        index (`Mapping[str, Any]`): The content of that file. Earlier versions saved `"talking_face"` for VASA-3D.
+    """
+    return index.get(BASE, index.get("talking_face"))
 
 
 def resolve(name_or_path: str | os.PathLike) -> str:
@@ -55,3 +69,21 @@ def resolve(name_or_path: str | os.PathLike) -> str:
             "from a complete checkout or wheel."
         )
     return str(folder / part)
+
+
+def read_index(folder: str | os.PathLike) -> dict[str, Any]:
+    """What a folder's `model_index.json` holds; empty if there is none.
+
+    Raises:
+        ValueError: If it is no JSON object, or names another model by anything but text.
+    """
+    file = Path(folder) / "model_index.json"
+    if not file.is_file():
+        return {}
+    index = parse_json(file.read_bytes(), "model_index.json")
+    if not isinstance(index, dict):
+        raise ValueError(f"`model_index.json` must hold an object, got {shorten(index)}.")
+    for name in ("_base", "_class_name", "talking_face"):
+        if not isinstance(index.get(name, ""), str):
+            raise ValueError(f"`{name}` of model_index.json must be text, got {shorten(index[name])}.")
+    return index

@@ -14,16 +14,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from vasa_hf.checks import check_number, parse_json, shorten
+from vasa_hf.files import staging
+
 POSE_DIM = 6
+MAX_WIDTH = 65_536  # of a part of z_dyn
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,14 @@ class MotionSpec:
     dynamics: dict[str, int] = field(default_factory=lambda: {"dynamics": 512})
 
     def __post_init__(self) -> None:
-        taken = {"rotation", "translation", "scale"} & set(self.dynamics)
-        if taken or not self.dynamics or any(int(width) != width or width < 1 for width in self.dynamics.values()):
+        taken = {"rotation", "translation", "scale"}
+        if not isinstance(self.dynamics, dict) or not self.dynamics or taken & self.dynamics.keys():
             raise ValueError(
-                "`dynamics` must map names other than rotation, translation and scale to whole widths >= 1, "
-                f"got {self.dynamics}."
+                "`dynamics` must map names other than rotation, translation and scale to widths, "
+                f"got {shorten(self.dynamics)}."
             )
+        for width in self.dynamics.values():
+            check_number("dynamics", width, 1, MAX_WIDTH, whole=True)
 
     @property
     def dynamics_dim(self) -> int:
@@ -185,13 +192,9 @@ def save_motion(
         "fps": str(fps),
         "dynamics": json.dumps(spec.dynamics),
     }
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({"motion": motion.detach().float().cpu().contiguous()}, partial, metadata=header)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with staging(path) as folder:
+        # Not `save_file`, whose files nobody else may read.
+        (folder / Path(path).name).write_bytes(save({"motion": motion.detach().float().cpu().contiguous()}, header))
 
 
 def load_motion(path: str | os.PathLike) -> tuple[Tensor, MotionSpec, Fraction, dict[str, str]]:
@@ -211,6 +214,18 @@ def load_motion(path: str | os.PathLike) -> tuple[Tensor, MotionSpec, Fraction, 
             motion = file.get_tensor("motion")
     except SafetensorError as error:
         raise ValueError(f"`path` must be a safetensors file, but {str(path)!r} cannot be read: {error}") from error
-    spec = MotionSpec(json.loads(header.pop("dynamics")))
+    if missing := {"dynamics", "fps"} - header.keys():
+        raise ValueError(f"`path` must be a motion file with {sorted(missing)[0]!r} in its header, got {str(path)!r}.")
+    spec = MotionSpec(parse_json(header.pop("dynamics"), "dynamics"))
     spec.check(motion)
-    return motion, spec, Fraction(header.pop("fps")), header
+    if motion.ndim < 2 or motion.numel() == 0 or not motion.is_floating_point() or not motion.isfinite().all():
+        raise ValueError(f"`path` must hold finite motion of one frame or more, {str(path)!r} does not.")
+    return motion, spec, _rate(header.pop("fps")), header
+
+
+def _rate(text: str) -> Fraction:
+    """A header's frame rate: a number, or one over another. Without the check, `1e999999999` is computed for ever."""
+    rate = Fraction(text) if re.fullmatch(r"\d{1,9}(\.\d{0,20}|/0*[1-9]\d{0,8})?", text) else Fraction(0)
+    if not 1 <= rate <= 1000:
+        raise ValueError(f"`fps` of a motion file must be a number in [1, 1000], got {shorten(text)}.")
+    return rate

@@ -118,7 +118,13 @@ def named_provenance(provenance: bool | Mapping[str, Any], model_name: str | Non
 
 
 def to_pictures(frames: torch.Tensor, output_type: str) -> Any:
-    """Frames `(n, 3, height, width)` in [0, 1] as PIL images, an array `(n, height, width, 3)`, or as they are."""
+    """Frames `(n, 3, height, width)` in [0, 1] as PIL images, an array `(n, height, width, 3)`, or as they are.
+
+    Raises:
+        ValueError: If one is not finite.
+    """
+    if not bool(torch.isfinite(frames).all()):
+        raise ValueError("`frames` must be finite, got NaN or infinity.")
     if output_type == "pt":
         return frames
     if output_type == "np":

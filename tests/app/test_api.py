@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,30 @@ def test_talk_gives_video_and_settings_and_the_page_knows_its_own(client, portra
 def test_consent_is_asked_of_programs_too(client, portrait, voices):
     with pytest.raises(Exception, match="agreed"):
         client.predict(False, handle_file(portrait), handle_file(voices(1)), None, *SETTINGS, api_name="/talk")
+
+
+def post(server, api_name, *data):
+    """What the page answers to a request as any program may send it."""
+    url, headers = f"{server.url}/gradio_api/call/{api_name}", {"Content-Type": "application/json"}
+    sent = urllib.request.Request(url, json.dumps({"data": data}).encode(), headers)
+    with urllib.request.urlopen(sent) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{url}/{event}") as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize("more", [{}, {"meta": {"_type": "gradio.FileData"}}, {"is_stream": True}])
+def test_files_of_the_server_are_not_opened(server, portrait, voices, more):
+    here, missing = ({"path": path, **more} for path in (portrait, "/nowhere/a.jpg"))
+    asked = [
+        ("faces", lambda file: (True, file)),
+        ("shape", lambda file: (True, file, *[0] * 13)),
+        ("talk", lambda file: (True, file, {"path": voices(1), **more}, 0, *SETTINGS)),
+        ("verdict", lambda file: ({"video": file, **more},)),
+    ]
+    for name, arguments in asked:
+        answers = [post(server, name, *arguments(file)) for file in (here, missing)]
+        assert answers[0] == answers[1] and "upload this file" in answers[0], (name, answers)
 
 
 @pytest.mark.slow

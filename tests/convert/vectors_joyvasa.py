@@ -17,6 +17,9 @@ from vasa_hf.convert.hubert import own_spelling
 from vasa_hf.geometry.keypoints import euler_matrix
 from vasa_hf.models.motion_denoiser_joyvasa import JoyVasaMotionDenoiser, joyvasa_scheduler
 from vasa_hf.pipelines import motion_joyvasa
+from vasa_hf.pipelines.keypoint_motion import HeadControls
+from vasa_hf.pipelines.motion_generator import Sampling
+from vasa_hf.pipelines.motion_joyvasa import JoyVasaMotionGenerator
 from vasa_hf.processors.audio import VasaAudioProcessor, frame_features, pad_by_reflection
 
 CHECKS = Checks()
@@ -87,22 +90,22 @@ def _schedule() -> dict[str, float]:
     }
 
 
+def make_generator(model: JoyVasaMotionDenoiser, scheduler, **options) -> JoyVasaMotionGenerator:
+    return JoyVasaMotionGenerator(model, scheduler, None, VasaAudioProcessor(), torch.device("cpu"), **options)
+
+
 def sampled(encoding: str, inputs: list[Tensor], step_noises: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
     """One window and what its steps made, with recorded noise instead of the scheduler's own; lambda = scale - 1."""
     noises, seen = iter(step_noises), []
 
-    def look(step: int, timestep: Tensor, latents: Tensor, audio: Tensor) -> Tensor:
+    def look(timestep: Tensor, latents: Tensor, audio: Tensor) -> Tensor:
         seen.append(latents)
         return latents
 
     with mock.patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(noises)):
-        motion = motion_joyvasa.sample_window(
-            small_denoiser(encoding),
-            joyvasa_scheduler(50),
-            *inputs,
-            guidance_scale={"audio": scale - 1},
-            on_step=look,
-        )
+        sampling = Sampling(guidance_scale={"audio": scale - 1}, on_step=look, num_inference_steps=50)
+        generator = make_generator(small_denoiser(encoding), joyvasa_scheduler(50))
+        motion = generator.sample_window(*inputs, sampling=sampling)
     assert next(noises, None) is None, "every recorded noise is used once"
     return motion, seen
 
@@ -176,17 +179,10 @@ def _whole_sound() -> dict[str, float]:
 
         with (
             mock.patch.object(motion_joyvasa, "frame_features", listen),
-            mock.patch.object(motion_joyvasa, "sample_window", lambda *_, o=outputs, **__: next(o)[None]),
+            mock.patch.object(JoyVasaMotionGenerator, "sample_window", lambda *_, o=outputs, **__: next(o)[None]),
         ):
-            pieces = motion_joyvasa.generate_motion(
-                model,
-                joyvasa_scheduler(),
-                VasaAudioProcessor(),
-                None,
-                [data["waveform"][None]],
-                smoothing=smoothing,
-                trim=False,
-            )
+            generator = make_generator(model, joyvasa_scheduler(), smoothing=smoothing, trim=False)
+            pieces = generator.generate([data["waveform"][None]], [], HeadControls(), Sampling())
             motion = torch.cat(list(pieces), 1)[0]
         parts = motion.split([63, 1, 3, 1, 1, 1], dim=-1)
         named = dict(zip(("exp", "scale", "t", "pitch", "yaw", "roll"), parts, strict=True))

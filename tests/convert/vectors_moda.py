@@ -18,6 +18,7 @@ from vasa_hf.geometry.keypoints import KeypointMotion, emphasize_lips, head_pose
 from vasa_hf.models import motion_transformer_moda
 from vasa_hf.models.motion_transformer_moda import ModaMotionTransformer
 from vasa_hf.pipelines import motion_moda
+from vasa_hf.pipelines.motion_generator import Sampling
 from vasa_hf.processors.audio import layer_features
 from vasa_hf.windowing import OverlappedWindows, join_windows, smooth
 
@@ -133,22 +134,19 @@ def _scheduler() -> dict[str, float]:
 
 def sample_from(noise: Tensor, guidance: dict[str, float], on_step=None, **arguments) -> Tensor:
     """One window of the pipeline's sampler that starts at given noise."""
-    with mock.patch.object(motion_moda, "randn_tensor", lambda shape, **kwargs: noise.reshape(shape).clone()):
-        return motion_moda.sample_window(
-            small_transformer(),
-            FlowMatchEulerDiscreteScheduler(),
-            lengths=[int(arguments["frame_mask"].sum())],
-            guidance_scale=guidance,
-            on_step=on_step,
-            **arguments,
-        )
+    parts = (small_transformer(), FlowMatchEulerDiscreteScheduler(), None, None, torch.device("cpu"))
+    return motion_moda.ModaMotionGenerator(*parts).sample_window(
+        lengths=[int(arguments["frame_mask"].sum())],
+        sampling=Sampling({"audio": 0.0, **guidance}, latents=noise.reshape(1, -1, 70), on_step=on_step),
+        **arguments,
+    )
 
 
 def _one_window(scale: float) -> dict[str, float]:
     """The published code drops audio and emotion together: w is a lambda of w - 1 for both as one."""
     data, steps = vectors(f"sample_subclip_small_cfg{scale}_emo3"), []
 
-    def on_step(step: int, timestep: Tensor, latents: Tensor, audio: Tensor) -> Tensor:
+    def on_step(timestep: Tensor, latents: Tensor, audio: Tensor) -> Tensor:
         steps.append(latents)
         return latents
 
@@ -239,7 +237,7 @@ def _previous_motion() -> dict[str, float]:
     data, model = vectors("postprocess_io"), small_transformer()
     points = {name: data[f"src_{name}"].view(1, 21, 3) for name in ("kp", "exp")}
     angles = {name: head_pose_degrees(data[f"src_{name}"]) for name in ("pitch", "yaw", "roll")}
-    own, ratio = motion_moda.adapted(
+    own, ratio = motion_moda.rescale_to_mean_face(
         KeypointMotion(**points, scale=data["src_scale"], t=data["src_t"], **angles), model
     )
     reference = data["prev_motion"][:, 0]

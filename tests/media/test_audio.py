@@ -55,10 +55,49 @@ def test_a_long_file_takes_no_more_memory_than_a_short_one(ffmpeg):
         tracemalloc.stop()
 
 
+def decibels(sound, reference):
+    return 10 * np.log10(np.square(sound).mean() / np.square(reference).mean())
+
+
+@pytest.mark.parametrize("layout", ["3.0", "5.0", "5.1", "5.1(side)", "7.1"])
+@pytest.mark.parametrize("name", ["a.wav", "a.mkv", "a.m4a"])
+def test_the_centre_of_many_channels_is_heard(ffmpeg, layout, name):
+    """A mean of all six channels of 5.1 had a voice in the centre 15.6 dB down."""
+    ffmpeg("-f", "lavfi", "-i", "sine=f=440:r=48000:d=1", "voice.wav")
+    quiet = {"a.m4a": ["-b:a", "512k"], "a.mkv": ["-c:a", "flac"]}.get(name, [])
+    path = ffmpeg("-i", "voice.wav", "-af", f"pan={layout}|FC=c0", *quiet, name)
+    reference, _ = load_audio(path.with_name("voice.wav"))
+    sound, rate = load_audio(path)
+    assert sound.shape[0] == 2 and rate == 48000
+    assert abs(decibels(sound.mean(0)[4800:43200], reference[0, 4800:43200])) < 3
+
+
+def test_stereo_and_mono_are_left_alone(ffmpeg):
+    noise = ("-f", "lavfi", "-i", "anoisesrc=r=16000:d=0.5:seed=1:a=0.3")
+    for options, channels in (((), 1), (("-af", "pan=stereo|FL=c0|FR=0.2*c0"), 2)):
+        path = ffmpeg(*noise, *options, "-c:a", "pcm_s16le", "a.wav")
+        with wave.open(str(path)) as file:
+            stored = np.frombuffer(file.readframes(8000), "<i2").reshape(-1, channels).T / 32768
+        np.testing.assert_allclose(load_audio(path)[0], stored, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
+def test_an_inverted_channel_is_noticed(ffmpeg, caplog, name):
+    noise = ("-f", "lavfi", "-i", "anoisesrc=r=16000:d=2.5:seed=1:a=0.3")
+    path = ffmpeg(*noise, "-af", "pan=stereo|FL=c0|FR=-1*c0", name)
+    sound, _ = load_audio(path)
+    assert caplog.text.count("one channel is the other one inverted") == 1
+    assert abs(decibels(sound.mean(0), sound[0])) < 0.1 and np.abs(sound).max() > 0.1
+    caplog.clear()
+    load_audio(ffmpeg(*noise, "-af", "pan=stereo|FL=c0|FR=c0", name))
+    load_audio(ffmpeg(*noise, "-af", "pan=stereo|FL=c0|FR=0*c0", name))
+    assert not caplog.text
+
+
 def test_stopping_in_the_middle_leaves_no_process(ffmpeg):
     blocks = audio_blocks(ffmpeg("-f", "lavfi", "-i", "sine=r=48000:d=60", "a.wav"))
     next(blocks)
-    process = blocks.gi_frame.f_locals["process"]
+    process = blocks.gi_frame.f_locals["decoder"]._process
     blocks.close()
     assert process.poll() is not None
 

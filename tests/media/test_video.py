@@ -182,7 +182,7 @@ def test_names_that_look_like_options_or_protocols(tmp_path, monkeypatch):
 def test_stopping_early_leaves_no_process(ffmpeg):
     reader = iter(VideoReader(ffmpeg("-f", "lavfi", "-i", "testsrc=size=320x240:rate=25:duration=20", "a.mp4")))
     next(reader)
-    process = reader.gi_frame.f_locals["process"]
+    process = reader.gi_frame.f_locals["decoder"]._process
     reader.close()
     assert process.poll() is not None
 
@@ -246,6 +246,36 @@ def test_writer_refuses_unfit_arguments(tmp_path):
         ):
             writer.write(frame)
     assert os.listdir(tmp_path) == []
+
+
+def as_hdr(light, transfer):
+    """Signal in [0, 1] of linear BT.709 light `(3,)`, whose white is 203 nits (ITU-R BT.2087, BT.2100, BT.2408)."""
+    to_2020 = [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]
+    nits = 203 * np.array(to_2020) @ light
+    if transfer == "smpte2084":
+        power = (nits / 10000) ** 0.1593017578125
+        return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+    display = nits / 1000
+    scene = display * (display @ [0.2627, 0.6780, 0.0593]) ** (1 / 1.2 - 1)
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), 0.17883277 * np.log(12 * scene - 0.28466892) + 0.55991073)
+
+
+@pytest.mark.parametrize("transfer", ["arib-std-b67", "smpte2084"])
+@pytest.mark.parametrize("color", [(192, 138, 106), (127, 127, 127)], ids=["skin", "grey"])
+def test_hdr_is_brought_to_ordinary_colours(ffmpeg, tmp_path, transfer, color):
+    light = ((np.array(color) / 255 + 0.055) / 1.055) ** 2.4
+    pixels = np.broadcast_to(np.round(as_hdr(light, transfer) * 65535).astype("<u2"), (5, 64, 64, 3))
+    pixels.tofile(tmp_path / "a.rgb")
+    filters = "scale=out_color_matrix=bt2020:out_range=tv,format=yuv420p10le,"
+    filters += f"setparams=color_primaries=bt2020:color_trc={transfer}:colorspace=bt2020nc"
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgb48le", "-s", "64x64", "-r", 25)
+    path = ffmpeg(*raw, "-i", "a.rgb", "-vf", filters, "-c:v", "libx265", "-crf", 5, "hdr.mp4")
+    frame = next(iter(VideoReader(path))).astype(float)
+    assert np.abs(frame - color).max() < 10
+    ffmpeg("-i", path, "-frames:v", 1, "-pix_fmt", "rgb24", "-f", "rawvideo", "plain.rgb")
+    plain = np.fromfile(tmp_path / "plain.rgb", np.uint8).reshape(-1, 3).astype(float)
+    if transfer == "smpte2084" and color[0] != color[1]:
+        assert np.abs(plain - color).max() > 60  # as it was read before
 
 
 def test_parse_fps():

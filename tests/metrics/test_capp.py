@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from vasa_hf.data.clips import MotionData, smooth_in_time
+from vasa_hf.evaluation.scoring import Case, Scorer
 from vasa_hf.metrics.capp import (
     PAPER_SCALE,
     PAPER_SHIFT,
@@ -13,7 +14,6 @@ from vasa_hf.metrics.capp import (
     shuffled_capp,
 )
 from vasa_hf.metrics.faces import FaceTrack
-from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.models.capp import Capp
 from vasa_hf.training.train_capp import CappLoss, CappOptions, CappSamples, fit_statistics, talking_clips
 
@@ -80,7 +80,7 @@ def test_strangers_frozen_and_reversed_heads_score_lower(trained):
 
 def test_evaluation_sets_a_strangers_sound_beside_the_right_one(trained):
     model, clips = trained
-    scorer, names = Scorer(None, {"capp": model}), ("capp", "capp_shuffled")
+    scorer, names = Scorer({"capp": model}), ("capp", "capp_shuffled")
     scores = []
     for (pose, audio), (_, wrong) in zip(clips, clips[1:] + clips[:1], strict=True):
         track = FaceTrack.of(torch.zeros(len(pose), 162, 2), torch.as_tensor(pose)[:, :7])

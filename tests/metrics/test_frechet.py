@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vasa_hf.metrics.frechet import cut_clips, frechet_distance, load_i3d, load_inception, video_features
+from vasa_hf.evaluation.networks import load_i3d, load_inception
+from vasa_hf.metrics.frechet import cut_clips, frechet_distance, video_features
 
 
 def whitened(count, dim):

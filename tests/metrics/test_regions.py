@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vasa_hf.evaluation.catalogue import NOT_DEFINED
+from vasa_hf.evaluation.scoring import Case, Scorer
 from vasa_hf.geometry.landmarks import GROUPS, NUM_LANDMARKS
 from vasa_hf.metrics import regions
-from vasa_hf.metrics.catalogue import NOT_DEFINED
 from vasa_hf.metrics.faces import FaceTrack
-from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.models.face_recognizer import FaceRecognizer
 
 SIZE = 128
@@ -50,7 +50,7 @@ def blurred(frames):
 @pytest.fixture
 def scorer():
     network = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=4, num_feature_maps=2).eval()
-    return Scorer(None, {"face_recognizer": network})
+    return Scorer({"face_recognizer": network})
 
 
 def score(scorer, made, truth, labels, names=(*RATIOS, "mouth_distance", "eye_distance"), **others):

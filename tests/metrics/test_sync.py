@@ -8,8 +8,8 @@ from transformers import Wav2Vec2Model
 
 import vasa_hf
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
+from vasa_hf.evaluation.scoring import Case, Scorer
 from vasa_hf.hub import embedded_path
-from vasa_hf.metrics.scoring import Case, Scorer
 from vasa_hf.metrics.sync import (
     expert_embeds,
     expert_sync,
@@ -317,7 +317,7 @@ def test_embedded_expert_follows_the_embedded_generator(expert):
         generator.eval(), {"audio": torch.cat(audio)}, None, {"audio": 0.5}, generator=torch.Generator().manual_seed(0)
     )
     sounds = samples[0, : count * frames * 640].view(count, -1)
-    scorer = Scorer(None, {"sync_expert": expert})
+    scorer = Scorer({"sync_expert": expert})
     cases = [Case(latent=motion[i], samples=sounds[i], wrong_samples=sounds[i - 1]) for i in range(count)]
     scores = [scorer.score(("expert_c", "expert_c_shuffled"), case) for case in cases]
     assert np.mean([score["expert_c"] for score in scores]) > 0.1

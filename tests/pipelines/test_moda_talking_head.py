@@ -17,18 +17,21 @@ from diffusers import (
 from tests.testing_utils.pipelines import (
     BOX,
     PipelineTesterMixin,
+    WatchedOffload,
     generator,
     make_audio,
     make_image,
+    make_joyvasa_components,
     make_moda_components,
 )
-from vasa_hf import JoyVasaMotionDenoiser, ModaTalkingHeadPipeline, VasaAudioProcessor, load_motion
+from vasa_hf import JoyVasaTalkingHeadPipeline, LivePortraitPipeline, ModaTalkingHeadPipeline, load_motion
 from vasa_hf.geometry.keypoints import EYE_KEYPOINTS, LIP_KEYPOINTS, euler_matrix, transform_keypoints
 from vasa_hf.media import VideoWriter, read_video
-from vasa_hf.models.motion_denoiser_joyvasa import joyvasa_scheduler
 from vasa_hf.pipelines.expression_edits import EDITS
-from vasa_hf.pipelines.keypoint_driving import KEYPOINT_SPEC, keypoints_of, motion_of
+from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, keypoints_of, motion_of
 
+OLD_NAME = "ModaTalkingHeadPipeline"
+RENDERER = ("face_analyzer", "image_processor", "renderer")
 OPTIONS = {"num_inference_steps": 2, "box": BOX}
 
 
@@ -47,6 +50,7 @@ def talk(pipe, audio=None, **changes):
 class TestModaTalkingHeadPipeline(PipelineTesterMixin):
     pipeline_class = ModaTalkingHeadPipeline
     options = OPTIONS
+    drawing = {"box": BOX, "eye_ratio": 0.2, "lip_ratio": 0.2}
 
     def make_components(self):
         return make_moda_components()
@@ -76,14 +80,7 @@ class TestModaTalkingHeadPipeline(PipelineTesterMixin):
 
 @pytest.fixture(scope="module")
 def joyvasa():
-    torch.manual_seed(1)
-    denoiser = JoyVasaMotionDenoiser(audio_dim=16, hidden_size=16, num_layers=1, num_heads=2, window=10, context=3)
-    denoiser.expression_std.fill_(0.02)
-    denoiser.pose_min.copy_(torch.tensor([1.1, -0.1, -0.1, 0, -10, -10, -10]))
-    denoiser.pose_max.copy_(torch.tensor([1.3, 0.1, 0.1, 0.01, 10, 10, 10]))
-    processor = VasaAudioProcessor(context_frames=0, lookahead_frames=0, padding="reflect")
-    parts = {"motion_generator": denoiser.eval(), "audio_processor": processor, "scheduler": joyvasa_scheduler(50)}
-    pipe = ModaTalkingHeadPipeline(**{**make_moda_components(), **parts})
+    pipe = JoyVasaTalkingHeadPipeline(**make_joyvasa_components())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -120,7 +117,7 @@ def test_joyvasas_motion_starts_at_the_portrait_but_for_the_lips(joyvasa):
 
 
 def test_joyvasa_tells_what_it_does_not_know(joyvasa):
-    with pytest.raises(ValueError, match="`emotion` must be None, as JoyVasaMotionDenoiser knows none, got 'fear'"):
+    with pytest.raises(ValueError, match="`emotion` is no option here: JoyVasaTalkingHeadPipeline knows .'expression'"):
         talk(joyvasa, emotion="fear")
     with pytest.raises(ValueError, match="`guidance_scale` knows the names .'audio'., got 'emotion'"):
         talk(joyvasa, guidance_scale={"emotion": 1.0})
@@ -128,7 +125,38 @@ def test_joyvasa_tells_what_it_does_not_know(joyvasa):
         talk(joyvasa, first_window=5)
     parts = {**joyvasa.components, "scheduler": DDPMScheduler()}
     with pytest.raises(ValueError, match="`scheduler` must have `prediction_type` 'sample'.*got 'epsilon'"):
-        ModaTalkingHeadPipeline(**parts)
+        JoyVasaTalkingHeadPipeline(**parts)
+    with pytest.raises(ValueError, match="`motion_generator` must be a ModaMotionTransformer, got JoyVasaMotionDenoi"):
+        ModaTalkingHeadPipeline(**joyvasa.components)
+
+
+def test_offloaded_models_of_joyvasa_and_of_a_renderer_alone_are_there_when_they_run():
+    pipe = JoyVasaTalkingHeadPipeline(**make_joyvasa_components())
+    pipe.set_progress_bar_config(disable=True)
+    watched = WatchedOffload(pipe)
+    talk(pipe)
+    watched.check_other_drivers(make_image(), box=BOX, eye_ratio=0.2)
+    pipe = LivePortraitPipeline(**{name: make_moda_components()[name] for name in RENDERER})
+    pipe.set_progress_bar_config(disable=True)
+    watched = WatchedOffload(pipe)
+    watched.check_other_drivers(make_image(), box=BOX, lip_ratio=0.2)
+
+
+def test_folders_that_earlier_versions_saved_as_modas_are_loaded_as_what_they_are(joyvasa, tmp_path):
+    joyvasa.save_pretrained(tmp_path / "joyvasa")
+    index = json.loads((tmp_path / "joyvasa" / "model_index.json").read_text())
+    (tmp_path / "joyvasa" / "model_index.json").write_text(json.dumps({**index, "_class_name": OLD_NAME}))
+    for kind in (ModaTalkingHeadPipeline, JoyVasaTalkingHeadPipeline):
+        loaded = kind.from_pretrained(tmp_path / "joyvasa")
+        loaded.set_progress_bar_config(disable=True)
+        assert type(loaded) is JoyVasaTalkingHeadPipeline
+        torch.testing.assert_close(talk(loaded).motion, talk(joyvasa).motion, rtol=1e-4, atol=1e-4)
+    parts = {name: joyvasa.components[name] for name in RENDERER}
+    LivePortraitPipeline(**parts).save_pretrained(tmp_path / "renderer")
+    file = tmp_path / "renderer" / "model_index.json"
+    absent = dict.fromkeys(("motion_generator", "audio_encoder", "audio_processor", "scheduler"), [None, None])
+    file.write_text(json.dumps({**json.loads(file.read_text()), **absent, "_class_name": OLD_NAME}))
+    assert type(ModaTalkingHeadPipeline.from_pretrained(tmp_path / "renderer")) is LivePortraitPipeline
 
 
 # --- what moves -------------------------------------------------------------------------------------------------------
@@ -157,12 +185,15 @@ def test_emotion_is_heard_and_checked(pipe):
     torch.testing.assert_close(keys[:, :6], same[:, :6])  # the first window is happy
     assert (keys[:, 20:] - same[:, 20:]).abs().max() > 1e-4
     for bad, message in (
-        ("hungry", "`emotion` must be one of .*'happiness'.* or None, got 'hungry'"),
-        ({"happy": 1.0}, "`emotion` must be a name, None, or keyframes"),
+        ("hungry", "`emotion` knows the names .*'happiness'.*, got 'hungry'"),
+        (0.5, "`emotion` must be a name or a dict of weights, or keyframes"),
         ([(1.0, "fear"), (0.5, "fear")], "`emotion` must have keyframes at rising times"),
     ):
         with pytest.raises(ValueError, match=message):
             talk(pipe, emotion=bad)
+    for same_form in ("happy", {"happy": 0.6}, {"happiness": 1.0, "fear": 0.2}, [(0.0, "happy")]):
+        assert torch.equal(talk(pipe, emotion=same_form).motion, happy)
+    assert torch.equal(talk(pipe, emotion={}).motion, talk(pipe, emotion="neutral").motion)
     assert pipe.emotions[4] == "happiness" and len(pipe.emotions) == 8
 
 
@@ -325,11 +356,9 @@ def test_retarget_changes_one_picture(pipe):
 
 
 def test_a_renderer_alone_animates_and_says_that_it_cannot_talk(pipe, tmp_path):
-    parts = {name: make_moda_components()[name] for name in ("face_analyzer", "image_processor", "renderer")}
-    ModaTalkingHeadPipeline(**parts).save_pretrained(tmp_path / "renderer")
-    index = json.loads((tmp_path / "renderer" / "model_index.json").read_text())
-    assert index["motion_generator"] == [None, None]
-    alone = ModaTalkingHeadPipeline.from_pretrained(tmp_path / "renderer")
+    parts = {name: make_moda_components()[name] for name in RENDERER}
+    LivePortraitPipeline(**parts).save_pretrained(tmp_path / "renderer")
+    alone = LivePortraitPipeline.from_pretrained(tmp_path / "renderer")
     alone.set_progress_bar_config(disable=True)
     out = alone.animate(make_image(), driving_frames(), driving_box=BOX, box=BOX, output_type="pt")
     expected = pipe.animate(make_image(), driving_frames(), driving_box=BOX, box=BOX, output_type="pt")
@@ -339,7 +368,7 @@ def test_a_renderer_alone_animates_and_says_that_it_cannot_talk(pipe, tmp_path):
         lambda: alone.stream(make_image(), make_audio(0.5), box=BOX),
         lambda: alone.talk_to_file(tmp_path / "out.mp4", make_image(), make_audio(0.5), box=BOX),
     ):
-        with pytest.raises(ValueError, match="`audio` needs a pipeline with `motion_generator`.*renderer alone"):
+        with pytest.raises(ValueError, match="`audio` needs a pipeline that makes motion of speech; LivePort"):
             run()
     assert not (tmp_path / "out.mp4").exists()
 
@@ -348,7 +377,7 @@ def test_a_renderer_alone_animates_and_says_that_it_cannot_talk(pipe, tmp_path):
     ("change", "message"),
     [
         ({"scheduler": DDPMScheduler()}, "`scheduler` must be one for flow matching.*got DDPMScheduler"),
-        ({"scheduler": None}, "`scheduler` must be given, as a `motion_generator` is"),
+        ({"scheduler": None}, "`scheduler` must be a SchedulerMixin, got NoneType"),
         ({"renderer": None}, "`renderer` must be a LivePortraitRenderer, got NoneType"),
     ],
 )
@@ -371,7 +400,7 @@ def test_weights_of_another_class_are_told(tmp_path):
         ({"image": "nowhere.png"}, "`image` must be an existing picture file"),
         ({"audio": "nowhere.wav"}, "`audio` must be an existing sound or video file"),
         ({"image": np.full((96, 96, 3), 128, np.uint8), "box": None}, "`image` must show a face, but none was found"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1000., got 0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1,000., got 0"),
         ({"head_motion": -1}, "`head_motion` must be a number"),
         ({"guidance_scale": 2.0}, "`guidance_scale` must be a dict"),
         ({"output_size": 33}, "`output_size` must be one of .32., got 33"),
@@ -392,6 +421,49 @@ def test_bad_input_is_told_before_any_heavy_work(pipe, changes, message):
         for handle in handles:
             handle.remove()
     assert not heavy
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("audio_encoder", ["payload.module", "Model"]),
+        ("audio_encoder", ["os", "system"]),
+        ("audio_encoder", ["vasa_hf.hub", "resolve"]),
+        ("audio_encoder", ["transformers", "AutoModel"]),
+        ("scheduler", ["payload", "Scheduler"]),
+    ],
+)
+@pytest.mark.parametrize("lent", [True, False])
+def test_components_of_foreign_classes_are_neither_imported_nor_run(tmp_path, monkeypatch, lent, name, entry):
+    whole, thin = tmp_path / "whole", tmp_path / "thin"
+    ModaTalkingHeadPipeline(**make_moda_components()).save_pretrained(whole)
+    shutil.copytree(whole, thin)
+    shutil.rmtree(thin / name)
+    (tmp_path / "payload").mkdir()
+    (tmp_path / "payload" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "payload" / "module.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    index = json.loads((thin / "model_index.json").read_text())
+    (thin / "model_index.json").write_text(json.dumps({**index, "_base": str(whole)}))
+    spoilt = (whole if lent else thin) / "model_index.json"
+    spoilt.write_text(json.dumps({**json.loads(spoilt.read_text()), name: entry}))
+    for kind in (ModaTalkingHeadPipeline, LivePortraitPipeline):
+        with pytest.raises(ValueError, match=f"`{name}` must be a component of vasa_hf, diffusers, transformers, got"):
+            kind.from_pretrained(thin)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_lent_components_are_safetensors_alone(tmp_path):
+    whole, thin = tmp_path / "whole", tmp_path / "thin"
+    ModaTalkingHeadPipeline(**make_moda_components()).save_pretrained(whole)
+    shutil.copytree(whole, thin)
+    shutil.rmtree(thin / "audio_encoder")
+    index = json.loads((thin / "model_index.json").read_text())
+    (thin / "model_index.json").write_text(json.dumps({**index, "_base": str(whole)}))
+    (whole / "audio_encoder" / "model.safetensors").unlink()
+    torch.save(make_moda_components()["audio_encoder"].state_dict(), whole / "audio_encoder" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        ModaTalkingHeadPipeline.from_pretrained(thin)
 
 
 def test_a_folder_borrows_what_another_model_has(tmp_path, caplog):

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.testing_utils.avatars import make_avatar
 from tests.testing_utils.fresh_process import reload_pipeline, run_in_fresh_process
 from tests.testing_utils.pipelines import (
+    BOX,
     PipelineTesterMixin,
     generator,
     make_audio,
@@ -63,6 +65,8 @@ class TestVasa3DAvatarPipeline(PipelineTesterMixin):
 
     pipeline_class = Vasa3DAvatarPipeline
     options = {"num_inference_steps": 3, "output_size": 32}
+    drawing = {"output_size": 32}
+    subject = staticmethod(avatar)
 
     def make_components(self):
         return make_vasa1_components()
@@ -189,13 +193,12 @@ def test_frames_drawn_side_by_side_or_in_groups_are_the_same(pipe):
 
 def test_exchanged_components_are_used_at_once():
     pipe = make_pipe()
-    pipe.talking_face.decode_batch_size = 7
     first = call(pipe, output_type="latent").motion
     other = make_vasa1_components()["motion_transformer"]
     with torch.no_grad():
         other.motion_std.mul_(2)
     pipe.motion_transformer = other
-    assert pipe.talking_face.motion_transformer is other and pipe.talking_face.decode_batch_size == 7
+    assert pipe.talking_face.motion_transformer is other
     assert (call(pipe, output_type="latent").motion - first).abs().max() > 1e-3
 
 
@@ -290,6 +293,10 @@ def test_animate_by_a_video_file_keeps_its_rate_and_sound(pipe, tmp_path):
         times.append(seconds)
         return avatar().portrait_camera
 
+    view = pipe.view(avatar(), camera, fps="30000/1001", output_size=32)
+    assert pipe.animate(view, tmp_path / "drive.mp4", driving_box=BOX, output_type="latent").fps == view.fps
+    with pytest.raises(ValueError, match="`fps` must be 30000/1001, as the view was made for, got 30"):
+        pipe.animate(view, tmp_path / "drive.mp4", driving_box=BOX, fps=30)
     out = pipe.animate(avatar(), tmp_path / "drive.mp4", driving_box=(20, 20, 70, 76), output_size=32, camera=camera)
     assert out.fps == Fraction(30000, 1001) and len(out.frames) == 6 and np.abs(out.audio).max() > 0.1
     assert times[-1] == pytest.approx(5 * 1001 / 30000)  # the camera's clock is the video's
@@ -439,7 +446,7 @@ INSIDE = orbit_cameras(0.0, distance=3.0)
         ({"camera": "spiral"}, "`camera` must be one of"),
         ({"camera": INSIDE}, r"`camera` must stay outside of the head, at least \d+.\d cm from its middle, but is"),
         ({"camera": [(0, 0, 0, 1), (9, 0, 0, 0.05)]}, "`camera` must stay outside of the head"),
-        ({"output_size": 8}, r"`output_size` must be a whole number in \[16, 2048\], got 8"),
+        ({"output_size": 8}, r"`output_size` must be a whole number in \[16, 2,048\], got 8"),
         ({"output_size": 64.0}, "`output_size` must be a whole number"),
         ({"output_size": (64, 64)}, "`output_size` must be a whole number"),
         ({"background": (0, 0, 300)}, r"`background` must be red, green and blue in \[0, 1\], got \(0, 0, 300\)"),
@@ -595,31 +602,45 @@ def test_portraits_that_no_avatar_can_be_made_of_are_told(embedded):
         embedded.fit(picture)
 
 
-@needs_weights
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"camera": "spiral"}, "`camera` must be one of"),
-        ({"output_size": 5000}, "`output_size` must be a whole number"),
-        ({"background": (2, 0, 0)}, "`background` must be"),
-        ({"audio": np.zeros(100, np.float32)}, "`audio` must be at least"),
-        ({"gaze": (9, 9)}, "`gaze` must lie in"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` must be"),
-    ],
-)
-def test_portrait_is_not_fitted_if_anything_else_is_wrong(embedded, changes, message):
-    """A fit takes minutes: first all is checked, though the portrait would do."""
-    audio = changes.pop("audio", make_audio(0.5))
-    with pytest.raises(ValueError, match=message):
-        embedded(ASSETS / "portrait.jpg", audio, **changes)
+def test_a_portrait_must_be_fitted_first(pipe, tmp_path):
+    """A fit takes minutes: a call says so instead of doing it."""
+    Image.fromarray(make_image()).save(tmp_path / "me.png")
+    for portrait in (make_image(), Image.fromarray(make_image()), tmp_path / "me.png", str(tmp_path / "me.png")):
+        with pytest.raises(ValueError, match=r"`avatar` must be an avatar, got an image: .* `pipe.fit"):
+            call(pipe, portrait)
+        with pytest.raises(ValueError, match=r"`avatar` must be an avatar, got an image: .* `pipe.fit"):
+            pipe.stream(portrait, make_audio(0.3))
 
 
-@pytest.mark.slow
-@needs_weights
-def test_portrait_is_fitted_and_talks(embedded):
-    """A portrait where an avatar is asked for: somebody who looks like it says what is to be said."""
-    out = embedded(ASSETS / "portrait.jpg", make_audio(0.5), head_motion=0.0, output_type="pt")
-    assert out.frames.shape == (13, 3, 256, 256)
-    portrait = embedded.talking_face.prepare_portrait(ASSETS / "portrait.jpg").crop.image / 2 + 0.5
-    face = slice(80, 176)  # without background
-    assert (out.frames[0] - portrait)[:, face, face].abs().mean() < 0.08
+def test_the_avatar_has_two_names(pipe):
+    expected = call(pipe).frames
+    options = {"output_type": "pt", "num_inference_steps": 2, "output_size": 32}
+    for name in ("image", "avatar"):
+        again = pipe(**{name: avatar()}, audio=make_audio(0.8), generator=generator(), **options)
+        assert torch.equal(again.frames, expected)
+    with pytest.raises(ValueError, match="`avatar` must be given, once"):
+        pipe(avatar(), make_audio(0.8), avatar=avatar())
+    with pytest.raises(ValueError, match="`avatar` must be given, once"):
+        pipe(audio=make_audio(0.8))
+
+
+def test_rendering_a_view_twice_gives_the_same_frames(pipe):
+    """No place in the video is kept: a view is a function of motion, start frame and rate."""
+    view, motion = (
+        pipe.view(avatar(), OrbitCamera(period_seconds=1.0), output_size=32),
+        avatar().own_motion.expand(8, -1),
+    )
+    first = torch.cat(list(view.draw(motion)))
+    assert torch.equal(first, torch.cat(list(view.draw(motion))))
+    later = torch.cat(list(view.draw(motion[:4], start_frame=4)))
+    torch.testing.assert_close(later, first[4:], rtol=0, atol=1e-4)
+    slow = torch.cat(list(view.draw(motion[:4], fps=12.5)))
+    torch.testing.assert_close(slow, first[::2], rtol=0, atol=1e-4)
+    fixed = pipe.view(avatar(), "orbit", fps=30)
+    for use in (
+        lambda: list(fixed.draw(motion, fps=25)),
+        lambda: call(pipe, fixed),
+        lambda: pipe.render(fixed, motion),
+    ):
+        with pytest.raises(ValueError, match="`fps` must be 30, as the view was made for, got 25"):
+            use()

@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import shutil
 import struct
 from fractions import Fraction
@@ -323,10 +324,46 @@ def test_stream_tells_bad_audio(pipe):
         run([])
     with pytest.raises(ValueError, match="`audio_chunks` must keep their sampling rate of 16000 Hz, got 8000"):
         run([(good, 16_000), (good, 8_000)])
-    with pytest.raises(ValueError, match="`sampling_rate` must be a whole number in .8000, 96000., got 4000"):
+    with pytest.raises(ValueError, match="`sampling_rate` must be a whole number in .8,000, 96,000., got 4000"):
         run([good], sampling_rate=4000)
     with pytest.raises(ValueError, match="`image` must be one portrait here, got 2"):
         list(pipe.stream([make_image()] * 2, [good], box=BOX))
+
+
+@pytest.mark.parametrize("layout", ["(channels, n)", "(n, channels)"])
+def test_chunks_of_any_length_keep_the_axis_of_their_channels(pipe, layout):
+    """A chunk of one sample of two channels is no chunk of two samples."""
+    stereo = np.stack([make_audio(0.5), make_audio(0.5, 1)])
+    ends = [0, 100, 101, 103, 3000, 8000]
+    chunks = [stereo[:, start:stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+    if layout == "(n, channels)":
+        chunks = [chunk.T for chunk in chunks]
+    options = {"num_inference_steps": 1, "box": BOX, "output_type": "latent"}
+
+    def run(chunks):
+        parts = list(pipe.stream(make_image(), chunks, generator=generator(), **options))
+        return np.concatenate([part.audio for part in parts])
+
+    np.testing.assert_allclose(run(chunks), run([stereo.mean(0)]), atol=1e-6)
+    with pytest.raises(ValueError, match=r"`audio_chunks` must keep their shape .*2.*, got \((2, 99|99, 2)\)"):
+        run([chunks[0], (stereo[:, :99] if layout == "(n, channels)" else stereo[:, :99].T)])
+    with pytest.raises(ValueError, match=r"must begin with more samples than channels, got \(2, 2\)"):
+        run([stereo[:, :2]])
+
+
+def test_an_inverted_channel_does_not_silence_the_voice(pipe, caplog):
+    """Also where a quiet chunk alone would not tell."""
+    voice = make_audio(1.0)
+    voice[8000:12000] *= 1e-4
+    inverted = np.stack([voice, -voice])
+    chunks = [inverted[:, start : start + 2000] for start in range(0, 16_000, 2000)]
+    options = {"num_inference_steps": 1, "box": BOX, "output_type": "latent"}
+    for audio in (chunks, (inverted, 16_000)):
+        parts = list(pipe.stream(make_image(), audio, generator=generator(), **options))
+        np.testing.assert_allclose(np.concatenate([part.audio for part in parts]), voice, atol=1e-6)
+    assert caplog.text.count("one channel is the other one inverted") == 2
+    out = call(pipe, audio=(inverted, 16_000))
+    np.testing.assert_allclose(out.audio, voice, atol=1e-6)
 
 
 # --- a file at once ---------------------------------------------------------------------------------------------------
@@ -471,7 +508,10 @@ def test_rate_of_a_file_must_agree(pipe, tmp_path):
     ("changes", "message"),
     [
         ({"image": "nowhere.png"}, "`image` must be an existing picture file, got 'nowhere.png'"),
-        ({"image": 3}, "`image` must be a file, a PIL image, an array, a tensor, or a list of them, got int"),
+        (
+            {"image": 3},
+            "`image` must be a file, a PIL image, an array, a tensor, or a list of them .or of Portrait., got int",
+        ),
         ({"image": []}, "`image` must be at least one image"),
         ({"image": np.zeros((96, 96, 7), np.uint8)}, "`image` must be of shape .*7"),
         ({"image": np.full((96, 96, 3), np.nan, np.float32)}, "`image` must hold finite numbers"),
@@ -485,7 +525,7 @@ def test_rate_of_a_file_must_agree(pipe, tmp_path):
         ({"audio": np.full(8000, np.nan, np.float32)}, "`audio` must be finite; got 8000 NaN"),
         ({"audio": (make_audio(0.5), 4000)}, "`sampling_rate` must lie in .8000, 96000."),
         ({"audio": np.array(["a", "b"])}, "`audio` must hold real numbers"),
-        ({"sampling_rate": 1}, "`sampling_rate` must be a whole number in .8000, 96000., got 1"),
+        ({"sampling_rate": 1}, "`sampling_rate` must be a whole number in .8,000, 96,000., got 1"),
         ({"image": [make_image()] * 2, "audio": [make_audio(0.5)] * 3}, "equally many.*got 2 and 3"),
         ({"gaze": 0.3}, "`gaze` must be .yaw, pitch. in radians, or keyframes"),
         ({"gaze": (2.0, 0.0)}, "`gaze` must lie in .-0.8, 0.8. radians .46 degrees., got .2.0, 0.0."),
@@ -494,11 +534,13 @@ def test_rate_of_a_file_must_agree(pipe, tmp_path):
         ({"head_distance": "near"}, "`head_distance` must be a number, or keyframes"),
         ({"emotion": {"hungry": 1.0}}, "`emotion` knows the names .*'happy'.*got 'hungry'"),
         ({"emotion": {"happy": 2}}, "`emotion` must have weights in .-1, 1., got 2 for 'happy'"),
-        ({"emotion": "happy"}, "`emotion` must be a dict of weights, or keyframes"),
+        ({"emotion": "gleeful"}, "`emotion` knows the names .*'happy'.*got 'gleeful'"),
+        ({"emotion": 3}, "`emotion` must be a name or a dict of weights, or keyframes"),
+        ({"camera": "orbit"}, "`camera` is no option here: VasaTalkingFacePipeline knows .'gaze', 'head_distance'"),
         ({"guidance_scale": {"light": 1.0}}, "`guidance_scale` knows the names .*got 'light'"),
         ({"guidance_scale": {"audio": -1.0}}, "`guidance_scale` expects finite numbers >= 0"),
         ({"guidance_scale": 2.0}, "`guidance_scale` must be a dict with a scale for each condition, got 2.0"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1000., got 0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1,000., got 0"),
         ({"num_inference_steps": 2.5}, "`num_inference_steps` must be a whole number"),
         ({"head_motion": -1}, "`head_motion` must be a number in .0.0, 3.0., got -1"),
         ({"fps": "fast"}, "`fps` must be a number of frames a second in .1, 1000., got 'fast'"),
@@ -506,6 +548,8 @@ def test_rate_of_a_file_must_agree(pipe, tmp_path):
         ({"generator": 3}, "`generator` must be a torch.Generator or a list of them, got int"),
         ({"generator": [torch.Generator()] * 2}, "`generator` must be one, or one for each of 1 videos, got 2"),
         ({"face": -1}, "`face` must be a whole number"),
+        ({"face": 1}, "`face` must be None where `box` is given, got 1"),
+        ({"latents": torch.full((1, 10, 10), math.nan)}, "`latents` must be finite, got NaN"),
         ({"box": (0, 0, 500, 500)}, "`box` must be x0 < x1 <= 88"),
         ({"box": (0, 0, 10)}, "`box` must be four numbers"),
         ({"box": (0, 0, 10, 10)}, "`box` must be at least 32 pixels"),
@@ -526,6 +570,39 @@ def test_bad_input_is_told_before_any_heavy_work(pipe, changes, message):
         for handle in handles:
             handle.remove()
     assert not heavy
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_motion_that_is_not_finite_is_an_error(pipe, tmp_path, output_type):
+    """A renderer may show it as black, or as a face: nobody would notice."""
+    options = {"num_inference_steps": 1, "box": BOX, "generator": generator(), "output_type": output_type}
+    spoil = lambda pipe, step, timestep, tensors: {"latents": tensors["latents"] * math.nan}  # noqa: E731
+    with pytest.raises(ValueError, match="`motion` must be finite"):
+        pipe(make_image(), make_audio(0.5), callback_on_step_end=spoil, **options)
+    weight = next(pipe.motion_transformer.parameters())
+    before = weight.data.clone()
+    weight.data.fill_(math.nan)
+    try:
+        with pytest.raises(ValueError, match="`motion` must be finite"):
+            list(pipe.stream(make_image(), [make_audio(0.5)], **options))
+        with pytest.raises(ValueError, match="`motion` must be finite"):
+            pipe.talk_to_file(tmp_path / "out.mp4", make_image(), make_audio(0.5), **options)
+    finally:
+        weight.data.copy_(before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_frames_that_are_not_finite_are_an_error(pipe, monkeypatch, output_type):
+    options = {"box": BOX, "output_type": output_type}
+    motion, decode = call(pipe, output_type="latent").motion, pipe.face_autoencoder.decode
+    monkeypatch.setattr(pipe.face_autoencoder, "decode", lambda *args, **kwargs: decode(*args, **kwargs) * math.nan)
+    with pytest.raises(ValueError, match="`frames` must be finite"):
+        pipe.render(make_image(), motion, **options)
+    with pytest.raises(ValueError, match="`frames` must be finite"):
+        pipe(make_image(), make_audio(0.5), num_inference_steps=1, **options)
+    with pytest.raises(ValueError, match="`frames` must be finite"):
+        list(pipe.stream(make_image(), [make_audio(0.5)], num_inference_steps=1, **options))
 
 
 def test_corrupt_files_are_told(pipe, tmp_path):
@@ -604,7 +681,7 @@ def cut_off(folder):
         (lambda folder: change_json(folder / "audio_encoder" / "config.json", intermediate_size=24), "mismatched"),
         (cut_off, "Unable to load weights from .*motion_transformer"),
         (lambda folder: shutil.rmtree(folder / "scheduler"), "scheduler"),
-        (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json' is not a valid JSON file"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "`model_index.json` must be JSON"),
     ],
 )
 def test_weights_of_another_class_or_shape_are_told(saved, tmp_path, spoil, message):

@@ -265,3 +265,15 @@ def test_the_processor_is_saved_and_loaded(tmp_path):
 def test_frames_must_be_whole():
     with pytest.raises(ValueError, match="`sampling_rate` must be a multiple of `fps`; got 16000 and 30"):
         VasaAudioProcessor(fps=30)
+
+
+def test_silence_is_judged_after_mixing(caplog):
+    """What is heard is the mean of the channels; one inverted channel is no reason to be silent."""
+    processor, tone = VasaAudioProcessor(), np.sin(np.arange(16000) * 0.2).astype(np.float32)
+    three = np.stack([tone, -0.5 * tone, -0.5 * tone])  # no pair of channels: nothing tells which one to take
+    processor.load((three, 16_000))
+    assert "`audio` is silent" in caplog.text
+    caplog.clear()
+    mono = processor.load((np.stack([tone, -tone]), 16_000))
+    assert "inverted" in caplog.text and "silent" not in caplog.text
+    np.testing.assert_allclose(mono, tone, atol=1e-6)

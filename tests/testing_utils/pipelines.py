@@ -1,5 +1,9 @@
 """What every talking-face pipeline must do, as one mixin, and the tiny real components to do it with."""
 
+import copy
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +16,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.callbacks import PipelineCallback
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
@@ -19,12 +24,14 @@ from tests.testing_utils.fresh_process import reload_pipeline, run_in_fresh_proc
 from vasa_hf import (
     FaceAnalyzer,
     FaceImageProcessor,
+    JoyVasaMotionDenoiser,
     LivePortraitRenderer,
     ModaMotionTransformer,
     Vasa1FaceAutoencoder,
     Vasa1MotionTransformer,
     VasaAudioProcessor,
 )
+from vasa_hf.models.motion_denoiser_joyvasa import joyvasa_scheduler
 from vasa_hf.training.train_motion_transformer import make_scheduler
 
 BOX = (20, 20, 70, 76)
@@ -139,6 +146,21 @@ def make_moda_components():
     }
 
 
+def make_joyvasa_components():
+    """JoyVASA's generator before the same renderer: windows of 10 frames with a context of 3."""
+    torch.manual_seed(1)
+    denoiser = JoyVasaMotionDenoiser(audio_dim=16, hidden_size=16, num_layers=1, num_heads=2, window=10, context=3)
+    denoiser.expression_std.fill_(0.02)
+    denoiser.pose_min.copy_(torch.tensor([1.1, -0.1, -0.1, 0, -10, -10, -10]))
+    denoiser.pose_max.copy_(torch.tensor([1.3, 0.1, 0.1, 0.01, 10, 10, 10]))
+    return {
+        **make_moda_components(),
+        "motion_generator": denoiser.eval(),
+        "audio_processor": VasaAudioProcessor(context_frames=0, lookahead_frames=0, padding="reflect"),
+        "scheduler": joyvasa_scheduler(50),
+    }
+
+
 def make_vasa1_components(source_passthrough=True):
     """Real classes with dimensions of 4 to 32 and random weights: windows of 10 frames with a context of 3."""
     torch.manual_seed(0)
@@ -193,6 +215,61 @@ def call(pipe, image=None, audio=None, **changes):
     return pipe(make_image() if image is None else image, make_audio(0.8) if audio is None else audio, **options)
 
 
+class WatchedOffload:
+    """Watches the hooks of `enable_model_cpu_offload`: which models are on the device, and who ran while absent."""
+
+    def __init__(self, pipe):
+        pipe.enable_model_cpu_offload(device="cpu")
+        self.pipe, self.fired, self.loaded, self.absent = pipe, set(), set(), []
+        self.models = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+        free = pipe.maybe_free_model_hooks
+
+        def freed():
+            free()  # removes the hooks and makes new ones
+            self.watch()
+
+        pipe.maybe_free_model_hooks = freed
+        for name, model in self.models.items():
+            for module in model.modules():
+                if not list(module.children()):
+                    module.register_forward_pre_hook(lambda *_, name=name: self.run(name))
+        self.watch()
+
+    def watch(self):
+        self.loaded.clear()
+        for name, model in self.models.items():
+            hook = model._hf_hook
+            hook.pre_forward = self.before(name, hook.pre_forward)
+            hook.init_hook = self.offloading(name, hook.init_hook)
+
+    def before(self, name, pre_forward):
+        def watched(module, *args, **kwargs):
+            self.fired.add(name)
+            self.loaded.add(name)
+            return pre_forward(module, *args, **kwargs)
+
+        return watched
+
+    def offloading(self, name, init_hook):
+        def watched(module):
+            self.loaded.discard(name)
+            return init_hook(module)
+
+        return watched
+
+    def run(self, name):
+        if name not in self.loaded:
+            self.absent.append(name)
+
+    def check_other_drivers(self, subject, **options):
+        """After a call: detect a face and encode a video, too; then every model was there when it ran, and is freed."""
+        with pytest.raises(ValueError, match="face"):
+            self.pipe.encode_video([make_image()])
+        frames = [make_image(seed) for seed in range(2)]
+        self.pipe.animate(subject, frames, driving_box=BOX, output_type="pt", **options)
+        assert not self.absent and not self.loaded and self.fired == self.models.keys()
+
+
 class PipelineTesterMixin:
     """Subclasses give `pipeline_class`, `make_components()` and `options` for a quick call.
 
@@ -201,6 +278,8 @@ class PipelineTesterMixin:
 
     pipeline_class = None
     options = {}
+    drawing = {"box": BOX}
+    subject = staticmethod(make_image)
 
     def make_components(self):
         raise NotImplementedError
@@ -217,6 +296,11 @@ class PipelineTesterMixin:
 
     def num_windows(self, frames):
         return -(-frames // 10)
+
+    def timesteps(self, pipe, steps):
+        scheduler = copy.deepcopy(pipe.scheduler)
+        scheduler.set_timesteps(steps)
+        return [int(timestep) for timestep in scheduler.timesteps]
 
     def stream(self, pipe, chunks, image=None, **changes):
         options = {"output_type": "pt", "generator": generator(), **self.options, **changes}
@@ -321,7 +405,7 @@ class PipelineTesterMixin:
         result = self.call(pipe, callback_on_step_end=watch)
         windows, steps = self.num_windows(result.motion.shape[1]), self.options["num_inference_steps"]
         assert [step for step, _, _ in seen] == list(range(windows * steps))
-        assert [t for _, t, _ in seen[:steps]] == pipe.scheduler.timesteps.tolist()
+        assert pipe.num_timesteps == windows * steps and [t for _, t, _ in seen[:steps]] == self.timesteps(pipe, steps)
         assert seen[0][2] == ["latents"]
         assert torch.equal(result.motion, self.call(pipe).motion)
         inputs = pipe._callback_tensor_inputs
@@ -412,6 +496,90 @@ class PipelineTesterMixin:
         assert result.frames.device.type == "cpu"
         torch.testing.assert_close(result.motion.cpu(), expected.motion, rtol=1e-2, atol=1e-2)
         assert (result.frames - expected.frames).abs().mean() < 0.01
+
+    def test_calls_in_threads_do_not_disturb_each_other(self):
+        """Each call has a scheduler of its own, so that the numbers of steps may differ."""
+        pipe = self.make_pipeline()
+
+        def motion(steps):
+            options = {**self.options, "num_inference_steps": steps, "output_type": "latent"}
+            return self.call(pipe, audio=make_audio(0.8), generator=generator(steps), **options).motion
+
+        expected = [motion(steps) for steps in (2, 5, 3)]
+        with ThreadPoolExecutor(3) as pool:
+            # Another number of threads within an operation sums in another order.
+            for made, wanted in zip(pool.map(motion, (2, 5, 3)), expected, strict=True):
+                torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+
+    def test_latents_are_the_noise_that_a_window_begins_with(self):
+        pipe, audio = self.make_pipeline(), make_audio(0.36)  # nine frames: one window
+        speech = pipe.create_motion_generator()
+        shape = (1, speech.windows().window, speech.model.config.motion_dim)
+        options = {"audio": audio, "output_type": "latent"}
+        seeded = self.call(pipe, generator=generator(7), **options).motion
+        noise = torch.randn(shape, generator=generator(7))
+        after = generator(7)
+        torch.randn(shape, generator=after)  # samplers with noise of their own go on from here
+        given = self.call(pipe, latents=noise, generator=after, **options).motion
+        assert torch.equal(given, seeded)
+        assert torch.equal(
+            self.call(pipe, latents=noise[:, None], generator=generator(7), **options).motion, given
+        ) or ("generator" in inspect.signature(pipe.scheduler.step).parameters)
+        with pytest.raises(ValueError, match="`latents` must be of shape"):
+            self.call(pipe, latents=noise[..., :-1], **options)
+        with pytest.raises(ValueError, match="`latents` must be a tensor"):
+            self.call(pipe, latents=noise[0], **options)
+
+    def test_timesteps_and_sigmas_are_taken_where_the_scheduler_takes_them(self):
+        pipe, taken = self.make_pipeline(), []
+        known = inspect.signature(pipe.scheduler.set_timesteps).parameters
+        for name, value in (("timesteps", [900, 400]), ("sigmas", [1.0, 0.4])):
+            options = {name: value, "output_type": "latent", "audio": make_audio(0.36)}
+            if name not in known:
+                with pytest.raises(ValueError, match=f"`{name}` must be None, as {type(pipe.scheduler).__name__}"):
+                    self.call(pipe, **options)
+                continue
+            taken.append(name)
+            out = self.call(pipe, **options)
+            assert pipe.num_timesteps == 2 * self.num_windows(9) and torch.isfinite(out.motion).all()
+        assert bool(taken) == bool({"timesteps", "sigmas"} & known.keys())
+
+    def test_an_interrupted_call_makes_no_more_motion(self):
+        pipe, seen = self.make_pipeline(), []
+
+        class Stop(PipelineCallback):
+            tensor_inputs = ["latents", "audio_features"]
+
+            def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+                seen.append((step_index, sorted(callback_kwargs)))
+                pipeline._interrupt = step_index == 3
+                return callback_kwargs
+
+        whole = self.call(pipe)
+        out = self.call(pipe, callback_on_step_end=Stop(cutoff_step_index=None, cutoff_step_ratio=1.0))
+        assert seen == [(step, ["audio_features", "latents"]) for step in range(4)] and pipe.interrupt
+        assert len(out.frames) == len(whole.frames) and torch.isfinite(out.frames).all()
+        still = out.frames[-1]
+        assert torch.equal(out.frames[-2], still) or (out.frames[-2] - still).abs().max() < 0.02  # bfloat16
+        assert not torch.equal(whole.frames[-2], whole.frames[-1])
+        again = self.call(pipe)
+        assert torch.equal(again.motion, whole.motion) and not pipe.interrupt
+
+    def test_offloaded_models_are_there_when_they_run(self):
+        """A model that is offloaded comes back by its hook, which every public method that is called must fire."""
+        pipe = self.make_pipeline()
+        expected = self.call(pipe, audio=make_audio(0.5))
+        watched = WatchedOffload(pipe)
+        out = self.call(pipe, audio=make_audio(0.5))
+        assert torch.equal(out.motion, expected.motion) and torch.equal(out.frames, expected.frames)
+        watched.check_other_drivers(self.subject(), **self.drawing)
+
+    def test_models_offloaded_in_groups_of_layers(self):
+        pipe = self.make_pipeline()
+        expected = self.call(pipe, audio=make_audio(0.5))
+        pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+        out = self.call(pipe, audio=make_audio(0.5))
+        assert torch.equal(out.motion, expected.motion) and torch.equal(out.frames, expected.frames)
 
     def test_progress_bar_counts_steps_and_frames(self, capsys):
         pipe = self.make_pipeline()

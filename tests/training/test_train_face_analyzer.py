@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,15 +8,15 @@ from PIL import Image, ImageDraw
 from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS, eye_openness, rows
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.training.train_face_analyzer import (
+    FaceAnalyzerOptions,
     LabelledFaces,
-    TrainFaceAnalyzerConfig,
     detector_loss,
     draw,
     landmark_loss,
     overlap,
     rare_kinds,
     read_folder,
-    train,
+    run,
 )
 
 TINY = {
@@ -68,16 +70,22 @@ def data(tmp_path_factory):
 
 
 def tiny(data, output, **options):
-    values = {"batch_size": 6, "scenes_per_batch": 4, "max_steps": 40, "minutes": 20.0, "mixed_precision": False}
-    values["warmup_steps"] = 5
-    return TrainFaceAnalyzerConfig(data=str(data), output=str(output), model=TINY, **{**values, **options})
+    values = {"batch_size": 6, "scenes_per_batch": 4, "max_steps": 40, "minutes": 20.0, "mixed_precision": "no"}
+    values |= {"warmup_steps": 5, "log_every": 1, "cpu": True, "model": json.dumps(TINY)}
+    return FaceAnalyzerOptions(data=str(data), output=str(output), **{**values, **options})
+
+
+def losses(folder, part):
+    """The loss of each step, from the log."""
+    return [json.loads(line)[f"{part}_loss"] for line in (folder / part / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_short_training_lowers_both_losses_and_saves(data, tmp_path):
-    history = train(tiny(data, tmp_path / "model", learning_rate=1e-2))
+    run(tiny(data, tmp_path / "model", learning_rate=1e-2))
     for part in ("landmarker", "detector"):
-        assert len(history[part]) == 40
-        assert np.mean(history[part][-8:]) < 0.8 * np.mean(history[part][:4]), part
+        history = losses(tmp_path / "model", part)
+        assert len(history) == 40
+        assert np.mean(history[-8:]) < 0.8 * np.mean(history[:4]), part
     model = FaceAnalyzer.from_pretrained(tmp_path / "model")
     assert model.canonical.abs().sum() > 0
 
@@ -85,9 +93,9 @@ def test_a_short_training_lowers_both_losses_and_saves(data, tmp_path):
 def test_decoded_frames_are_kept_in_the_cache(data, tmp_path):
     (tmp_path / "cache").mkdir()
     options = {"max_steps": 1, "parts": "landmarker", "cache": str(tmp_path / "cache")}
-    first = train(tiny(data, tmp_path / "a", **options))
+    first = run(tiny(data, tmp_path / "a", **options))["landmarker"].logs
     assert np.load(tmp_path / "cache" / f"{data.name}_portraits.npy").shape == (6, 256, 256, 3)
-    assert train(tiny(data, tmp_path / "b", **options)) == first
+    assert run(tiny(data, tmp_path / "b", **options))["landmarker"].logs == first
 
 
 def closed(points):
@@ -125,7 +133,7 @@ def test_rendered_faces_join_the_photographs(data, tmp_path):
     assert (frames.flatten(1).std(1) == 0).sum() == 10
     assert len(draw({"rendered": rendered}, 5, config, np.random.default_rng(0))[0]) == 5
     options = {"max_steps": 2, "parts": "landmarker", "rendered": str(tmp_path)}
-    assert len(train(tiny(data, tmp_path / "model", **options))["landmarker"]) == 2
+    assert run(tiny(data, tmp_path / "model", **options))["landmarker"].step == 2
 
 
 def test_nothing_is_asked_of_irises_behind_closed_lids(data):
@@ -146,9 +154,9 @@ def test_nothing_is_asked_of_irises_behind_closed_lids(data):
 
 def test_bad_options(data, tmp_path):
     with pytest.raises(ValueError, match="`data` must hold clips.npz or portraits.npz"):
-        train(tiny(tmp_path, tmp_path / "model"))
+        run(tiny(tmp_path, tmp_path / "model"))
     with pytest.raises(ValueError, match="`parts` must name some of landmarker, detector"):
-        train(tiny(data, tmp_path / "model", parts="nose"))
+        run(tiny(data, tmp_path / "model", parts="nose"))
 
 
 def test_detector_loss_is_small_for_the_right_answer_and_large_for_others():

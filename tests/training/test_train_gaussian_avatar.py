@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import vasa_hf
-from tests.training.test_avatar_losses import make_text_to_image
+from tests.training.avatar.test_losses import make_text_to_image
 from vasa_hf import Vasa3DGaussianAvatar
 from vasa_hf.gaussians.render import render
 from vasa_hf.training import train_gaussian_avatar
-from vasa_hf.training.avatar_presets import PRESETS
+from vasa_hf.training.avatar.presets import PRESETS
 from vasa_hf.training.loop import checkpoints
 from vasa_hf.training.train_gaussian_avatar import fit_avatar, main
 

@@ -333,7 +333,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, prepared, monkeypatch):
     def stop(step, values):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "print_log", stop)
+    monkeypatch.setattr("vasa_hf.training.saving.print_log", stop)
     with pytest.raises(KeyboardInterrupt):
         trainer.run(options(prepared, tmp_path / "cut", **{**arguments, "log_every": 3}))
     monkeypatch.undo()

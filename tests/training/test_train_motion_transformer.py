@@ -296,7 +296,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, data, priors, monkeypatch):
     def stop(step, values):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "print_log", stop)
+    monkeypatch.setattr("vasa_hf.training.saving.print_log", stop)
     with pytest.raises(KeyboardInterrupt):
         tiny_run(tmp_path, data, priors, monkeypatch, output=str(tmp_path / "cut"), **{**arguments, "log_every": 6})
     monkeypatch.undo()

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import vasa_hf
-from vasa_hf.cli import app, avatars, convert, measure, prepare, push, talk
+from vasa_hf.cli import app, avatars, convert, measure, options, prepare, push, talk
 
 # Heavy imports (torch and what brings it) wait until a command needs them: `vasa-hf --help` is quick.
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): Words after `vasa-hf`, those of the process by default.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(_with_joined_values(arguments))
+    chosen = _parser().parse_args(_with_joined_values(arguments))
     # Read when torch is imported. Threads that wait for each other busily take the cores that ffmpeg, and whatever else
     # runs here, need: twice as slow on a laptop with two busy cores, and no gain on idle ones.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pass
     notes = _notes_to_stderr()
     try:
-        return options.run(options) or 0
+        status = chosen.run(chosen) or 0
+        sys.stdout.flush()  # here, where it can be told that it failed
+        return status
     except KeyboardInterrupt:
         print("vasa-hf: stopped", file=sys.stderr)
         return 130
@@ -50,6 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError) as error:
         print(f"vasa-hf: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a name that is too long, a network that is gone
+        print(f"vasa-hf: error: {' '.join(str(error).split())}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is still to be printed cannot be, either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ImportError as error:
         if error.name is not None:  # a fault of the installation; ours have no name, and say what to install
             raise
@@ -94,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
             name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         added.set_defaults(run=run)
+        options.note_given(added)
         return added
 
     for module in (talk, avatars, app, measure, prepare, convert, push):

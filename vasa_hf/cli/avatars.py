@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import vasa_hf
+from vasa_hf.checks import parse_json
 from vasa_hf.cli import options as shared
+from vasa_hf.files import check_writable
 
 MODEL = "vasa3d-small"
 PRESETS = ("fast", "fast-gpu", "paper")
+MAX_CAMERA_BYTES = 10_000_000
 COLORS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0), "green": (0.0, 0.69, 0.25)}
 
 _FIT_EXAMPLES = """examples:
@@ -54,7 +57,7 @@ def add_commands(command: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a setting, such as iterations=500; see vasa_hf/training/avatar_presets.py",
+        help="change a setting, such as iterations=500; see vasa_hf/training/avatar/presets.py",
     )
     making.add_argument("--seed", type=int, help="same seed, same fit where no clock ends it")
     making.add_argument("--threads", type=int, help="CPU threads")
@@ -101,11 +104,10 @@ def _camera(text: str) -> Any:
         return text
     if not os.path.isfile(text):
         raise ValueError(f"`camera` must be fixed, orbit or an existing JSON file of keyframes, got {text!r}.")
-    try:
-        with open(text, encoding="utf-8") as file:
-            keyframes = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"`camera` must be a JSON file of keyframes, but {text!r} is none: {error}") from error
+    if os.path.getsize(text) > MAX_CAMERA_BYTES:
+        raise ValueError(f"`camera` must be a file of at most {MAX_CAMERA_BYTES:,} bytes, got {text!r}.")
+    with open(text, "rb") as file:
+        keyframes = parse_json(file.read(), "camera")
     if not isinstance(keyframes, list):
         raise ValueError(f"`camera` must hold a list of keyframes, {text!r} holds {type(keyframes).__name__}.")
     return keyframes
@@ -115,12 +117,18 @@ def _fit(options: argparse.Namespace) -> int:
     named = {f"{kind}[{i}]": p for kind in ("audio", "video") for i, p in enumerate(getattr(options, kind) or [])}
     shared.check_files(image=options.image, **named)
     _check_fit_folder(options.output, options.resume)
-    changes = dict(_setting(text) for text in options.set)
+    settings = [_setting(text) for text in options.set]
+    changes = dict(settings)
+    if len(changes) < len(settings):
+        raise ValueError(f"`set` must give each setting once, got {[name for name, _ in settings]}.")
     shared.check_seed(options.seed)
+    from vasa_hf.training.avatar.presets import choose_preset
+
+    choose_preset(options.preset, **changes)  # before the models are loaded
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     import torch
 
-    with closing(_Progress(pipe)) as show:
+    with closing(_Progress(pipe)) as show, _removed_if_refused(options.output):
         pipe.fit(
             options.image,
             preset=options.preset,
@@ -134,6 +142,18 @@ def _fit(options: argparse.Namespace) -> int:
         )
     print(options.output)
     return 0
+
+
+@contextmanager
+def _removed_if_refused(folder: str) -> Iterator[None]:
+    """Leave no new folder after an error of the input; frames that are all made are kept, for `--resume`."""
+    is_new = not os.path.exists(folder)
+    try:
+        yield
+    except ValueError:
+        if is_new and not os.path.exists(os.path.join(folder, "fit", "frames", "complete")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 class _Progress:
@@ -171,6 +191,11 @@ def _check_fit_folder(folder: str, resume: bool) -> None:
         raise ValueError(f"`resume` needs a fit that was stopped, {folder!r} holds none.")
     if not resume and stopped:
         raise ValueError(f"`output` holds a fit that was stopped: add --resume, or delete {folder!r}.")
+    place = os.path.abspath(folder)
+    if not os.path.isdir(place):
+        while not os.path.isdir(os.path.dirname(place)):  # the first of the folders that are to be made
+            place = os.path.dirname(place)
+        check_writable("output", place)
     held = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     if not resume and held - {"fit"}:  # stopped at its very beginning, a fit leaves that folder empty
         raise ValueError(f"`output` must be a new or empty folder, {folder!r} holds {sorted(held)[0]!r}.")
@@ -182,7 +207,7 @@ def _setting(text: str) -> tuple[str, Any]:
     if not separator:
         raise ValueError(f"`set` must be NAME=VALUE, got {text!r}.")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value, "set")
     except ValueError:
         return name, value
 
@@ -211,7 +236,7 @@ def _view(options: argparse.Namespace) -> int:
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     pipe.set_progress_bar_config(disable=True)
     avatar = pipe.load_avatar(options.avatar)
-    _, sound, rate = pipe.talking_face.prepare_audio(audio)
+    _, sound, rate = pipe.prepare_audio(audio)
     seed, _ = shared.seeded(options)
 
     def speak(**controls: Any) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 
 import vasa_hf
 from vasa_hf.cli import options as shared
-from vasa_hf.hub import EMBEDDED, embedded_path, resolve
+from vasa_hf.hub import EMBEDDED, base_name, embedded_path, read_index, resolve
 
-_EYES = "vasa-small"
+_REFERENCE = "vasa-small"
+_NETWORKS = ("recognizer", "sync_expert", "capp", "syncnet", "lpips", "fid_network", "fvd_network")
 
 
 def add_commands(command: Any) -> None:
@@ -74,9 +75,7 @@ def add_commands(command: Any) -> None:
     )
     judge.add_argument("--avatars", metavar="A,B", help="names or folders of avatars (those of the pipeline)")
     judge.add_argument(
-        "--parts",
-        metavar="A,B",
-        help="self, cross, audio, silence, ablations, controls, speed, studies; avatars (all)",
+        "--parts", metavar="A,B", help="self, cross, audio, silence, ablations, controls, speed, studies; avatars (all)"
     )
     judge.add_argument("--metrics", metavar="A,B", help="only these, by their names in table.csv")
     judge.add_argument("--limit", type=int, metavar="N", help="at most so many clips, portraits and voices")
@@ -149,28 +148,29 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vasa_hf import bench, bench_3d, bench_renderer
+    from vasa_hf.bench import avatars, renderer, runs, talking
 
     threads = None if options.threads is None else shared.numbers("threads", options.threads)
-    if threads is not None and not all(count >= 1 and count == int(count) for count in threads):
-        raise ValueError(f"`threads` must be whole numbers from 1 on, such as 1,2, got {options.threads!r}.")
-    talking = {"num_inference_steps": options.steps, "output_size": options.size}
-    only: dict[str, dict[str, Any]] = {"2d": {"seconds": options.seconds, **talking}}
+    for count in threads or ():
+        shared.check_threads(int(count) if count == int(count) else count)
+    shared_options = {"num_inference_steps": options.steps, "output_size": options.size}
+    only: dict[str, dict[str, Any]] = {"2d": {"seconds": options.seconds, **shared_options}}
     only["moda"] = only["2d"]
-    only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **talking}
+    only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **shared_options}
     only["renderer"] = {"batch": options.batch, "repeats": options.repeats}
     theirs = only[options.what].keys()
     others = {name: value for kind in only.values() for name, value in kind.items() if name not in theirs}
     typed = {"num_inference_steps": "steps", "output_size": "size"}
     if strange := [typed.get(name, name) for name, value in others.items() if value is not None]:
         raise ValueError(f"`{strange[0]}` has no meaning for {options.what!r}.")
+    shared.find_device(options.device)
     settings = {**only[options.what], "model": options.model}
     if options.what == "moda":
         settings |= {"model": options.model or "moda-small", "pipeline": "ModaTalkingHeadPipeline"}
     if options.what == "3d":
         settings["num_gaussians"] = settings.pop("gaussians")
-    module = {"2d": bench, "moda": bench, "3d": bench_3d, "renderer": bench_renderer}[options.what]
-    results = bench.compare(
+    module = {"2d": talking, "moda": talking, "3d": avatars, "renderer": renderer}[options.what]
+    results = runs.compare(
         [None] if threads is None else [int(count) for count in threads],
         module.__name__,
         device=options.device,
@@ -181,14 +181,16 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from vasa_hf.metrics import evaluate, tables
+    from vasa_hf.evaluation import catalogue, evaluate, tables
+    from vasa_hf.evaluation.networks import load_networks
 
     for name in ("limit", "samples"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}.")
     parts, metrics = (None if text is None else text.split(",") for text in (options.parts, options.metrics))
-    evaluate.check_names(parts, metrics)
+    catalogue.check_names(parts, metrics)
     if options.remake:
+        shared.refuse_ignored(options, {"output", "remake", "parts", "metrics"}, "remake")
         tables.remake(options.output)
         missing = evaluate.missing_metrics(options.output, parts, metrics)
     else:
@@ -196,26 +198,27 @@ def _eval(options: argparse.Namespace) -> int:
             raise ValueError("`data` must be given: --data DIR (or --remake).")
         if not os.path.isdir(options.data):
             raise ValueError(f"`data` must be an existing folder, got {options.data!r}.")
-        pipe, avatars, model, eyes = _what_to_judge(options)
+        pipe, avatars, model, reference = _what_to_judge(options)
         detector = None
         if options.mediapipe is not None:
             from vasa_hf import MediaPipeFaceAnalyzer
 
             detector = MediaPipeFaceAnalyzer(options.mediapipe, pipe.face_analyzer.canonical)
+        named = {name: getattr(options, name) for name in _NETWORKS}
         missing = evaluate.evaluate(
             pipe,
             options.data,
             options.output,
             parts,
             metrics=metrics,
-            networks=_metric_networks(options, model),
+            networks=load_networks(resolve(model), options.device, **named),
             limit=options.limit,
             samples=options.samples,
             seed=options.seed,
             sheets=options.sheets,
             detector=detector,
             avatars=avatars,
-            eyes=eyes,
+            reference=reference,
         )
     for name in missing:
         print(f"vasa-hf: not computed: {name}", file=sys.stderr)
@@ -224,63 +227,30 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str, Any]:
-    """The pipeline; of one of avatars, functions that load each of them; where metric networks lie; and their eyes."""
+    """The pipeline; of one of avatars, functions that load each of them; where metric networks lie; the reference."""
     options.model = {"vasa3d": "vasa3d-small", "moda": "moda-small"}.get(options.model, options.model)
     folder = resolve(options.model)
-    index = os.path.join(folder, "model_index.json")
-    about = {}
-    if os.path.isfile(index):
-        with open(index, encoding="utf-8") as file:
-            about = json.load(file)
+    about = read_index(folder)
     if about.get("_class_name") != "Vasa3DAvatarPipeline":
         if options.avatars is not None:
             raise ValueError(f"`avatars` are judged by --pipeline vasa3d, got {options.model!r}.")
-        own = about.get("_class_name") != "ModaTalkingHeadPipeline"
+        own = about.get("_class_name") not in ("ModaTalkingHeadPipeline", "JoyVasaTalkingHeadPipeline")
         pipe = shared.load_pipeline(options, "VasaTalkingFacePipeline" if own else "ModaTalkingHeadPipeline")
         if own:
             return pipe, None, options.model, None
-        options.model = _EYES  # the sync expert and CAPP know VASA-1's motion and sound
-        return pipe, None, _EYES, shared.load_pipeline(options)
+        options.model = _REFERENCE  # the sync expert and CAPP know VASA-1's motion and sound
+        return pipe, None, _REFERENCE, shared.load_pipeline(options)
 
-    from vasa_hf.metrics.avatar_parts import open_sitter
+    from vasa_hf.evaluation.avatars import load_eval_avatar
 
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     pipe.set_progress_bar_config(disable=True)
     names = pipe.avatars if options.avatars is None else [name.rstrip("/") for name in options.avatars.split(",")]
     if not names:
         raise ValueError(f"`avatars` must be given: {options.model!r} has none of its own.")
-    size, sitters = pipe.talking_face.output_sizes[0], {}
+    size, loaders = pipe.talking_face.output_sizes[0], {}
     for name in names:
         place = os.path.join(folder, "avatars", name) if name in pipe.avatars else name
         title = os.path.basename(name)
-        sitters[name if title in sitters else title] = partial(open_sitter, pipe, name, place, size)
-    return pipe.talking_face, sitters, about.get("talking_face", options.model), None
-
-
-def _metric_networks(options: argparse.Namespace, model: str) -> dict[str, Any]:
-    """Networks of metrics: those that were named, else those in the model's folder; others are absent."""
-    from vasa_hf import Capp, FaceRecognizer, SyncExpert, SyncNet, pretrained_features
-    from vasa_hf.metrics.frechet import load_i3d, load_inception
-    from vasa_hf.metrics.lpips import Lpips
-
-    networks: dict[str, Any] = {}
-    folder = resolve(model)
-    own = {"face_recognizer": FaceRecognizer, "sync_expert": SyncExpert, "capp": Capp}
-    for name, kind in own.items():
-        if os.path.isfile(os.path.join(folder, name, "config.json")):
-            networks[name] = kind.from_pretrained(folder, subfolder=name).float()
-    if options.recognizer is not None:
-        networks["face_recognizer"] = pretrained_features(options.recognizer)
-    for name, kind in (("sync_expert", SyncExpert), ("capp", Capp), ("syncnet", SyncNet)):
-        if (path := getattr(options, name)) is not None:
-            if not os.path.isfile(os.path.join(path, "config.json")):
-                raise ValueError(f"`{name}` must be a folder with config.json, got {path!r}.")
-            networks[name] = kind.from_pretrained(path).float()
-    if options.lpips is not None:
-        networks["lpips"] = Lpips.load(options.lpips)
-    networks = {name: network.eval().to(options.device) for name, network in networks.items()}
-    if options.fid_network is not None:
-        networks["fid"] = load_inception(options.fid_network, options.device)
-    if options.fvd_network is not None:
-        networks["fvd"] = load_i3d(options.fvd_network, options.device)
-    return networks
+        loaders[name if title in loaders else title] = partial(load_eval_avatar, pipe, name, place, size)
+    return pipe.talking_face, loaders, base_name(about) or options.model, None

@@ -3,11 +3,59 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+from vasa_hf.checks import check_number
+from vasa_hf.files import check_writable, staging
+
+# --- what was given ---------------------------------------------------------------------------------------------------
+
+
+def note_given(parser: argparse.ArgumentParser) -> None:
+    """Let a parser refuse an option that is given twice, and tell in `given` which were given at all."""
+    for name, kind in (
+        ("store", argparse._StoreAction),
+        ("store_true", argparse._StoreTrueAction),
+        ("store_false", argparse._StoreFalseAction),
+        ("append", argparse._AppendAction),
+    ):
+        parser.register("action", name, _noting(kind, may_repeat=name == "append"))
+    parser.register("action", None, _noting(argparse._StoreAction))
+
+
+def _noting(kind: type, may_repeat: bool = False) -> type:
+    """An action of argparse's that notes in the namespace that it ran."""
+
+    class Noting(kind):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+            given = getattr(namespace, "given", frozenset())
+            if option is not None and self.dest in given and not may_repeat:
+                raise argparse.ArgumentError(self, "is given twice, or against another that it excludes")
+            namespace.given = given | ({self.dest} if option is not None else frozenset())
+            super().__call__(parser, namespace, values, option)
+
+    return Noting
+
+
+def refuse_ignored(options: argparse.Namespace, used: set[str], beside: str) -> None:
+    """Raise `ValueError` for an option that was given and would have no effect."""
+    if ignored := sorted(getattr(options, "given", set()) - used):
+        name = ignored[0].replace("_", "-")
+        raise ValueError(f"`{name}` has no effect with --{beside}: leave one of them out.")
+
+
+def check_faces(options: argparse.Namespace, *prefixes: str) -> None:
+    """Raise `ValueError` for a face that is told by its number and by its box."""
+    for prefix in prefixes:
+        if getattr(options, f"{prefix}face") is not None and getattr(options, f"{prefix}box") is not None:
+            name = prefix.replace("_", "-")
+            raise ValueError(f"`{name}face` has no effect with --{name}box: leave one of them out.")
+
 
 # --- options ----------------------------------------------------------------------------------------------------------
 
@@ -17,7 +65,7 @@ def add_control_options(parser: Any) -> None:
     controls = parser.add_argument_group("controls", "constant, or keyframes as in the examples (SECONDS:VALUE ...)")
     controls.add_argument("--gaze", metavar="YAW,PITCH", help="radians; > 0: picture's left, down (0,0: camera)")
     controls.add_argument("--distance", metavar="D", help="head distance, 1 is the portrait's own")
-    controls.add_argument("--emotion", metavar="NAME=WEIGHT,...", help="offsets in [-1, 1], such as happy=0.6")
+    controls.add_argument("--emotion", metavar="NAME[=WEIGHT,...]", help="such as happy, or offsets happy=0.6")
     controls.add_argument("--head-motion", type=float, default=1.0, metavar="X", help="amount, 0 to 3 (%(default)s)")
     controls.add_argument(
         "--guidance", metavar="NAME=SCALE,...", help="of audio (0.5), gaze (1), head_distance, emotion, previous (0)"
@@ -84,7 +132,7 @@ def control_settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.distance is not None:
         settings["head_distance"] = keyframes(options.distance, lambda text: numbers("distance", text, 1)[0])
     if options.emotion is not None:
-        settings["emotion"] = keyframes(options.emotion, lambda text: weights("emotion", text))
+        settings["emotion"] = keyframes(options.emotion, emotion)
     check_seed(options.seed)
     return settings
 
@@ -102,9 +150,10 @@ def keypoint_settings(options: argparse.Namespace) -> dict[str, Any]:
         "head_motion": options.head_motion,
         "num_inference_steps": options.steps,
         "guidance_scale": None if options.guidance is None else weights("guidance", options.guidance),
-        "emotion": None if options.emotion is None else keyframes(options.emotion, str),
         **edit_settings(options),
     }
+    if options.emotion is not None:
+        settings["emotion"] = keyframes(options.emotion, emotion)
     check_seed(options.seed)
     return settings
 
@@ -135,6 +184,8 @@ def numbers(name: str, text: str, count: int | None = None) -> tuple[float, ...]
         values = tuple(float(word) for word in text.split(","))
     except ValueError:
         values = ()
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"`{name}` must be finite, got {text!r}.")
     if not values or (count is not None and len(values) != count):
         wanted = "numbers" if count is None else f"{count} number{'s' * (count > 1)}"
         raise ValueError(f"`{name}` must be {wanted}{' with commas between them' * (count != 1)}, got {text!r}.")
@@ -148,14 +199,26 @@ def weights(name: str, text: str) -> dict[str, float]:
         key, separator, value = word.partition("=")
         if not separator:
             raise ValueError(f"`{name}` must be NAME=NUMBER with commas between them, got {text!r}.")
+        if key.strip() in named:
+            raise ValueError(f"`{name}` must have each name once, got {key.strip()!r} twice.")
         named[key.strip()] = numbers(name, value, 1)[0]
     return named
+
+
+def emotion(text: str) -> str | dict[str, float]:
+    """The name of an emotion, or `NAME=NUMBER,...`."""
+    return weights("emotion", text) if "=" in text else text.strip()
 
 
 def check_seed(seed: int | None) -> None:
     """Raise `ValueError` for a number that no generator takes."""
     if seed is not None and not 0 <= seed < 2**63:
         raise ValueError(f"`seed` must be a whole number from 0 to 2**63 - 1, got {seed}.")
+
+
+def check_threads(threads: float) -> None:
+    """Raise `ValueError` for a number of CPU threads that this machine has no cores for."""
+    check_number("threads", threads, 1, os.cpu_count() or 1, whole=True)
 
 
 def check_files(**paths: str) -> None:
@@ -169,16 +232,11 @@ def check_target(name: str, path: str, suffix: str) -> None:
     """Tell before the work, not after it, that a file cannot be written."""
     if not path.lower().endswith(suffix):
         raise ValueError(f"`{name}` must end in {suffix}, got {path!r}.")
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise ValueError(f"`{name}` must lie in an existing folder, got {path!r}.")
-    if os.path.isdir(path) or not os.access(os.path.dirname(path) or ".", os.W_OK):
-        raise ValueError(f"`{name}` must be a file that can be written, got {path!r}.")
+    check_writable(name, path)
 
 
 def save_png(picture: Any, path: str) -> None:
     """Write a PIL image whole or not at all, and print where."""
-    from vasa_hf.media.ffmpeg import staging
-
     with staging(path) as folder:
         picture.save(folder / os.path.basename(path), format="PNG")
     print(path)
@@ -199,16 +257,34 @@ def load_pipeline(options: argparse.Namespace, name: str = "VasaTalkingFacePipel
 
     quiet_libraries()
     if options.threads is not None:
-        if options.threads < 1:
-            raise ValueError(f"`threads` must be at least 1, got {options.threads}.")
+        check_threads(options.threads)
         torch.set_num_threads(options.threads)
+    device = find_device(options.device)
+    return getattr(vasa_hf, name).from_pretrained(options.model).to(device)
+
+
+def find_device(name: str) -> Any:
+    """A device of torch's by its name, tried out: it must hold a number and give it back.
+
+    Raises:
+        ValueError: If there is none of that name, or it cannot compute.
+    """
+    import torch
+
     try:
-        device = torch.device(options.device)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"`device` must be one of torch's, such as cpu or cuda, got {options.device!r}.") from error
+        raise ValueError(f"`device` must be one of torch's, such as cpu or cuda, got {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("`device` must be one that is here: torch finds no CUDA device.")
-    return getattr(vasa_hf, name).from_pretrained(options.model).to(device)
+    try:
+        works = (torch.ones(2, device=device) + 1).sum().item() == 4
+    except Exception as error:  # torch raises what the maker of the device does
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"`device` must be one that is here and works, got {name!r}: {reason[0][:160]}") from error
+    if not works:
+        raise ValueError(f"`device` must be one that computes, got {name!r}.")
+    return device
 
 
 def seeded(options: argparse.Namespace) -> tuple[int, Any]:

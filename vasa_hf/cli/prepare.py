@@ -50,6 +50,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from vasa_hf.data import shards
 
     if options.check is not None:
+        shared.refuse_ignored(options, {"check"}, "check")
         complaints = shards.check(options.check)
         print(
             "\n".join(complaints) or f"{options.check}: {shards.read_manifest(options.check)['samples']} clips, whole"
@@ -58,6 +59,7 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.output is None:
         raise ValueError("`output` must be given: -o DIR.")
     if options.unpack is not None:
+        shared.refuse_ignored(options, {"unpack", "output"}, "unpack")
         print(f"{shards.unpack(options.unpack, options.output)} clips in {options.output}")
         return 0
     if options.videos is None:

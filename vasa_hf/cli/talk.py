@@ -136,6 +136,7 @@ def _add_picture_options(parser: argparse.ArgumentParser, fps: str | None) -> No
 def _picture_settings(options: argparse.Namespace) -> dict[str, Any]:
     from vasa_hf.media.ffmpeg import parse_fps
 
+    shared.check_faces(options, "")
     return {
         "fps": None if options.fps is None else parse_fps(options.fps),
         "face": options.face,
@@ -156,6 +157,7 @@ def _talk(options: argparse.Namespace) -> int:
 
 def _animate(options: argparse.Namespace) -> int:
     shared.check_files(image=options.image, driving=options.driving)
+    shared.check_faces(options, "", "driving_")
     shared.check_target("output", options.output, ".mp4")
     if options.motion is not None:
         shared.check_target("motion", options.motion, ".safetensors")
@@ -194,9 +196,11 @@ def _crop(options: argparse.Namespace) -> int:
     for name, path in (("output", options.output), ("preview", options.preview)):
         if path is not None:
             shared.check_target(name, path, ".png")
+    shared.check_faces(options, "")
     if not os.path.isfile(options.image):
         raise ValueError(f"`image` must be an existing picture file, got {options.image!r}.")
     box = None if options.box is None else shared.numbers("box", options.box, 4)
+    device = shared.find_device(options.device)
     folder = resolve(options.model)
 
     from vasa_hf import FaceAnalyzer, FaceImageProcessor
@@ -205,7 +209,7 @@ def _crop(options: argparse.Namespace) -> int:
     processor = FaceImageProcessor.from_pretrained(folder, subfolder="image_processor")
     analyzer = FaceAnalyzer.from_pretrained(folder, subfolder="face_analyzer").float()
     picture = processor.load(options.image)
-    faces = analyzer.to(options.device).detect(picture)
+    faces = analyzer.to(device).detect(picture)
     chosen = processor.choose(faces, tuple(picture.shape[-2:]), options.face) if box is None else None
     crop = processor.crop(picture, chosen, box, size=options.size)
     if options.output is not None:

@@ -54,7 +54,7 @@ def convert_joyvasa(
     renderer: str | os.PathLike | None = None,
     positional_encoding: str = "single_row",
 ) -> ConversionReport:
-    """Convert JoyVASA's weights to a folder for `ModaTalkingHeadPipeline.from_pretrained`.
+    """Convert JoyVASA's weights to a folder for `JoyVasaTalkingHeadPipeline.from_pretrained`.
 
     Args:
         source (`str` or `os.PathLike`): `jdh-algo/JoyVASA`, or a folder laid out like it.
@@ -97,7 +97,7 @@ def convert_joyvasa(
     components |= {"image_processor": liveportrait.image_processor(drawn)}
     # Each window is encoded for itself, without the sound around it.
     processor = VasaAudioProcessor(context_frames=0, lookahead_frames=0, padding="reflect")
-    save_pipeline(destination, components | {"audio_processor": processor})
+    save_pipeline(destination, "JoyVasaTalkingHeadPipeline", components | {"audio_processor": processor})
     return report
 
 

@@ -47,7 +47,7 @@ def wanted(animals: bool = False) -> list[str]:
 def convert_liveportrait(
     source: str | os.PathLike, destination: str | os.PathLike, animals: bool = False
 ) -> ConversionReport:
-    """Convert LivePortrait's weights to a folder for `ModaTalkingHeadPipeline.from_pretrained`.
+    """Convert LivePortrait's weights to a folder for `LivePortraitPipeline.from_pretrained`.
 
     Args:
         source (`str` or `os.PathLike`): `KwaiVGI/LivePortrait`, or a folder laid out like it or like its mirror.
@@ -60,7 +60,9 @@ def convert_liveportrait(
     check_destination(destination)
     renderer, report = read_renderer(locate(source, wanted(animals)), animals)
     report.check("LivePortrait")
-    save_pipeline(destination, {"renderer": renderer, "image_processor": image_processor(renderer)})
+    save_pipeline(
+        destination, "LivePortraitPipeline", {"renderer": renderer, "image_processor": image_processor(renderer)}
+    )
     return report
 
 

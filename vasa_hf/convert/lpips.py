@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from vasa_hf.metrics.lpips import FILE_NAME, Lpips
+from vasa_hf.models.lpips import FILE_NAME, Lpips
 
 
 def convert_lpips(backbone: str | os.PathLike, linear: str | os.PathLike, destination: str | os.PathLike) -> Path:

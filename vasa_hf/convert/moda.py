@@ -86,7 +86,7 @@ def convert_moda(
     components = {"motion_generator": model, "audio_encoder": encoder, "renderer": drawn}
     components |= {"audio_processor": audio_processor(hubert), "scheduler": FlowMatchEulerDiscreteScheduler()}
     components |= {"image_processor": liveportrait.image_processor(drawn)}
-    save_pipeline(destination, components)
+    save_pipeline(destination, "ModaTalkingHeadPipeline", components)
     return report
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import diffusers
 
+from vasa_hf.files import sweep, temporary_prefix
 from vasa_hf.hub import resolve
 
-PIPELINE = "ModaTalkingHeadPipeline"
 COMPONENTS = ("audio_encoder", "audio_processor", "image_processor", "motion_generator", "renderer", "scheduler")
 # No checkpoint brings a part that finds faces and may be passed on: ours is copied.
 FACE_ANALYZER = ("vasa-small/face_analyzer", ["vasa_hf.models.face_analyzer", "FaceAnalyzer"])
@@ -34,7 +34,8 @@ def new_folder(destination: str | os.PathLike) -> Iterator[Path]:
     check_destination(destination)
     destination = Path(destination).absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    sweep(destination.parent, hidden=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{temporary_prefix()}", dir=destination.parent))
     try:
         # One that `mkdtemp` makes lets nobody else in.
         (whole := partial / destination.name).mkdir()
@@ -60,22 +61,22 @@ def check_destination(destination: str | os.PathLike) -> None:
         raise ValueError(f"`destination` must be a new or an empty folder, got {str(destination)!r}: it is not empty.")
 
 
-def save_pipeline(destination: str | os.PathLike, components: Mapping[str, Any]) -> None:
-    """Write components as a folder for `ModaTalkingHeadPipeline.from_pretrained`.
+def save_pipeline(destination: str | os.PathLike, class_name: str, components: Mapping[str, Any]) -> None:
+    """Write components as a folder for `from_pretrained` of a pipeline.
 
     Args:
         destination (`str` or `os.PathLike`): New or empty folder.
-        components (`Mapping[str, Any]`): Some of `COMPONENTS`, each with a `save_pretrained`; the others are null.
+        class_name (`str`): The pipeline's class.
+        components (`Mapping[str, Any]`): Some of `COMPONENTS`, each with a `save_pretrained`.
     """
     embedded, face_analyzer = FACE_ANALYZER
     embedded = resolve(embedded)
-    index = {"_class_name": PIPELINE, "_diffusers_version": diffusers.__version__, "face_analyzer": face_analyzer}
+    index = {"_class_name": class_name, "_diffusers_version": diffusers.__version__, "face_analyzer": face_analyzer}
     with new_folder(destination) as folder:
         shutil.copytree(embedded, folder / "face_analyzer")
         for name in COMPONENTS:
             component = components.get(name)
             if component is None:
-                index[name] = [None, None]
                 continue
             component.save_pretrained(folder / name)
             module = type(component).__module__

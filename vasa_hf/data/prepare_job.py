@@ -30,11 +30,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vasa_hf import __version__
 from vasa_hf.data.filters import FPS, REASONS
-from vasa_hf.data.prepare import PrepareSettings, Source, VideoPreparer, find_videos
+from vasa_hf.data.prepare import PrepareSettings, Source, VideoPreparer, find_videos, prepare_part
 from vasa_hf.data.shards import ShardIndex, ShardWriter, read_manifest, scan_tar, write_bytes
 
 Progress = Callable[[int, int], None]
@@ -106,21 +104,6 @@ def _same_settings(output: Path, settings: dict[str, Any]) -> None:
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------
-
-
-def prepare_part(preparer: VideoPreparer, source: Source, parts: Path) -> str:
-    """Prepare one video and leave its clips and its report in `parts`; returns its key.
-
-    Networks run on one thread: videos are what runs side by side, and the last digits of labels depend on the number.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        report = preparer(source, parts / f"{source.key}.tar")
-    finally:
-        torch.set_num_threads(threads)
-    write_bytes(parts / f"{source.key}.json", json.dumps(report, sort_keys=True, ensure_ascii=False).encode())
-    return source.key
 
 
 def _run_here(todo: list[Source], settings: PrepareSettings, parts: Path, workers: int) -> Iterator[str]:

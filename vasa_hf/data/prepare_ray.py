@@ -14,8 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vasa_hf.data.prepare import PrepareSettings, Source, VideoPreparer
-from vasa_hf.data.prepare_job import prepare_part
+from vasa_hf.data.prepare import PrepareSettings, Source, VideoPreparer, prepare_part
 
 
 class _Worker:

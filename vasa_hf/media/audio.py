@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import struct
-import subprocess
-import tempfile
 import wave
 from collections.abc import Iterator
 from typing import Any
@@ -14,16 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from .ffmpeg import READ_OPTIONS, ffmpeg_path, input_url, shortened, staging
+from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shortened, staging
 
 logger = logging.getLogger(__name__)
 
 MAX_CHANNELS = 32
+MAX_BYTES = 4 << 30  # of all samples of a file
+# The centre, where people speak, is 2.5 dB down in each of two channels: ffmpeg's own 3.01 would do as well.
+_FILTERS = "aresample=async=1:first_pts=0:center_mix_level=0.75,aformat=channel_layouts=mono|stereo"
+_QUIET_POWER = 1e-6  # -60 dB of full scale
 
 
 def load_audio(
     audio: Any,
     sampling_rate: int | None = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> tuple[np.ndarray, int]:
     """Load sound without resampling or mixing.
 
@@ -34,15 +37,21 @@ def load_audio(
             `(channels, samples)` or `(samples, channels)` (the shorter axis is the channels), floats in [-1, 1] or
             integers, which are scaled by their type.
         sampling_rate (`int`, *optional*): Samples a second; needed for bare samples, else must agree.
+        max_seconds (`float`, defaults to six hours): Longer files are refused as soon as so much has been read.
 
     Returns:
         `tuple`: `np.ndarray` of shape `(channels, samples)`, float32, and the sampling rate.
 
     Raises:
-        ValueError: If there is no such file, no sound in it, no samples, or no known rate.
+        ValueError: If there is no such file, no sound in it, no samples, too many (4 GiB), or no known rate.
     """
     if isinstance(audio, (str, os.PathLike)):
-        blocks = list(audio_blocks(audio))
+        blocks, num_bytes = [], 0
+        for block in audio_blocks(audio, max_seconds=max_seconds):
+            blocks.append(block)
+            num_bytes += block[0].nbytes
+            if num_bytes > MAX_BYTES:
+                raise ValueError(f"`audio` must decode to at most {MAX_BYTES >> 30} GiB, got {os.fspath(audio)!r}.")
         samples, rate = np.concatenate([samples for samples, _ in blocks], axis=1), blocks[0][1]
     elif isinstance(audio, tuple) and len(audio) == 2 and any(isinstance(part, (int, np.integer)) for part in audio):
         samples, rate = audio if isinstance(audio[1], (int, np.integer)) else audio[::-1]
@@ -61,8 +70,14 @@ def load_audio(
     return samples, int(rate)
 
 
-def as_channels(audio: Any, argument: str = "audio") -> np.ndarray:
-    """Return samples as float32 `(channels, samples)`; see `load_audio` for what they may be."""
+def as_channels(audio: Any, argument: str = "audio", channel_axis: int | None = None) -> np.ndarray:
+    """Return samples as float32 `(channels, samples)`; see `load_audio` for what they may be.
+
+    Args:
+        audio (`np.ndarray`, `torch.Tensor` or `list`): The samples.
+        argument (`str`, defaults to `"audio"`): Its name in messages.
+        channel_axis (`int`, *optional*): Axis of the channels of two; the shorter one if it is not given.
+    """
     if isinstance(audio, torch.Tensor):
         audio = audio.detach().cpu()
         audio = (audio.float() if audio.is_floating_point() else audio).numpy()
@@ -73,7 +88,9 @@ def as_channels(audio: Any, argument: str = "audio") -> np.ndarray:
         raise ValueError(f"`{argument}` must have 1 or 2 dimensions (samples, channels), got shape {audio.shape}.")
     if audio.size == 0:
         raise ValueError(f"`{argument}` must hold at least one sample, got shape {audio.shape} (zero length).")
-    samples = audio[None] if audio.ndim == 1 else audio if audio.shape[0] <= audio.shape[1] else audio.T
+    if channel_axis is None:
+        channel_axis = 0 if audio.ndim == 1 or audio.shape[0] <= audio.shape[1] else 1
+    samples = audio[None] if audio.ndim == 1 else audio if channel_axis == 0 else audio.T
     if samples.shape[0] > MAX_CHANNELS:
         raise ValueError(f"`{argument}` must have at most {MAX_CHANNELS} channels, got shape {audio.shape}.")
     if audio.dtype.kind != "f":
@@ -82,46 +99,76 @@ def as_channels(audio: Any, argument: str = "audio") -> np.ndarray:
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
+class CancellationGuard:
+    """Notices stereo of which one channel is inverted, so that a mix of both is silent; the blocks come one by one.
+
+    Args:
+        name (`str`, *optional*): What to call the sound in the warning; without it, there is none.
+    """
+
+    def __init__(self, name: str | None = None):
+        self.name, self.cancels = name, False
+
+    def apply(self, samples: np.ndarray) -> np.ndarray:
+        """Return samples `(channels, n)`, with the first channel for both where they cancel each other."""
+        if len(samples) != 2:
+            return samples
+        both = float(np.square(samples[0] + samples[1], dtype=np.float64).sum())
+        apart = float(np.square(samples[0] - samples[1], dtype=np.float64).sum())
+        if apart > 4 * _QUIET_POWER * samples.shape[1]:  # what is quieter tells nothing
+            cancels = both < 0.03 * apart  # 15 dB
+            if cancels and not self.cancels and self.name is not None:
+                logger.warning("%s: one channel is the other one inverted; the first one is used.", self.name)
+                self.name = None
+            self.cancels = cancels
+        return np.stack([samples[0], samples[0]]) if self.cancels else samples
+
+
+def mix_to_mono(
+    samples: np.ndarray,  # [C, n]
+) -> np.ndarray:  # [n]
+    """Mean of all channels, of the first one where two cancel each other."""
+    return CancellationGuard("`audio`").apply(samples).mean(0)
+
+
 def audio_blocks(
-    path: str | os.PathLike, seconds: float = 1.0, quiet: bool = False
+    path: str | os.PathLike, seconds: float = 1.0, quiet: bool = False, max_seconds: float = MAX_SECONDS
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Decode the first sound track of a file at its own rate, block by block: memory does not grow with its length.
 
-    A track that starts late gets silence first.
+    A track that starts late gets silence first. More than two channels are mixed to stereo by what each of them is, as
+    players do; of two that cancel each other the first is given for both.
 
     Args:
         path (`str` or `os.PathLike`): Any container and codec that ffmpeg reads.
         seconds (`float`, defaults to 1.0): Length of a block; the last one may be shorter.
         quiet (`bool`, defaults to `False`): Whether to pass over damage in silence, as when reading for a second time.
+        max_seconds (`float`, defaults to six hours): Longer sound is refused as soon as so much of it has been read.
 
     Yields:
-        `tuple`: `np.ndarray` of shape `(channels, samples)`, float32, and the sampling rate.
+        `tuple`: `np.ndarray` of shape `(channels, samples)`, one or two channels, float32, and the sampling rate.
 
     Raises:
-        ValueError: If there is no such file, no sound in it, or (after the last block) it could not be read whole.
+        ValueError: If there is no such file, no sound in it, too much, or (after the last block) it could not be read
+            whole.
     """
-    command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", input_url(path, "audio"), "-map", "0:a:0"]
-    command += ["-af", "aresample=async=1:first_pts=0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
-    count = 0
-    with tempfile.TemporaryFile() as messages:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
-        try:
-            header = process.stdout.read(24)  # AU: the simplest header with rate and channels that needs no seeking
-            if len(header) == 24:
-                _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
-                process.stdout.read(offset - 24)
-                while data := process.stdout.read(max(round(seconds * rate), 1) * channels * 4):
-                    samples = np.frombuffer(data, ">f4", len(data) // 4 // channels * channels).reshape(-1, channels)
-                    count += len(samples)
-                    yield np.ascontiguousarray(samples.T, dtype=np.float32), rate
-            process.wait()
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
-        messages.seek(0)
-        stderr = messages.read()
-    if process.returncode != 0:
+    options = [*READ_OPTIONS, "-v", "error", "-i", input_url(path, "audio"), "-map", "0:a:0"]
+    options += ["-af", _FILTERS, "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
+    count, guard = 0, CancellationGuard(None if quiet else os.fspath(path))
+    with Decoder(options) as decoder:
+        header = decoder.read(24)  # AU: the simplest header with rate and channels that needs no seeking
+        if len(header) == 24:
+            _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
+            decoder.read(offset - 24)
+            while data := decoder.read(max(round(seconds * rate), 1) * channels * 4):
+                samples = np.frombuffer(data, ">f4", len(data) // 4 // channels * channels).reshape(-1, channels)
+                count += len(samples)
+                check_seconds(count / rate, max_seconds, "audio")
+                yield guard.apply(np.ascontiguousarray(samples.T, dtype=np.float32)), rate
+        status, stderr = decoder.finish()
+    if decoder.is_stuck:
+        raise ValueError(f"`audio` must be a readable sound file, but {os.fspath(path)!r} gives nothing any more.")
+    if status != 0:
         if b"matches no streams" in stderr:
             raise ValueError(f"`audio` must hold sound, but {os.fspath(path)!r} has no audio stream.")
         raise ValueError(f"`audio` must be a readable sound file, got {os.fspath(path)!r}: {shortened(stderr)}")

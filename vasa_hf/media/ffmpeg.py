@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from typing import Any
 
-READ_OPTIONS = ("-nostdin", "-hide_banner", "-protocol_whitelist", "file,pipe")  # a playlist must not open the network
+import numpy as np
+
+from vasa_hf.files import staging as staging
+
+# Containers by ffmpeg's names. None of them names other files, as playlists (hls, dash, concat, sdp, image2 ...) do.
+CONTAINERS = (
+    "aac,ac3,aiff,amr,ape,apng,asf,au,av1,avi,caf,dts,dv,eac3,flac,flv,gif,h264,hevc,ivf,jpegxl_anim,jpegxl_pipe,m4v,"
+    "matroska,mjpeg,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,png_pipe,rm,tta,voc,w64,wav,webm,webp_anim,"
+    "webp_pipe,wtv,wv,yuv4mpegpipe"
+)
+HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG
+MAX_PIXELS = 8192 * 8192  # of a frame
+MAX_SECONDS = 6 * 3600.0  # of a sound or a video, unless the caller says otherwise
+MAX_WAIT_SECONDS = 60.0  # ffmpeg must give something in this time
+# Before each input file.
+READ_OPTIONS = ("-nostdin", "-hide_banner", "-protocol_whitelist", "file", "-format_whitelist", CONTAINERS)
+DECODE_OPTIONS = (*READ_OPTIONS, "-max_pixels", str(MAX_PIXELS))
+
+
+class FfmpegError(OSError, RuntimeError):
+    """ffmpeg could not write: a full disk, for example; holds its message."""
 
 
 def ffmpeg_path() -> str:
@@ -38,7 +59,10 @@ def input_url(path: str | os.PathLike, argument: str = "path") -> str:
 
 def shortened(stderr: bytes) -> str:
     """Return ffmpeg's messages for an error of ours: the first lines tell the cause, the last what came of it."""
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    text = stderr.decode("utf-8", "replace")
+    if "Format not on whitelist" in text:
+        return "its container is none of those that are read, such as mp4, mov, webm, mkv, wav, mp3, flac"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " | ".join(lines if len(lines) <= 5 else [*lines[:3], "...", lines[-1]]) or "no message"
 
 
@@ -48,12 +72,15 @@ def parse_fps(fps: Fraction | float | str) -> Fraction:
     Raises:
         ValueError: If it is no number in [1, 1000].
     """
+    text = str(fps).strip() if isinstance(fps, (str, float)) else ""
     try:
-        value = Fraction(str(fps)) if isinstance(fps, float) else Fraction(fps)
+        if text and not re.fullmatch(r"\d{0,9}\.?\d{0,20}(/\d{1,9})?", text):
+            raise ValueError  # before `Fraction`, which computes 1e999999999 for ever
+        value = Fraction(text or fps)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         value = Fraction(0)
     if not 1 <= value <= 1000:
-        raise ValueError(f"`fps` must be a number of frames a second in [1, 1000], got {fps!r}.")
+        raise ValueError(f"`fps` must be a number of frames a second in [1, 1000], got {str(fps)[:40]!r}.")
     if value.denominator != 1:
         ntsc = Fraction(round(value * 1001 / 1000) * 1000, 1001)
         # ffmpeg prints, and people write, two or three digits.
@@ -69,6 +96,7 @@ class VideoInfo:
     size: tuple[int, int]
     duration_seconds: float | None
     has_audio: bool
+    transfer: str | None = None  # of HDR, by ffmpeg's name; none for others
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
@@ -77,8 +105,8 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
     Raises:
         ValueError: If the file is missing, empty, unreadable or has no picture.
     """
-    command = [ffmpeg_path(), *READ_OPTIONS, "-i", input_url(path), *frame_options("null"), "-frames:v", "1", "pipe:1"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    options = [*frame_options("null"), "-frames:v", "1", "pipe:1"]
+    done = run_ffmpeg([*DECODE_OPTIONS, "-i", input_url(path), *options])
     header = done.stderr.decode("utf-8", "replace").split("\nOutput #")[0]
     if not done.stdout:
         if "matches no streams" in header:
@@ -98,33 +126,150 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
         size=(int(width), int(height)),
         duration_seconds=seconds,
         has_audio=any(kind == "Audio" for kind, _ in streams),
+        transfer=next((name for name in HDR_TRANSFERS if name in video), None),
     )
+
+
+def run_ffmpeg(options: Sequence[str]) -> subprocess.CompletedProcess:
+    """Run ffmpeg to its end, with stdout and stderr as bytes.
+
+    Raises:
+        ValueError: If it needs longer than `MAX_WAIT_SECONDS`.
+    """
+    try:
+        command = [ffmpeg_path(), *options]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=MAX_WAIT_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"The file could not be read within {MAX_WAIT_SECONDS:.0f} seconds.") from error
+
+
+class Decoder:
+    """What ffmpeg makes of a file, as a stream of bytes; a context manager.
+
+    ffmpeg ends with the context, with this process (its output then has no reader, and it reads regular files only),
+    and when it gives nothing for `MAX_WAIT_SECONDS`.
+
+    Args:
+        options (`Sequence[str]`): After the name of the program.
+
+    Attributes:
+        is_stuck (`bool`): Whether it was ended because it gave nothing.
+    """
+
+    def __init__(self, options: Sequence[str]):
+        self._options, self.is_stuck = options, False
+        self._deadline = math.inf
+        self._left = threading.Event()
+
+    def __enter__(self) -> Decoder:
+        """Start ffmpeg."""
+        self._messages = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [ffmpeg_path(), *self._options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._messages,
+            bufsize=1 << 16,
+        )
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def read(self, count: int) -> bytes:
+        """Next bytes, fewer at the end."""
+        return self._wait(self._process.stdout.read, count)
+
+    def readline(self) -> bytes:
+        """Next line; empty at the end."""
+        return self._wait(self._process.stdout.readline)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; returns how many bytes there were."""
+        return self._wait(self._process.stdout.readinto, buffer)
+
+    def finish(self) -> tuple[int, bytes]:
+        """Exit status and messages, after the last byte was read."""
+        status = self._wait(self._process.wait)
+        self._messages.seek(0)
+        return status, self._messages.read(1 << 16)
+
+    def __exit__(self, *_: Any) -> None:
+        """End ffmpeg."""
+        self._left.set()
+        self._process.kill()
+        self._process.stdout.close()
+        self._process.wait()
+        self._messages.close()
+
+    def _wait(self, function: Callable, *arguments: Any) -> Any:
+        self._deadline = time.monotonic() + MAX_WAIT_SECONDS
+        try:
+            return function(*arguments)
+        finally:
+            self._deadline = math.inf
+
+    def _watch(self) -> None:
+        while not self._left.wait(0.5):
+            if time.monotonic() > self._deadline:
+                self.is_stuck = True
+                self._process.kill()
+
+
+def read_ppm(decoder: Decoder, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
+    """The next frame of `-f image2pipe -c:v ppm`, uint8 `(height, width, 3)`; `None` at the end, or if it is cut off.
+
+    Raises:
+        ValueError: If it has more than `max_pixels`.
+    """
+    if not decoder.readline():  # "P6", then "width height", then "255"
+        return None
+    width, height = map(int, decoder.readline().split())
+    decoder.readline()
+    if width * height > max_pixels:
+        raise ValueError(f"A frame must have at most {max_pixels:,} pixels, got {width}x{height}.")
+    frame = np.empty((height, width, 3), np.uint8)
+    return frame if decoder.readinto(frame.reshape(-1)) == frame.size else None
+
+
+def read_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a picture that ffmpeg knows (HEIC with its tiles, AVIF, JPEG XL), upright, as uint8 `(height, width, 3)`.
+
+    Of several pictures in the file, the main one is taken; of an animation, the first.
+
+    Raises:
+        ValueError: If it cannot be read, or is too large.
+    """
+    # No `-map`: only without it are tiles put together.
+    options = ["-an", "-sn", "-frames:v", "1", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"]
+    with Decoder([*DECODE_OPTIONS, "-v", "error", "-i", input_url(path, "image"), *options]) as decoder:
+        picture = read_ppm(decoder, max_pixels)
+        _, stderr = decoder.finish()
+    if picture is None:
+        raise ValueError(f"`image` must be a whole picture, got {os.fspath(path)!r}: {shortened(stderr)}")
+    return picture
+
+
+def check_seconds(seconds: float, most: float, argument: str) -> None:
+    """Raise `ValueError` for a sound or a video that turns out to be too long."""
+    if seconds > most:
+        raise ValueError(f"`{argument}` must be at most {most:,.0f} seconds long.")
+
+
+def tone_map_filters(transfer: str | None) -> str:
+    """Return filters, ending in a comma, that bring HDR to the range and colours of other videos; empty for those.
+
+    Reference white is 203 nits (ITU-R BT.2408). Below 30 % of it, where most of a face is, light is left as it is;
+    highlights up to 1,000 nits are compressed.
+    """
+    if transfer is None:
+        return ""
+    linear = f"zscale=tin={transfer}:min=bt2020nc:pin=bt2020:t=linear:npl=203,format=gbrpf32le,zscale=p=bt709"
+    return f"{linear},tonemap=mobius:desat=0:peak=5,zscale=t=bt709:m=bt709:p=bt709:r=tv,format=yuv444p,"
 
 
 def frame_options(filters: str) -> list[str]:
     """Return output options that give upright square-pixel RGB frames, each with its own PPM header."""
-    scale = "scale=w='trunc(iw*sar+0.5)':h=ih:flags=bicubic+accurate_rnd+full_chroma_int,setsar=1"
+    # Pixels more than eight times as wide as high, or as high as wide, are mistakes or ask for giant frames.
+    width = "if(between(sar,0.125,8),trunc(iw*sar+0.5),iw)"
+    scale = f"scale=w='{width}':h=ih:flags=bicubic+accurate_rnd+full_chroma_int,setsar=1"
     codec = ["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24"]
     return ["-map", "0:V:0", "-an", "-sn", "-vf", f"{filters},{scale}", *codec]
-
-
-@contextmanager
-def staging(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a new folder beside `path`; what is there under the name of `path` at the end takes its place.
-
-    After an exception, Ctrl-C included, the folder goes and `path` is as it was.
-
-    Raises:
-        ValueError: If the folder of `path` does not exist, or `path` is a folder.
-    """
-    path = Path(path).absolute()  # ffmpeg would read a relative `a:b.mp4` as protocol `a`
-    if not path.parent.is_dir():
-        raise ValueError(f"`path` must lie in an existing folder, got {str(path)!r}.")
-    if path.is_dir():
-        raise ValueError(f"`path` must name a file, but {str(path)!r} is a folder.")
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.stem[:32]}-", dir=path.parent))
-    try:
-        yield folder
-        os.replace(folder / path.name, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,6 @@ import datetime
 import functools
 import json
 import os
-import subprocess
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,7 +26,7 @@ from PIL import Image
 
 from vasa_hf import __version__
 
-from .ffmpeg import READ_OPTIONS, ffmpeg_path, input_url, shortened
+from .ffmpeg import READ_OPTIONS, input_url, run_ffmpeg, shortened
 
 # Chosen on H.264 clips at crf 23 and 28, where 24, 32 and 48 cells score lower. At crf 23 real faces of 256 pixels
 # score 16 and more, of 128 pixels 7 to 11; smaller frames lose the mark.
@@ -64,8 +63,7 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         ValueError: If the file is missing or no media file.
     """
-    command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", input_url(path), "-f", "ffmetadata", "pipe:1"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    done = run_ffmpeg([*READ_OPTIONS, "-v", "error", "-i", input_url(path), "-f", "ffmetadata", "pipe:1"])
     if done.returncode != 0:
         raise ValueError(f"`path` must be a media file, got {os.fspath(path)!r}: {shortened(done.stderr)}")
     text = done.stdout.decode("utf-8", "replace")

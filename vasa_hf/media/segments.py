@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .audio import as_channels
-from .ffmpeg import ffmpeg_path, parse_fps, shortened
+from .ffmpeg import FfmpegError, ffmpeg_path, parse_fps, shortened
 from .provenance import embed_mark, provenance_tags
 
 
@@ -50,7 +50,7 @@ class SegmentWriter:
 
     Raises:
         ValueError: If an argument is unfit.
-        RuntimeError: If ffmpeg fails; holds its message.
+        FfmpegError: If ffmpeg fails; holds its message.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class SegmentWriter:
             self._process.stdin.write(np.ascontiguousarray(frame).data)
         except OSError as error:
             self._process.wait()
-            raise RuntimeError(f"ffmpeg stopped: {self._stderr()}") from error
+            raise FfmpegError(f"ffmpeg stopped: {self._stderr()}") from error
 
     def take(self) -> list[Segment]:
         """Pieces that became whole since the last call."""
@@ -109,7 +109,7 @@ class SegmentWriter:
         with suppress(OSError):
             self._process.stdin.close()
         if self._process.wait() != 0:
-            raise RuntimeError(f"ffmpeg could not encode {str(self.folder)!r}: {self._stderr()}")
+            raise FfmpegError(f"ffmpeg could not encode {str(self.folder)!r}: {self._stderr()}")
         self._listener.join()
 
     def __exit__(

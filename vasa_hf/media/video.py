@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
@@ -17,15 +16,21 @@ import numpy as np
 
 from .audio import as_channels
 from .ffmpeg import (
-    READ_OPTIONS,
+    DECODE_OPTIONS,
+    MAX_SECONDS,
+    Decoder,
+    FfmpegError,
     VideoInfo,
+    check_seconds,
     ffmpeg_path,
     frame_options,
     input_url,
     parse_fps,
     probe_video,
+    read_ppm,
     shortened,
     staging,
+    tone_map_filters,
 )
 from .provenance import embed_mark, provenance_tags
 
@@ -33,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class VideoReader:
-    """Iterate over the frames of a video at a constant rate, upright and with square pixels.
+    """Iterate over the frames of a video at a constant rate, upright and with square pixels, HDR as ordinary colours.
 
     Frames come from ffmpeg one at a time. A variable frame rate is resampled by time stamps: frame `i` is what shows at
     `i / fps` seconds (the nearest stored frame), counted from the start of the file, as `load_audio` counts the sound.
@@ -42,6 +47,7 @@ class VideoReader:
         path (`str` or `os.PathLike`): Any file with a video stream that ffmpeg reads.
         fps (`Fraction`, `float` or `str`, *optional*, defaults to the file's own average rate):
             Frames a second to deliver.
+        max_seconds (`float`, defaults to six hours): Longer videos are refused as soon as so much has been read.
 
     Attributes:
         fps (`Fraction`): Frames a second delivered.
@@ -54,8 +60,13 @@ class VideoReader:
         ValueError: If the file is missing, empty, no video, or (while iterating) broken.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: Fraction | float | str | None = None):
-        self.path = os.fspath(path)
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        fps: Fraction | float | str | None = None,
+        max_seconds: float = MAX_SECONDS,
+    ):
+        self.path, self.max_seconds = os.fspath(path), max_seconds
         self._info: VideoInfo = probe_video(path)
         self.fps = self._info.fps if fps is None else parse_fps(fps)
         self.size = self._info.size
@@ -70,36 +81,25 @@ class VideoReader:
 
     def resampled(self, fps: Fraction | float | str) -> VideoReader:
         """Return a reader of the same file at another rate."""
-        return VideoReader(self.path, fps)
+        return VideoReader(self.path, fps, self.max_seconds)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield frames as uint8 RGB arrays of shape `(height, width, 3)`."""
-        command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", input_url(self.path)]
-        command += [*frame_options(f"fps={self.fps}:start_time=0"), "pipe:1"]
+        tone_map = tone_map_filters(self._info.transfer)
+        options = [*DECODE_OPTIONS, "-v", "error", "-i", input_url(self.path)]
+        options += [*frame_options(f"fps={self.fps}:start_time=0,{tone_map}".rstrip(",")), "pipe:1"]
         count = 0
-        with tempfile.TemporaryFile() as messages:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, bufsize=1 << 20
-            )
-            try:
-                while process.stdout.readline():  # "P6", then "width height", then "255"
-                    width, height = map(int, process.stdout.readline().split())
-                    process.stdout.readline()
-                    frame = np.empty((height, width, 3), np.uint8)
-                    if process.stdout.readinto(frame.reshape(-1)) < frame.size:
-                        break
-                    count += 1
-                    yield frame
-                process.wait()
-            finally:
-                process.kill()
-                process.stdout.close()
-                process.wait()
-            messages.seek(0)
-            stderr = messages.read()
+        with Decoder(options) as decoder:
+            while (frame := read_ppm(decoder)) is not None:
+                count += 1
+                check_seconds(float(count / self.fps), self.max_seconds, "path")
+                yield frame
+            status, stderr = decoder.finish()
+        if decoder.is_stuck:
+            raise ValueError(f"`path` must be a whole video, but {self.path!r} gives nothing after {count} frames.")
         missing = (self.num_frames or count) - count
         # ffmpeg calls a cut-off file a success. A few missing frames are common in good ones (the sound may be longer).
-        if process.returncode != 0 or count == 0 or (stderr and missing > max(5, 0.05 * count)):
+        if status != 0 or count == 0 or (stderr and missing > max(5, 0.05 * count)):
             raise ValueError(
                 f"`path` must be a whole video, but {self.path!r} could be read for {count} frames only "
                 f"(expected {self.num_frames or 'some'}): {shortened(stderr)}"
@@ -133,7 +133,7 @@ class VideoWriter:
 
     Raises:
         ValueError: If an argument or a frame is unfit, or no frame was written.
-        RuntimeError: If ffmpeg fails; holds its message.
+        FfmpegError: If ffmpeg fails; holds its message.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class VideoWriter:
             self._process.stdin.write(np.ascontiguousarray(frame).data)
         except OSError as error:  # the pipe broke: ffmpeg has ended, and has said why
             self._process.wait()
-            raise RuntimeError(f"ffmpeg stopped at frame {self.num_frames}: {self._stderr()}") from error
+            raise FfmpegError(f"ffmpeg stopped at frame {self.num_frames}: {self._stderr()}") from error
         self.num_frames += 1
 
     def write_audio(self, audio: Any, sampling_rate: int) -> None:
@@ -206,7 +206,7 @@ class VideoWriter:
         if self._audio_format not in (None, audio_format):
             raise ValueError(f"`audio` must keep its channels and rate {self._audio_format}, got {audio_format}.")
         self._audio_format = audio_format
-        np.ascontiguousarray(samples.T, dtype="<f4").tofile(self._audio_file)
+        self._audio_file.write(np.ascontiguousarray(samples.T, dtype="<f4").data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -240,7 +240,7 @@ class VideoWriter:
         except OSError:
             pass  # the exit status below tells
         if self._process.wait() != 0:
-            raise RuntimeError(f"ffmpeg could not encode {str(self.path)!r}: {self._stderr()}")
+            raise FfmpegError(f"ffmpeg could not encode {str(self.path)!r}: {self._stderr()}")
         command = [ffmpeg_path(), "-nostdin", "-hide_banner", "-v", "error", "-i", str(self._folder / "pictures.mov")]
         if self._audio_format is not None:
             channels, rate = self._audio_format
@@ -262,7 +262,7 @@ class VideoWriter:
         # ffmpeg may end with status 0 though frames were lost (a full disk): count them.
         if done.returncode != 0 or not written or int(written[-1]) != self.num_frames:
             count = written[-1].decode() if written else "no"
-            raise RuntimeError(f"ffmpeg wrote {count} of {self.num_frames} frames: {self._stderr()}")
+            raise FfmpegError(f"ffmpeg wrote {count} of {self.num_frames} frames: {self._stderr()}")
 
     def _stop_encoder(self) -> None:
         self._process.kill()

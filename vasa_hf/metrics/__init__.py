@@ -1,1 +1,1 @@
-"""Metrics: pure functions over frames, motion and audio, and the evaluation that makes the tables."""
+"""Metrics: pure functions of frames, motion and audio."""

@@ -53,6 +53,10 @@ class FaceTrack:
     def __getitem__(self, part: slice) -> FaceTrack:
         return FaceTrack(self.landmarks[part], self.pose[part], self.found[part])
 
+    def held(self, count: int) -> FaceTrack:
+        """The first frame, that many times."""
+        return FaceTrack.of(self.landmarks[:1].expand(count, -1, -1), self.pose[:1].expand(count, -1))
+
     @property
     def rotation(self) -> Tensor:
         """Head rotation, `(frames, 3, 3)`."""

@@ -4,8 +4,6 @@ FID and FVD of the papers are of Inception and I3D features. The same formula on
 which must bear another name.
 """
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,44 +67,3 @@ def video_features(network, video: Tensor) -> Tensor:
         clip = F.interpolate(clip, (FVD_SIZE, FVD_SIZE), mode="bilinear", antialias=True, align_corners=False)
         features.append(network(clip.transpose(0, 1)[None] * 2 - 1).float().cpu())
     return torch.cat(features)
-
-
-def load_torchscript(path: str | os.PathLike, what: str, device: str | torch.device = "cpu"):
-    """Load a TorchScript network from a local file.
-
-    Args:
-        path (`str` or `os.PathLike`): The file.
-        what (`str`): What it is for, as the message should say.
-        device (`str` or `torch.device`): Where to run it.
-
-    Raises:
-        ValueError: If it is not there or no TorchScript file.
-    """
-    if not os.path.isfile(path):
-        raise ValueError(f"`{what}` must be an existing TorchScript file, got {os.fspath(path)!r}.")
-    try:
-        return torch.jit.load(os.fspath(path), map_location=device).eval()
-    except RuntimeError as error:
-        raise ValueError(f"`{what}` must be a TorchScript file, but {os.fspath(path)!r} is none: {error}") from error
-
-
-def load_i3d(path: str | os.PathLike, device: str | torch.device = "cpu"):
-    """I3D as a function of clips in [-1, 1], from StyleGAN-V's TorchScript file (`i3d_torchscript.pt`).
-
-    Args:
-        path (`str` or `os.PathLike`): The file.
-        device (`str` or `torch.device`): Where to run it.
-    """
-    network = load_torchscript(path, "fvd_network", device)
-    return lambda clips: network(clips.to(device), rescale=False, resize=False, return_features=True)
-
-
-def load_inception(path: str | os.PathLike, device: str | torch.device = "cpu"):
-    """Inception as a function of pictures in [-1, 1], from the StyleGANs' TorchScript file.
-
-    Args:
-        path (`str` or `os.PathLike`): The file (`inception-2015-12-05.pt`).
-        device (`str` or `torch.device`): Where to run it.
-    """
-    network = load_torchscript(path, "fid_network", device)
-    return lambda pictures: network((pictures.to(device) * 127.5 + 128).clamp(0, 255).byte(), return_features=True)

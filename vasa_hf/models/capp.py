@@ -30,6 +30,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from vasa_hf.checks import check_number
 from vasa_hf.layers.attention import TransformerBlock, rotary_angles
 
 # The paper's windows and depth with the width of Wav2Vec2-base; and what a CPU trains on clips of a second.
@@ -112,6 +113,7 @@ class Capp(ModelMixin, ConfigMixin):
         center_audio: bool = False,
         dropout: float = 0.0,
     ):
+        check_number("window", window, 1, 10_000, whole=True)
         super().__init__()
         if window < 5:
             raise ValueError(f"`window` must be at least 5 frames, got {window}.")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
 from torch import Tensor, nn
 
@@ -206,6 +207,7 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         certainty = (6 * (peak / self.config.half_certain_peak).log()).sigmoid()
         return points, rotation, translation, scale, logit.sigmoid() * certainty
 
+    @apply_forward_hook
     @torch.no_grad()
     def detect(
         self,
@@ -244,7 +246,7 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         height, width = picture.shape[-2:]
         ratio = size / max(height, width)
         shrunk = (max(round(height * ratio), 8), max(round(width * ratio), 8))
-        small = F.interpolate(picture[None].to(self.device), size=shrunk, mode="bilinear", antialias=True)
+        small = F.interpolate(self._on_device(picture[None]), size=shrunk, mode="bilinear", antialias=True)
         step = 32  # the deepest stage's stride
         small = F.pad(small, (0, -shrunk[1] % step, 0, -shrunk[0] % step))
         out = self.detector(small.to(self.dtype))[0].float().cpu()
@@ -259,6 +261,7 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         scale = torch.tensor([width / shrunk[1], height / shrunk[0]]).repeat(2)
         return boxes[suppress(boxes, heat[y, x])[:most]] * scale
 
+    @apply_forward_hook
     @torch.no_grad()
     def measure(
         self,
@@ -288,7 +291,7 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
             if not matrices:
                 return []
             crops = torch.stack([cut_crop(picture, matrix, self.config.crop_size) for matrix in matrices])
-            results = [value.float().cpu() for value in self._measure_crop(crops.to(self.device))]
+            results = [value.float().cpu() for value in self._measure_crop(self._on_device(crops))]
             squares = []
             for matrix, crop_points, rotation, translation, scale, score in zip(matrices, *results, strict=True):
                 if score < least:
@@ -301,6 +304,10 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
                 box = landmark_box(points @ turn)
                 squares.append((turn @ (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max(), pose[2]))
         return faces
+
+    def _on_device(self, image: Tensor) -> Tensor:
+        """An image where the networks are; if they are offloaded layer by layer, their hooks move it."""
+        return image if self.device.type == "meta" else image.to(self.device)
 
     def _pose(self, points: Tensor, crop_pose: Tensor, image_from_crop: Tensor) -> Tensor:
         """Pose [7] in picture pixels: what the network says of the crop, fitted to the rigid points it sees."""

@@ -24,6 +24,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -360,20 +361,24 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         """Length of a motion vector: z_pose and z_dyn."""
         return POSE_DIM + self.config.dynamics_dim
 
+    @apply_forward_hook
     def encode_pose(self, image: Tensor) -> Tensor:
         """Head pose of pictures in [-1, 1]: `(batch, 6)`; yaw, pitch, roll in radians, tx, ty, scale of the crop."""
         offset = image.new_tensor([0.0, 0.0, 0.0, 0.5, 0.5, 0.27])
         spread = image.new_tensor([0.2, 0.15, 0.1, 0.05, 0.05, 0.05])
         return offset + spread * self.pose_encoder(image)
 
+    @apply_forward_hook
     def encode_dynamics(self, image: Tensor) -> Tensor:
         """Holistic facial dynamics z_dyn of pictures in [-1, 1]: `(batch, dynamics_dim)`."""
         return self.dynamics_encoder(image)
 
+    @apply_forward_hook
     def encode_motion(self, image: Tensor) -> Tensor:
         """Pose and dynamics of pictures in [-1, 1]: `(batch, 6 + dynamics_dim)`."""
         return torch.cat([self.encode_pose(image), self.encode_dynamics(image)], 1)
 
+    @apply_forward_hook
     def encode_appearance(self, image: Tensor, motion: Tensor | None = None) -> FaceAppearance:
         """Canonical appearance volume and identity of portraits.
 
@@ -428,6 +433,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
             features += [x.unflatten(0, (len(source), region.count)) for x in refiner.encode_source(crop)]
         return features
 
+    @apply_forward_hook
     def decode(
         self, appearance: FaceAppearance, motion: Tensor, output_size: int | None = None, return_dict: bool = False
     ) -> Tensor | Vasa1FaceAutoencoderOutput:

@@ -24,7 +24,10 @@ from diffusers import DDPMScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
+
+from vasa_hf.checks import check_number
 
 EXPRESSION_DIM = 63
 POSE_DIM = 7  # scale, translation x y z, pitch, yaw, roll
@@ -83,6 +86,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
         pad_mode: str = "zero",
         fps: float = 25.0,
     ):
+        check_number("window", window, 1, 10_000, whole=True)
         super().__init__()
         if positional_encoding not in POSITIONAL_ENCODINGS:
             raise ValueError(
@@ -110,6 +114,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
         self.register_buffer("pose_min", torch.zeros(POSE_DIM))
         self.register_buffer("pose_max", torch.ones(POSE_DIM))
 
+    @apply_forward_hook
     def normalize(self, motion: Tensor) -> Tensor:
         """Bring motion `(..., motion_dim)` in LivePortrait's units to the range that the model works with."""
         self._check("motion", motion, (*motion.shape[:-1], self.config.motion_dim))
@@ -117,6 +122,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
         expression = (expression - self.expression_mean) / (self.expression_std + 1e-9)
         return torch.cat([expression, (pose - self.pose_min) / (self.pose_max - self.pose_min + 1e-9)], dim=-1)
 
+    @apply_forward_hook
     def denormalize(self, sample: Tensor) -> Tensor:
         """Undo `normalize`."""
         self._check("sample", sample, (*sample.shape[:-1], self.config.motion_dim))
@@ -124,6 +130,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
         expression = expression * self.expression_std + self.expression_mean
         return torch.cat([expression, pose * (self.pose_max - self.pose_min) + self.pose_min], dim=-1)
 
+    @apply_forward_hook
     def project_audio(self, features: Tensor) -> Tensor:
         """Bring the encoder's features `(batch, frames, audio_dim)` to the model's width."""
         self._check("features", features, (*features.shape[:-1], self.config.audio_dim))

@@ -38,7 +38,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import apply_rotary_emb, get_1d_rotary_pos_embed
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
+
+from vasa_hf.checks import check_number
 
 EMOTIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 CONDITIONS = ("audio", "emotion")
@@ -348,6 +351,7 @@ class ModaMotionTransformer(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         skip_deviation: float | None = None,
     ):
+        check_number("window", window, 1, 10_000, whole=True)
         super().__init__()
         if skip_deviation is not None and skip_deviation <= 0:
             raise ValueError(f"`skip_deviation` must be positive or None, got {skip_deviation}.")
@@ -377,11 +381,13 @@ class ModaMotionTransformer(ModelMixin, ConfigMixin):
         self.register_buffer("motion_mean", torch.zeros(motion_dim))
         self.register_buffer("motion_std", torch.ones(motion_dim))
 
+    @apply_forward_hook
     def normalize(self, motion: Tensor) -> Tensor:
         """Bring motion `(..., motion_dim)` to the zero mean and unit deviation that the model works with."""
         self._check_width("motion", motion)
         return (motion - self.motion_mean.to(motion)) / (self.motion_std.to(motion) + _STD_FLOOR)
 
+    @apply_forward_hook
     def denormalize(self, sample: Tensor) -> Tensor:
         """Undo `normalize`."""
         self._check_width("sample", sample)

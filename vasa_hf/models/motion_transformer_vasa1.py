@@ -27,8 +27,10 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from vasa_hf.checks import check_number
 from vasa_hf.layers.attention import TransformerBlock, rotary_angles
 from vasa_hf.motion import POSE_DIM, MotionSpec
 
@@ -84,6 +86,7 @@ class Vasa1MotionTransformer(ModelMixin, ConfigMixin):
         emotions: tuple[str, ...] = EMOTIONS,
         dynamics: dict[str, int] | list[tuple[str, int]] | None = None,
     ):
+        check_number("window", window, 1, 10_000, whole=True)
         super().__init__()
         dynamics = {"dynamics": motion_dim - POSE_DIM} if dynamics is None else dict(dynamics)
         if MotionSpec(dynamics).dim != motion_dim:
@@ -123,11 +126,13 @@ class Vasa1MotionTransformer(ModelMixin, ConfigMixin):
         """Names of the motion channels."""
         return MotionSpec(dict(self.config.dynamics))
 
+    @apply_forward_hook
     def normalize(self, relative_motion: Tensor) -> Tensor:
         """Bring relative motion to the zero mean and unit deviation that the model works with."""
         self.motion_spec.check(relative_motion)
         return (relative_motion - self.motion_mean.to(relative_motion)) / self.motion_std.to(relative_motion)
 
+    @apply_forward_hook
     def denormalize(self, sample: Tensor) -> Tensor:
         """Undo `normalize`."""
         self.motion_spec.check(sample)

@@ -24,6 +24,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,8 +38,8 @@ from vasa_hf.geometry.keypoints import (
 from vasa_hf.layers.convnext_v2 import ConvNextV2
 from vasa_hf.layers.dense_motion import ConvBlock, DenseMotionNetwork
 from vasa_hf.layers.pyramid import PointDetector
-from vasa_hf.layers.renderer_inference import FastGenerator, FastWarping
 from vasa_hf.layers.spade import SpadeResBlock
+from vasa_hf.models.backends.renderer_liveportrait import FastGenerator, FastWarping
 
 
 @dataclass
@@ -433,6 +434,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
             if value.ndim != 3 or value.shape[1:] != (NUM_KEYPOINTS, 3):
                 raise ValueError(f"`{name}` must have shape (batch, {NUM_KEYPOINTS}, 3), got {tuple(value.shape)}.")
 
+    @apply_forward_hook
     def encode_appearance(self, image: Tensor) -> Tensor:
         """F: the appearance of pictures as feature volumes.
 
@@ -448,6 +450,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         self._check_image(image)
         return self.appearance_feature_extractor(image.to(self.dtype))
 
+    @apply_forward_hook
     def extract_motion(self, image: Tensor) -> KeypointMotion:
         """M: what moves in pictures, with the angles decoded to degrees.
 
@@ -466,6 +469,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         kp, exp = (heads[name].unflatten(1, (NUM_KEYPOINTS, 3)) for name in ("kp", "exp"))
         return KeypointMotion(kp, exp, heads["scale"], heads["t"], *angles)
 
+    @apply_forward_hook
     def stitch(self, kp_source: Tensor, kp_driving: Tensor) -> Tensor:
         """Driving keypoints, moved so that shoulders and hair meet the picture that the crop goes back to (Eq. 6).
 
@@ -484,6 +488,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         points, shift = delta[:, :-2].unflatten(1, (NUM_KEYPOINTS, 3)), delta[:, -2:]
         return kp_driving + points + F.pad(shift, (0, 1))[:, None]
 
+    @apply_forward_hook
     def retarget_lips(self, kp_source: Tensor, source_ratio: Tensor, target_ratio: Tensor) -> Tensor:
         """How keypoints move for lips to open so far (Eq. 9).
 
@@ -503,6 +508,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         self._check_ratio("target_ratio", target_ratio, 1)
         return self.retargeting_lip(kp_source, source_ratio, target_ratio).unflatten(1, (NUM_KEYPOINTS, 3))
 
+    @apply_forward_hook
     def retarget_eyes(self, kp_source: Tensor, source_ratios: Tensor, target_ratio: Tensor) -> Tensor:
         """How keypoints move for eyes to open so far (Eq. 8).
 
@@ -527,6 +533,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         if ratio.ndim != 2 or ratio.shape[1] != count:
             raise ValueError(f"`{name}` must have shape (batch, {count}), got {tuple(ratio.shape)}.")
 
+    @apply_forward_hook
     def warp(self, feature_3d: Tensor, kp_source: Tensor, kp_driving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W: move a feature volume, the first half of `render`.
 
@@ -555,6 +562,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         module = self._fast[0] if self._is_fast(feature_3d) else self.warping_module
         return module(feature_3d, kp_source, kp_driving)
 
+    @apply_forward_hook
     def decode(self, out: Tensor) -> Tensor:
         """G: picture of warped features, the second half of `render`.
 
@@ -566,6 +574,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         """
         return (self._fast[1] if self._is_fast(out) else self.spade_generator)(out)
 
+    @apply_forward_hook
     def render(self, feature_3d: Tensor, kp_source: Tensor, kp_driving: Tensor) -> Tensor:
         """W and G: the source with its keypoints moved.
 

@@ -30,6 +30,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from vasa_hf.checks import check_number
+
 SAMPLING_RATE = 16_000
 SAMPLES_PER_FRAME = 640
 COLUMNS_PER_FRAME = 4
@@ -133,6 +135,7 @@ class SyncExpert(ModelMixin, ConfigMixin):
         window: int = 9,
         dropout: float = 0.0,
     ):
+        check_number("window", window, 1, 10_000, whole=True)
         super().__init__()
         if not 0 <= lips[0] < lips[1] <= motion_dim:
             raise ValueError(f"`lips` must be channels [start, stop) within {motion_dim}, got {tuple(lips)}.")

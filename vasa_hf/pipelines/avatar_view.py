@@ -1,8 +1,9 @@
-"""An avatar before a camera: what stands where VASA-1 expects a portrait, and draws itself."""
+"""An avatar before a camera: the subject of `Vasa3DAvatarPipeline`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from vasa_hf.camera_paths import CameraPath
+from vasa_hf.checks import check_number
 from vasa_hf.gaussians.render import render
-from vasa_hf.geometry.cameras import orbit_cameras
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DRestState
-from vasa_hf.pipelines.inputs import Performer, check_number
+from vasa_hf.pipelines.inputs import Subject
 from vasa_hf.streaming import map_ahead
 
 MIN_SIZE, MAX_SIZE = 16, 2048
@@ -23,16 +24,36 @@ WHITE = (1.0, 1.0, 1.0)
 MAX_DRAW_WORKERS = 4  # on a CPU; each holds the Gaussians of `batch_size` frames
 
 
-class AvatarView(Performer):
-    """An avatar before a camera, drawn frame after frame: what stands where VASA-1 expects a portrait.
+@dataclass(frozen=True)
+class AvatarOptions:
+    """How an avatar is seen.
+
+    Args:
+        camera (`str`, `OrbitCamera`, `CameraKeyframes`, list, `Cameras` or `Callable`, defaults to `"fixed"`):
+            `"fixed"` (the portrait's) or `"orbit"`; keyframes `[(seconds, azimuth_deg, elevation_deg, distance)]`; one
+            camera in the world; or a function from seconds to one. See `CameraPath`.
+        background (`Sequence[float]`, defaults to white): RGB in [0, 1] behind the head.
+        output_size (`int`, defaults to 256): Side of the square frames.
+    """
+
+    camera: Any = "fixed"
+    background: Sequence[float] = WHITE
+    output_size: int = 256
+
+    def check(self, output_sizes: Sequence[int] = ()) -> None:
+        """Raise `ValueError` for values out of range: any size will do; an avatar's view checks the camera."""
+        check_number("output_size", self.output_size, MIN_SIZE, MAX_SIZE, whole=True)
+        _color(self.background)
+
+
+class AvatarView(Subject):
+    """An avatar before a camera. Rendering it twice gives the same frames: it keeps no place in the video.
 
     Args:
         avatar (`Vasa3DGaussianAvatar`): Who.
-        camera (`str`, `OrbitCamera`, `CameraKeyframes`, list, `Cameras` or `Callable`): See `CameraPath`.
-        fps (`Fraction`, `float` or `str`, defaults to 25): Frames a second: when a frame is seen.
-        output_size (`int`, defaults to 256): Side of the square picture.
-        background (`Sequence[float]`, defaults to white): RGB in [0, 1].
-        batch_size (`int`, *optional*): Frames drawn at a time; 1 on a CPU, 16 elsewhere if `None`.
+        options (`AvatarOptions`, *optional*): How it is seen.
+        fps (`Fraction`, `float` or `str`, *optional*): The only rate at which it may be rendered; any if `None`.
+        batch_size (`int`, *optional*): Frames rendered at a time; 1 on a CPU, 16 elsewhere if `None`.
 
     Raises:
         ValueError: If an argument is unfit, or the camera is inside the head.
@@ -41,17 +62,16 @@ class AvatarView(Performer):
     def __init__(
         self,
         avatar: Vasa3DGaussianAvatar,
-        camera: Any = "fixed",
-        fps: Fraction | float | str = 25,
-        output_size: int = 256,
-        background: Sequence[float] = WHITE,
+        options: AvatarOptions | None = None,
+        fps: Fraction | float | str | None = None,
         batch_size: int | None = None,
     ):
-        _check_size(output_size)
-        self.avatar, self.fps, self._size = avatar, parse_fps(fps), output_size
-        self.background, self.batch_size = _color(background), batch_size
-        self.camera = CameraPath(camera, avatar.portrait_camera, *head_sphere(avatar))
-        self.num_drawn = 0
+        options = options or AvatarOptions()
+        options.check()
+        self.avatar, self.batch_size = avatar, batch_size
+        self.fps = None if fps is None else parse_fps(fps)
+        self._size, self.background = options.output_size, _color(options.background)
+        self.camera = CameraPath(options.camera, avatar.portrait_camera, *head_sphere(avatar))
         self._rest: Vasa3DRestState | None = None
 
     @property
@@ -61,12 +81,25 @@ class AvatarView(Performer):
 
     @property
     def output_size(self) -> int:
-        """Side of the square picture in pixels."""
+        """Side of the square frames in pixels."""
         return self._size
 
+    def check_fps(self, fps: Fraction | float | str | None) -> None:
+        """Raise `ValueError` for another rate than the view was made for; `None` is not known yet."""
+        if fps is not None and self.fps not in (None, parse_fps(fps)):
+            raise ValueError(f"`fps` must be {self.fps}, as the view was made for, got {fps}.")
+
     @torch.no_grad()
-    def draw(self, motion: Tensor) -> Iterator[Tensor]:
-        """Yield pictures `(n, 3, size, size)` in [0, 1], on the CPU, of the next frames' motion `(frames, M)`."""
+    def draw(self, motion: Tensor, start_frame: int = 0, fps: Fraction | float | str | None = None) -> Iterator[Tensor]:
+        """Yield frames `(n, 3, size, size)` in [0, 1], on the CPU, of consecutive motion.
+
+        Args:
+            motion (`torch.Tensor` of shape `(frames, channels)`): Absolute motion.
+            start_frame (`int`, defaults to 0): Place of its first frame in the video.
+            fps (`Fraction`, `float` or `str`, *optional*): Of the video; defaults to the view's own, or 25.
+        """
+        fps = parse_fps((self.fps or 25) if fps is None else fps)
+        self.check_fps(fps)
         device = self.avatar.own_motion.device
         on_cpu = device.type == "cpu"
         if self._rest is None:
@@ -79,21 +112,14 @@ class AvatarView(Performer):
             return render(gaussians, cameras, self._size, self.background).color.clamp(0, 1).cpu()
 
         def parts() -> Iterator[tuple]:  # one by one: a camera that is a function is asked as late as can be
+            start = start_frame
             for part in motion.split(self.batch_size or (1 if on_cpu else 16)):
-                seconds = torch.arange(self.num_drawn, self.num_drawn + len(part), dtype=torch.float64)
-                self.num_drawn += len(part)
-                yield part, self.camera(seconds / float(self.fps))
+                seconds = torch.arange(start, start + len(part), dtype=torch.float64)
+                start += len(part)
+                yield part, self.camera(seconds / float(fps))
 
         workers = min(torch.get_num_threads(), MAX_DRAW_WORKERS) if on_cpu else 1
         yield from map_ahead(shoot, parts(), workers)
-
-
-def check_view(camera: Any, fps: Fraction | float | str, output_size: int, background: Sequence[float]) -> None:
-    """Raise `ValueError` for arguments that no avatar can be seen with, before there is one."""
-    CameraPath(camera, orbit_cameras(0.0, distance=100.0), torch.zeros(3), 0.0)
-    parse_fps(fps)
-    _check_size(output_size)
-    _color(background)
 
 
 @torch.no_grad()
@@ -104,10 +130,6 @@ def head_sphere(avatar: Vasa3DGaussianAvatar) -> tuple[Tensor, float]:
     corners = posed[head.faces[head.region("face", "scalp")].unique()]
     center = (corners.amin(dim=0) + corners.amax(dim=0)) / 2
     return center, float((corners - center).norm(dim=-1).amax())
-
-
-def _check_size(output_size: Any) -> None:
-    check_number("output_size", output_size, MIN_SIZE, MAX_SIZE, whole=True)
 
 
 def _color(background: Any) -> tuple[float, ...]:

@@ -7,15 +7,15 @@ the eyes are about 0.4 apart, so that 1 is clear and natural. x goes to the pict
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vasa_hf.controls import ControlTrack, parse_track
+from vasa_hf.checks import is_finite_number
 from vasa_hf.geometry.keypoints import NUM_KEYPOINTS
+from vasa_hf.keyframes import Keyframes, parse_keyframes
 
 # Name -> keypoint -> shift (x, y, z) at strength 1. 14 and 20: corners of the mouth, 12 and 17: upper lip, 6 and 19:
 # lower lip, 13 and 16: upper lids, 11 and 15: irises, 1 and 2: brows, 3 and 4: jaw, 9: chin.
@@ -42,7 +42,7 @@ EDITS: dict[str, dict[int, tuple[float, float, float]]] = {
 MAX_STRENGTH = 2.0
 
 
-def parse_expression(expression: Any) -> ControlTrack | None:
+def parse_expression(expression: Any) -> Keyframes | None:
     """Check the edits of a call.
 
     Args:
@@ -50,19 +50,19 @@ def parse_expression(expression: Any) -> ControlTrack | None:
             Strength of each edit, such as `{"smile": 0.5}`, in [-2, 2]; or keyframes of that, linear in between.
 
     Returns:
-        `ControlTrack` with a channel for each of `EDITS`, or `None` without any.
+        `Keyframes` with a channel for each of `EDITS`, or `None` without any.
 
     Raises:
         ValueError: If a name is unknown, or a strength out of range.
     """
-    return parse_track("expression", f"a dict with strengths of {list(EDITS)}", expression, _strengths)
+    return parse_keyframes("expression", f"a dict with strengths of {list(EDITS)}", expression, _strengths)
 
 
-def expression_shift(track: ControlTrack, start_frame: int, num_frames: int, fps: float) -> Tensor:
+def expression_shift(track: Keyframes, start_frame: int, num_frames: int, fps: float) -> Tensor:
     """Shift of each keypoint in each frame, before the head's rotation.
 
     Args:
-        track (`ControlTrack`): From `parse_expression`.
+        track (`Keyframes`): From `parse_expression`.
         start_frame (`int`): Place of the first frame in the video.
         num_frames (`int`): How many.
         fps (`float`): Frames a second.
@@ -84,7 +84,6 @@ def _strengths(value: Any) -> Sequence[float] | None:
     for name, strength in value.items():
         if name not in EDITS:
             raise ValueError(f"`expression` knows the names {list(EDITS)}, got {name!r}.")
-        number = isinstance(strength, int | float) and not isinstance(strength, bool) and math.isfinite(strength)
-        if not number or abs(strength) > MAX_STRENGTH:
+        if not is_finite_number(strength) or abs(strength) > MAX_STRENGTH:
             raise ValueError(f"`expression` must have strengths in [-2, 2], got {strength!r} for {name!r}.")
     return [float(value.get(name, 0.0)) for name in EDITS]

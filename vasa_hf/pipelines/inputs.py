@@ -1,85 +1,47 @@
-"""What users give to a pipeline: checked before any heavy work, and read. Each error names the argument."""
+"""Inputs of a pipeline: checked before any heavy work, and read. Each error names the argument."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from vasa_hf.media.audio import as_channels, audio_blocks, load_audio
+from vasa_hf.checks import check_number
+from vasa_hf.media.audio import CancellationGuard, as_channels, audio_blocks, load_audio, mix_to_mono
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoReader
-from vasa_hf.models.face_autoencoder_vasa1 import FaceAppearance, Vasa1FaceAutoencoder
-from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec, load_motion
 from vasa_hf.processors.audio import MAX_RATE, MIN_RATE, MIN_SECONDS, AudioCheck, StreamingResampler, VasaAudioProcessor
-from vasa_hf.processors.image import FaceCrop
 
 ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
 AudioInput = str | os.PathLike | np.ndarray | Tensor | tuple
 
 
-class Performer(ABC):
-    """Who a motion is made for: someone with a pose of their own, who is drawn at one size.
-
-    A `Portrait` is drawn by VASA-1's decoder. Any other draws itself: it takes a portrait's place in all of VASA-1's
-    calls, and has `draw`.
-    """
+class Subject(ABC):
+    """A prepared subject: who is animated, with its own pose and output size."""
 
     @property
     @abstractmethod
     def motion(self) -> Tensor:
-        """Its own pose and dynamics, `(1, 6 + dynamics_dim)`, float32: generated motion starts from there."""
+        """Its own pose and dynamics, `(1, channels)`, float32: generated motion starts from there."""
 
     @property
     @abstractmethod
     def output_size(self) -> int:
-        """Side of the square picture in pixels."""
-
-    def draw(self, motion: Tensor) -> Iterator[Tensor]:
-        """Yield the next frames of the video, `(n, 3, size, size)` in [0, 1] on the CPU, of motion `(frames, M)`."""
-        raise NotImplementedError(f"{type(self).__name__} is not drawn by itself.")
+        """Side of the square frames in pixels."""
 
 
-@dataclass
-class Portrait(Performer):
-    """A portrait made ready by `prepare_portrait`; give it as `image` to save that work.
+class AudioSource:
+    """A whole audio that has been read through and checked. Iterating reads it again, in blocks.
 
-    Attributes:
-        appearance (`FaceAppearance`): What the decoder needs of the person, a batch of one.
-        picture (`torch.Tensor` of shape `(3, height, width)`): The whole picture in [-1, 1].
-        crop (`FaceCrop`): Where the face's square lies in it.
-    """
-
-    appearance: FaceAppearance
-    picture: Tensor
-    crop: FaceCrop
-
-    @property
-    def motion(self) -> Tensor:
-        """The portrait's own pose and dynamics, `(1, 6 + dynamics_dim)`, float32."""
-        return self.appearance.motion.float()
-
-    @property
-    def output_size(self) -> int:
-        """Side of the decoded square in pixels."""
-        return self.crop.image.shape[-1]
-
-
-class Sound:
-    """A whole sound that has been read through and found good. Iterating reads it again, in blocks.
-
-    A file is decoded anew each time: its length does not count in memory.
+    A file is decoded again each time: its length does not count in memory.
 
     Args:
         audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): See `load_audio`.
@@ -96,7 +58,10 @@ class Sound:
     def __init__(self, audio: AudioInput, sampling_rate: int | None = None):
         check_audios([audio])
         self._path = audio if isinstance(audio, str | os.PathLike) else None
-        self._whole = None if self._path is not None else load_audio(audio, sampling_rate)
+        self._whole = None
+        if self._path is None:
+            samples, rate = load_audio(audio, sampling_rate)
+            self._whole = CancellationGuard("`audio`").apply(samples), rate
         check = None
         for samples, rate in self._blocks(quiet=False):
             if sampling_rate not in (None, rate):
@@ -107,7 +72,7 @@ class Sound:
         self.sampling_rate, self.num_samples = check.sampling_rate, check.num_samples
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield blocks `(channels, n)`, float32."""
+        """Yield blocks `(channels, n)`, float32; of two channels that cancel each other the first is given for both."""
         return (samples for samples, _ in self._blocks(quiet=True))
 
     def _blocks(self, quiet: bool) -> Iterator[tuple[np.ndarray, int]]:
@@ -122,7 +87,7 @@ class Sound:
 def read_sound(audio: AudioInput, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
     """A whole sound, checked and mixed to mono `(samples,)`, and its rate; bare samples are at 16 kHz by default."""
     bare = not isinstance(audio, str | os.PathLike | tuple)
-    sound = Sound(audio, 16_000 if bare and sampling_rate is None else sampling_rate)
+    sound = AudioSource(audio, 16_000 if bare and sampling_rate is None else sampling_rate)
     return np.concatenate([block.mean(0) for block in sound]), sound.sampling_rate
 
 
@@ -145,38 +110,25 @@ def audio_list(audio: Any) -> tuple[list, bool]:
 
 def is_whole_audio(audio: Any) -> bool:
     """Whether this is one sound, rather than an iterable of its pieces."""
-    return isinstance(audio, str | os.PathLike | np.ndarray | Tensor | Sound) or _is_pair(audio)
+    return isinstance(audio, str | os.PathLike | np.ndarray | Tensor | AudioSource) or _is_pair(audio)
 
 
 def _is_pair(audio: Any) -> bool:
     return isinstance(audio, tuple) and len(audio) == 2 and (np.ndim(audio[0]) == 0) != (np.ndim(audio[1]) == 0)
 
 
-def only_image(image: Any) -> Any:
-    """Return the one image of an argument.
-
-    Raises:
-        ValueError: If there are several.
-    """
-    images, many = image_list(image)
-    if many and len(images) != 1:
-        raise ValueError(f"`image` must be one portrait here, got {len(images)}.")
-    return images[0]
-
-
-def check_images(images: Sequence[Any], output_size: int | None = None) -> None:
-    """Raise `ValueError` unless all are existing files, pictures, arrays, or performers prepared for this size."""
-    if not images:
-        raise ValueError("`image` must be at least one image, got an empty list.")
-    for image in images:
-        if isinstance(image, Performer) and output_size not in (None, image.output_size):
+def check_image(image: Any, subject_type: type[Subject], output_size: int | None = None) -> None:
+    """Raise `ValueError` unless this is an existing file, an image, an array, or a subject prepared for this size."""
+    if isinstance(image, subject_type):
+        if output_size not in (None, image.output_size):
             raise ValueError(
                 f"`output_size` must be {image.output_size}, as the portrait was prepared for, got {output_size}."
             )
-        if not isinstance(image, str | os.PathLike | Image.Image | np.ndarray | Tensor | Performer):
-            kind = type(image).__name__
-            raise ValueError(f"`image` must be a file, a PIL image, an array, a tensor, or a list of them, got {kind}.")
-        check_file("image", "picture", image)
+        return
+    if not isinstance(image, str | os.PathLike | Image.Image | np.ndarray | Tensor):
+        kinds = f"a file, a PIL image, an array, a tensor, or a list of them (or of {subject_type.__name__})"
+        raise ValueError(f"`image` must be {kinds}, got {type(image).__name__}.")
+    check_file("image", "picture", image)
 
 
 def check_audios(audios: Sequence[Any]) -> None:
@@ -226,17 +178,24 @@ def check_output(path: str | os.PathLike) -> None:
         raise ValueError(f"`path` must be a file that can be written, got {os.fspath(path)!r}.")
 
 
-def check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
-    """Raise `ValueError` unless `value` is a (whole) number in [low, high]."""
-    kinds = (int,) if whole else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"`{name}` must be a {'whole ' * whole}number in [{low}, {high}], got {value!r}.")
-
-
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
+
+
+def check_face(face: Any, box: Any, prefix: str = "") -> None:
+    """Raise `ValueError` unless a face is chosen by its number or by its box, if at all.
+
+    Args:
+        face (`int`, *optional*): Which of the faces that are found.
+        box (`Sequence[float]`, *optional*): Its box, instead of finding it.
+        prefix (`str`, defaults to `""`): Of both names in messages.
+    """
+    if face is not None:
+        check_number(f"{prefix}face", face, 0, 1000, whole=True)
+        if box is not None:
+            raise ValueError(f"`{prefix}face` must be None where `{prefix}box` is given, got {face}.")
 
 
 def check_generator(generator: Any, batch_size: int) -> None:
@@ -248,29 +207,17 @@ def check_generator(generator: Any, batch_size: int) -> None:
             raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
 
 
-def check_components(
-    face_autoencoder: Any, audio_encoder: Any, audio_processor: Any, motion_transformer: Any, scheduler: Any
-) -> None:
-    """Raise `ValueError` if components are of another class, or do not fit each other."""
-    for component, name, wanted in (
-        (face_autoencoder, "face_autoencoder", Vasa1FaceAutoencoder),
-        (audio_encoder, "audio_encoder", PreTrainedModel),  # HuBERT and WavLM have the features of Wav2Vec2
-        (audio_processor, "audio_processor", VasaAudioProcessor),
-        (motion_transformer, "motion_transformer", Vasa1MotionTransformer),
-        (scheduler, "scheduler", SchedulerMixin),
-    ):
+def check_components(components: Mapping[str, tuple[Any, type]]) -> None:
+    """Raise `ValueError` unless each component, by name, is of its class."""
+    for name, (component, wanted) in components.items():
         if not isinstance(component, wanted):
             raise ValueError(f"`{name}` must be a {wanted.__name__}, got {type(component).__name__}.")
-    autoencoder, encoder, transformer = face_autoencoder, audio_encoder.config, motion_transformer.config
-    prediction_type = scheduler.config.prediction_type
-    for component, name, got, wanted, other in (
-        ("motion_transformer", "motion_dim", transformer.motion_dim, autoencoder.motion_dim, "face_autoencoder"),
-        ("motion_transformer", "audio_dim", transformer.audio_dim, encoder.hidden_size, "audio_encoder"),
-        ("audio_processor", "fps", audio_processor.fps, transformer.fps, "motion_transformer"),
-        ("scheduler", "prediction_type", prediction_type, "sample", "motion_transformer"),
-    ):
-        if got != wanted:
-            raise ValueError(f"`{component}` must have `{name}` {wanted!r} to fit the `{other}`, got {got!r}.")
+
+
+def check_fit(component: str, setting: str, got: Any, wanted: Any, other: str) -> None:
+    """Raise `ValueError` unless a setting of a component is what another component needs."""
+    if got != wanted:
+        raise ValueError(f"`{component}` must have `{setting}` {wanted!r} to fit the `{other}`, got {got!r}.")
 
 
 def open_driving(
@@ -293,7 +240,7 @@ def open_driving(
     if isinstance(driving_video, str | os.PathLike):
         video = VideoReader(driving_video, fps)
         sound, rate = load_audio(driving_video) if video.has_audio else (None, None)
-        return video, video.fps, video.num_frames, (None if sound is None else sound.mean(0), rate)
+        return video, video.fps, video.num_frames, (None if sound is None else mix_to_mono(sound), rate)
     if isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
         return driving_video, parse_fps(25 if fps is None else fps), len(driving_video), (None, None)
     kind = type(driving_video).__name__
@@ -339,7 +286,9 @@ def listen(
     """Bring pieces of one sound to what `processor.load` gives for the whole of it.
 
     Args:
-        audio_chunks (`Iterable`): Samples as for `media.audio.load_audio`, or pairs (samples, rate); of any length.
+        audio_chunks (`Iterable`):
+            Samples as for `media.audio.load_audio`, or pairs (samples, rate); of any length. Where they have two axes,
+            the first chunk tells which one is that of the channels.
         processor (`VasaAudioProcessor`): Knows the wanted rate.
         sampling_rate (`int`, *optional*, defaults to the processor's): Rate of bare samples in Hz.
 
@@ -349,14 +298,16 @@ def listen(
     Raises:
         ValueError: If a piece is unfit or all of them together are too short.
     """
-    resampler, first_rate, received = None, None, 0
+    resampler, first_rate, received, shape = None, None, 0, None
+    guard = CancellationGuard("`audio_chunks`")
     for chunk in audio_chunks:
         rate = sampling_rate or processor.sampling_rate
         if isinstance(chunk, tuple):
             chunk, rate = chunk if np.ndim(chunk[1]) == 0 else chunk[::-1]
-        if len(chunk) == 0:
+        if len(chunk) == 0 or 0 in np.shape(chunk):
             continue
-        samples = as_channels(chunk, "audio_chunks")
+        shape = _chunk_shape(chunk, shape)
+        samples = as_channels(chunk, "audio_chunks", None if shape is None else shape[0])
         if not np.isfinite(samples).all():
             raise ValueError("`audio_chunks` must be finite, got NaN or infinity.")
         if resampler is None:
@@ -365,8 +316,29 @@ def listen(
         if rate != first_rate:
             raise ValueError(f"`audio_chunks` must keep their sampling rate of {first_rate} Hz, got {rate}.")
         received += samples.shape[1]
-        yield torch.from_numpy(resampler.push(samples.clip(-1.0, 1.0).mean(0)).clip(-1.0, 1.0))[None]
+        yield torch.from_numpy(resampler.push(guard.apply(samples).clip(-1.0, 1.0).mean(0)).clip(-1.0, 1.0))[None]
     seconds = received / first_rate if received else 0.0
     if seconds < MIN_SECONDS:
         raise ValueError(f"`audio_chunks` must hold at least {MIN_SECONDS} s of sound, got {seconds:.3f} s.")
     yield torch.from_numpy(resampler.flush().clip(-1.0, 1.0))[None]
+
+
+def _chunk_shape(chunk: Any, known: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Axis and number of the channels of chunks with two axes, by the first of them.
+
+    Raises:
+        ValueError: If a chunk differs from the first one, or has as many samples as channels.
+    """
+    shape = tuple(np.shape(chunk))
+    if len(shape) != 2 or 0 in shape:
+        return known
+    if known is None:
+        if shape[0] == shape[1] > 1:
+            raise ValueError(f"`audio_chunks` must begin with more samples than channels, got {shape}.")
+        axis = 0 if shape[0] <= shape[1] else 1
+        return axis, shape[axis]
+    axis, channels = known
+    if shape[axis] != channels:
+        expected = f"({channels}, samples)" if axis == 0 else f"(samples, {channels})"
+        raise ValueError(f"`audio_chunks` must keep their shape {expected}, got {shape}.")
+    return known

@@ -1,116 +1,119 @@
-"""Loading and saving a pipeline: embedded weights by name, safetensors alone."""
+"""Loading a pipeline: embedded weights by name, components that another model lends, safetensors alone."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import ModelMixin, SchedulerMixin
+from diffusers import __version__ as diffusers_version
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.image_processing_base import ImageProcessingMixin
 
-from vasa_hf.hub import resolve
+from vasa_hf.hub import BASE, base_name, read_index, resolve
 
 # Options of `from_pretrained` that say where on the Hub to look, and how.
-_BASE = "_base"  # diffusers passes over private entries of an index
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+INDEX = "model_index.json"
+_LIBRARIES = ("vasa_hf", "diffusers", "transformers")
+_COMPONENTS = (ModelMixin, PreTrainedModel, SchedulerMixin, FeatureExtractionMixin, ImageProcessingMixin)
 
 
-class EmbeddedWeightsMixin:
-    """`from_pretrained` and `save_pretrained` of a `DiffusionPipeline`; to be named before it among the bases.
-
-    Attributes:
-        model_name (`str`, *optional*): Last part of the name that the pipeline was loaded by.
-    """
-
-    model_name: str | None = None
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> EmbeddedWeightsMixin:
-        """Load a pipeline from the embedded weights, a folder, or the Hub.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Name of embedded weights (`"vasa-small"`, no network), a folder, or a repository of the Hub.
-            **kwargs: As for `DiffusionPipeline.from_pretrained`, such as the `revision` of a repository, `token` and
-                `local_files_only`. `dtype` defaults to float32.
-
-        Raises:
-            ValueError: If there is no such model, if its weights are of another class or shape than it says, or if
-                `use_safetensors=False` is asked for: other weights are never loaded here.
-        """
-        require_safetensors(kwargs)
-        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        folder = local_folder(pretrained_model_name_or_path, **options)
-        try:
-            pipeline = super().from_pretrained(folder, **{**borrowed(folder, kwargs), **kwargs})
-            for name, component in pipeline.components.items():
-                check_weights(name, component)
-        except torch.OutOfMemoryError:
-            raise
-        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-            name = os.fspath(pretrained_model_name_or_path)
-            raise ValueError(
-                f"`pretrained_model_name_or_path` must hold a whole pipeline, got {name!r}: {error}"
-            ) from error
-        if not kwargs.keys() & {"dtype", "torch_dtype"}:  # older versions of diffusers know the second name only
-            for component in pipeline.components.values():
-                if isinstance(component, torch.nn.Module):
-                    component.float()
-        pipeline.model_name = Path(os.fspath(pretrained_model_name_or_path)).name
-        return pipeline
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, safe_serialization: bool = True, **kwargs: Any
-    ) -> None:
-        """Save all components as safetensors; see `DiffusionPipeline.save_pretrained`.
-
-        Raises:
-            ValueError: If `safe_serialization=False` is asked for.
-        """
-        if not safe_serialization:
-            raise ValueError("`safe_serialization` must be True: weights are saved as safetensors only, got False.")
-        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+@contextlib.contextmanager
+def pipeline_errors(name_or_path: str | os.PathLike) -> Iterator[None]:
+    """Turn what is wrong with the files of a pipeline into a `ValueError` that names them."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        name = os.fspath(name_or_path)
+        raise ValueError(
+            f"`pretrained_model_name_or_path` must hold a whole pipeline, got {name!r}: {error}"
+        ) from error
 
 
-def borrowed(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Components that a folder lacks and another model lends: the one that its `model_index.json` calls `"_base"`.
+def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any], **hub_options: Any) -> dict[str, Any]:
+    """Load components that a folder lacks from the model that its `model_index.json` names in `"_base"`.
 
     So `moda-small` has its face analyzer and audio encoder from `vasa-small`. Saved again, a pipeline has all of them.
 
     Args:
         folder (`Path`): A pipeline's.
-        given (`Mapping[str, Any]`): Options of `from_pretrained`: a component, or a `dtype`, that is given there.
+        pipeline_class (`type`): Whose components are needed.
+        given (`Mapping[str, Any]`): Options of `from_pretrained`: components that are not needed, and a `dtype`.
+        **hub_options: Some of `HUB_OPTIONS`, for the other model.
 
     Raises:
-        ValueError: If the other model is not there.
+        ValueError: If the other model is not there, or either model has a component of a class that is not allowed.
     """
-    index = _read_json(folder / "model_index.json")
-    if _BASE not in index:
+    index = read_components(folder)
+    if base_name(index) is None:
         return {}
-    base = local_folder(index[_BASE])
-    theirs, parts = _read_json(base / "model_index.json"), {}
+    base = local_folder(base_name(index), **{**hub_options, "revision": None})
+    lent, components = read_components(base), {}
     dtype = {name: given[name] for name in ("dtype", "torch_dtype") if name in given}
-    for name, entry in index.items():
-        if isinstance(entry, list) and entry[0] and name not in given and not (folder / name).is_dir():
-            library, kind = theirs[name]
-            component = getattr(import_module(library), kind)
-            parts[name] = component.from_pretrained(
-                base / name, **(dtype if issubclass(component, torch.nn.Module) else {})
-            )
-    return parts
+    for name in inspect.signature(pipeline_class.__init__).parameters:
+        entry = index.get(name, lent.get(name))
+        if isinstance(entry, list) and any(entry) and name not in given and not (folder / name).is_dir():
+            component = component_class(name, lent.get(name))
+            network = issubclass(component, torch.nn.Module)
+            options = {**dtype, "use_safetensors": True} if network else {}
+            components[name] = component.from_pretrained(base / name, **options)
+            check_weights(name, components[name])
+    return components
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def component_class(name: str, entry: Any) -> type:
+    """The class of a component, as an entry `[module, class]` of a `model_index.json` says.
+
+    Nothing is imported but vasa_hf, diffusers and transformers, and nothing taken from there but classes of components.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    problem = ValueError(f"`{name}` must be a component of {', '.join(_LIBRARIES)}, got {entry!r}.")
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+        raise problem
+    if entry[0].split(".")[0] not in _LIBRARIES:
+        raise problem
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):  # whoever loads the pipeline tells what is wrong with it
-        return {}
+        found = getattr(import_module(entry[0]), entry[1])
+    except (ImportError, AttributeError) as error:
+        raise problem from error
+    if not isinstance(found, type) or not issubclass(found, _COMPONENTS):
+        raise problem
+    return found
+
+
+def read_components(folder: Path) -> dict[str, Any]:
+    """The `model_index.json` of a folder, whose components are of allowed classes; empty if there is none.
+
+    Raises:
+        ValueError: If it cannot be read, see `vasa_hf.hub.read_index`, or a component is of another class.
+    """
+    index = read_index(folder)
+    for name, entry in index.items():
+        if isinstance(entry, list) and not name.startswith("_") and any(part is not None for part in entry):
+            component_class(name, entry)
+    return index
+
+
+def save_index(folder: str | os.PathLike, class_name: str, base: str) -> None:
+    """Write the `model_index.json` of a pipeline whose components are all those of another model."""
+    index = {"_class_name": class_name, "_diffusers_version": diffusers_version, BASE: base}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def require_safetensors(options: dict[str, Any]) -> None:
@@ -146,7 +149,7 @@ def local_folder(name_or_path: str | os.PathLike, **hub_options: Any) -> Path:
 
 
 def load_model(model_class: type[ModelMixin], name_or_path: str | os.PathLike, **kwargs: Any) -> ModelMixin:
-    """Load one model of ours for use: whole, from safetensors, in float32.
+    """Load one model for use: whole, from safetensors, in float32.
 
     Args:
         model_class (`type`): Its class.
@@ -174,7 +177,7 @@ def load_model(model_class: type[ModelMixin], name_or_path: str | os.PathLike, *
 
 
 def check_weights(name: str, component: Any) -> None:
-    """Raise `ValueError` if a model of ours was loaded from files that lack some of its weights.
+    """Raise `ValueError` if a model of this package was loaded from files that lack some of its weights.
 
     diffusers only logs it, and goes on with random numbers: weights of another class would pass.
     """

@@ -1,6 +1,6 @@
-"""Motion from speech by JoyVASA's generator: windows, sampling, smoothing. The functions are those of `motion_moda.py`.
+"""Motion from speech by JoyVASA's denoiser: windows, sampling, smoothing.
 
-    sound  | 2 frames of silence | n frames | 1 frame of silence |     cut into windows of W frames, the last filled up
+    audio  | 2 frames of silence | n frames | 1 frame of silence |     cut into windows of W frames, the last filled up
     each window -> HuBERT -> A        X_t = noise -> X_0, given A, the window's past, and a scale of guidance
     -> units of LivePortrait -> pose smoothed -> n frames -> the portrait moves as the motion since its first frame
 
@@ -9,227 +9,163 @@ Source: JoyVASA's public code. All windows begin with the same noise, each is de
 
 from __future__ import annotations
 
-import inspect
+import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from vasa_hf.geometry.keypoints import LIP_KEYPOINTS, KeypointMotion, relative_motion
-from vasa_hf.guidance import guided_prediction
 from vasa_hf.models.motion_denoiser_joyvasa import POSE_DIM, JoyVasaMotionDenoiser
+from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, HeadControls, KeypointPortrait
+from vasa_hf.pipelines.motion_generator import Sampling, denoise, initial_noise, set_timesteps
 from vasa_hf.processors.audio import VasaAudioProcessor, frame_features
 from vasa_hf.streaming import audio_windows
 from vasa_hf.windowing import MotionWindows
 
-CONDITIONS = ("audio",)
-DEFAULT_GUIDANCE_SCALE = {"audio": 1.8}  # JoyVASA's cfg_scale is 1 more
-LEAD_FRAMES, TAIL_FRAMES = 2, 1  # of silence around the sound
+LEAD_FRAMES, TAIL_FRAMES = 2, 1  # of silence around the audio
 SMOOTHING = 0.01
 
 
-def parse_emotion(emotion: Any, model: JoyVasaMotionDenoiser) -> None:
-    """Raise `ValueError` for an emotion: this generator knows none."""
-    if emotion is not None:
-        raise ValueError(f"`emotion` must be None, as {type(model).__name__} knows none, got {emotion!r}.")
-
-
-def default_steps(model: JoyVasaMotionDenoiser) -> int:
-    """Denoising steps of a window if nothing else is asked for: all that it was trained with."""
-    return model.config.num_train_timesteps
-
-
-def least_window(config: Any) -> int:
-    """Fewest frames of a first window: this generator makes whole ones only."""
-    return config.window
-
-
-def count_windows(model: JoyVasaMotionDenoiser, num_frames: int, first_window: int | None = None) -> int:
-    """Number of windows that a sequence takes, with the silence before it."""
-    return _windows(model).count(num_frames + LEAD_FRAMES)
-
-
-def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Raise `ValueError` unless the scheduler works with predicted clean motion."""
-    got = scheduler.config.get("prediction_type")
-    if got != "sample":
-        raise ValueError(
-            f"`scheduler` must have `prediction_type` 'sample' to fit the `motion_generator`, got {got!r}."
-        )
-
-
-def _windows(model: JoyVasaMotionDenoiser) -> MotionWindows:
-    return MotionWindows(model.config.window, model.config.context, seam_frames=0)
-
-
-@torch.no_grad()
-def generate_motion(
-    model: JoyVasaMotionDenoiser,
-    scheduler: SchedulerMixin,
-    processor: VasaAudioProcessor,
-    encoder: PreTrainedModel,
-    audio: Iterable[Tensor],
-    *,
-    portraits: KeypointMotion | None = None,
-    emotion: None = None,
-    guidance_scale: Mapping[str, float] | None = None,
-    num_inference_steps: int | None = None,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-    first_window: int | None = None,
-    num_frames: Sequence[int] | None = None,
-    on_step: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
-    smoothing: float | None = SMOOTHING,
-    trim: bool = True,
-) -> Iterator[Tensor]:
-    """Generate motion window by window, each as soon as its sound is there.
+class JoyVasaMotionGenerator:
+    """Makes motion of speech; see `MotionGenerator`.
 
     Args:
         model (`JoyVasaMotionDenoiser`): Predicts clean motion.
-        scheduler (`diffusers.SchedulerMixin`): From `joyvasa_scheduler`, or another one made of its config.
-        processor (`VasaAudioProcessor`): Knows the rates.
-        encoder (`transformers.HubertModel`): JoyVASA's own, with the model's `audio_dim` channels.
-        audio (`Iterable[torch.Tensor]`): Pieces `(batch, n)` of mono sound, 16 kHz, full scale = 1.
-        portraits (`KeypointMotion`, *optional*): Not heeded: this generator knows nothing of the person.
-        emotion (`None`): It knows none.
-        guidance_scale (`Mapping[str, float]`, *optional*): Changes of `DEFAULT_GUIDANCE_SCALE`.
-        num_inference_steps (`int`, *optional*): Diffusion steps a window; all that the model was trained with.
-        generator (`torch.Generator` or a list of one for each of the batch, *optional*): For the noise.
-        first_window (`int`, *optional*): Not heeded, see `least_window`.
-        num_frames (`Sequence[int]`, *optional*): Not needed: beyond its own length an entry of a batch hears silence.
-        on_step (`Callable`, *optional*):
-            `on_step(step, timestep, latents, audio_features) -> latents`; steps count on through the windows.
+        scheduler (`diffusers.SchedulerMixin`): From `joyvasa_scheduler`, or another one made of its config; copied.
+        audio_encoder (`transformers.HubertModel`): JoyVASA's own, with the model's `audio_dim` channels.
+        audio_processor (`VasaAudioProcessor`): Knows the rates.
+        device (`torch.device`): Where the model runs.
         smoothing (`float`, *optional*, defaults to 0.01): Weight of a new pose in its moving average.
         trim (`bool`, defaults to `True`):
-            Leave out the frames of the silence around the sound, so that frame 0 belongs to sample 0. JoyVASA's code
+            Leave out the frames of the silence around the audio, so that frame 0 belongs to sample 0. JoyVASA's code
             keeps them: its mouths are two frames late.
-
-    Yields:
-        `torch.Tensor` of shape `(batch, frames, 70)`: expression 63, scale, translation 3, pitch, yaw, roll in degrees.
     """
-    unit, steps, noise, pose, skip = processor.samples_per_frame, 0, None, None, LEAD_FRAMES if trim else 0
-    window_size, scales = model.config.window, {**DEFAULT_GUIDANCE_SCALE, **(guidance_scale or {})}
-    windows = _windows(model)
-    for window, heard in audio_windows(_with_silence(audio, unit, tail=not trim), windows, unit, 0, 0):
-        if noise is None:
-            shape = (len(heard), window_size, model.config.motion_dim)
-            noise = randn_tensor(shape, generator=generator, device=model.device, dtype=torch.float32)
-        size = window.stop - window.start
-        if model.config.pad_mode == "replicate":  # else the rest is zeros already
-            heard = F.pad(heard[:, : size * unit], (0, (window_size - size) * unit), mode="replicate")
-        features = model.project_audio(frame_features(encoder, heard, window_size, padding="reflect").to(model.dtype))
-        sample = partial(
-            sample_window,
-            model,
-            scheduler,
-            noise,
-            guidance_scale=scales,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-            on_step=None if on_step is None else lambda step, *args, first=steps: on_step(first + step, *args),
-        )
-        # All of a window is generated; what lies beyond the sound's end is cut off here.
-        motion = windows.generate(features, lambda audio, _, *past, sample=sample: sample(audio, *past))[:, :size]
-        steps += len(scheduler.timesteps)
-        motion = model.denormalize(motion.float())
-        if smoothing is not None:
-            pose = smooth(motion[..., -POSE_DIM:], smoothing, None if pose is None else pose[:, -1])
-            motion = torch.cat([motion[..., :-POSE_DIM], pose], dim=-1)
-        kept, skip = motion[:, skip:], max(skip - motion.shape[1], 0)
-        if kept.shape[1]:
-            yield kept
+
+    spec = KEYPOINT_SPEC
+    emotions: tuple[str, ...] = ()
+    conditions = ("audio",)
+    default_guidance_scale: Mapping[str, float] = {"audio": 1.8}  # JoyVASA's cfg_scale is 1 more
+    overlap = 0
+
+    def __init__(
+        self,
+        model: JoyVasaMotionDenoiser,
+        scheduler: SchedulerMixin,
+        audio_encoder: PreTrainedModel,
+        audio_processor: VasaAudioProcessor,
+        device: torch.device,
+        smoothing: float | None = SMOOTHING,
+        trim: bool = True,
+    ):
+        self.model, self.scheduler, self.device = model, copy.deepcopy(scheduler), device
+        self.audio_encoder, self.audio_processor = audio_encoder, audio_processor
+        self.smoothing, self.trim = smoothing, trim
+        self.default_steps = model.config.num_train_timesteps  # all that it was trained with
+        self.first_window_range = (model.config.window, model.config.window)  # it makes whole windows only
+
+    def check(self, controls: HeadControls) -> None:
+        """Raise `ValueError` for controls that are malformed, unknown or out of range."""
+        controls.check()
+
+    def windows(self, first_window: int | None = None) -> MotionWindows:
+        """Plan of the windows of one sequence."""
+        return MotionWindows(self.model.config.window, self.model.config.context, first_window, seam_frames=0)
+
+    def count_windows(self, num_frames: int, first_window: int | None = None) -> int:
+        """Number of windows that a sequence takes, with the silence before it."""
+        return self.windows(first_window).count(num_frames + LEAD_FRAMES)
+
+    @torch.no_grad()
+    def generate(
+        self, audio: Iterable[Tensor], subjects: Sequence[KeypointPortrait], controls: HeadControls, sampling: Sampling
+    ) -> Iterator[Tensor]:
+        """Generate motion window by window.
+
+        Args:
+            audio (`Iterable[torch.Tensor]`): Chunks `(batch, n)` of mono audio, 16 kHz, full scale = 1.
+            subjects (`Sequence[KeypointPortrait]`): Of each of the batch; this motion is the same for all.
+            controls (`HeadControls`): Applied by `place`.
+            sampling (`Sampling`): How. Beyond its own length an entry of a batch is silent.
+
+        Yields:
+            `torch.Tensor` of shape `(batch, frames, 70)`: expression 63, scale, translation 3, pitch, yaw, roll in
+            degrees.
+        """
+        model, unit, windows = self.model, self.audio_processor.samples_per_frame, self.windows(sampling.first_window)
+        noise, pose, skip = None, None, LEAD_FRAMES if self.trim else 0
+        for window, samples in audio_windows(_pad_silence(audio, unit, tail=not self.trim), windows, unit, 0, 0):
+            if noise is None:
+                noise = initial_noise(sampling, 0, (len(samples), windows.window, model.config.motion_dim), self.device)
+            size = window.stop - window.start
+            if model.config.pad_mode == "replicate":  # else the rest is zeros already
+                samples = F.pad(samples[:, : size * unit], (0, (windows.window - size) * unit), mode="replicate")
+            features = frame_features(self.audio_encoder, samples, windows.window, padding="reflect")
+            features = model.project_audio(features.to(self.device, model.dtype))
+            # All of a window is generated; what lies beyond the audio's end is cut off here.
+            motion = windows.generate(
+                features,
+                lambda audio, _, *past, noise=noise: self.sample_window(noise, audio, *past, sampling=sampling),
+            )[:, :size]
+            motion = model.denormalize(motion.float())
+            if self.smoothing is not None:
+                pose = smooth(motion[..., -POSE_DIM:], self.smoothing, None if pose is None else pose[:, -1])
+                motion = torch.cat([motion[..., :-POSE_DIM], pose], dim=-1)
+            kept, skip = motion[:, skip:], max(skip - motion.shape[1], 0)
+            if kept.shape[1]:
+                yield kept
+            if sampling.is_interrupted():
+                return
+
+    def place(self, windows: Iterable[Tensor], subject: KeypointPortrait, controls: HeadControls) -> Iterator[Tensor]:
+        """Put a motion onto a portrait, relative to its first frame, but the lips as they are: `(1, frames, 69)`."""
+
+        def moved() -> Iterator[KeypointMotion]:
+            first, lips = None, list(LIP_KEYPOINTS)
+            for motion in windows:
+                driving = KeypointMotion.from_vector(motion[0], subject.keypoints.kp)
+                first = driving[:1] if first is None else first
+                relative = relative_motion(subject.keypoints, driving, first)
+                exp = relative.exp.clone()
+                exp[:, lips] = driving.exp[:, lips]
+                yield replace(relative, exp=exp)
+
+        yield from controls.apply(moved(), subject, self.audio_processor.fps)
+
+    @torch.no_grad()
+    def sample_window(
+        self,
+        noise: Tensor,  # [B, W, M]
+        audio: Tensor,  # [B, W, C]
+        previous_motion: Tensor | None = None,  # [B, K, M]
+        previous_audio: Tensor | None = None,  # [B, K, C]
+        *,
+        sampling: Sampling,
+    ) -> Tensor:  # [B, W, M]
+        """Denoise one window that begins with given noise; past audio is never dropped."""
+        conditions = {"audio": audio, "previous_motion": previous_motion, "previous_audio": previous_audio}
+        conditions = {name: None if x is None else x.to(self.model.dtype) for name, x in conditions.items()}
+        timesteps = set_timesteps(self.scheduler, sampling, self.default_steps, noise.device)
+        scales = {**self.default_guidance_scale, **(sampling.guidance_scale or {})}
+        return denoise(self.model, self.scheduler, timesteps, noise, conditions, scales, sampling, audio)
 
 
-def _with_silence(audio: Iterable[Tensor], samples_per_frame: int, tail: bool) -> Iterator[Tensor]:
-    """The pieces of a sound with silence before it; with `tail`, also after it, cut to whole frames."""
-    pieces = iter(audio)
-    first = next(pieces)
+def _pad_silence(audio: Iterable[Tensor], samples_per_frame: int, tail: bool) -> Iterator[Tensor]:
+    """The chunks of an audio with silence before it; with `tail`, also after it, cut to whole frames."""
+    chunks = iter(audio)
+    first = next(chunks)
     lead = first.new_zeros(len(first), LEAD_FRAMES * samples_per_frame)
     if not tail:
-        yield from itertools.chain([lead, first], pieces)
+        yield from itertools.chain([lead, first], chunks)
         return
     end = first.new_zeros(len(first), TAIL_FRAMES * samples_per_frame)
-    whole = torch.cat([lead, first, *pieces, end], dim=1)
+    whole = torch.cat([lead, first, *chunks, end], dim=1)
     yield whole[:, : whole.shape[1] // samples_per_frame * samples_per_frame]
-
-
-def place_motion(
-    windows: Iterable[Tensor], portrait: KeypointMotion, model: JoyVasaMotionDenoiser
-) -> Iterator[KeypointMotion]:
-    """Put a motion onto a portrait: relative to its first frame, but the lips as they are.
-
-    Args:
-        windows (`Iterable` of `torch.Tensor` of shape `(1, frames, 70)`): From `generate_motion`, of one of the batch.
-        portrait (`KeypointMotion`): Whose face is to move, one row.
-        model (`JoyVasaMotionDenoiser`): What generated it.
-
-    Yields:
-        `KeypointMotion` with a row for each frame.
-    """
-    first, lips = None, list(LIP_KEYPOINTS)
-    for motion in windows:
-        driving = KeypointMotion.from_vector(motion[0], portrait.kp)
-        first = driving[:1] if first is None else first
-        moved = relative_motion(portrait, driving, first)
-        exp = moved.exp.clone()
-        exp[:, lips] = driving.exp[:, lips]
-        yield replace(moved, exp=exp)
-
-
-@torch.no_grad()
-def sample_window(
-    model: JoyVasaMotionDenoiser,
-    scheduler: SchedulerMixin,
-    noise: Tensor,  # [B, W, M]
-    audio: Tensor,  # [B, W, C]
-    previous_motion: Tensor | None = None,  # [B, K, M]
-    previous_audio: Tensor | None = None,  # [B, K, C]
-    *,
-    guidance_scale: Mapping[str, float],
-    num_inference_steps: int | None = None,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-    on_step: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
-) -> Tensor:  # [B, W, M]
-    """Denoise one window.
-
-    Args:
-        model (`JoyVasaMotionDenoiser`): Predicts clean motion.
-        scheduler (`diffusers.SchedulerMixin`): See `generate_motion`.
-        noise (`torch.Tensor` of shape `(batch, window, motion_dim)`): Where to begin.
-        audio (`torch.Tensor` of shape `(batch, window, hidden_size)`): From `project_audio`.
-        previous_motion (`torch.Tensor` of shape `(batch, context, motion_dim)`, *optional*): End of the last window.
-        previous_audio (`torch.Tensor` of shape `(batch, context, hidden_size)`, *optional*): What was heard there.
-        guidance_scale (`Mapping[str, float]`): See `generate_motion`. Past sound is never dropped.
-        num_inference_steps (`int`, *optional*): See `generate_motion`.
-        generator (`torch.Generator` or a list of one for each of the batch, *optional*): For the noise of the steps.
-        on_step (`Callable`, *optional*): See `generate_motion`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, window, motion_dim)`, normalised motion.
-    """
-
-    def predict(*arguments: Tensor, **conditions: Tensor) -> Tensor:
-        return model(*arguments, **conditions).sample
-
-    conditions = {"audio": audio, "previous_motion": previous_motion, "previous_audio": previous_audio}
-    conditions = {name: None if value is None else value.to(model.dtype) for name, value in conditions.items()}
-    scheduler.set_timesteps(num_inference_steps or model.config.num_train_timesteps, device=noise.device)
-    options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    sample = noise * scheduler.init_noise_sigma
-    for step, timestep in enumerate(scheduler.timesteps):
-        scaled = scheduler.scale_model_input(sample, timestep).to(model.dtype)
-        clean = guided_prediction(predict, scaled, conditions, guidance_scale, timestep=timestep)
-        sample = scheduler.step(clean.float(), timestep, sample, **options).prev_sample
-        if on_step is not None:
-            sample = on_step(step, timestep, sample, audio)
-    return sample
 
 
 def smooth(

@@ -1,10 +1,10 @@
 """The 3D avatar pipeline of VASA-3D: one portrait and one voice in, a head in, seen from any side, out.
 
-    image --fit: VASA-1 makes frames, Gaussians learn them--> avatar                                  once a person
-    audio --VASA-1's motion generator--> X = [z_pose, z_dyn] --avatar (Eqs. 1-4)--> G'' --camera--> pictures
+    image --fit: VASA-1 makes frames, Gaussians learn them--> avatar                                  once per person
+    audio --motion_vasa1.py--> X = [z_pose, z_dyn] --avatar (Eqs. 1-4)--> G'' --camera--> frames
 
-VASA-1 makes the motion (§3.1, "Animation and Rendering"): its pipeline runs inside with these very components, and an
-`AvatarView` stands where it expects a portrait. Windows, sound, frame rates, streams and files are thus one code.
+VASA-1 makes the motion (§3.1, "Animation and Rendering"), by the same generator and the same components. The call, the
+stream and the other drivers are those of `base.py`; the subject is an `AvatarView`.
 
 # Not in the paper: cameras that move (`camera_paths.py`); generated motion starts from the portrait's own pose.
 """
@@ -13,50 +13,42 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2Model
 
 from vasa_hf.camera_paths import view_cameras
-from vasa_hf.controls import parse_controls
 from vasa_hf.gaussians.export import SAVERS
 from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
-from vasa_hf.media.video import VideoReader
+from vasa_hf.hub import base_name, read_index
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
-from vasa_hf.outputs import TalkingFaceOutput, named_provenance
-from vasa_hf.pipelines.avatar_shelf import AvatarShelfMixin
-from vasa_hf.pipelines.avatar_view import WHITE, AvatarView, check_view
-from vasa_hf.pipelines.inputs import (
-    AudioInput,
-    ImageInput,
-    Portrait,
-    audio_list,
-    check_batch,
-    check_choice,
-    image_list,
-    read_motion,
-)
-from vasa_hf.pipelines.vasa_talking_face import VasaTalkingFacePipeline
+from vasa_hf.motion import POSE_DIM
+from vasa_hf.pipelines.avatar_library import AvatarLibrary
+from vasa_hf.pipelines.avatar_view import WHITE, AvatarOptions, AvatarView
+from vasa_hf.pipelines.base import FPS, TalkingHeadPipeline
+from vasa_hf.pipelines.inputs import ImageInput, check_choice, read_motion
+from vasa_hf.pipelines.loading import local_folder, save_index
+from vasa_hf.pipelines.motion_vasa1 import Vasa1Controls
+from vasa_hf.pipelines.vasa_talking_face import Portrait, VasaTalkingFacePipeline, check_vasa1_components
 from vasa_hf.processors.audio import VasaAudioProcessor
 from vasa_hf.processors.image import FaceImageProcessor
 
-AvatarInput = Vasa3DGaussianAvatar | ImageInput
+AvatarInput = Vasa3DGaussianAvatar | AvatarView | str | os.PathLike
 
 
-class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
+class Vasa3DAvatarPipeline(TalkingHeadPipeline):
     """Talking 3D heads from one portrait, after VASA-3D. The components are VASA-1's.
 
     Args:
@@ -64,12 +56,16 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
         face_autoencoder (`Vasa1FaceAutoencoder`): Face latent space of VASA-1.
         audio_encoder (`transformers.Wav2Vec2Model`): Audio features.
         audio_processor (`VasaAudioProcessor`): Brings audio to the encoder's rate.
-        image_processor (`FaceImageProcessor`): Loads and crops pictures.
+        image_processor (`FaceImageProcessor`): Loads and crops images.
         motion_transformer (`Vasa1MotionTransformer`): Diffusion transformer over motion.
         scheduler (`DDIMScheduler` or another of diffusers' with `prediction_type="sample"`): Sampler.
 
+    Who talks is the first argument of a call, also named `avatar`: a `Vasa3DGaussianAvatar`, the name of one
+    (`avatars`), its folder or repository, or a `view`. Options of a call are the fields of `Vasa1Controls` and of
+    `AvatarOptions` (`camera`, `background`, `output_size`).
+
     Attributes:
-        draw_batch_size (`int`, *optional*): Frames drawn at a time; 1 on a CPU, 16 elsewhere if `None`.
+        draw_batch_size (`int`, *optional*): Frames rendered at a time; 1 on a CPU, 16 elsewhere if `None`.
 
     Example:
         ```python
@@ -80,7 +76,10 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = VasaTalkingFacePipeline.model_cpu_offload_seq
-    _callback_tensor_inputs = VasaTalkingFacePipeline._callback_tensor_inputs
+    subject_name, subject_type = "avatar", AvatarView
+    controls_type, view_type = Vasa1Controls, AvatarOptions
+    draw_batch_size: int | None = None
+    base_model: str | None = None  # name of the model that has the components
 
     def __init__(
         self,
@@ -102,23 +101,106 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
             motion_transformer=motion_transformer,
             scheduler=scheduler,
         )
-        self._talking_face = VasaTalkingFacePipeline(**self.components)
-        self._avatars: dict[str, Path | Vasa3DGaussianAvatar] = {}  # name -> folder, or what was added
-        self._loaded: dict[str, Vasa3DGaussianAvatar] = {}
-        self.draw_batch_size: int | None = None
+        check_vasa1_components(face_autoencoder, audio_encoder, audio_processor, motion_transformer, scheduler)
+        self._library = AvatarLibrary(self.check_avatar)
+
+    # VASA-1's components make and encode motion in its own way.
+    motion_spec = VasaTalkingFacePipeline.motion_spec
+    create_motion_generator = VasaTalkingFacePipeline.create_motion_generator
+    encode_video = VasaTalkingFacePipeline.encode_video
+
+    output_sizes: Sequence[int] = ()  # any
 
     @property
     def talking_face(self) -> VasaTalkingFacePipeline:
-        """VASA-1 with these very components, also after one of them was exchanged."""
-        for name, component in self.components.items():
-            if getattr(self._talking_face, name) is not component:
-                setattr(self._talking_face, name, component)
-        return self._talking_face
+        """VASA-1's pipeline with these components: what a fit learns from."""
+        pipeline = VasaTalkingFacePipeline(**self.components)
+        pipeline.model_name = self.model_name if self.base_model is None else Path(self.base_model).name
+        pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return pipeline
 
-    def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """As of every pipeline; VASA-1's progress is shown in the same way."""
-        super().set_progress_bar_config(**kwargs)
-        self.talking_face.set_progress_bar_config(**kwargs)
+    # --- loading and saving -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Vasa3DAvatarPipeline:
+        """Load a pipeline and the names of its avatars; see `TalkingHeadPipeline.from_pretrained`.
+
+        A model of VASA-1 gives a pipeline without avatars.
+        """
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = local_folder(pretrained_model_name_or_path, **kwargs)
+        pipeline.base_model = base_name(read_index(folder))
+        pipeline._library.find(folder)
+        return pipeline
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        talking_face: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save avatars and components as safetensors.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder to write.
+            safe_serialization (`bool`, defaults to `True`): Must be true.
+            talking_face (`str`, *optional*):
+                Name of embedded weights or of a repository that has VASA-1's components: they are left out here then,
+                and `from_pretrained` takes them from there.
+            **kwargs: As for `DiffusionPipeline.save_pretrained`.
+
+        Raises:
+            ValueError: If `safe_serialization=False` is asked for.
+        """
+        if talking_face is not None and kwargs:
+            raise ValueError(f"`talking_face` leaves nothing for {sorted(kwargs)} to do: save first, then upload.")
+        if talking_face is None:
+            super().save_pretrained(save_directory, safe_serialization, **kwargs)
+        else:
+            save_index(save_directory, type(self).__name__, talking_face)
+        self._library.save(Path(save_directory))
+
+    @property
+    def avatars(self) -> list[str]:
+        """Names of the avatars that come with these weights or were added."""
+        return self._library.names
+
+    def add_avatar(self, name: str, avatar: Vasa3DGaussianAvatar) -> None:
+        """Give an avatar a name, under which it is called and saved.
+
+        Args:
+            name (`str`): Letters, digits, `_` and `-`.
+            avatar (`Vasa3DGaussianAvatar`): Fitted with these components.
+
+        Raises:
+            ValueError: If the name is no such name, or the avatar does not belong to these components.
+        """
+        self._library.add(name, avatar)
+
+    def load_avatar(self, name_or_path: str | os.PathLike, **kwargs: Any) -> Vasa3DGaussianAvatar:
+        """Load an avatar.
+
+        Args:
+            name_or_path (`str` or `os.PathLike`): One of `avatars`, a folder that `save_pretrained` of an avatar wrote,
+                or a repository of the Hub.
+            **kwargs: As for `Vasa3DGaussianAvatar.from_pretrained`.
+
+        Raises:
+            ValueError: If there is none, or it does not belong to these components.
+        """
+        return self._library.load(os.fspath(name_or_path), **kwargs).to(self._execution_device)
+
+    def check_avatar(self, avatar: Vasa3DGaussianAvatar) -> None:
+        """Raise `ValueError` unless the avatar was fitted to the motion that these components make."""
+        if not isinstance(avatar, Vasa3DGaussianAvatar):
+            raise ValueError(f"`avatar` must be a Vasa3DGaussianAvatar, got {type(avatar).__name__}.")
+        avatar.check_motion_space(self.face_autoencoder.config.motion_space)
+        wanted, got = self.face_autoencoder.motion_dim, avatar.config.motion_dim
+        if got != wanted:
+            raise ValueError(f"`avatar` must have `motion_dim` {wanted} to fit the `face_autoencoder`, got {got}.")
+        if not avatar.own_motion[POSE_DIM - 1] > 0:
+            raise ValueError("`avatar` must be fitted, this one does not know its portrait's pose: see `pipe.fit`.")
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -145,261 +227,53 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
         self,
         avatar: AvatarInput,
         camera: Any = "fixed",
-        fps: Fraction | float | str = 25,
+        fps: Fraction | float | str | None = None,
         output_size: int = 256,
         background: Sequence[float] = WHITE,
     ) -> AvatarView:
-        """Put an avatar before a camera; `draw` of the result turns motion into pictures. Arguments as of `__call__`.
+        """Put an avatar before a camera, to be called with; `fps`, if given, is the only rate it may be rendered at.
 
         Raises:
             ValueError: If an argument is unfit, or the camera is inside the head.
         """
-        return AvatarView(self._avatar(avatar), camera, fps, output_size, background, self.draw_batch_size)
+        options = AvatarOptions(camera, background, output_size)
+        return AvatarView(self._avatar(avatar), options, fps, self.draw_batch_size)
 
-    # --- the story ----------------------------------------------------------------------------------------------------
+    def prepare_subject(self, image: AvatarInput, view: AvatarOptions) -> AvatarView:
+        """Put an avatar before the camera; a view stays as it is."""
+        if isinstance(image, AvatarView):
+            return image
+        return AvatarView(self._avatar(image), view, None, self.draw_batch_size)
 
-    @torch.no_grad()
-    def __call__(
+    def render_frames(
         self,
-        avatar: AvatarInput | list,
-        audio: AudioInput | list,
-        *,
-        camera: Any = "fixed",
-        background: Sequence[float] = WHITE,
-        output_size: int = 256,
-        sampling_rate: int | None = None,
-        gaze: Any = (0.0, 0.0),
-        head_distance: Any = 1.0,
-        emotion: Any = {},  # noqa: B006 - never written to
-        guidance_scale: Mapping[str, float] | None = None,
-        num_inference_steps: int = 10,
-        head_motion: float = 1.0,
-        fps: Fraction | float | str = 25,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        first_window: int | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> TalkingFaceOutput | tuple:
-        """Make a talking video, or several. What is not said here is as of `VasaTalkingFacePipeline`.
+        subject: AvatarView,
+        motion: Tensor,
+        view: AvatarOptions | None = None,
+        start_frame: int = 0,
+        fps: Fraction = Fraction(FPS),
+    ) -> Iterator[Tensor]:
+        """Render absolute motion to frames; see `TalkingHeadPipeline.render_frames`."""
+        return subject.draw(motion, start_frame, fps)
 
-        Args:
-            avatar (`Vasa3DGaussianAvatar`, `str`, `os.PathLike`, a picture, or a list of them):
-                An avatar, the name of one (`avatars`), its folder or repository; or a portrait, which is fitted first
-                with the preset "fast".
-            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor`, `tuple` or a list of them): Voice.
-            camera (`str`, `OrbitCamera`, `CameraKeyframes`, list, `Cameras` or `Callable`, defaults to `"fixed"`):
-                `"fixed"` (the portrait's) or `"orbit"`; keyframes `[(seconds, azimuth_deg, elevation_deg, distance)]`;
-                one camera in the world; or a function from seconds to one. See `CameraPath`.
-            background (`Sequence[float]`, defaults to white): RGB in [0, 1] behind the head.
-            output_size (`int`, defaults to 256): Side of the square picture.
-            sampling_rate (`int`, *optional*, defaults to the encoder's, 16000): Rate of bare samples in Hz.
-            gaze (`tuple[float, float]` or `[(seconds, (yaw, pitch)), ...]`, defaults to ahead): Radians.
-            head_distance (`float` or `[(seconds, distance), ...]`, defaults to 1.0): Over the portrait's.
-            emotion (`dict[str, float]` or `[(seconds, weights), ...]`, defaults to none): Offsets in [-1, 1].
-            guidance_scale (`dict[str, float]`, *optional*): One scale for each condition.
-            num_inference_steps (`int`, defaults to 10): Denoising steps of each window.
-            head_motion (`float`, defaults to 1.0): Amount of head movement.
-            fps (`Fraction`, `float` or `str`, defaults to 25): Frames a second of the video.
-            generator (`torch.Generator` or list, *optional*): Makes the result repeatable; a list has one a video.
-            first_window (`int`, *optional*): Frames of the first window.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"` for motion alone.
-            return_dict (`bool`, defaults to `True`): Whether to return `TalkingFaceOutput` or `(frames,)`.
-            callback_on_step_end (`Callable`, *optional*):
-                `callback(pipe, step, timestep, tensors) -> tensors` after each denoising step of each window.
-            callback_on_step_end_tensor_inputs (`Sequence[str]`): Which `tensors`: `latents`, `audio_features`.
+    def _name_subject(self, image: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        avatar, options = options.get("avatar"), {name: options[name] for name in options if name != "avatar"}
+        if (image is None) == (avatar is None):
+            raise ValueError("`avatar` must be given, once: as the first argument, `image=` or `avatar=`.")
+        return avatar if image is None else image, options
 
-        Returns:
-            `TalkingFaceOutput`.
-
-        Raises:
-            ValueError: If an argument is unfit; its name is in the message.
-        """
-        motion_options = {
-            "guidance_scale": guidance_scale,
-            "num_inference_steps": num_inference_steps,
-            "head_motion": head_motion,
-            "first_window": first_window,
-            "generator": generator,
-        }
-        controls = {"gaze": gaze, "head_distance": head_distance, "emotion": emotion}
-        (avatars, many), (audios, _) = image_list(avatar), audio_list(audio)
-        if not avatars:
-            raise ValueError("`avatar` must be at least one avatar, got an empty list.")
-        count = check_batch(avatars, audios, "avatar")
-        talking_face = self.talking_face
-
-        def check() -> None:  # VASA-1 does it again; but what is wrong must be told before a fit, which takes minutes
-            check_view(camera, fps, output_size, background)
-            for picture in filter(self._is_portrait, avatars):
-                talking_face.check_inputs(picture, audio, sampling_rate, None, None, fps, output_type)
-            talking_face.check_sampling(**motion_options, batch_size=count)
-            talking_face.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-            parse_controls(**controls, emotions=self.motion_transformer.config.emotions)
-            for one in audios:
-                talking_face.open_audio(one, sampling_rate)
-
-        if any(map(self._is_portrait, avatars)):
-            avatars = [one if self._is_portrait(one) else self._avatar(one) for one in avatars]
-            check()
-            avatars = [self.fit(one) if self._is_portrait(one) else one for one in avatars]
-        # Each video has a view of its own, which counts its frames.
-        views = [self.view(one, camera, fps, output_size, background) for one in avatars * (count // len(avatars))]
-        callback = callback_on_step_end
-        if callable(callback):
-            callback = lambda _, *rest: callback_on_step_end(self, *rest)  # noqa: E731
-        result = talking_face(
-            views if many or count > 1 else views[0],
-            audio,
-            sampling_rate=sampling_rate,
-            fps=fps,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback_on_step_end=callback,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            **controls,
-            **motion_options,
-        )
-        return self._ours(result)
-
-    def stream(
-        self,
-        avatar: AvatarInput,
-        audio_chunks: Iterable | AudioInput,
-        *,
-        camera: Any = "fixed",
-        background: Sequence[float] = WHITE,
-        output_size: int = 256,
-        fps: Fraction | float | str = 25,
-        **options: Any,
-    ) -> Iterator[TalkingFaceOutput]:
-        """Make frames while the audio comes in, in constant memory; the same frames as `__call__` makes.
-
-        Args:
-            avatar (`Vasa3DGaussianAvatar`, `str` or `os.PathLike`): One avatar; no portrait, whose fit takes minutes.
-            audio_chunks (`Iterable`, `str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`):
-                See `VasaTalkingFacePipeline.stream`.
-            camera (`str`, `OrbitCamera`, `CameraKeyframes`, list, `Cameras` or `Callable`): As for `__call__`.
-            background (`Sequence[float]`, defaults to white): As for `__call__`.
-            output_size (`int`, defaults to 256): As for `__call__`.
-            fps (`Fraction`, `float` or `str`, defaults to 25): As for `__call__`.
-            **options: As for `VasaTalkingFacePipeline.stream`: controls, sampling, `output_type`.
-
-        Returns:
-            Iterator of `TalkingFaceOutput` with a few frames each, their sound and motion.
-
-        Raises:
-            ValueError: If an argument is unfit; its name is in the message.
-        """
-        view = self.view(avatar, camera, fps, output_size, background)
-        chunks = self.talking_face.stream(view, audio_chunks, fps=fps, **options)
-        return (self._ours(chunk) for chunk in chunks)
-
-    def talk_to_file(
-        self,
-        path: str | os.PathLike,
-        avatar: AvatarInput,
-        audio: AudioInput,
-        *,
-        camera: Any = "fixed",
-        background: Sequence[float] = WHITE,
-        output_size: int = 256,
-        fps: Fraction | float | str = 25,
-        provenance: bool | Mapping[str, Any] = True,
-        **options: Any,
-    ) -> TalkingFaceOutput:
-        """Write a talking video frame by frame, in constant memory; see `VasaTalkingFacePipeline.talk_to_file`.
-
-        Args:
-            path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
-            avatar (`Vasa3DGaussianAvatar`, `str` or `os.PathLike`): One avatar.
-            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One voice.
-            camera (`str`, `OrbitCamera`, `CameraKeyframes`, list, `Cameras` or `Callable`): As for `__call__`.
-            background (`Sequence[float]`, defaults to white): As for `__call__`.
-            output_size (`int`, defaults to 256): As for `__call__`.
-            fps (`Fraction`, `float` or `str`, defaults to 25): As for `__call__`.
-            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
-            **options: As for `stream`, and `crf` and `on_frames` of VASA-1's `talk_to_file`.
-
-        Returns:
-            `TalkingFaceOutput` without frames and sound: its motion can be saved.
-
-        Raises:
-            ValueError: If an argument is unfit; its name is in the message.
-        """
-        view = self.view(avatar, camera, fps, output_size, background)
-        provenance = named_provenance(provenance, self.model_name)
-        result = self.talking_face.talk_to_file(path, view, audio, fps=fps, provenance=provenance, **options)
-        return self._ours(result)
-
-    # --- other drivers ------------------------------------------------------------------------------------------------
-
-    def animate(
-        self,
-        avatar: AvatarInput,
-        driving_video: str | os.PathLike | Sequence,
-        *,
-        camera: Any = "fixed",
-        background: Sequence[float] = WHITE,
-        output_size: int = 256,
-        fps: Fraction | float | str | None = None,
-        **options: Any,
-    ) -> TalkingFaceOutput | tuple:
-        """Let an avatar do what the face of a video does.
-
-        Args:
-            avatar (`Vasa3DGaussianAvatar`, `str` or `os.PathLike`): One avatar.
-            driving_video (`str`, `os.PathLike` or a sequence of pictures): A video file, or frames of one size.
-            camera (`str`, `OrbitCamera`, `CameraKeyframes`, list, `Cameras` or `Callable`): As for `__call__`.
-            background (`Sequence[float]`, defaults to white): As for `__call__`.
-            output_size (`int`, defaults to 256): As for `__call__`.
-            fps (`Fraction`, `float` or `str`, *optional*): Defaults to the video's own rate, 25 for frames.
-            **options: As for `VasaTalkingFacePipeline.animate`: `relative`, `driving_face`, `driving_box`,
-                `output_type`, `return_dict`.
-
-        Returns:
-            `TalkingFaceOutput` with the driving video's sound, if it has any.
-
-        Raises:
-            ValueError: If an argument is unfit; its name is in the message.
-        """
-        if fps is None and isinstance(driving_video, str | os.PathLike) and os.path.isfile(driving_video):
-            fps = VideoReader(driving_video).fps
-        view = self.view(avatar, camera, 25 if fps is None else fps, output_size, background)
-        return self._ours(self.talking_face.animate(view, driving_video, fps=fps, **options))
-
-    def render(
-        self,
-        avatar: AvatarInput,
-        motion: Tensor | str | os.PathLike,
-        *,
-        camera: Any = "fixed",
-        background: Sequence[float] = WHITE,
-        output_size: int = 256,
-        fps: Fraction | float | str = 25,
-        **options: Any,
-    ) -> TalkingFaceOutput | tuple:
-        """Render a given motion: edited, saved by `output.save("motion.safetensors")`, or of another person.
-
-        Args:
-            avatar (`Vasa3DGaussianAvatar`, `str` or `os.PathLike`): One avatar.
-            motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): Absolute motion.
-            camera (`str`, `OrbitCamera`, `CameraKeyframes`, list, `Cameras` or `Callable`): As for `__call__`.
-            background (`Sequence[float]`, defaults to white): As for `__call__`.
-            output_size (`int`, defaults to 256): As for `__call__`.
-            fps (`Fraction`, `float` or `str`, defaults to 25): Of the video.
-            **options: As for `VasaTalkingFacePipeline.render`: `motion_fps`, `relative`, `audio`, `sampling_rate`,
-                `output_type`, `return_dict`.
-
-        Returns:
-            `TalkingFaceOutput`.
-
-        Raises:
-            ValueError: If an argument is unfit; its name is in the message.
-        """
-        view = self.view(avatar, camera, fps, output_size, background)
-        return self._ours(self.talking_face.render(view, motion, fps=fps, **options))
+    def check_subject(self, image: Any, view: AvatarOptions, fps: Any) -> None:
+        """Raise `ValueError` for what is no avatar, or a view of another rate; a portrait must be fitted first."""
+        if isinstance(image, AvatarView):
+            image.check_fps(fps)
+        elif self._is_portrait(image):
+            raise ValueError(
+                "`avatar` must be an avatar, got an image: make one of it by `pipe.fit(image)`, which takes minutes."
+            )
+        elif isinstance(image, str | os.PathLike):
+            self._library.check_name(os.fspath(image))
+        else:
+            self.check_avatar(image)
 
     @torch.no_grad()
     def contact_sheet(
@@ -478,10 +352,8 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
             shutil.rmtree(partial, ignore_errors=True)
         return [folder / name for name in names]
 
-    # --- small parts --------------------------------------------------------------------------------------------------
-
     def _is_portrait(self, value: Any) -> bool:
-        """Whether this is a picture, rather than an avatar or the name of one."""
+        """Whether this is an image, rather than an avatar or the name of one."""
         if isinstance(value, str | os.PathLike):
             named = os.fspath(value) in self.avatars
             return not named and os.path.isfile(value) and Path(value).suffix.lower() not in SAVERS
@@ -503,8 +375,3 @@ class Vasa3DAvatarPipeline(AvatarShelfMixin, DiffusionPipeline):
             frames = read_motion(motion, None, spec, self.audio_processor.fps)[0][0].to(frames)
         state = avatar.rest_state()
         return (avatar(frame, rest=state).gaussians.map(lambda value: value[0]) for frame in frames.split(1))
-
-    def _ours(self, result: Any) -> Any:
-        if isinstance(result, TalkingFaceOutput):
-            result.model_name = self.model_name
-        return result

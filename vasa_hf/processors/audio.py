@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import FeatureExtractionMixin
 
-from vasa_hf.media.audio import load_audio
+from vasa_hf.checks import check_number, shorten
+from vasa_hf.media.audio import CancellationGuard, load_audio
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,12 @@ def frame_features(
         raise ValueError(f"`padding` must be 'zeros' or 'reflect', got {padding!r}.")
     if layers not in ("last", "all"):
         raise ValueError(f"`layers` must be 'last' or 'all', got {layers!r}.")
-    samples = samples.to(encoder.device, torch.float32)
+    whole = layers == "last" and not resample_first
+    hook = getattr(encoder, "_hf_hook", None)
+    if hook is not None and not whole:  # offloaded, and `layer_features` does not call `forward`, which would load it
+        hook.pre_forward(encoder)
+    # With an encoder that is offloaded layer by layer, the hook of each layer moves its input.
+    samples = samples.to(samples.device if encoder.device.type == "meta" else encoder.device, torch.float32)
     if pre_emphasis:
         samples = samples - pre_emphasis * F.pad(samples, (1, 0))[:, :-1]
     if do_normalize:
@@ -193,7 +199,7 @@ def frame_features(
     else:
         samples = F.pad(samples, ((field - stride) // 2, (field - stride + 1) // 2))
     samples = samples.to(encoder.dtype)
-    if layers == "last" and not resample_first:
+    if whole:
         hidden = encoder(samples).last_hidden_state  # [B, samples / stride, hidden]
     else:
         hidden = layer_features(encoder, samples, num_frames if resample_first else None)
@@ -302,6 +308,7 @@ class AudioCheck:
         self.sampling_rate = sampling_rate
         self.num_samples = 0  # of each channel
         self.num_values, self.num_bad, self.num_clipped, self.peak = 0, 0, 0, 0.0
+        self.mixed_peak = 0.0  # of the mean of all channels, which is what is heard
 
     def add(self, samples: np.ndarray) -> None:
         """Look at the next samples `(channels, n)`, full scale = 1."""
@@ -312,6 +319,8 @@ class AudioCheck:
         self.num_bad += samples.size - int(np.count_nonzero(finite))
         self.num_clipped += int(np.count_nonzero(level >= 0.999))
         self.peak = max(self.peak, float(level.max(initial=0.0, where=finite)))
+        mixed = np.abs(np.where(finite, samples, 0.0).mean(0)) if len(samples) > 1 else level[0]
+        self.mixed_peak = max(self.mixed_peak, float(mixed.max(initial=0.0, where=np.isfinite(mixed))))
 
     def finish(self) -> None:
         """Judge all that was heard.
@@ -326,8 +335,9 @@ class AudioCheck:
         seconds = self.num_samples / self.sampling_rate
         if seconds < MIN_SECONDS:
             raise ValueError(f"`audio` must be at least {MIN_SECONDS} s long; got {seconds:.3f} s.")
-        if self.peak < SILENCE_PEAK:
-            logger.warning("`audio` is silent (peak %.1e): the face will move, but it will not speak.", self.peak)
+        if self.mixed_peak < SILENCE_PEAK:
+            text = "`audio` is silent (peak %.1e of all channels mixed): the face will move, but it will not speak."
+            logger.warning(text, self.mixed_peak)
         clipped = self.num_clipped / self.num_values
         if clipped > CLIPPED_SHARE:
             logger.warning("`audio` is clipped in %.1f %% of its samples: lips may follow it less well.", 100 * clipped)
@@ -366,6 +376,15 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         pre_emphasis: float = 0.0,
         **kwargs,
     ):
+        check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
+        check_number("fps", fps, 1, 1000, whole=True)
+        check_number("context_frames", context_frames, 0, 10_000, whole=True)
+        check_number("lookahead_frames", lookahead_frames, 0, 10_000, whole=True)
+        check_number("pre_emphasis", pre_emphasis, 0.0, 1.0)
+        if padding not in ("zeros", "reflect"):
+            raise ValueError(f"`padding` must be 'zeros' or 'reflect', got {shorten(padding)}.")
+        if layers not in ("last", "all"):
+            raise ValueError(f"`layers` must be 'last' or 'all', got {shorten(layers)}.")
         if sampling_rate % fps:
             raise ValueError(f"`sampling_rate` must be a multiple of `fps`; got {sampling_rate} and {fps}.")
         super().__init__(**kwargs)
@@ -399,6 +418,7 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         """
         bare = not isinstance(audio, (str, os.PathLike, tuple))
         samples, rate = load_audio(audio, self.sampling_rate if bare and sampling_rate is None else sampling_rate)
+        samples = CancellationGuard("`audio`").apply(samples)
         check = AudioCheck(rate)
         check.add(samples)
         check.finish()

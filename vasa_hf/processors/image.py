@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
+from vasa_hf.checks import check_number, shorten
 from vasa_hf.geometry.crops import (
     PasteWindow,
     crop_region,
@@ -29,8 +31,14 @@ from vasa_hf.geometry.crops import (
     transform_points,
 )
 from vasa_hf.geometry.landmarks import CLOSED_GROUPS, GROUPS
+from vasa_hf.media.ffmpeg import read_picture
 
 logger = logging.getLogger(__name__)
+# Pillow knows more; some of them start other programs (EPS: Ghostscript), and none is a photo's.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+# What Pillow raises for files that are cut off or hold impossible numbers.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
 ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
 # What transformers itself writes into the saved config.
 _SAVED_BY_TRANSFORMERS = {"image_processor_type", "feature_extractor_type", "processor_class", "_commit_hash"}
@@ -100,6 +108,23 @@ class FaceImageProcessor(ImageProcessingMixin):
     ):
         if unknown := sorted(set(kwargs) - _SAVED_BY_TRANSFORMERS):
             raise ValueError(f"`{unknown[0]}` is no option of FaceImageProcessor.")
+        for name, value, low, high in (
+            ("size", size, 16, 4096),
+            ("max_pixels", max_pixels, 1, 1_000_000_000),
+            ("max_side", max_side, 16, 16_384),
+            ("min_side", min_side, 1, 16_384),
+            ("min_face", min_face, 1, 16_384),
+        ):
+            check_number(name, value, low, high, whole=True)
+        check_number("scale", scale, 1.0, 6.0)
+        check_number("feather", feather, 0.0, 0.5)
+        check_number("max_yaw_deg", max_yaw_deg, 0.0, 180.0)
+        check_number("max_cut_off", max_cut_off, 0.0, 1.0)
+        for name, values, count, low, high in (("shift", shift, 2, -1.0, 1.0), ("background", background, 3, 0, 255)):
+            if not isinstance(values, list | tuple) or len(values) != count:
+                raise ValueError(f"`{name}` must be {count} numbers, got {shorten(values)}.")
+            for value in values:
+                check_number(name, value, low, high, whole=name == "background")
         super().__init__(**kwargs)
         self.size, self.scale, self.shift, self.upright = size, scale, list(shift), upright
         self.feather, self.background = feather, list(background)
@@ -164,18 +189,17 @@ class FaceImageProcessor(ImageProcessingMixin):
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise ValueError(f"`image` must be a picture file, but {str(path)!r} {what}.")
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                self._check_size(width, height)
-                ratio = least_side / max(width, height)
-                if ratio < 1:  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; others stay as they are
-                    image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))
-                picture = _decoded(image, repr(str(path)))
-        except UnidentifiedImageError as error:
-            raise ValueError(f"`image` must be a picture file that Pillow reads, but {str(path)!r} is none.") from error
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"`image` must have at most {self.max_pixels:,} pixels, but {error}.") from error
+        if _is_for_ffmpeg(path):
+            picture = Image.fromarray(read_picture(path, self.max_pixels))
+            self._check_size(*picture.size)
+            return picture, picture.size
+        with open_picture(path) as image:
+            width, height = image.size
+            self._check_size(width, height)
+            ratio = least_side / max(width, height)
+            if ratio < 1:  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; others stay as they are
+                image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))
+            picture = _decoded(image, repr(str(path)))
         turned = (width > height) != (picture.width > picture.height)
         return picture, (height, width) if turned else (width, height)
 
@@ -448,8 +472,40 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"`image` must be a whole picture, but {name} is damaged: {error}.") from error
+
+
+def _is_for_ffmpeg(path: Path) -> bool:
+    """Whether a file begins as a HEIC or a JPEG XL, or as an AVIF that this Pillow cannot read."""
+    with open(path, "rb") as file:
+        begin = file.read(12)
+    if begin[4:8] == b"ftyp":
+        Image.init()
+        brand = begin[8:12]
+        return brand in _HEIC_BRANDS or (brand in (b"avif", b"avis") and "AVIF" not in Image.OPEN)
+    return begin.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL "))
+
+
+def open_picture(path: str | os.PathLike) -> Image.Image:
+    """Open a picture file of one of `FORMATS`; nothing is decoded yet.
+
+    Raises:
+        ValueError: If it is none, is damaged, or claims so many pixels that Pillow warns of an attack.
+    """
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs Pillow 11.3
+    try:
+        return Image.open(path, formats=known)
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(known)
+        raise ValueError(
+            f"`image` must be a picture file (HEIC, JPEG XL, {kinds}), but {str(path)!r} is none."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"`image` must have fewer pixels: {error}.") from error
+    except _DAMAGE as error:
+        raise ValueError(f"`image` must be a whole picture, but {str(path)!r} is damaged: {error}.") from error
 
 
 def to_pil(image: Tensor) -> Image.Image:

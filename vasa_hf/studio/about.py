@@ -53,4 +53,6 @@ def verdict_or_hint(video: str | None) -> str:
     try:
         return verdict(video) if video else "No video yet."
     except ValueError as error:
-        return f"This file cannot be judged: {error}"
+        from vasa_hf.studio.desk import message
+
+        return f"This file cannot be judged: {message(error)}"

@@ -16,7 +16,7 @@ from vasa_hf.studio.jobs import Job, Pace, Update, told
 from vasa_hf.studio.models import Models
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings
 from vasa_hf.studio.splat_viewer import viewer_camera
-from vasa_hf.studio.talk import PREPARING, check_length, perform
+from vasa_hf.studio.talk import PREPARING, perform
 
 FIT_STAGES = {
     "start": "Mesh and colours",
@@ -150,11 +150,10 @@ def talk3d(
     """
     yield Update(PREPARING)
     pipe = models.avatars
-    samples, rate = models.sound(audio)
-    check_length(len(samples) / rate, max_seconds)
+    samples, rate = models.sound(audio, max_seconds)
     view = pipe.view(avatar, camera, settings.fps, settings.size, BACKGROUNDS[background])
     more = {"avatar": Path(avatar).name, "camera": camera, "background": background}
-    yield from perform(job, models.faces, view, (samples, rate), settings, {"audio": audio}, more)
+    yield from perform(job, pipe, view, (samples, rate), settings, {"audio": audio}, more)
 
 
 class SideBySide:

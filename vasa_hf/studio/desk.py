@@ -194,7 +194,8 @@ def required(value: Any, what: str) -> Any:
 
 def message(error: Exception) -> str:
     """An error in words for the page: without folders of this machine."""
-    return re.sub(r"'[^']*/([^/']+)'", r"'\1'", " ".join(str(error).split())).replace("`", "")
+    text = re.sub(r"(['\"])(?:(?!\1).)*/([^/'\"]+)\1", r"'\2'", " ".join(str(error).split()))
+    return re.sub(r"(?<![\w/])(?:file:)?/(?:[^\s/'\"]+/)+", "", text).replace("`", "")
 
 
 def status(update: Update) -> str:

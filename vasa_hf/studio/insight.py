@@ -21,7 +21,7 @@ from vasa_hf.studio.avatars import SideBySide
 from vasa_hf.studio.jobs import Job, Update
 from vasa_hf.studio.models import PRIORS, SYSTEMS, Models
 from vasa_hf.studio.settings import BACKGROUNDS, TalkSettings
-from vasa_hf.studio.talk import PREPARING, check_length, save_settings, write
+from vasa_hf.studio.talk import PREPARING, save_settings, write
 
 # Name -> channel of the pose, and what one unit of the slider adds to it.
 _POSE = {"yaw": (0, math.radians(1)), "pitch": (1, math.radians(1)), "roll": (2, math.radians(1))}
@@ -83,8 +83,7 @@ def swaps(
     yield Update(PREPARING)
     pipe = models.faces
     portraits = [models.portrait(image) for image in images]
-    samples, rate = models.sound(audio)
-    check_length(len(samples) / rate, 20.0)
+    samples, rate = models.sound(audio, 20.0)
     takes = []
     for index in range(2):
         job.check()
@@ -154,14 +153,13 @@ def compare(
     """
     yield Update(PREPARING)
     began, fps, seed = time.monotonic(), parse_fps(settings.fps), settings.chosen_seed()
-    samples, rate = models.sound(audio)
-    check_length(len(samples) / rate, max_seconds)
+    samples, rate = models.sound(audio, max_seconds)
     parse_controls(**settings.controls(), emotions=models.faces.motion_transformer.config.emotions)
     steps = {"num_inference_steps": settings.steps, "head_motion": settings.head_motion}
     makers = {
         "VASA-1": lambda: (models.faces, models.portrait(portrait, None, settings.size), settings.motion_options()),
         "VASA-3D": lambda: (
-            models.faces,
+            models.avatars,
             models.avatars.view(avatar, camera, fps, settings.size, BACKGROUNDS["white"]),
             settings.motion_options(),
         ),
@@ -172,14 +170,14 @@ def compare(
     chosen = [makers[name]() for name in makers if name in systems]  # in this order, whatever that of the clicks
     videos = [
         pipe.stream(
-            performer,
+            subject,
             (samples, rate),
             **options,
             fps=fps,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         )
-        for pipe, performer, options in chosen
+        for pipe, subject, options in chosen
     ]
     num_frames = math.ceil(len(samples) * fps / rate)
     video, name = job.folder / "compared.mp4", models.faces.model_name

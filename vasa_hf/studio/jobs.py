@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vasa_hf.files import sweep, temporary_prefix
+
 _STOP = "stop"
 _M_ARENA_MAX = -8  # of <malloc.h>
 
@@ -76,7 +78,10 @@ class Jobs:
     """
 
     def __init__(self, root: Path | None = None, keep_hours: float = 12.0):
-        self.root, self.keep_hours = Path(tempfile.mkdtemp(prefix="vasa-hf-") if root is None else root), keep_hours
+        if root is None:
+            sweep(tempfile.gettempdir())  # what servers that were killed have left
+            root = tempfile.mkdtemp(prefix=temporary_prefix())
+        self.root, self.keep_hours = Path(root), keep_hours
         atexit.register(shutil.rmtree, self.root, ignore_errors=True)
 
     @contextlib.contextmanager

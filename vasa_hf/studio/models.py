@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -14,7 +13,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from vasa_hf.hub import resolve
+from vasa_hf.checks import parse_json
+from vasa_hf.hub import base_name, read_index, resolve
 
 PRIORS = "motion_priors.safetensors"
 SYSTEMS = ("VASA-1", "VASA-3D", "MoDA")
@@ -100,9 +100,9 @@ class Models:
             if self._heads is None:
                 from vasa_hf import ModaTalkingHeadPipeline
 
-                index = _json(Path(resolve(self.moda)) / "model_index.json")
+                index = read_index(resolve(self.moda))
                 parts = ("face_analyzer", "image_processor", "audio_encoder", "audio_processor")
-                shared = {part: getattr(faces, part) for part in parts} if "_base" in index else {}
+                shared = {part: getattr(faces, part) for part in parts} if base_name(index) is not None else {}
                 self._heads = ModaTalkingHeadPipeline.from_pretrained(self.moda, **shared).to(faces.device)
                 self._heads.set_progress_bar_config(disable=True)
             return self._heads
@@ -112,14 +112,22 @@ class Models:
         key = (digest(path), face, output_size)
         return self.portraits.get(key, lambda: self.faces.prepare_portrait(path, face, output_size=output_size))
 
-    def sound(self, path: str) -> tuple[Any, int]:
-        """Samples `(n,)` of a voice, mono, and their rate; checked, and remembered."""
+    def sound(self, path: str, max_seconds: float) -> tuple[Any, int]:
+        """Samples `(n,)` of a voice, mono, and their rate; checked, and remembered.
+
+        Raises:
+            ValueError: If it is longer than `max_seconds`, or cannot be used.
+        """
+        from vasa_hf.media.audio import load_audio
+        from vasa_hf.media.ffmpeg import check_seconds
 
         def read() -> tuple[Any, int]:
-            _, samples, rate = self.faces.prepare_audio(path)
+            _, samples, rate = self.faces.prepare_audio(load_audio(path, max_seconds=max_seconds))
             return samples, rate
 
-        return self.sounds.get(digest(path), read)
+        samples, rate = self.sounds.get(digest(path), read)
+        check_seconds(len(samples) / rate, max_seconds, "audio")
+        return samples, rate
 
     def _load(self) -> None:
         try:
@@ -170,8 +178,8 @@ def described(name: str) -> dict[str, Any]:
         name (`str`): As for `Models`; of a Hub repository little is known before it is there.
     """
     folder = Path(resolve(name))
-    index = _json(folder / "model_index.json")
-    base = Path(resolve(index.get("talking_face", name)))
+    index = read_index(folder)
+    base = Path(resolve(base_name(index) or name))
     emotions = _json(base / "motion_transformer" / "config.json").get("emotions", [])
     size = _json(base / "face_autoencoder" / "config.json").get("image_size", 256)
     return {
@@ -195,4 +203,5 @@ def _directions(file: Path, emotions: list[str]) -> list[str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    held = parse_json(path.read_bytes(), path.name) if path.is_file() else {}
+    return held if isinstance(held, dict) else {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 #: What the fields of several functions mean.
@@ -57,3 +58,23 @@ def check_mcp() -> None:
     """
     if importlib.util.find_spec("mcp") is None:
         raise ImportError("Serving MCP tools needs the package mcp: pip install 'vasa-hf[mcp]'")
+
+
+def file_paths(value: Any) -> Iterator[str]:
+    """All files that a request names, at any depth of what it sends: values of keys "path"."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("path"), str):
+            yield value["path"]
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from file_paths(part)
+
+
+def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Whether a file lies under a folder, links followed; says nothing of whether it exists."""
+    try:
+        path, folder = os.path.realpath(path), os.path.realpath(folder)
+        return os.path.commonpath([path, folder]) == folder
+    except ValueError:  # a zero byte, or another drive
+        return False

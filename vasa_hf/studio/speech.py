@@ -50,7 +50,7 @@ def speak(text: str, folder: Path, voice: str = "English (US), woman", words_a_m
         raise ImportError("Typed text needs the speech synthesiser espeak-ng: apt-get install espeak-ng")
     path = Path(folder) / "speech.wav"
     command = ["espeak-ng", "-v", VOICES[voice], "-s", str(words_a_minute), "-w", str(path), "--stdin"]
-    done = subprocess.run(command, input=text.encode(), capture_output=True)
+    done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=60)
     if done.returncode != 0 or not path.is_file():
         raise RuntimeError(f"espeak-ng failed: {done.stderr.decode(errors='replace').strip()}")
     return path

@@ -19,7 +19,7 @@ import torch
 import vasa_hf
 from vasa_hf.controls import rebase_motion
 from vasa_hf.media.audio import load_audio
-from vasa_hf.media.ffmpeg import parse_fps
+from vasa_hf.media.ffmpeg import check_seconds, parse_fps
 from vasa_hf.media.segments import SegmentWriter
 from vasa_hf.media.video import VideoReader, VideoWriter
 from vasa_hf.motion import resample_motion
@@ -29,12 +29,6 @@ from vasa_hf.studio.models import Models, digest
 from vasa_hf.studio.settings import TalkSettings
 
 PREPARING, MAKING, READING = "Preparing", "Making frames", "Reading the driving video"
-
-
-def check_length(seconds: float, limit: float, what: str = "audio") -> None:
-    """Raise `ValueError` for what would keep the others waiting too long."""
-    if seconds > limit:
-        raise ValueError(f"`{what}` must be at most {limit:.0f} seconds long here, got {seconds:.1f}.")
 
 
 def talk(
@@ -66,32 +60,35 @@ def talk(
     """
     yield Update(PREPARING)
     pipe = models.faces
-    samples, rate = models.sound(audio)
-    check_length(len(samples) / rate, max_seconds)
+    samples, rate = models.sound(audio, max_seconds)
     portrait = models.portrait(image, face, settings.size)
     inputs = {"image": image, "audio": audio}
-    yield from perform(job, pipe, portrait, (samples, rate), settings, inputs, {"face": face})
+    yield from perform(
+        job, pipe, portrait, (samples, rate), settings, inputs, {"face": face}, paste_back=settings.paste_back
+    )
 
 
 def perform(
     job: Job,
     pipe: Any,
-    performer: Any,
+    subject: Any,
     sound: tuple[np.ndarray, int],
     settings: TalkSettings,
     inputs: dict[str, str],
     more: dict[str, Any] | None = None,
+    **view: Any,
 ) -> Iterator[Update]:
     """Let a portrait or an avatar before a camera speak.
 
     Args:
         job (`Job`): Where to, and until when.
-        pipe (`VasaTalkingFacePipeline`): What makes motion.
-        performer (`Performer`): Who.
+        pipe (`TalkingHeadPipeline`): What makes it.
+        subject (`Subject`): Who, prepared by the pipeline.
         sound (`tuple` of `np.ndarray` of shape `(samples,)` and `int`): What is said, and its rate.
         settings (`TalkSettings`): How.
         inputs (`dict[str, str]`): Files that this was made of, to be named in the settings.
         more (`dict`, *optional*): Further settings to be told.
+        **view: Options of the pipeline's view.
 
     Yields:
         `Update`: as `talk`.
@@ -99,11 +96,11 @@ def perform(
     job.check()
     fps, seed, began = parse_fps(settings.fps), settings.chosen_seed(), time.monotonic()
     chunks = pipe.stream(
-        performer,
+        subject,
         sound,
         **settings.motion_options(),
+        **view,
         fps=fps,
-        paste_back=settings.paste_back,
         generator=torch.Generator().manual_seed(seed),
         output_type="np",
     )
@@ -132,16 +129,15 @@ def drive(
     """
     yield Update(PREPARING)
     pipe, began = models.faces, time.monotonic()
-    reader = VideoReader(video)
+    reader = VideoReader(video, max_seconds=max_seconds)
     expected = reader.num_frames or 0
-    check_length(expected / float(reader.fps), max_seconds, "driving_video")
+    check_seconds(expected / float(reader.fps), max_seconds, "driving_video")
     portrait = models.portrait(image, face, settings.size)
 
     def encode(tell: Any) -> Any:
         def watched() -> Iterator[np.ndarray]:
             for index, frame in enumerate(reader):
                 tell(index)
-                check_length(index / float(reader.fps), max_seconds, "driving_video")
                 yield frame
 
         return pipe.encode_video(watched(), num_frames=expected)
@@ -160,7 +156,7 @@ def drive(
     motion = resample_motion(motion, reader.fps, fps)
     sound = None
     if reader.has_audio:
-        samples, rate = load_audio(video)
+        samples, rate = load_audio(video, max_seconds=2 * max_seconds)
         sound = (samples.mean(0), rate)
     parts = pipe.decode_frames(portrait, motion[0], settings.paste_back)
     frames = (frame for part in parts for frame in to_uint8(part))

@@ -28,9 +28,7 @@ class ModaDataOptions(LoopOptions):
 
     pipeline: str = option("", "pipeline whose renderer and audio encoder read the clips of --data, as in the paper")
     data: str = option("", "folder with clips/*.mp4, and with clips.npz where motion is made of labels")
-    prepared: str | None = option(
-        None, "keypoint_data.safetensors of an earlier run, or motion_data.safetensors of train_motion_transformer"
-    )
+    prepared: str | None = option(None, "keypoint_data or motion_data (.safetensors) of an earlier run")
     talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers; go with labels")
     talker_share: float | None = option(None, "share of the windows drawn from talkers (default: by their length)")
     priors: str | None = option(None, "safetensors file of known directions in z_dyn; goes with labels")

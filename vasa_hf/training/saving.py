@@ -1,4 +1,4 @@
-"""Trained components as folders and pipelines that load."""
+"""How trainings of one model end: as a component's folder, or a pipeline that loads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from torch import nn
+from torch.utils.data import Dataset
 
 from vasa_hf.hub import resolve
 from vasa_hf.training.ema import ExponentialMovingAverage
+from vasa_hf.training.loop import Player, TrainingState, print_log, train
 
 
 def published_dtype(name: str) -> torch.dtype:
@@ -23,6 +27,27 @@ def published_dtype(name: str) -> torch.dtype:
     if name not in ("float32", "float16"):
         raise ValueError(f"`save_dtype` must be float32 or float16, got {name!r}.")
     return getattr(torch, name)
+
+
+def train_and_save(
+    options: Any, name: str, model: nn.Module, loss: Any, dataset: Dataset, on_sample: Any = None, **others: nn.Module
+) -> TrainingState:
+    """Train one model by one loss, and write `output/NAME` with averaged weights. The model itself becomes that.
+
+    Args:
+        options (`LoopOptions`): With `learning_rate`, `weight_decay` and `save_dtype`.
+        name (`str`): Of the component.
+        model (`diffusers.ModelMixin`): A model whose config has `dropout`.
+        loss (`Callable`): See `Player`.
+        dataset (`torch.utils.data.Dataset`): See `train`.
+        on_sample (`Callable`, *optional*): See `train`.
+        **others: Modules that the loss uses and nobody trains.
+    """
+    player = Player(name, (name,), loss, options.learning_rate, weight_decay=options.weight_decay)
+    state = train(options, {name: model, **others}, [player], dataset, (name,), print_log, on_sample)
+    if PartialState().is_main_process:
+        save_averaged(model, state.ema[name], Path(options.output) / name, published_dtype(options.save_dtype))
+    return state
 
 
 def save_averaged(model, average: ExponentialMovingAverage, folder: str | os.PathLike, dtype: torch.dtype) -> None:

@@ -12,7 +12,6 @@ other one. It teaches the generator and must not judge it: it hears with the sam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,29 +19,21 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vasa_hf.models.sync_expert import SyncExpert
-from vasa_hf.training.loop import Player, TrainingState, option, parse_options, print_log, train
+from vasa_hf.training.loop import TrainingState, option, parse_options
 from vasa_hf.training.moda_data import LIP_CHANNELS, ModaDataOptions, as_columns, lips_of, make_dataset
-from vasa_hf.training.saving import published_dtype, save_averaged
-from vasa_hf.training.train_sync_expert import contrastive_loss
+from vasa_hf.training.saving import published_dtype, train_and_save
+from vasa_hf.training.train_sync_expert import ExpertOptions, contrastive_loss
 
 NAME = "sync_expert"
 _TRIES = 50
 
 
 @dataclass
-class AlseOptions(ModaDataOptions):
-    """Options of this stage; those of its data are in `ModaDataOptions`, those of the loop in `LoopOptions`."""
+class AlseOptions(ExpertOptions, ModaDataOptions):
+    """Options of this stage; see also `ExpertOptions`, `ModaDataOptions` and `LoopOptions`."""
 
-    frames: int = option(25, "frames of a sample")
     expert_window: int = option(9, "frames of a window of the model")
-    hidden_size: int = option(128, "channels inside the model")
-    embed_dim: int = option(64, "channels of the vectors")
-    dropout: float = option(0.1, "dropout of the model")
-    shift_weight: float = option(1.0, "weight of the loss over shifts of one clip, beside that over all clips")
     motion_noise: float = option(0.1, "deviation of noise on the lips, in deviations of the lips")
-    learning_rate: float = option(1e-3, "peak learning rate")
-    weight_decay: float = option(0.05, "weight decay of kernels")
-    save_dtype: str = option("float32", "type of the published weights: float32 or float16")
 
 
 class SpokenPieces(Dataset):
@@ -106,7 +97,7 @@ class AlseLoss:
 
 def run(options: AlseOptions) -> TrainingState:
     """Prepare the data, train, and save `sync_expert/` with averaged weights in the output."""
-    dtype = published_dtype(options.save_dtype)
+    published_dtype(options.save_dtype)
     dataset = SpokenPieces(make_dataset(options, drop_audio=0.0), options.frames, options.seed)
     torch.manual_seed(options.seed)
     model = SyncExpert(
@@ -119,10 +110,7 @@ def run(options: AlseOptions) -> TrainingState:
         dropout=options.dropout,
     )
     fit_statistics(model, dataset)
-    player = Player(NAME, (NAME,), AlseLoss(options, model), options.learning_rate, weight_decay=options.weight_decay)
-    state = train(options, {NAME: model}, [player], dataset, ema_of=(NAME,), on_log=print_log)
-    save_averaged(model, state.ema[NAME], Path(options.output) / NAME, dtype)
-    return state
+    return train_and_save(options, NAME, model, AlseLoss(options, model), dataset)
 
 
 if __name__ == "__main__":

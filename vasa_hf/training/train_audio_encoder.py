@@ -37,7 +37,7 @@ from vasa_hf.data.synthetic.speech import PHONES, articulation, available_engine
 from vasa_hf.hub import resolve
 from vasa_hf.media.ffmpeg import probe_video
 from vasa_hf.processors.audio import VasaAudioProcessor, feature_geometry, resample
-from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
+from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +51,9 @@ class AudioEncoderOptions(LoopOptions):
     """Options of the training."""
 
     initial: str | None = option(None, "audio encoder folder to start from, such as vasa-small/audio_encoder")
-    teacher: str | None = option(
-        None, "Whisper to learn from: folder of CTranslate2 files, or transformers folder or name"
-    )
-    data: list[str] = option(
-        [], "folders with clips.npz, clips/, identities.csv, or speech/, or both; none: synthetic speech alone"
-    )
-    audio_cache: str | None = option(
-        None, "npz of the clips' sound, path -> int16 at 16 kHz, made if it does not exist"
-    )
+    teacher: str | None = option(None, "Whisper to learn from: a CTranslate2 folder, or a transformers folder or name")
+    data: list[str] = option([], "folders with clips.npz, clips/, identities.csv, or speech/; none: synthetic speech")
+    audio_cache: str | None = option(None, "npz of the clips' sound, path -> int16 at 16 kHz, made if not there")
     num_utterances: int = option(2000, "synthetic utterances to speak before the training")
     real_share: float = option(0.5, "share of real clips among the samples")
     recording_share: float = option(0.1, "share of the files of speech/ among the other samples")
@@ -587,16 +581,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         Player("audio", ("encoder", "heads"), lambda m, b, step: training_loss(m, b, options), options.learning_rate)
     ]
 
-    def on_log(step: int, values: dict[str, float]) -> None:
-        print(step, " ".join(f"{name} {value:.3f}" for name, value in values.items()), flush=True)
-
     def on_sample(modules: dict[str, nn.Module], step: int, folder: Path) -> None:
         values = validate(modules["encoder"], modules["heads"], held_out, validation)
-        print(step, "validation", " ".join(f"{name} {value:.3f}" for name, value in values.items()), flush=True)
+        print_log(step, {f"validation {name}": value for name, value in values.items()})
         save(modules["encoder"], modules["heads"], folder)
 
     dataset = SpeechDataset(options, utterances, clips, recordings)
-    return train(options, modules, players, dataset, ("encoder", "heads"), on_log, on_sample).logs
+    return train(options, modules, players, dataset, ("encoder", "heads"), print_log, on_sample).logs
 
 
 def save(encoder: nn.Module, heads: nn.Module, folder: Path) -> None:

@@ -15,7 +15,6 @@ import dataclasses
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,8 +26,8 @@ from torch.utils.data import Dataset
 from vasa_hf.data.clips import MotionData, rows_at, smooth_in_time
 from vasa_hf.metrics.capp import PAPER_SCALE, PAPER_SHIFT, Clip, scale_study, shift_study, shuffled_capp
 from vasa_hf.models.capp import PRESETS, Capp
-from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
-from vasa_hf.training.saving import published_dtype, save_averaged
+from vasa_hf.training.loop import LoopOptions, TrainingState, option, parse_options
+from vasa_hf.training.saving import published_dtype, train_and_save
 from vasa_hf.training.train_motion_transformer import MotionTransformerOptions, prepare_motion_data
 
 FPS = 25
@@ -222,7 +221,7 @@ def run(options: CappOptions) -> TrainingState | dict[str, dict]:
     """Train and save `capp/` with averaged weights in the output; or make the studies of a trained one."""
     if options.preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
-    dtype = published_dtype(options.save_dtype)
+    published_dtype(options.save_dtype)
     data = prepare_motion_data(
         MotionTransformerOptions(
             output=options.output,
@@ -250,12 +249,7 @@ def run(options: CappOptions) -> TrainingState | dict[str, dict]:
     settings = {**PRESETS[options.preset], "audio_dim": data.audio.shape[-1], "window": window}
     model = Capp(**settings, dropout=options.dropout)
     fit_statistics(model, dataset)
-    player = Player(
-        "capp", ("capp",), CappLoss(options, model), options.learning_rate, weight_decay=options.weight_decay
-    )
-    state = train(options, {"capp": model}, [player], dataset, ema_of=("capp",), on_log=print_log)
-    save_averaged(model, state.ema["capp"], Path(options.output) / "capp", dtype)
-    return state
+    return train_and_save(options, "capp", model, CappLoss(options, model), dataset)
 
 
 if __name__ == "__main__":

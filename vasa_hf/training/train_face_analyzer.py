@@ -8,19 +8,19 @@ other: the landmarker on turned, shifted, scaled and spoilt crops, then the dete
 and of backgrounds that hold none.
 """
 
-import argparse
 import dataclasses
 import json
-import logging
 import math
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vasa_hf.data.face_pairs import decode_frames
 from vasa_hf.data.landmark_dynamics import FaceLabels
@@ -36,38 +36,37 @@ from vasa_hf.geometry.landmarks import (
 )
 from vasa_hf.geometry.rotations import matrix_from_euler
 from vasa_hf.models.face_analyzer import FaceAnalyzer
+from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
 
-logger = logging.getLogger(__name__)
 FRAME_SIZE = 256
 
 
 @dataclasses.dataclass
-class TrainFaceAnalyzerConfig:
-    """Options of the training."""
+class FaceAnalyzerOptions(LoopOptions):
+    """Options of this training; those of the loop are in `LoopOptions`."""
 
-    data: str
-    output: str
-    cache: str | None = None  # folder for decoded frames; without it they stay in memory
-    parts: str = "landmarker,detector"
-    init: str | None = None  # folder of an earlier FaceAnalyzer to go on from
-    minutes: float = 30.0
-    max_steps: int = 1_000_000  # per part
-    batch_size: int = 24
-    scenes_per_batch: int = 12
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    warmup_steps: int = 100
-    portrait_share: float = 0.5
-    rendered: str | None = None  # folder with rendered.npz and rendered.npy of `vasa_hf.data.synthetic.rendered_faces`
-    rendered_share: float = 0.35  # of all faces, when there are such
-    clip_stride: int = 4  # neighbouring frames of a clip are nearly the same
-    rare_share: float = 0.4  # frames drawn from those with closed eyes, averted gaze or an open mouth
-    negative_share: float = 0.25
-    ema_decay: float = 0.998
-    mixed_precision: bool = True
-    seed: int = 0
-    log_every: int = 50
-    model: dict = dataclasses.field(default_factory=dict)  # config of the FaceAnalyzer
+    data: str = option("data/train", "folder with clips, portraits and labels")
+    output: str = option("outputs/face_analyzer", "folder for the analyzer; logs and checkpoints are in it, too")
+    cache: str | None = option(None, "folder for decoded frames; without it they stay in memory")
+    parts: str = option("landmarker,detector", "networks to train, one after the other")
+    init: str | None = option(None, "folder of an earlier FaceAnalyzer to go on from")
+    minutes: float = option(30.0, "minutes for all parts together")
+    max_steps: int = option(1_000_000, "optimiser steps of each part")
+    batch_size: int = option(24, "crops a step")
+    scenes_per_batch: int = option(12, "scenes a step")
+    learning_rate: float = option(2e-3, "peak learning rate")
+    weight_decay: float = option(1e-4, "weight decay of kernels")
+    max_grad_norm: float = option(5.0, "gradient norm is clipped to this")
+    ema_decay: float = option(0.998, "decay of the averaged weights")
+    mixed_precision: str = option("bf16", "no, fp16 or bf16")
+    log_every: int = option(50, "steps between log lines")
+    portrait_share: float = option(0.5, "share of portraits among the faces that are not rendered")
+    rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
+    rendered_share: float = option(0.35, "share of rendered faces, when there are such")
+    clip_stride: int = option(4, "every so many frames of a clip: neighbours are nearly the same")
+    rare_share: float = option(0.4, "share of frames with closed eyes, averted gaze or an open mouth")
+    negative_share: float = option(0.25, "share of crops without a whole face")
+    model: str = option("{}", "config of a new FaceAnalyzer as JSON")
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -207,7 +206,7 @@ def sample(frame: Tensor, grid: Tensor, shrink: float) -> Tensor:
 
 
 def landmark_batch(sets, config, model, permutation, generator, rng) -> dict[str, Tensor]:
-    """One training batch of the landmarker: crops and their true points and poses."""
+    """One training batch of the landmarker: `images`, which are crops, and their true points and poses."""
     frames, points, pose = draw(sets, config.batch_size, config, rng)
     batch = len(frames)
     mirrored = torch.rand(batch, generator=generator) < 0.5
@@ -259,7 +258,7 @@ def landmark_batch(sets, config, model, permutation, generator, rng) -> dict[str
     xy = transform_points(crop_from_image, translation[:, None, :2] * FRAME_SIZE)[:, 0]
     z = translation[:, 2] * FRAME_SIZE / side
     return {
-        "crops": crops,
+        "images": crops,
         "points": transform_points(crop_from_image, points * FRAME_SIZE),
         "rotation": matrix_from_euler(torch.zeros_like(angle), torch.zeros_like(angle), -angle) @ rotation,
         "translation": torch.cat([xy, z[:, None]], dim=-1),
@@ -268,7 +267,7 @@ def landmark_batch(sets, config, model, permutation, generator, rng) -> dict[str
     }
 
 
-def draw(sets: dict[str, LabelledFaces], count: int, config: TrainFaceAnalyzerConfig, rng: np.random.Generator):
+def draw(sets: dict[str, LabelledFaces], count: int, config: FaceAnalyzerOptions, rng: np.random.Generator):
     """Frames, points and poses of random rows: so many rendered, of the others so many portraits."""
     real = 1 - config.rendered_share
     portraits = config.portrait_share if "clips" in sets else 1.0
@@ -313,8 +312,8 @@ def landmark_loss(outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> dict
         return (value * present).sum() / faces
 
     return {
-        "points": 4 * (error * inside * _WEIGHTS).sum() / count,
-        "gaps": 8 * (gap_error * both * _GAP_WEIGHTS).sum() / both.sum().clamp_min(1),
+        "points": 4 * (error * inside * _WEIGHTS.to(error)).sum() / count,
+        "gaps": 8 * (gap_error * both * _GAP_WEIGHTS.to(gap_error)).sum() / both.sum().clamp_min(1),
         "rotation": mean((rotation - batch["rotation"]).abs().mean(dim=(1, 2))),
         "translation": mean(((translation - batch["translation"]) / unit[..., 0]).abs().mean(dim=-1)),
         "scale": mean((scale.log() - batch["scale"].log()).abs()),
@@ -416,7 +415,7 @@ def _shuffled(frame: Tensor, box: list[int], generator: torch.Generator) -> Tens
 
 
 def scene_batch(sets, config, model, generator, rng) -> dict[str, Tensor]:
-    """Composed pictures [B, 3, S, S] with `boxes` [N, 5]: scene, x0, y0, x1, y1 in pixels."""
+    """Composed pictures `images` [B, 3, S, S] with `boxes` [N, 5]: scene, x0, y0, x1, y1 in pixels."""
     size, batch = model.config.detector_size, config.scenes_per_batch
     counts = rng.choice([0, 1, 1, 2, 3, 4], size=batch)
     frames, points, _ = draw(sets, int(counts.sum()) + batch, config, rng)
@@ -469,7 +468,7 @@ def scene_batch(sets, config, model, generator, rng) -> dict[str, Tensor]:
             scenes[i, :, :bar] = 0
         elif all(b[3] < size - bar for b in inner):
             scenes[i, :, :, size - bar :] = 0
-    return {"scenes": scenes, "boxes": torch.stack(boxes) if boxes else torch.zeros(0, 5)}
+    return {"images": scenes, "boxes": torch.stack(boxes) if boxes else torch.zeros(0, 5)}
 
 
 def place(point: Tensor, target: float, size: int, placed: list[Tensor], generator: torch.Generator):
@@ -499,10 +498,12 @@ def overlap(a: Tensor, b: Tensor) -> float:
 def detector_loss(outputs: Tensor, boxes: Tensor, stride: int) -> dict[str, Tensor]:
     """Centre heat map by the penalty-reduced focal loss; sizes and offsets by L1 in the cells around the centres."""
     batch, _, height, width = outputs.shape
-    outputs = outputs.float()
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    target, losses = torch.zeros(batch, height, width), {"size": outputs.sum() * 0, "offset": outputs.sum() * 0}
-    positive = torch.zeros(batch, height, width, dtype=torch.bool)
+    outputs, device = outputs.float(), outputs.device
+    cells = (torch.arange(count, device=device) + 0.5 for count in (height, width))
+    y, x = torch.meshgrid(*cells, indexing="ij")
+    losses = {"size": outputs.sum() * 0, "offset": outputs.sum() * 0}
+    target = torch.zeros(batch, height, width, device=device)
+    positive = torch.zeros(batch, height, width, dtype=torch.bool, device=device)
     for scene, x0, y0, x1, y1 in (boxes / boxes.new_tensor([1, *[stride] * 4])).tolist():
         i, center_x, center_y = int(scene), (x0 + x1) / 2, (y0 + y1) / 2
         center_x, center_y = min(max(center_x, 0.5), width - 0.5), min(max(center_y, 0.5), height - 0.5)
@@ -511,7 +512,7 @@ def detector_loss(outputs: Tensor, boxes: Tensor, stride: int) -> dict[str, Tens
         target[i] = torch.maximum(target[i], torch.exp(-(dx**2 + dy**2) / (2 * sigma**2)))
         positive[i, int(center_y), int(center_x)] = True
         near = (dx.abs() < max(1.0, sigma)) & (dy.abs() < max(1.0, sigma))
-        size = torch.tensor([math.log(x1 - x0), math.log(y1 - y0)])
+        size = torch.tensor([math.log(x1 - x0), math.log(y1 - y0)], device=device)
         losses["size"] = losses["size"] + (outputs[i, 1:3, near] - size[:, None]).abs().mean()
         offset = torch.stack([(x0 + x1) / 2 - x, (y0 + y1) / 2 - y])[:, near] / (x1 - x0)
         predicted = outputs[i, 3:5, near] / (x1 - x0)
@@ -524,122 +525,72 @@ def detector_loss(outputs: Tensor, boxes: Tensor, stride: int) -> dict[str, Tens
     return {"heat": focal.sum() / faces, **losses}
 
 
-# --- the loop -------------------------------------------------------------------------------------------------------
+# --- the training ---------------------------------------------------------------------------------------------------
 
 
-def fit(net: torch.nn.Module, next_losses, config: TrainFaceAnalyzerConfig, minutes: float, save) -> list[float]:
-    """Train one part until time or steps are over; its weights become their moving average. Returns the losses."""
-    net.train().to(memory_format=torch.channels_last)
-    average = {k: v.detach().clone() for k, v in net.state_dict().items()}
-    decay = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    history, start, step, saved = [], time.monotonic(), 0, time.monotonic()
-    while step < config.max_steps:
-        done = max((time.monotonic() - start) / (60 * minutes), step / config.max_steps)
-        if done >= 1:
-            break
-        rate = min(1.0, (step + 1) / config.warmup_steps) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate
-        losses = next_losses()
-        total = sum(losses.values())
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimizer.step()
-        step += 1
-        keep = min(config.ema_decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for name, value in net.state_dict().items():
-                if value.is_floating_point():
-                    average[name].lerp_(value, 1 - keep)
-                else:
-                    average[name].copy_(value)
-        history.append(total.item())
-        if step % config.log_every == 0:
-            text = " ".join(f"{k} {v.item():.4f}" for k, v in losses.items())
-            recent = sum(history[-config.log_every :]) / config.log_every
-            logger.info("%5.1f min step %d loss %.4f | %s", (time.monotonic() - start) / 60, step, recent, text)
-        if time.monotonic() - saved > 240:
-            saved = time.monotonic()
-            trained = {k: v.clone() for k, v in net.state_dict().items()}
-            net.load_state_dict(average)
-            save()
-            net.load_state_dict(trained)
-    net.load_state_dict(average)
-    net.eval()
-    return history
+class Batches(Dataset):
+    """Whole batches: `dataset[i]` is drawn by random numbers of the seed and `i` alone.
+
+    Args:
+        make (`Callable`): `make(generator, rng)` draws one batch.
+        seed (`int`): Seed.
+    """
+
+    def __init__(self, make: Callable[[torch.Generator, np.random.Generator], dict[str, Tensor]], seed: int):
+        self.make, self.seed = make, seed
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([self.seed, index])
+        return self.make(torch.Generator().manual_seed(int(rng.integers(2**31))), rng)
 
 
-def train(config: TrainFaceAnalyzerConfig) -> dict[str, list[float]]:
-    """Run the training; returns the losses of each part and leaves the weights in `config.output`."""
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    cache = Path(config.cache) if config.cache else None
-    found = {kind: read_folder(Path(config.data), kind, cache) for kind in ("portraits", "clips")}
-    if config.rendered:
-        found["rendered"] = read_folder(Path(config.rendered), "rendered", cache)
+def run(options: FaceAnalyzerOptions) -> dict[str, TrainingState]:
+    """Train the parts one after the other, and save the analyzer with averaged weights; returns the states of both."""
+    torch.manual_seed(options.seed)
+    cache = Path(options.cache) if options.cache else None
+    found = {kind: read_folder(Path(options.data), kind, cache) for kind in ("portraits", "clips")}
+    if options.rendered:
+        found["rendered"] = read_folder(Path(options.rendered), "rendered", cache)
     sets = {kind: part[0] for kind, part in found.items() if part is not None}
     if "clips" in sets:
-        sets["clips"].stride = config.clip_stride
+        sets["clips"].stride = options.clip_stride
     for part in sets.values():
-        part.rare_share = config.rare_share
+        part.rare_share = options.rare_share
     if not sets:
-        raise ValueError(f"`data` must hold clips.npz or portraits.npz, but {config.data} has neither.")
+        raise ValueError(f"`data` must hold clips.npz or portraits.npz, but {options.data} has neither.")
     canonical = next(part[1] for part in found.values() if part is not None)
-    model = FaceAnalyzer.from_pretrained(config.init) if config.init else FaceAnalyzer(**config.model)
+    model = FaceAnalyzer.from_pretrained(options.init) if options.init else FaceAnalyzer(**json.loads(options.model))
     model.canonical.copy_(canonical)
-    permutation = mirror_permutation(canonical)
-
-    def save() -> None:
-        model.save_pretrained(config.output)
-
-    def landmarker_losses() -> dict[str, Tensor]:
-        batch = landmark_batch(sets, config, model, permutation, generator, rng)
-        crops = batch["crops"].contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.mixed_precision):
-            outputs = model.landmarker(crops)
-        return landmark_loss(outputs, batch)
-
-    def detector_losses() -> dict[str, Tensor]:
-        batch = scene_batch(sets, config, model, generator, rng)
-        scenes = batch["scenes"].contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.mixed_precision):
-            outputs = model.detector(scenes)
-        return detector_loss(outputs, batch["boxes"], model.detector.stride)
-
-    steps = {"landmarker": landmarker_losses, "detector": detector_losses}
-    parts = [part for part in config.parts.split(",") if part]
-    if unknown := [part for part in parts if part not in steps]:
-        raise ValueError(f"`parts` must name some of {', '.join(steps)}, but has {unknown}.")
-    history = {}
+    permutation, stride = mirror_permutation(canonical), model.detector.stride
+    makers = {
+        "landmarker": lambda *random: landmark_batch(sets, options, model, permutation, *random),
+        "detector": lambda *random: scene_batch(sets, options, model, *random),
+    }
+    parts = [part for part in options.parts.split(",") if part]
+    if unknown := [part for part in parts if part not in makers]:
+        raise ValueError(f"`parts` must name some of {', '.join(makers)}, but has {unknown}.")
+    states = {}
     for part in parts:
-        logger.info("training the %s for %.1f minutes", part, config.minutes / len(parts))
-        history[part] = fit(getattr(model, part), steps[part], config, config.minutes / len(parts), save)
-    save()
-    return history
 
+        def loss(modules, batch, step, part=part):
+            batch = {name: value[0] for name, value in batch.items()}  # a batch is one sample of the dataset
+            outputs = modules[part](batch["images"].contiguous(memory_format=torch.channels_last))
+            with torch.autocast(batch["images"].device.type, enabled=False):
+                boxes = batch.get("boxes")  # the detector's
+                values = landmark_loss(outputs, batch) if boxes is None else detector_loss(outputs, boxes, stride)
+            return sum(values.values()), values
 
-def main() -> None:
-    """Read the options from the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    for field in dataclasses.fields(TrainFaceAnalyzerConfig):
-        name = "--" + field.name.replace("_", "-")
-        if field.name == "model":
-            parser.add_argument(name, type=json.loads, default={})
-        elif field.type is bool:
-            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default)
-        elif field.default is dataclasses.MISSING:
-            parser.add_argument(name, required=True)
-        else:
-            kind = {int: int, float: float}.get(field.type, str)
-            parser.add_argument(name, type=kind, default=field.default)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(TrainFaceAnalyzerConfig(**vars(parser.parse_args())))
+        net = getattr(model, part).to(memory_format=torch.channels_last)
+        player = Player(part, (part,), loss, options.learning_rate, (0.9, 0.999), options.weight_decay)
+        settings = dataclasses.replace(
+            options, batch_size=1, max_minutes=options.minutes / len(parts), output=str(Path(options.output) / part)
+        )
+        states[part] = train(settings, {part: net}, [player], Batches(makers[part], options.seed), (part,), print_log)
+        states[part].ema[part].copy_to(net)
+    if PartialState().is_main_process:
+        model.save_pretrained(options.output)
+    return states
 
 
 if __name__ == "__main__":
-    main()
+    run(parse_options(FaceAnalyzerOptions, description=__doc__.split("\n\n")[0]))

@@ -30,7 +30,7 @@ from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import PAPER_CONFIG, POSE_DIM, SMALL_CONFIG, Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import pretrained_features
 from vasa_hf.training import losses
-from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
+from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
 from vasa_hf.training.saving import save_pipeline
 
 TINY_CONFIG = {
@@ -64,9 +64,7 @@ class FaceAutoencoderOptions(LoopOptions):
     cache: str = option("cache", "folder for decoded frames")
     stage: str = option("renderer", "encoders, renderer or joint")
     preset: str = option("small", "paper, small or tiny")
-    pipeline: str | None = option(
-        None, "pipeline to start from, such as vasa-small; OUTPUT/pipeline gets the new weights"
-    )
+    pipeline: str | None = option(None, "pipeline to start from, such as vasa-small; OUTPUT/pipeline gets the weights")
     initial: str | None = option(None, "face autoencoder folder to start from")
     analyzer: str | None = option(None, "face analyzer folder whose landmarker the motion encoders start from")
     save: str | None = option(None, "folder for the averaged weights (default: OUTPUT/face_autoencoder)")
@@ -85,9 +83,7 @@ class FaceAutoencoderOptions(LoopOptions):
     weight_pyramid: float = option(2.0, "L1 of gradients at three scales")
     weight_generated: float = option(0.1, "reconstruction L1 of the decoder's own picture")
     weight_perceptual: float = option(0.0, "perceptual loss, needs --perceptual")
-    perceptual: str | None = option(
-        None, "network of the perceptual and identity losses: face recogniser folder, or a vision model of the Hub"
-    )
+    perceptual: str | None = option(None, "face recogniser folder or vision model for perceptual and identity losses")
     weight_gaze: float = option(0.0, "gaze seen in decoded pictures, needs --gaze-network")
     gaze_network: str | None = option(None, "face analyzer folder that sees the gaze")
     weight_adversarial: float = option(0.0, "adversarial and feature matching losses")
@@ -311,6 +307,11 @@ def renderer_loss(
     return loss
 
 
+def discriminator_player(learning_rate: float) -> Player:
+    """The player of `modules["discriminator"]`."""
+    return Player("discriminator", ("discriminator",), discriminator_player_loss, learning_rate, (0.5, 0.99))
+
+
 def discriminator_player_loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int):
     """The discriminator's turn on what the generator's turn left in the batch."""
     discriminator = modules["discriminator"]
@@ -356,18 +357,7 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
         options.initial = options.initial or str(start / "face_autoencoder")
         options.dynamics = options.dynamics or str(start / "landmark_dynamics.safetensors")
     torch.manual_seed(options.seed)
-    process = PartialState(cpu=options.cpu)
-    with process.main_process_first():
-        dataset = FacePairs(
-            options.data,
-            options.cache,
-            options.seed,
-            options.portrait_share,
-            dynamics=resolve(options.dynamics) if options.dynamics else None,
-            rendered=options.rendered,
-            rendered_share=options.rendered_share,
-            stream=options.stream,
-        )
+    process, dataset = PartialState(cpu=options.cpu), open_pairs(options)
     if options.initial:
         model = Vasa1FaceAutoencoder.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
     else:
@@ -401,12 +391,9 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     players = [Player("generator", ("autoencoder",), loss, options.learning_rate)]
     if options.weight_adversarial:
         modules["discriminator"] = losses.MultiScalePatchDiscriminator(32)
-        players.append(
-            Player("discriminator", ("discriminator",), discriminator_player_loss, options.learning_rate, (0.5, 0.99))
-        )
+        players.append(discriminator_player(options.learning_rate))
     on_sample = sample_sheet(dataset, options.train_size) if options.stage != "encoders" else None
-    log = lambda step, values: print(step, {k: round(v, 4) for k, v in values.items()}, flush=True)  # noqa: E731
-    state = train(options, modules, players, dataset, ("autoencoder",), log, on_sample)
+    state = train(options, modules, players, dataset, ("autoencoder",), print_log, on_sample)
     state.ema["autoencoder"].copy_to(model)
     if not process.is_main_process:
         return model
@@ -418,6 +405,21 @@ def main(arguments: list[str] | None = None) -> Vasa1FaceAutoencoder:
     if options.pipeline:
         save_pipeline(options.pipeline, Path(options.output) / "pipeline", face_autoencoder=model)
     return model.float()
+
+
+def open_pairs(options: Any) -> FacePairs:
+    """The pairs of frames that the options describe; the main process decodes them first."""
+    with PartialState(cpu=options.cpu).main_process_first():
+        return FacePairs(
+            options.data,
+            options.cache,
+            options.seed,
+            options.portrait_share,
+            dynamics=resolve(options.dynamics) if options.dynamics else None,
+            rendered=options.rendered,
+            rendered_share=options.rendered_share,
+            stream=options.stream,
+        )
 
 
 def freeze(model: nn.Module, learns: Any) -> None:

@@ -25,7 +25,7 @@ from vasa_hf.data.face_pairs import decode_frames, people_of_clips
 from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.data.shards import training_folder
 from vasa_hf.models.face_recognizer import FaceRecognizer
-from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, train
+from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
 
 
 @dataclass
@@ -360,9 +360,8 @@ def train_recognizer(options: FaceRecognizerOptions, model: FaceRecognizer) -> d
     player = Player(
         "recognizer", tuple(modules), loss, options.learning_rate, (0.9, 0.99), weight_decay=options.weight_decay
     )
-    log = lambda step, values: print(step, {k: round(v, 4) for k, v in values.items()}, flush=True)  # noqa: E731
     options = dataclasses.replace(options, sample_every=0)
-    state = train(options, modules, [player], dataset, ("recognizer",), log)
+    state = train(options, modules, [player], dataset, ("recognizer",), print_log)
     state.ema["recognizer"].copy_to(model)
     return state.logs
 

@@ -33,11 +33,11 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object
 from PIL import Image
 
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
-from vasa_hf.training.avatar_frames import AvatarFrames, make_motions, render_anchors, render_frames
-from vasa_hf.training.avatar_loop import AvatarFit, FitProgress
-from vasa_hf.training.avatar_losses import PerceptualDistance, ScoreDistillation
-from vasa_hf.training.avatar_presets import ABLATIONS, PRESETS, AvatarPreset, choose_preset
-from vasa_hf.training.avatar_start import AvatarStart, start_avatar
+from vasa_hf.training.avatar.frames import AvatarFrames, make_motions, render_anchors, render_frames
+from vasa_hf.training.avatar.loop import AvatarFit, FitProgress
+from vasa_hf.training.avatar.losses import PerceptualDistance, ScoreDistillation
+from vasa_hf.training.avatar.presets import ABLATIONS, PRESETS, AvatarPreset, choose_preset
+from vasa_hf.training.avatar.start import AvatarStart, start_avatar
 from vasa_hf.training.loop import checkpoints
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,14 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vasa_hf.data.clips import MotionData, MotionPriors, data_folders, motion_from_labels
+from vasa_hf.data.clips import (
+    MotionData,
+    MotionPriors,
+    data_folders,
+    encode_audio,
+    motion_from_labels,
+    silent_recordings,
+)
 from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.filters import speaking
 from vasa_hf.data.motion_sequences import MotionSequences
@@ -34,12 +41,11 @@ from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
-from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
-from vasa_hf.training.saving import published_dtype, save_averaged, save_pipeline
+from vasa_hf.training.loop import LoopOptions, TrainingState, option, parse_options
+from vasa_hf.training.saving import published_dtype, save_pipeline, train_and_save
 
 # The paper's size is the model's default; the small one is for CPUs.
 PRESETS = {"paper": {}, "small": {"hidden_size": 192, "num_layers": 6, "num_heads": 6}}
-SAMPLES_PER_FRAME = 640  # 16 kHz, 25 frames a second
 
 
 @dataclass
@@ -47,29 +53,17 @@ class MotionTransformerOptions(LoopOptions):
     """Options of this stage; those of the loop are in `LoopOptions`."""
 
     pipeline: str = option(
-        "",
-        "pipeline whose face autoencoder and audio encoder compute motion and features, such as "
-        "vasa-small; OUTPUT/pipeline gets the new weights",
+        "", "pipeline that computes motion and features, such as vasa-small; OUTPUT/pipeline gets the new weights"
     )
     data: list[str] = option([], "one or several folders with clips/*.mp4")
-    moving_crops: list[str] = option(
-        [], "those of --data whose square follows the head: translation there means little and is not learnt"
-    )
+    moving_crops: list[str] = option([], "those of --data whose square follows the head: translation is not learnt")
     prepared: str | None = option(None, "motion_data.safetensors of an earlier run, instead of --pipeline and --data")
-    motion_cache: str | None = option(
-        None, "motion of all frames of all folders (.npy), instead of the face autoencoder"
-    )
-    audio_cache: str | None = option(
-        None, "audio features of all frames of all folders (.npy), instead of computing them"
-    )
+    motion_cache: str | None = option(None, "motion of all frames of all folders (.npy), not by the face autoencoder")
+    audio_cache: str | None = option(None, "audio features of all frames of all folders (.npy), computed before")
     labels: bool = option(False, "motion and priors from the landmark labels in --data, not by the face autoencoder")
-    landmark_dynamics: str | None = option(
-        None, "landmark dynamics file that defines z_dyn, such as vasa-small's; goes with --labels"
-    )
+    landmark_dynamics: str | None = option(None, "file that defines z_dyn, such as vasa-small's; goes with --labels")
     head: str | None = option(None, "ict_facekit.npz, for the emotion directions that go with --labels")
-    priors: str | None = option(
-        None, "safetensors file of known directions in z_dyn, such as vasa-small/motion_priors.safetensors"
-    )
+    priors: str | None = option(None, "known directions in z_dyn, such as vasa-small/motion_priors.safetensors")
     talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers to learn from beside the clips")
     talker_share: float | None = option(None, "share of the windows drawn from talkers (default: by their length)")
     initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
@@ -83,20 +77,14 @@ class MotionTransformerOptions(LoopOptions):
     velocity_weight: float = option(1.0, "weight of the loss on differences of neighbouring frames; 0 as in the paper")
     lips_weight: float = option(1.5, "weight of the lips' channels; 1 as in the paper")
     audio_noise: float = option(0.1, "deviation of noise on the audio features, in deviations of the features")
-    previous_noise: float = option(
-        0.03, "deviation of noise on X_pre, in deviations of the motion: forgives errors before; 0 as in the paper"
-    )
+    previous_noise: float = option(0.03, "noise on X_pre, in deviations: forgives earlier errors; 0 as in the paper")
     smoothing: float = option(1.0, "how much of data.clips.SMOOTHING is applied to real motion; 0 as in the paper")
     natural: float = option(0.35, "share of windows of short clips that are not joined to others; 1 as in the paper")
     silent: float = option(0.16, "share of windows in which nobody speaks; 0 for what the clips hold, as in the paper")
     add_idle_motion: bool = option(False, "add head motion, saccades and blinks to the real motion of short clips")
-    add_blinks: bool = option(
-        False, "add blinks to real motion where it has none near: few sampling steps draw too few"
-    )
+    add_blinks: bool = option(False, "add blinks to real motion where it has none near: few steps draw too few")
     idle_blinks: float = option(3.5, "excess of blinks in composed pauses: few sampling steps draw too little of them")
-    shift_conditions: bool = option(
-        True, "shift gaze, distance and emotion by known amounts along --priors; not in the paper"
-    )
+    shift_conditions: bool = option(True, "shift gaze, distance and emotion by known amounts; not in the paper")
     save_dtype: str = option("float32", "type of the published weights: float32 or float16")
 
 
@@ -336,22 +324,6 @@ class _Encoder:
         )
 
 
-def silent_recordings(count: int, frames: int, seed: int = 0) -> list[np.ndarray]:
-    """Recordings of nothing: digital silence, then white, reddish and humming noise at -90 to -55 dB."""
-    rng = np.random.default_rng(seed)
-    length = frames * SAMPLES_PER_FRAME
-    recordings = [np.zeros(length, np.float32)]
-    while len(recordings) < count:
-        spectrum = np.fft.rfft(rng.standard_normal(length))
-        spectrum *= (1.0 + np.arange(len(spectrum)) / 50.0) ** -rng.uniform(0.0, 1.2)
-        noise = np.fft.irfft(spectrum, length)
-        noise /= noise.std()
-        if rng.random() < 0.3:
-            noise = noise + np.sin(2 * np.pi * rng.choice([50, 60, 100]) * np.arange(length) / 16_000)
-        recordings.append((noise * 10 ** (rng.uniform(-90, -55) / 20)).astype(np.float32))
-    return recordings
-
-
 def _clip_names(folder: Path) -> tuple[list[str], np.ndarray | None, dict[str, np.ndarray]]:
     """Names of the clips, frames of each, and the arrays that g, d and e are made of; the latter two if known."""
     if (folder / "clips.npz").exists():
@@ -383,15 +355,6 @@ def _encode_frames(autoencoder: nn.Module, frames) -> np.ndarray:
     if batch:
         flush()
     return np.concatenate(motions)
-
-
-@torch.no_grad()
-def encode_audio(processor, encoder: nn.Module, samples: np.ndarray, frames: int, window: int) -> np.ndarray:
-    """Audio features of one clip, window by window as the pipeline computes them, [T, A] float16."""
-    values = torch.from_numpy(samples)[None].to(encoder.device)
-    starts = range(0, frames, window)
-    features = [processor.window_features(encoder, values, start, min(window, frames - start)) for start in starts]
-    return torch.cat(features, 1)[0].float().cpu().numpy().astype(np.float16)
 
 
 def draw_curves(curves: dict[str, list[np.ndarray]], size: tuple[int, int] = (420, 110)) -> Image.Image:
@@ -443,7 +406,7 @@ def run(options: MotionTransformerOptions) -> TrainingState:
     """Prepare the data, train, and save `motion_transformer/` and `scheduler/` with averaged weights in the output."""
     if options.preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
-    dtype = published_dtype(options.save_dtype)
+    published_dtype(options.save_dtype)
     process = PartialState(cpu=options.cpu)
     with process.main_process_first():
         data = prepare_motion_data(options)
@@ -489,21 +452,10 @@ def run(options: MotionTransformerOptions) -> TrainingState:
             **PRESETS[options.preset],
         )
         fit_statistics(model, dataset)
-    loss = MotionLoss(options, model)
-    name = "motion_transformer"
-    player = Player(name, (name,), loss, options.learning_rate, weight_decay=options.weight_decay)
-    state = train(
-        options,
-        {name: model},
-        [player],
-        dataset,
-        ema_of=(name,),
-        on_log=print_log,
-        on_sample=make_sample_sheet(dataset),
-    )
+    name, loss = "motion_transformer", MotionLoss(options, model)
+    state = train_and_save(options, name, model, loss, dataset, make_sample_sheet(dataset))
     if not process.is_main_process:
         return state
-    save_averaged(model, state.ema[name], Path(options.output) / name, dtype)
     make_scheduler().save_pretrained(Path(options.output) / "scheduler")
     if options.pipeline:
         parts = {name: model, "scheduler": make_scheduler()}

@@ -28,9 +28,9 @@ from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_moda import FUSIONS, ModaMotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
-from vasa_hf.training.loop import Player, TrainingState, option, parse_options, print_log, train
+from vasa_hf.training.loop import TrainingState, option, parse_options
 from vasa_hf.training.moda_data import LIP_CHANNELS, ModaDataOptions, as_columns, lips_of, make_dataset
-from vasa_hf.training.saving import published_dtype, save_averaged
+from vasa_hf.training.saving import published_dtype, train_and_save
 from vasa_hf.training.train_motion_transformer import draw_curves
 
 # The paper's size is the model's default; the small one is for CPUs.
@@ -299,29 +299,19 @@ def run(options: ModaMotionOptions) -> TrainingState:
     """Prepare the data, train, and save `motion_generator/` and `scheduler/` with averaged weights in the output."""
     if options.preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
-    dtype = published_dtype(options.save_dtype)
+    published_dtype(options.save_dtype)
     process = PartialState(cpu=options.cpu)
     with process.main_process_first():
         dataset = make_dataset(options)
     torch.manual_seed(options.seed)
     model = make_model(options, dataset)
     freeze_unread(model)
-    modules: dict[str, nn.Module] = {NAME: model}
+    others: dict[str, nn.Module] = {}
     if options.sync_expert:
-        modules["sync_expert"] = SyncExpert.from_pretrained(resolve(options.sync_expert), torch_dtype=torch.float32)
-    loss = FlowLoss(options, model, modules.get("sync_expert"))
-    player = Player(NAME, (NAME,), loss, options.learning_rate, weight_decay=options.weight_decay)
-    state = train(
-        options,
-        modules,
-        [player],
-        dataset,
-        ema_of=(NAME,),
-        on_log=print_log,
-        on_sample=make_sample_sheet(dataset),
-    )
+        others["sync_expert"] = SyncExpert.from_pretrained(resolve(options.sync_expert), torch_dtype=torch.float32)
+    loss = FlowLoss(options, model, others.get("sync_expert"))
+    state = train_and_save(options, NAME, model, loss, dataset, make_sample_sheet(dataset), **others)
     if process.is_main_process:
-        save_averaged(model, state.ema[NAME], Path(options.output) / NAME, dtype)
         FlowMatchEulerDiscreteScheduler().save_pretrained(Path(options.output) / "scheduler")
     return state
 

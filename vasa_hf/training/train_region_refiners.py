@@ -46,9 +46,7 @@ class RegionRefinerOptions(LoopOptions):
     """Options of this training; those of the loop are in `LoopOptions`."""
 
     pipeline: str = option("vasa-small", "pipeline whose face autoencoder decodes; OUTPUT/pipeline gets the refiners")
-    data: list[str] = option(
-        ["data/train"], "folders with clips and labels, with portraits if there are any; or shards"
-    )
+    data: list[str] = option(["data/train"], "folders with clips and labels, and portraits if there are any; or shards")
     cache: str = option("cache", "folder for decoded frames and crops")
     crops: str | None = option(None, "crops.safetensors of an earlier run, instead of decoding --data")
     num_crops: int = option(12_000, "pairs of frames to decode")

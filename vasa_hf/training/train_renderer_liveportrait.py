@@ -46,7 +46,7 @@ from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.motion import POSE_DIM
 from vasa_hf.training import losses
 from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
-from vasa_hf.training.train_face_autoencoder import augment, channels_last, discriminator_player_loss, freeze
+from vasa_hf.training.train_face_autoencoder import augment, channels_last, discriminator_player, freeze, open_pairs
 
 # The official sizes are the model's defaults. The small one is for CPUs: no doublings in G, since their shortcuts pass
 # through norms that lose brightness and colour; so it learns to copy what it sees within minutes.
@@ -119,9 +119,7 @@ class RendererOptions(LoopOptions):
     rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
     rendered_share: float = option(0.35, "share of samples that are rendered faces")
     label_share: float = option(0.3, "stage joint: share of the samples whose keypoints still come from the labels")
-    motion_from: str | None = option(
-        None, "stage motion: pipeline with the dynamics encoder that M of points starts from"
-    )
+    motion_from: str | None = option(None, "stage motion: pipeline whose dynamics encoder M of points starts from")
     solve_samples: int = option(4000, "stage motion: pairs of frames that M's heads are first solved for; 0 for none")
     start_as_copy: bool = option(False, "begin as a network that copies its source; goes with the small preset")
     hold_norms: bool = option(False, "F's and W's 2D norms keep their statistics, as --start-as-copy begins with")
@@ -510,18 +508,7 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
     if options.weight_perceptual and not options.perceptual:
         raise ValueError("`perceptual` must name a face recogniser folder when its loss has a weight.")
     torch.manual_seed(options.seed)
-    process = PartialState(cpu=options.cpu)
-    with process.main_process_first():
-        dataset = FacePairs(
-            options.data,
-            options.cache,
-            options.seed,
-            options.portrait_share,
-            dynamics=resolve(options.dynamics) if options.dynamics else None,
-            rendered=options.rendered,
-            rendered_share=options.rendered_share,
-            stream=options.stream,
-        )
+    process, dataset = PartialState(cpu=options.cpu), open_pairs(options)
     if options.initial:
         model = LivePortraitRenderer.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
     else:
@@ -554,9 +541,7 @@ def main(arguments: list[str] | None = None) -> LivePortraitRenderer:
     players = [Player("generator", (learns,), loss, options.learning_rate)]
     if options.weight_adversarial:
         modules["discriminator"] = losses.MultiScalePatchDiscriminator(32)
-        players.append(
-            Player("discriminator", ("discriminator",), discriminator_player_loss, options.learning_rate, (0.5, 0.99))
-        )
+        players.append(discriminator_player(options.learning_rate))
     on_sample = None if options.stage == "motion" else sample_sheet(dataset, options.train_size)
     state = train(options, modules, players, dataset, (learns,), print_log, on_sample)
     state.ema[learns].copy_to(state.modules[learns])

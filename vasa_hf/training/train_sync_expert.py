@@ -23,12 +23,26 @@ from torch.utils.data import Dataset
 from vasa_hf.data.clips import MotionData, data_folders, motion_from_labels, rows_at, smooth_in_time
 from vasa_hf.metrics.sync import LEAST_PAIRS, sync_study
 from vasa_hf.models.sync_expert import COLUMNS_PER_FRAME, POWER_FLOOR, SAMPLES_PER_FRAME, SyncExpert
-from vasa_hf.training.loop import LoopOptions, Player, TrainingState, option, parse_options, print_log, train
-from vasa_hf.training.saving import published_dtype, save_averaged
+from vasa_hf.training.loop import LoopOptions, TrainingState, option, parse_options
+from vasa_hf.training.saving import published_dtype, train_and_save
 
 
 @dataclass
-class SyncExpertOptions(LoopOptions):
+class ExpertOptions(LoopOptions):
+    """Options of every training of a sync expert."""
+
+    frames: int = option(25, "frames of a sample")
+    hidden_size: int = option(128, "channels inside the model")
+    embed_dim: int = option(64, "channels of the vectors")
+    dropout: float = option(0.1, "dropout of the model")
+    shift_weight: float = option(1.0, "weight of the loss over shifts of one clip, beside that over all clips")
+    learning_rate: float = option(1e-3, "peak learning rate")
+    weight_decay: float = option(0.05, "weight decay of kernels")
+    save_dtype: str = option("float32", "type of the published weights: float32 or float16")
+
+
+@dataclass
+class SyncExpertOptions(ExpertOptions):
     """Options of this stage; those of the loop are in `LoopOptions`."""
 
     data: list[str] = option([], "one or several folders with clips/*.mp4 and clips.npz")
@@ -37,15 +51,7 @@ class SyncExpertOptions(LoopOptions):
     flip: str | None = option(None, "matrix (.npy) that mirrors a motion, m @ flip.T; no mirroring if left out")
     study: str | None = option(None, "folder of a trained expert: no training, only its judgement of the clips")
     lips: list[int] = option([6, 20], "first and one past the last channel of the lips")
-    frames: int = option(25, "frames of a sample")
     window: int = option(9, "frames of a window of the model")
-    hidden_size: int = option(128, "channels inside the model")
-    embed_dim: int = option(64, "channels of the vectors")
-    dropout: float = option(0.1, "dropout of the model")
-    shift_weight: float = option(1.0, "weight of the loss over shifts of one clip, beside that over all clips")
-    learning_rate: float = option(1e-3, "peak learning rate")
-    weight_decay: float = option(0.05, "weight decay of kernels")
-    save_dtype: str = option("float32", "type of the published weights: float32 or float16")
 
 
 class SyncSamples(Dataset):
@@ -249,7 +255,7 @@ def study(model: SyncExpert, data: MotionData) -> dict:
 
 def run(options: SyncExpertOptions) -> TrainingState | dict:
     """Prepare the data, train, and save `sync_expert/` with averaged weights in the output; or judge one."""
-    dtype = published_dtype(options.save_dtype)
+    published_dtype(options.save_dtype)
     data = prepare_sync_data(options)
     if options.study:
         model = SyncExpert.from_pretrained(options.study, torch_dtype=torch.float32).eval()
@@ -270,11 +276,7 @@ def run(options: SyncExpertOptions) -> TrainingState | dict:
     )
     fit_statistics(model, data)
     dataset = SyncSamples(data, lips, options.frames, flip, seed=options.seed)
-    name = "sync_expert"
-    player = Player(name, (name,), SyncLoss(options, model), options.learning_rate, weight_decay=options.weight_decay)
-    state = train(options, {name: model}, [player], dataset, ema_of=(name,), on_log=print_log)
-    save_averaged(model, state.ema[name], Path(options.output) / name, dtype)
-    return state
+    return train_and_save(options, "sync_expert", model, SyncLoss(options, model), dataset)
 
 
 if __name__ == "__main__":

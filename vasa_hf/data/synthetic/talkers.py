@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vasa_hf.data.clips import MotionData
+from vasa_hf.data.clips import MotionData, encode_audio, silent_recordings
 from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.filters import speaking
 from vasa_hf.data.landmark_dynamics import (
@@ -507,7 +507,6 @@ def main() -> None:
     from transformers import Wav2Vec2Model
 
     from vasa_hf.processors.audio import VasaAudioProcessor
-    from vasa_hf.training.train_motion_transformer import encode_audio, silent_recordings
 
     dynamics = LandmarkDynamics.load(options.dynamics or options.pipeline / "landmark_dynamics.safetensors")
     processor = VasaAudioProcessor.from_pretrained(options.pipeline, subfolder="audio_processor")

@@ -1,0 +1,1 @@
+"""Speed, latency and memory, for `vasa-hf bench`: `runs.py` is shared, the other files are one measurement each."""

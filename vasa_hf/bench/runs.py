@@ -1,0 +1,131 @@
+"""What the measurements share: fresh processes, loading a pipeline, and the table of the results.
+
+Each measurement runs in a fresh process, so that peak memory and loading mean something and threads can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import vasa_hf
+
+ASSETS = Path(vasa_hf.__file__).parent / "assets"
+PORTRAIT = ASSETS / "portrait.jpg"
+
+
+def compare(threads: Sequence[int | None], module: str, **settings: Any) -> list[dict[str, Any]]:
+    """Run a module's `measure` in a fresh process for each number of threads.
+
+    Args:
+        threads (`Sequence[int | None]`): Numbers of CPU threads; `None` leaves it to torch.
+        module (`str`): Full name of the module, such as `vasa_hf.bench.talking`.
+        **settings: Arguments of `measure`.
+
+    Returns:
+        `list[dict]`: One result for each number, see `measure`.
+
+    Raises:
+        ValueError: If a measurement fails; holds the end of its messages.
+    """
+    results = []
+    for count in threads:
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as the command line has it
+        if count is not None:
+            environment["OMP_NUM_THREADS"] = str(count)
+        # The package is imported from where this one was, also when it is not installed.
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(vasa_hf.__file__).parents[1]), *filter(None, [environment.get("PYTHONPATH")])]
+        )
+        command = [sys.executable, "-m", module, json.dumps({**settings, "threads": count})]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise ValueError(f"the measurement with {count or 'default'} threads failed: {lines[-1]}")
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    return results
+
+
+def print_measurement(measure: Callable[..., dict[str, Any]]) -> None:
+    """Measure with the settings of the command line, as `compare` gives them, and print the result as JSON."""
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))
+
+
+def load_pipeline(name: str, model: str, device: str, threads: int | None) -> tuple[Any, dict[str, Any]]:
+    """Load a pipeline, and measure how long that takes.
+
+    Args:
+        name (`str`): Public name of its class.
+        model (`str`): Name for `from_pretrained`.
+        device (`str`): Where to run.
+        threads (`int`, *optional*): CPU threads.
+
+    Returns:
+        The pipeline, and a `dict` with `threads`, `import_seconds` and `load_seconds`.
+    """
+    start = time.perf_counter()
+    import torch
+
+    pipeline_class = getattr(vasa_hf, name)
+    imported = time.perf_counter()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    pipe = pipeline_class.from_pretrained(model).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    seconds = {"import_seconds": imported - start, "load_seconds": time.perf_counter() - imported}
+    return pipe, {"threads": torch.get_num_threads(), **seconds}
+
+
+def load_voice() -> tuple[Any, int]:
+    """The demo's voice, `(samples,)`, and its sample rate."""
+    from vasa_hf.media import load_audio
+
+    samples, rate = load_audio(ASSETS / "voice.flac")
+    return samples[0], rate
+
+
+def seeded() -> Any:
+    """A `torch.Generator` that is the same for each run."""
+    import torch
+
+    return torch.Generator().manual_seed(0)
+
+
+def synchronize(device: Any) -> None:
+    """Wait until a GPU has finished; nothing to wait for elsewhere."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def table(title: str, results: Sequence[dict[str, Any]], rows: Mapping[str, str | Callable]) -> str:
+    """Results of `compare` as text, one column each.
+
+    Args:
+        title (`str`): The first line.
+        results (`Sequence[dict]`): One for each column.
+        rows (`Mapping`): Heading -> key in a result, with points for keys in it, or a function of a result.
+    """
+    lines = [title]
+    for heading, key in rows.items():
+        values = [key(result) if callable(key) else reduce(getitem, key.split("."), result) for result in results]
+        lines.append(f"{heading:<28}" + "".join(f"{cell(value):>12}" for value in values))
+    return "\n".join(lines)
+
+
+def cell(value: Any) -> str:
+    """A number of a table."""
+    if value is None:
+        return "unknown"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"

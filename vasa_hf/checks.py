@@ -1,0 +1,54 @@
+"""Checks of what comes from files and command lines: the type of a value, its size, how deep it is nested."""
+
+from __future__ import annotations
+
+import json
+import math
+from numbers import Real
+from typing import Any
+
+
+def check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
+    """Raise `ValueError` unless a value is a number in a range.
+
+    Args:
+        name (`str`): Argument to name in the message.
+        value (`Any`): The value. `bool` counts as no number.
+        low (`float`): Least value that is taken.
+        high (`float`): Greatest value that is taken.
+        whole (`bool`, defaults to `False`): Whether the type must be `int`.
+    """
+    fits = isinstance(value, int if whole else Real) and not isinstance(value, bool)
+    if not fits or not low <= value <= high:  # NaN compares as false; huge ints compare without overflow
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"`{name}` must be {kind} in [{low:,}, {high:,}], got {shorten(value)}.")
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value is an `int` or `float` that fits a `float`, and neither NaN nor infinite."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def parse_json(text: str | bytes, name: str) -> Any:
+    """Read JSON from a file of somebody else's.
+
+    Raises:
+        ValueError: If it is none, or is nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else shorten(error, str)
+        raise ValueError(f"`{name}` must be JSON, but {reason}.") from error
+
+
+def shorten(value: Any, write: Any = repr) -> str:
+    """A value for a message, at most 80 letters of it."""
+    try:
+        text = write(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits; what is nested too deep
+        text = f"a {type(value).__name__} that is too large"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,72 @@
+"""An avatar as the evaluation uses it: seen from any side, with and without VAS deformation."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vasa_hf.processors.image import open_picture
+
+BACKGROUND = (0.9, 0.9, 0.9)  # one of those that avatars are fitted on
+
+
+@dataclass
+class EvalAvatar:
+    """One avatar, as the evaluation uses it.
+
+    Attributes:
+        cutout (`PIL.Image.Image`): The portrait's crop, RGBA, transparent where the person is not.
+        background (three `float`): RGB in [0, 1] of all pictures.
+        show (`Callable`):
+            `show(motion, azimuth_deg, deform) -> frames (frames, 3, size, size)` in [0, 1]; azimuth 0 is the portrait's
+            camera, and without `deform` there is G' alone.
+    """
+
+    cutout: Image.Image
+    background: Sequence[float]
+    show: Callable[[Tensor, float, bool], Tensor]
+
+    def portrait(self) -> Image.Image:
+        """The portrait on the background."""
+        plain = Image.new("RGBA", self.cutout.size, tuple(round(255 * value) for value in self.background))
+        return Image.alpha_composite(plain, self.cutout.convert("RGBA")).convert("RGB")
+
+
+def load_eval_avatar(pipe: Any, name: str, folder: str | os.PathLike, size: int) -> EvalAvatar:
+    """Make an avatar ready to be judged.
+
+    Args:
+        pipe (`Vasa3DAvatarPipeline`): Loads and renders it.
+        name (`str`): Of the avatar, or its folder.
+        folder (`str` or `os.PathLike`): Where its files are, among them `portrait.png`, the cut-out portrait.
+        size (`int`): Side of the pictures.
+
+    Raises:
+        ValueError: If the avatar cannot be loaded, or its portrait is not there.
+    """
+    full, path = pipe.load_avatar(name), Path(folder) / "portrait.png"
+    if not path.is_file():
+        raise ValueError(f"{path.name} is not in the avatar's folder {str(folder)!r}; `vasa-hf fit` writes it there.")
+    cutout = open_picture(path)
+    cutout.load()
+    if cutout.mode != "RGBA" or cutout.width != cutout.height:
+        raise ValueError(f"{path.name} must be a square RGBA picture, got {cutout.mode} of {cutout.size} pixels.")
+    base = copy.deepcopy(full)  # the same without VAS deformation: G' is its G''
+    for field in (base.deform_face, base.deform_neck):
+        for parameter in field.out.parameters():
+            torch.nn.init.zeros_(parameter)
+
+    def show(motion: Tensor, azimuth_deg: float, deform: bool) -> Tensor:
+        camera = [(0.0, float(azimuth_deg), 0.0, 1.0)]
+        options = {"camera": camera, "background": BACKGROUND, "output_size": size, "output_type": "pt"}
+        return pipe.render(full if deform else base, motion, **options).frames
+
+    return EvalAvatar(cutout, BACKGROUND, show)

@@ -1,0 +1,77 @@
+"""`vasa-hf eval`: generate, score, and write the tables of the papers with our rows in them.
+
+Each protocol writes `rows/NAME.csv`, one row for every number of every video. The tables are made from these alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from vasa_hf.evaluation import tables
+from vasa_hf.evaluation.catalogue import AVATAR_PARTS, CONTROL_PARTS, NOT_DEFINED, PARTS, check_names
+from vasa_hf.evaluation.protocols import PROTOCOLS
+from vasa_hf.evaluation.run import Evaluation
+
+
+def evaluate(
+    pipeline, data: str | os.PathLike, output: str | os.PathLike, parts: Sequence[str] | None = None, **settings: Any
+) -> list[str]:
+    """Judge a pipeline and write `table.md`, `card.md`, `table.csv`, `table.json`, plots and sheets.
+
+    Args:
+        pipeline (`VasaTalkingFacePipeline` or another with its methods): What is judged.
+        data (`str` or `os.PathLike`): See `EvalData`.
+        output (`str` or `os.PathLike`): Folder; rows of parts made before stay there and come into the tables, too.
+        parts (`Sequence[str]`, *optional*): Of `PARTS`; all that are for such a pipeline by default.
+        **settings: Of `Evaluation`.
+
+    Returns:
+        `list[str]`: Asked-for metrics without a single number; empty if all is well.
+    """
+    check_names(parts, settings.get("metrics"))
+    gaze = "gaze" in pipeline.control_names()
+    known = tuple(part for part in PARTS if part not in AVATAR_PARTS and (gaze or part not in CONTROL_PARTS))
+    known = AVATAR_PARTS if settings.get("avatars") else known
+    parts = list(parts or known)
+    if not set(parts) <= set(known):
+        raise ValueError(f"`parts` must be of {list(known)} for this pipeline, got {parts}.")
+    run = Evaluation(pipeline, data, output, **settings)
+    (run.output / "rows").mkdir(parents=True, exist_ok=True)
+    for one in (pipeline, run.reference):
+        if hasattr(one, "set_progress_bar_config"):
+            one.set_progress_bar_config(disable=True)
+    for part in parts:
+        PROTOCOLS[part](run).write_rows()
+    tables.remake(output)
+    return missing_metrics(output, parts, settings.get("metrics"))
+
+
+def missing_metrics(
+    output: str | os.PathLike, parts: Sequence[str] | None = None, metrics: Sequence[str] | None = None
+) -> list[str]:
+    """Asked-for metrics that have not a single number, as `part: metric`.
+
+    Without `metrics`, those are asked for whose networks, and whose labels, are there.
+
+    Args:
+        output (`str` or `os.PathLike`): Folder with `rows/`.
+        parts (`Sequence[str]`, *optional*): Of `PARTS`; those that have rows by default.
+        metrics (`Sequence[str]`, *optional*): Of `METRICS`.
+    """
+    rows, missing = tables.read_rows(output), []
+    parts = parts or sorted({row["part"] for row in rows})
+    for part in parts:
+        mine = [row for row in rows if row["part"] == part and row["role"] == "model"]
+        done = {row["metric"] for row in mine if row["value"] is not None}
+        why = [(row["metric"], row["item"], row["why"]) for row in mine if row["value"] is None]
+        absent = {name for name, item, reason in why if item == "*" or reason.startswith(NOT_DEFINED)}
+        for name in PARTS[part]:
+            asked = name in metrics if metrics else name in {row["metric"] for row in mine} - absent
+            if asked and name not in done:
+                missing.append(f"{part}: {name}")
+    in_parts = set(itertools.chain.from_iterable(PARTS[part] for part in parts))
+    missing += [f"{name}: in none of the parts {', '.join(parts)}" for name in metrics or () if name not in in_parts]
+    return missing

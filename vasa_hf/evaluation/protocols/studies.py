@@ -1,0 +1,91 @@
+"""The protocol that studies the learned metrics, and our detector, on real clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vasa_hf.evaluation.protocols.base import Protocol
+from vasa_hf.metrics import motion as measures
+from vasa_hf.metrics.capp import PAPER_SCALE, PAPER_SHIFT, scale_study, shift_study, shuffled_capp
+from vasa_hf.metrics.faces import FaceTrack
+from vasa_hf.metrics.motion import SAMPLES_PER_FRAME
+from vasa_hf.metrics.sync import expert_embeds, sync_study
+
+
+class Studies(Protocol):
+    """What the learned metrics make of real clips, right and made wrong."""
+
+    name = "studies"
+
+    def _generate(self) -> None:
+        run = self.run
+        pairs, embeds, tracks = [], [], []
+        for clip in self.readable_clips():
+            with self.reasons(clip.name):
+                truth = run.truth(clip)
+                if clip.labels is not None:
+                    tracks.append((truth.track, clip.labels))
+                if clip.samples is None:
+                    raise ValueError(clip.silent_because)
+                if run.has("capp"):
+                    pairs.append((truth.best.pose, run.audio_features(clip.samples, len(clip.frames))))
+                if run.has("sync_expert") and truth.latent is not None:
+                    heard = -(-len(clip.samples) // SAMPLES_PER_FRAME)
+                    embeds.append(expert_embeds(run.networks["sync_expert"], truth.latent[:heard], clip.samples))
+        ours, paper = "ours", "VASA-1"
+        with run.clock("score"):
+            if run.has("capp"):
+                try:
+                    values = {f"CAPP ±{shift}": v for shift, v in shift_study(run.networks["capp"], pairs).items()}
+                    scaled = scale_study(run.networks["capp"], pairs)
+                    values |= {f"CAPP ×{factor:g}": value for factor, value in scaled.items()}
+                    values["CAPP shuffled"] = shuffled_capp(run.networks["capp"], pairs)
+                except ValueError as error:
+                    values = {"CAPP ±0": str(error)}
+                self.scorer.record("model", ours, "*", "*", values)
+            else:
+                self.scorer.record("model", ours, "*", "*", {"CAPP ±0": self.scorer.absent(("capp",))["capp"]})
+            if run.has("sync_expert"):
+                try:
+                    study = sync_study(embeds)
+                    curve = study.pop("cosine_by_shift")
+                    values = {f"sync {name}": value for name, value in study.items()}
+                    values |= {f"sync cosine ±{shift}": value for shift, value in enumerate(curve[:9])}
+                except ValueError as error:
+                    values = {"sync cosine ±0": str(error)}
+                self.scorer.record("model", ours, "*", "*", values)
+        self.scorer.record("model", ours, "*", "*", _check_detector(tracks))
+        printed = {f"CAPP ±{shift}": value for shift, value in PAPER_SHIFT.items()}
+        printed |= {f"CAPP ×{factor:g}": value for factor, value in PAPER_SCALE.items()}
+        self.scorer.record("paper", paper, "*", "*", printed)
+
+
+def _check_detector(tracks: Sequence[tuple[FaceTrack, FaceTrack]]) -> dict[str, float]:
+    """How far our detector agrees with the labels of real clips: what the metrics that rest on it can see."""
+    if not tracks:
+        return {}
+    both = [seen.found & labels.found for seen, labels in tracks]
+    values = {}
+    for name, key, what in (("detector AKD px", "landmarks", 256), ("detector pose error °", "rotation", None)):
+        pairs = zip(tracks, both, strict=True)
+        seen, true = zip(*((getattr(a, key)[ok], getattr(b, key)[ok]) for (a, b), ok in pairs), strict=True)
+        seen, true = torch.cat(seen), torch.cat(true)
+        error = measures.angle_between(seen, true) if what is None else (seen - true).norm(dim=-1) * what
+        values[name] = float(error.mean())
+    for name, key, axis in (
+        ("lip gap", "lip_gap", None),
+        ("lids", "eye_open", None),
+        ("gaze yaw", "gaze", 0),
+        ("gaze pitch", "gaze", 1),
+    ):
+        seen, true = [], []
+        for (a, b), ok in zip(tracks, both, strict=True):
+            x, y = (getattr(track, key)[ok] for track in (a, b))
+            x, y = (x, y) if axis is None else (x[:, axis], y[:, axis])
+            seen.append(x - x.mean())  # within clips: people differ
+            true.append(y - y.mean())
+        line = measures.control_response(torch.cat(true), torch.cat(seen))
+        values[f"detector {name}, correlation"], values[f"detector {name}, slope"] = line["correlation"], line["slope"]
+    return values

@@ -1,0 +1,397 @@
+"""Rows to tables: Markdown, CSV and JSON, with confidence intervals and the reasons for what is not there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vasa_hf.evaluation.catalogue import METRICS, NOT_DEFINED, PAPERS, PARTS, TITLES, Metric
+from vasa_hf.evaluation.plots import draw_plots
+from vasa_hf.media.ffmpeg import staging
+
+COLUMNS = ("part", "role", "system", "item", "sample", "metric", "value", "why")
+ROLES = ("model", "share", "baseline", "truth", "paper")
+NOTES = {
+    "self": "Source: the first frame of each clip; judged: all others, made from the clip's own motion.",
+    "cross": "Each portrait makes the absolute movements of one clip of somebody else (its first 75 frames). The true "
+    "frames' row is the driving clips'. AKD includes the difference of the two faces' shapes; FID is against the "
+    "portraits.",
+    "audio": "Every clip's sound on its own first frame, and every voice in pieces of 3 s, on another portrait each "
+    "time; several samples of each sound, all frames made and measured. Gaze and distance: the camera and the "
+    "portrait's own were asked for. Our sync expert sees the generated motion, of true frames the encoded one; head "
+    "poses are measured in the frames. Baselines make no pictures.",
+    "silence": "20 s without a sound on two portraits (or on clips' first frames), all frames measured.",
+    "ablations": "First 10 s of each voice on one portrait, with gaze 0.25, -0.25 rad to the side and 0.15 down asked "
+    "for. Sync, CAPP and ΔP are of the generated motion; gaze and distance are measured in every tenth frame.",
+    "controls": "Four portraits, 2 s of one voice, the same random numbers for each setting; measured by our detector "
+    "in every tenth frame. Gaze ±0.3 rad to the sides, ±0.2 up and down; distance 0.8 and 1.25; six emotions at 1.",
+    "speed": "The first 10 s of up to four voices on one portrait, after loading: portrait found and encoded, sound "
+    "read, motion, pictures, the file written. The papers' rows are on a GPU that MoDA does not name.",
+    "studies": "How the learned metrics answer to shifted sound, scaled movement, and other clips' sound.",
+    "avatars": "VASA-1 and the avatar make the same motions (of voices, and of clips' faces, that no fit has seen, the "
+    "first 3 s of each) of the same portrait on the same plain background; VASA-1's frames are the truth, and its row "
+    "the upper bound. Our sync expert sees the motion that VASA-1's encoder finds in the frames. Identity is to the "
+    "portrait. Tables 1 and 2 of the paper are against VASA-1's frames, Table A against real videos.",
+}
+
+
+def write_rows(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows of one part as CSV, whole or not at all."""
+    with staging(path) as folder, open(folder / Path(path).name, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(output: str | os.PathLike) -> list[dict[str, Any]]:
+    """All rows of a folder; `value` is a number or `None`.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    rows = []
+    for path in sorted(Path(output).glob("rows/*.csv")):
+        with open(path, newline="", encoding="utf-8") as file:
+            rows += [{**row, "value": float(row["value"]) if row["value"] else None} for row in csv.DictReader(file)]
+    if not rows:
+        raise ValueError(f"`output` must hold rows/*.csv of an evaluation, {os.fspath(output)!r} has none.")
+    return rows
+
+
+def summarize(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each part, system and metric: mean over the items of the mean over samples, 95 % interval, reasons.
+
+    Returns:
+        `list[dict]` with `part`, `role`, `system`, `metric`, `value` (or `None`), `low`, `high`, `items`, `why` (reason
+        -> the items it holds for) and `per_item`.
+    """
+    groups: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    reasons: dict[tuple, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in rows:
+        key = (row["part"], row["role"], row["system"], row["metric"])
+        groups[key]  # also those that have reasons alone
+        if row["value"] is None:
+            reasons[key][row["why"]].add(row["item"])
+        else:
+            groups[key][row["item"]].append(row["value"])
+    summary = []
+    for key, items in groups.items():
+        per_item = {item: sum(values) / len(values) for item, values in items.items()}
+        low, high = bootstrap_interval(list(per_item.values()))
+        summary.append(
+            {
+                **dict(zip(("part", "role", "system", "metric"), key, strict=True)),
+                "value": sum(per_item.values()) / len(per_item) if per_item else None,
+                "low": low,
+                "high": high,
+                "items": len(per_item),
+                "why": {why: sorted(names) for why, names in reasons[key].items()},
+                "per_item": per_item,
+            }
+        )
+    return summary
+
+
+def bootstrap_interval(values, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of independent values; NaN for fewer than two.
+
+    Args:
+        values (`Sequence[float]`): One a clip.
+        resamples (`int`): How often clips are drawn anew.
+        level (`float`): Coverage.
+        seed (`int`): Of the draws.
+    """
+    values = torch.as_tensor(values, dtype=torch.float64)
+    if len(values) < 2:
+        return math.nan, math.nan
+    draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
+    means = values[draws].mean(1)
+    tail = (1 - level) / 2
+    return float(means.quantile(tail)), float(means.quantile(1 - tail))
+
+
+def shares_of_truth(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries of the role `share`: a model's mean over the true frames', over the items that both have.
+
+    Metrics without a row of true frames, and those in which its mean is not above 0, have none.
+    """
+    truths = {(e["part"], e["metric"]): e for e in summary if e["role"] == "truth"}
+    shares = []
+    for entry in summary:
+        truth = truths.get((entry["part"], entry["metric"]))
+        if entry["role"] != "model" or truth is None:
+            continue
+        common = [item for item in entry["per_item"] if item in truth["per_item"]]
+        mine, true = (sum(e["per_item"][item] for item in common) for e in (entry, truth))
+        if true > 0:
+            known = {"role": "share", "system": f"{entry['system']}, share of {truth['system']}", "value": mine / true}
+            nothing = {"low": math.nan, "high": math.nan, "why": {}, "per_item": {}}
+            shares.append({**entry, **known, **nothing, "items": len(common)})
+    return shares
+
+
+def below_baselines(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where a model is worse than a baseline that is a yardstick for the metric.
+
+    Returns:
+        `list[dict]` with `part`, `system`, `metric`, `baseline`, both values, and `certain`: whether the 95 % interval
+        of the paired difference keeps clear of 0 (`False` too where there are no pairs).
+    """
+    found = []
+    baselines = [entry for entry in summary if entry["role"] == "baseline" and entry["value"] is not None]
+    for entry in summary:
+        metric = _metric(entry["metric"])
+        if entry["role"] != "model" or entry["value"] is None or not metric.better:
+            continue
+        for other in baselines:
+            same = (other["part"], other["metric"]) == (entry["part"], entry["metric"])
+            if not same or other["system"] in metric.trivial:
+                continue
+            common = [item for item in entry["per_item"] if item in other["per_item"]]
+            mine, theirs = ([e["per_item"][item] for item in common] for e in (entry, other))
+            gaps = [metric.better * (a - b) for a, b in zip(mine, theirs, strict=True)]
+            gap = sum(gaps) / len(gaps) if gaps else metric.better * (entry["value"] - other["value"])
+            if gap < 0:
+                found.append(
+                    {
+                        **{name: entry[name] for name in ("part", "system", "metric")},
+                        "baseline": other["system"],
+                        "value": sum(mine) / len(mine) if mine else entry["value"],
+                        "baseline_value": sum(theirs) / len(theirs) if theirs else other["value"],
+                        "certain": len(gaps) > 1 and bootstrap_interval(gaps)[1] < 0,
+                    }
+                )
+    return found
+
+
+def remake(output: str | os.PathLike, plots: bool = True) -> None:
+    """Write `table.md`, `card.md`, `table.csv`, `table.json` and the plots from the rows that are there.
+
+    Args:
+        output (`str` or `os.PathLike`): Folder with `rows/`.
+        plots (`bool`, defaults to `True`): Draw them, if matplotlib is installed.
+    """
+    output = Path(output)
+    rows = read_rows(output)
+    summary = summarize(rows)
+    summary += shares_of_truth(summary)
+    verdicts = below_baselines(summary)
+    facts = {path.stem: json.loads(path.read_text()) for path in sorted(output.glob("rows/*.json"))}
+    _write_text(output / "table.md", markdown(summary, verdicts, facts))
+    _write_text(output / "card.md", card(summary, verdicts))
+    flat = [{name: value for name, value in entry.items() if name != "per_item"} for entry in summary]
+    for entry in flat:
+        entry |= {name: None for name in ("low", "high") if math.isnan(entry[name])}
+    content = {"summary": flat, "below_baselines": verdicts, "papers": PAPERS, "runs": facts}
+    _write_text(output / "table.json", json.dumps(content, ensure_ascii=False, indent=1))
+    with staging(output / "table.csv") as folder, open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ("part", "role", "system", "metric", "value", "low", "high", "items", "why"))
+        writer.writeheader()
+        for entry in flat:
+            writer.writerow({**entry, "why": "; ".join(f"{why} ({len(items)})" for why, items in entry["why"].items())})
+        for part, systems in PAPERS.items():
+            for system, values in systems.items():
+                for name, value in values.items():
+                    row = {"part": part, "role": "paper", "system": system, "metric": name, "value": value}
+                    writer.writerow(row)
+    if plots:
+        draw_plots(output / "plots", [entry for entry in summary if entry["role"] != "share"])
+
+
+def markdown(
+    summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], facts: dict[str, dict[str, Any]]
+) -> str:
+    """All parts as one Markdown text.
+
+    Args:
+        summary (`Sequence[dict]`): See `summarize`.
+        verdicts (`Sequence[dict]`): See `below_baselines`.
+        facts (`dict`): What each part's run tells of itself.
+    """
+    lines = [
+        "# Evaluation",
+        "",
+        "Mean over clips of the mean over samples, [95 % bootstrap interval over clips]. A share is the model's mean "
+        "over the true frames', of the clips that have both. ▼ marks a model below a trivial baseline. Networks that "
+        "look at pictures see every fifth frame. Papers' rows are on their own data, with their own networks and "
+        "detectors: beside ours, not against.",
+    ]
+    for part in PARTS:
+        entries = [entry for entry in summary if entry["part"] == part]
+        if not entries:
+            continue
+        lines += ["", f"## {TITLES[part]}", "", NOTES[part], ""]
+        lines += _study_lines(entries) if part == "studies" else _part_lines(part, entries, verdicts)
+        lines += _verdict_lines([verdict for verdict in verdicts if verdict["part"] == part])
+        lines += _reason_lines(entries)
+        if part in facts:
+            fact = facts[part]
+            text = f"Made with {fact['threads']} threads: {time_spent([fact])}; peak memory {fact['memory_mb']} MB."
+            lines += ["", text]
+            used = "".join(f", {name}: {what}" for name, what in fact.get("networks", {}).items())
+            lines += [f"Measured by {fact.get('detector', 'the analyzer')}{used}."]
+    if len(facts) > 1:
+        lines += ["", "## Time", "", f"{', '.join(facts)}: {time_spent(list(facts.values()))}."]
+    used = {entry["metric"] for entry in summary if entry["metric"] in METRICS}
+    lines += ["", "## Columns", ""]
+    arrows = {1: "↑", -1: "↓", 0: ""}
+    lines += [f"- **{m.label}** {arrows[m.better]}: {m.about}." for name, m in METRICS.items() if name in used]
+    return "\n".join(lines) + "\n"
+
+
+def time_spent(facts: Sequence[dict[str, Any]]) -> str:
+    """Seconds by the clock and of the processor, for generating and for measuring apart, of some parts together.
+
+    Args:
+        facts (`Sequence[dict]`): What the parts' runs tell of themselves, `rows/PART.json`.
+    """
+    keys = ("seconds", "cpu_seconds", "generate", "generate_cpu_seconds", "score", "score_cpu_seconds")
+    spent = [f"{sum(fact[key] for fact in facts):.0f} s" for key in keys]
+    pairs = zip(("all", "generating", "measuring"), spent[::2], spent[1::2], strict=True)
+    return ", ".join(f"{what} {wall} ({worked} of processor time)" for what, wall, worked in pairs)
+
+
+def card(summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) -> str:
+    """The same, short enough for a model card: metrics down, systems across, no papers' rows.
+
+    Args:
+        summary (`Sequence[dict]`): See `summarize`.
+        verdicts (`Sequence[dict]`): See `below_baselines`.
+    """
+    lines = []
+    below = {(verdict["part"], verdict["system"], verdict["metric"]) for verdict in verdicts}
+    for part in PARTS:
+        entries = [entry for entry in summary if entry["part"] == part and entry["value"] is not None]
+        if not entries:
+            continue
+        lines += [f"**{TITLES[part]}.** {NOTES[part]}", ""]
+        if part == "studies":
+            lines += [*_study_lines(entries), ""]
+            continue
+        roles = {entry["system"]: entry["role"] for entry in entries}
+        systems = sorted(roles, key=lambda name: ROLES.index(roles[name]))
+        numbers = {(entry["system"], entry["metric"]): entry for entry in entries}
+        lines += ["| | " + " | ".join(systems) + " |", "| --- |" + " ---: |" * len(systems)]
+        for name in PARTS[part]:
+            if not any((system, name) in numbers for system in systems):
+                continue
+            cells = []
+            for system in systems:
+                entry = numbers.get((system, name))
+                full = roles[system] == "share" or (roles[system] == "model" and part != "ablations")
+                text = _cell(entry, METRICS[name]) if full else None
+                text = text or _number(entry and entry["value"], METRICS[name].decimals)
+                cells.append(text + " ▼" * ((part, system, name) in below))
+            lines.append(f"| {METRICS[name].heading} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _part_lines(part: str, entries: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) -> list[str]:
+    numbers = {(entry["system"], entry["metric"]): entry for entry in entries}
+    papers = PAPERS.get(part, {})
+    printed = {name for values in papers.values() for name in values}
+    measured = {entry["metric"] for entry in entries if entry["value"] is not None}
+    columns = [name for name in PARTS[part] if name in printed | measured]
+    lines = [
+        "| system | " + " | ".join(METRICS[name].heading for name in columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    roles: dict[str, str] = {}
+    for entry in entries:
+        if entry["value"] is not None:
+            roles.setdefault(entry["system"], entry["role"])
+    below = {(verdict["system"], verdict["metric"]) for verdict in verdicts if verdict["part"] == part}
+    for system in sorted(roles, key=lambda name: ROLES.index(roles[name])):
+        cells = []
+        for name in columns:
+            entry = numbers.get((system, name))
+            cells.append(_cell(entry, METRICS[name]) + " ▼" * ((system, name) in below))
+        title = f"**{system}**" if roles[system] == "model" else system
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    for system, values in papers.items():
+        cells = [_number(values.get(name), METRICS[name].decimals) for name in columns]
+        lines.append(f"| *{system}* | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _study_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
+    systems = list(dict.fromkeys(entry["system"] for entry in entries))
+    names = list(dict.fromkeys(entry["metric"] for entry in entries if entry["value"] is not None))
+    numbers = {(entry["system"], entry["metric"]): entry["value"] for entry in entries}
+    lines = ["| | " + " | ".join(systems) + " |", "| --- |" + " ---: |" * len(systems)]
+    return lines + [
+        f"| {name} | " + " | ".join(_number(numbers.get((system, name)), 3) for system in systems) + " |"
+        for name in names
+    ]
+
+
+def _verdict_lines(verdicts: Sequence[dict[str, Any]]) -> list[str]:
+    if not verdicts:
+        return []
+    lines = ["", "Below a baseline:", ""]
+    for verdict in verdicts:
+        metric = _metric(verdict["metric"])
+        mine, theirs = (_number(verdict[name], metric.decimals) for name in ("value", "baseline_value"))
+        doubt = "" if verdict["certain"] else " (the interval of the difference holds 0, or there are no pairs)"
+        lines.append(
+            f"- {verdict['system']}, {metric.label}: {mine} against {theirs} of the {verdict['baseline']}{doubt}"
+        )
+    return lines
+
+
+def _reason_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """What could not be computed, the same reason told once for all metrics and systems."""
+    told: dict[str, tuple[set[str], set[str], set[str]]] = defaultdict(lambda: (set(), set(), set()))
+    for entry in entries:
+        for why, items in entry["why"].items():
+            if why.startswith(NOT_DEFINED):
+                continue
+            metrics, systems, names = told[why]
+            metrics.add(_metric(entry["metric"]).label)
+            systems.add(entry["system"])
+            names.update(items)
+    if not told:
+        return []
+    lines = ["", "Not computed:", ""]
+    for why, (metrics, systems, names) in told.items():
+        where = (
+            "" if names == {"*"} else f" ({len(names)} items: {', '.join(sorted(names)[:3])}{', …' * (len(names) > 3)})"
+        )
+        whose = "" if names == {"*"} else f", {' and '.join(sorted(systems))}"
+        lines.append(f"- {', '.join(sorted(metrics))}{whose}: {why}{where}")
+    return lines
+
+
+def _cell(entry: dict[str, Any] | None, metric: Metric) -> str:
+    if entry is None or entry["value"] is None:
+        return "–"
+    if entry["role"] == "share":
+        return f"{entry['value']:.0%}"
+    text = _number(entry["value"], metric.decimals)
+    if math.isnan(entry["low"]) or text == "∞":
+        return text
+    return f"{text} [{_number(entry['low'], metric.decimals)}, {_number(entry['high'], metric.decimals)}]"
+
+
+def _number(value: float | None, decimals: int) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.{decimals}f}" if abs(value) < 1e5 else "∞"  # such as the stability of a picture that stands still
+
+
+def _metric(name: str) -> Metric:
+    return METRICS.get(name) or Metric(name, 0, 3, "")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with staging(path) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")

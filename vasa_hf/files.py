@@ -1,0 +1,103 @@
+"""Files that appear whole or not at all, and leave nothing when their writer is killed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_MARK = "vasa-hf-"
+_PROBE = bytes(1 << 16)
+_swept: set[tuple[str, bool]] = set()  # once is enough: what this process leaves, it removes
+
+
+def check_writable(name: str, path: str | os.PathLike) -> None:
+    """Raise `ValueError` if a file cannot be written: no folder, no permission, no space, or too long a name.
+
+    Args:
+        name (`str`): Argument to name in the message.
+        path (`str` or `os.PathLike`): The file, new or to be replaced.
+    """
+    path = Path(path).absolute()
+    try:
+        if not path.parent.is_dir():
+            raise ValueError(f"`{name}` must lie in an existing folder, got {str(path)!r}.")
+        with suppress(FileNotFoundError):
+            path.lstat()  # refuses a name that is too long
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a device"
+            raise ValueError(f"`{name}` must be a file that can be written, but {str(path)!r} is {what}.")
+        with tempfile.TemporaryFile(prefix=temporary_prefix(), dir=path.parent) as probe:
+            probe.write(_PROBE)
+            probe.flush()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"`{name}` must be a file that can be written, got {_shown(path)}: {reason}.") from error
+
+
+@contextmanager
+def staging(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder beside `path`; what is there under the name of `path` at the end takes its place.
+
+    After an exception, Ctrl-C included, the folder goes and `path` is as it was. A killed process leaves its folder to
+    the next one that writes there.
+
+    Raises:
+        ValueError: If the folder of `path` does not exist, `path` is a folder, or nothing can be written there.
+    """
+    path = Path(path).absolute()  # ffmpeg would read a relative `a:b.mp4` as protocol `a`
+    check_writable("path", path)
+    sweep(path.parent, hidden=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{temporary_prefix()}", dir=path.parent))
+    try:
+        yield folder
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_prefix() -> str:
+    """How names of this process's temporary files and folders begin: by them, others know when it has ended."""
+    return f"{_MARK}{_host()}-{os.getpid()}-"
+
+
+def sweep(folder: str | os.PathLike, hidden: bool = False) -> None:
+    """Remove what processes of this machine that were killed have left in a folder.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where to look, not deeper.
+        hidden (`bool`, defaults to `False`): Whether the names begin with a dot.
+    """
+    place = os.path.realpath(folder), hidden
+    if os.name != "posix" or place in _swept:  # elsewhere a process cannot be asked for without harm
+        return
+    _swept.add(place)
+    begin = f"{'.' if hidden else ''}{_MARK}{_host()}-"
+    for left in Path(folder).glob(f"{begin}*"):
+        owner = re.match(r"(\d+)-", left.name[len(begin) :])
+        if owner and not _is_running(int(owner[1])):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _host() -> str:
+    return re.sub(r"\W", "", platform.node())[:32] or "host"
+
+
+def _shown(path: Path) -> str:
+    text = repr(str(path))
+    return text if len(text) <= 200 else f"{text[:90]}...{text[-90:]}"

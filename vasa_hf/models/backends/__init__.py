@@ -1,0 +1,1 @@
+"""Fast CPU paths of single models: the same results up to rounding."""

@@ -1,0 +1,244 @@
+"""How speech becomes motion: the contract of all motion generators, and what they share.
+
+    audio --windows--> features of each window --denoise, guided--> motion of each window --place--> motion of a subject
+
+`Vasa1MotionGenerator`, `ModaMotionGenerator` and `JoyVasaMotionGenerator` are siblings. A generator belongs to one call
+of a pipeline: it has a scheduler of its own, so that calls in several threads do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from diffusers import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vasa_hf.checks import check_number
+from vasa_hf.guidance import check_guidance_scale, guided_prediction
+from vasa_hf.motion import MotionSpec
+from vasa_hf.pipelines.inputs import Subject, check_components, check_fit, check_generator
+from vasa_hf.processors.audio import VasaAudioProcessor
+from vasa_hf.streaming import audio_windows
+from vasa_hf.windowing import MotionWindows, OverlappedWindows
+
+MAX_HEAD_MOTION = 3.0
+
+
+@dataclass
+class Sampling:
+    """How the motion of a call is sampled.
+
+    Args:
+        guidance_scale (`Mapping[str, float]`, *optional*): Changes of the generator's `default_guidance_scale`.
+        num_inference_steps (`int`, *optional*): Denoising steps of each window; defaults to `default_steps`.
+        timesteps (`Sequence[int]`, *optional*): Instead of the scheduler's own, where it takes them.
+        sigmas (`Sequence[float]`, *optional*): Likewise.
+        latents (`torch.Tensor` of shape `(batch, window, channels)` or `(batch, windows, window, channels)`):
+            *Optional*. Noise that every window, or each of them, begins with.
+        generator (`torch.Generator` or a list of one for each of the batch, *optional*): Random numbers.
+        first_window (`int`, *optional*): Frames of the first window, fewer for an early start.
+        num_frames (`Sequence[int]`, *optional*): Frames of each of the batch, where the lengths differ.
+        on_step (`Callable`, *optional*): `on_step(timestep, latents, audio_features) -> latents`.
+        is_interrupted (`Callable`, *optional*): Asked after each step; if it says so, no more motion is made.
+    """
+
+    guidance_scale: Mapping[str, float] | None = None
+    num_inference_steps: int | None = None
+    timesteps: Sequence[int] | None = None
+    sigmas: Sequence[float] | None = None
+    latents: Tensor | None = None
+    generator: torch.Generator | list[torch.Generator] | None = None
+    first_window: int | None = None
+    num_frames: Sequence[int] | None = None
+    on_step: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    is_interrupted: Callable[[], bool] = lambda: False
+
+
+class MotionGenerator(Protocol):
+    """What makes motion of speech.
+
+    Attributes:
+        spec (`MotionSpec`): Meaning of the channels of placed motion.
+        emotions (`tuple[str, ...]`): Names that the control `emotion` knows; empty without one.
+        conditions (`tuple[str, ...]`): Names that `guidance_scale` knows.
+        default_guidance_scale (`Mapping[str, float]`): Scales of conditions that a call does not name.
+        default_steps (`int`): Denoising steps of a window.
+        first_window_range (`tuple[int, int]`): Fewest and most frames of a first window.
+        scheduler (`diffusers.SchedulerMixin`): Sampler, not shared with another generator.
+        overlap (`int`): Frames that neighbouring windows share.
+    """
+
+    spec: MotionSpec
+    emotions: tuple[str, ...]
+    conditions: tuple[str, ...]
+    default_guidance_scale: Mapping[str, float]
+    default_steps: int
+    first_window_range: tuple[int, int]
+    scheduler: SchedulerMixin
+    overlap: int
+
+    def check(self, controls: Any) -> None:
+        """Raise `ValueError` for controls that are malformed, unknown or out of range."""
+
+    def windows(self, first_window: int | None = None) -> MotionWindows | OverlappedWindows:
+        """Plan of the windows of one sequence."""
+
+    def count_windows(self, num_frames: int, first_window: int | None = None) -> int:
+        """Number of windows that a sequence takes."""
+
+    def generate(
+        self, audio: Iterable[Tensor], subjects: Sequence[Subject], controls: Any, sampling: Sampling
+    ) -> Iterator[Tensor]:
+        """Yield the motion `(batch, frames, channels)` of each window as soon as its audio `(batch, n)` is there."""
+
+    def place(self, windows: Iterable[Tensor], subject: Subject, controls: Any) -> Iterator[Tensor]:
+        """Turn the windows of one of the batch into absolute motion `(1, frames, channels)` of its subject."""
+
+
+def check_speech_components(
+    name: str, model: Any, model_class: type, audio_encoder: Any, audio_processor: Any, scheduler: Any
+) -> None:
+    """Raise `ValueError` if components that make motion of speech are of another class, or do not fit each other."""
+    check_components(
+        {
+            name: (model, model_class),
+            "audio_encoder": (audio_encoder, PreTrainedModel),  # HuBERT and WavLM have the features of Wav2Vec2
+            "audio_processor": (audio_processor, VasaAudioProcessor),
+            "scheduler": (scheduler, SchedulerMixin),
+        }
+    )
+    check_fit(name, "audio_dim", model.config.audio_dim, audio_encoder.config.hidden_size, "audio_encoder")
+    check_fit("audio_processor", "fps", audio_processor.fps, model.config.fps, name)
+
+
+def check_sampling(generator: MotionGenerator, sampling: Sampling, batch_size: int = 1) -> None:
+    """Raise `ValueError` for settings that do not fit a motion generator."""
+    scales = sampling.guidance_scale
+    if not isinstance(scales, Mapping | None):
+        raise ValueError(f"`guidance_scale` must be a dict with a scale for each condition, got {scales!r}.")
+    for name in scales or {}:
+        if not set(str(name).split("+")) <= set(generator.conditions):
+            raise ValueError(f"`guidance_scale` knows the names {list(generator.conditions)}, got {name!r}.")
+    check_guidance_scale(scales or {})
+    if sampling.num_inference_steps is not None:
+        most_steps = generator.scheduler.config.num_train_timesteps
+        check_number("num_inference_steps", sampling.num_inference_steps, 1, most_steps, whole=True)
+    if sampling.first_window is not None:
+        check_number("first_window", sampling.first_window, *generator.first_window_range, whole=True)
+    taken = inspect.signature(generator.scheduler.set_timesteps).parameters
+    for name in ("timesteps", "sigmas"):
+        if getattr(sampling, name) is not None and name not in taken:
+            raise ValueError(f"`{name}` must be None, as {type(generator.scheduler).__name__} takes none.")
+    if sampling.latents is not None and (
+        not isinstance(sampling.latents, Tensor) or sampling.latents.ndim not in (3, 4)
+    ):
+        raise ValueError("`latents` must be a tensor (batch, window, channels) or (batch, windows, window, channels).")
+    if sampling.latents is not None and not bool(torch.isfinite(sampling.latents).all()):
+        raise ValueError("`latents` must be finite, got NaN or infinity.")
+    check_generator(sampling.generator, batch_size)
+
+
+def set_timesteps(scheduler: SchedulerMixin, sampling: Sampling, default_steps: int, device: torch.device) -> Tensor:
+    """Set the steps of a window, and return their timesteps."""
+    chosen = {name: getattr(sampling, name) for name in ("timesteps", "sigmas")}
+    chosen = {name: list(value) for name, value in chosen.items() if value is not None}
+    if not chosen:
+        chosen["num_inference_steps"] = sampling.num_inference_steps or default_steps
+    scheduler.set_timesteps(**chosen, device=device)
+    return scheduler.timesteps
+
+
+def encode_windows(
+    audio: Iterable[Tensor],
+    windows: MotionWindows | OverlappedWindows,
+    processor: VasaAudioProcessor,
+    encoder: PreTrainedModel,
+    num_frames: Sequence[int] | None = None,
+) -> Iterator[tuple[slice, Tensor, list[int]]]:
+    """Encode the audio of each window as soon as it has arrived.
+
+    Args:
+        audio (`Iterable[torch.Tensor]`): Chunks `(batch, n)` of mono audio at the encoder's rate.
+        windows (`MotionWindows` or `OverlappedWindows`): Plans the windows.
+        processor (`VasaAudioProcessor`): Knows how much audio around a window the encoder needs.
+        encoder (`transformers.PreTrainedModel`): Audio encoder.
+        num_frames (`Sequence[int]`, *optional*): Frames of each of the batch, where the lengths differ.
+
+    Yields:
+        `tuple`: the window's frames, its features `(batch, frames, ...)`, and its end for each of the batch.
+    """
+    before, after, unit = processor.context_frames, processor.lookahead_frames, processor.samples_per_frame
+    for window, samples in audio_windows(audio, windows, unit, before, after):
+        size = samples.shape[1] // unit - before - after
+        features = processor.window_features(encoder, samples, before, size)
+        ends = [window.stop] * len(samples) if num_frames is None else [min(n, window.stop) for n in num_frames]
+        yield window, features, ends
+
+
+def initial_noise(sampling: Sampling, index: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Noise of the window of this index, float32: the call's `latents`, or random numbers."""
+    if sampling.latents is None:
+        return randn_tensor(tuple(shape), generator=sampling.generator, device=device, dtype=torch.float32)
+    given = (
+        sampling.latents
+        if sampling.latents.ndim == 3
+        else sampling.latents[:, min(index, sampling.latents.shape[1] - 1)]
+    )
+    given = given[:, : shape[1]].to(device, torch.float32)
+    if tuple(given.shape) != tuple(shape):
+        raise ValueError(f"`latents` must be of shape {tuple(shape)} for each window, got {tuple(given.shape)}.")
+    return given
+
+
+def denoise(
+    model: Any,
+    scheduler: SchedulerMixin,
+    timesteps: Tensor,
+    latents: Tensor,  # [B, W, M]
+    conditions: Mapping[str, Tensor | None],
+    guidance_scale: Mapping[str, float],
+    sampling: Sampling,
+    audio: Tensor,  # [B, W, ...]
+    **shared: Any,
+) -> Tensor:
+    """Denoise the motion of one window with any scheduler; its arithmetic stays in float32, whatever the model's.
+
+    Args:
+        model (`Any`): Predicts what the scheduler expects, see `guided_prediction`.
+        scheduler (`diffusers.SchedulerMixin`): Sampler, whose timesteps are set.
+        timesteps (`torch.Tensor`): From `set_timesteps`.
+        latents (`torch.Tensor` of shape `(batch, window, channels)`): From `initial_noise`.
+        conditions (`Mapping[str, torch.Tensor | None]`): On the right device.
+        guidance_scale (`Mapping[str, float]`): Of all conditions.
+        sampling (`Sampling`): How.
+        audio (`torch.Tensor`): Features, for the callback.
+        **shared: More keyword arguments of the model.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, window, channels)`, normalized motion.
+    """
+    known = inspect.signature(scheduler.step).parameters
+    extra = {"generator": sampling.generator} if "generator" in known else {}
+    scale_input = getattr(scheduler, "scale_model_input", lambda latents, _: latents)
+    latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
+    for timestep in timesteps:
+        prediction = guided_prediction(
+            lambda x, **kwargs: model(x, **kwargs).sample,
+            scale_input(latents, timestep).to(model.dtype),
+            conditions,
+            guidance_scale,
+            timestep=timestep,
+            **shared,
+        )
+        latents = scheduler.step(prediction.float(), timestep, latents, **extra).prev_sample
+        if sampling.on_step is not None:
+            latents = sampling.on_step(timestep, latents, audio)
+        if sampling.is_interrupted():
+            break
+    return latents

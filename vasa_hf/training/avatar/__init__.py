@@ -1,0 +1,1 @@
+"""Fitting a 3D avatar to one portrait (VASA-3D): starting point, frames, losses, loop and presets."""
