@@ -188,16 +188,17 @@ def decode_crops(
                 motions = [sample["source_motion"], sample["driving_motion"]]
             else:
                 motions = [model.encode_motion(image).float() for image in (source, driving)]
-            openness = eye_openness(sample["driving_landmarks"]).mean(1)
-            moves = is_real & (openness > 0.12) & (torch.rand(batch_size) < options.gaze_share)
-            shift = torch.randn(batch_size, 2) * torch.tensor(GAZE_SHIFT)
-            limit = torch.stack([torch.full_like(openness, 0.14), 0.25 * openness], 1)
-            shift = torch.minimum(torch.maximum(shift, -limit), limit) * moves[:, None]
-            driving = torch.where(
-                moves[:, None, None, None], move_irises(driving, sample["driving_landmarks"], shift), driving
-            )
-            gaze = (shift[:, None] / dataset.dynamics.tensors["iris_std"]).flatten(1)
-            motions[1] = torch.cat([motions[1][:, : -PARTS["gaze"]], motions[1][:, -PARTS["gaze"] :] + gaze], 1)
+        openness = eye_openness(sample["driving_landmarks"]).mean(1)
+        moves = is_real & (openness > 0.12) & (torch.rand(batch_size) < options.gaze_share)
+        shift = torch.randn(batch_size, 2) * torch.tensor(GAZE_SHIFT)
+        limit = torch.stack([torch.full_like(openness, 0.14), 0.25 * openness], 1)
+        shift = torch.minimum(torch.maximum(shift, -limit), limit) * moves[:, None]
+        driving = torch.where(
+            moves[:, None, None, None], move_irises(driving, sample["driving_landmarks"], shift), driving
+        )
+        gaze = (shift[:, None] / dataset.dynamics.tensors["iris_std"]).flatten(1)
+        motions[1] = torch.cat([motions[1][:, : -PARTS["gaze"]], motions[1][:, -PARTS["gaze"] :] + gaze], 1)
+        with torch.autocast("cpu", torch.bfloat16):
             appearance = model.encode_appearance(source, motions[0])
             decoded = model.decode(appearance, motions[1])
         part = {
