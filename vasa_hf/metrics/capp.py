@@ -5,7 +5,7 @@ The score of a clip is the mean over its windows of the cosine between the vecto
 beside ours, come from a network trained on 2,000 hours and from windows of 3 seconds.
 
 Beware of what a score is made of: poses read off landmarks nod with the jaw, and a network can learn lip sync from
-that. `training.train_capp.poses_without_lips` takes it out, and `--study ... --lips` prints what is left.
+that. `training.recipes.capp.remove_lips` takes it out, and `--study ... --lips` prints what is left.
 """
 
 from __future__ import annotations
