@@ -26,10 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vasa_hf.data.clips import MotionData, MotionPriors
 from vasa_hf.data.motion_sequences import MotionSequences
-from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, PRESETS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
+from vasa_hf.motion.guidance import guided_prediction
 from vasa_hf.training.loop import Player, TrainingState
 from vasa_hf.training.motion_data import MotionDataOptions, load_priors, prepare_motion_data
 from vasa_hf.training.options import option

@@ -23,10 +23,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_moda import FUSIONS, PRESETS, ModaMotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
+from vasa_hf.motion.guidance import guided_prediction
 from vasa_hf.training.loop import Player, TrainingState
 from vasa_hf.training.moda_data import LIP_CHANNELS, ModaDataOptions, as_columns, lips_of, make_dataset
 from vasa_hf.training.options import option
