@@ -2,8 +2,8 @@
 
 Results go to stdout, progress and messages to stderr. Exit status: 0 done, 2 bad input (one line says what), 130
 stopped by Ctrl-C, 1 anything else. The commands are in the modules beside this one: `talk.py` (video of a picture),
-`avatars.py` (3D), `app.py` (the web page), `measure.py` (bench, eval), `prepare.py` (data), `train.py` (trainings),
-`convert.py` (other projects' checkpoints), `push.py` (the Hub).
+`avatars.py` (3D), `app.py` (the web page), `measure.py` (bench, eval), `prepare.py` (data), `train.py` and
+`assemble.py` (trainings), `convert.py` (other projects' checkpoints), `push.py` (the Hub).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import vasa_hf
-from vasa_hf.cli import app, avatars, convert, measure, options, prepare, push, talk, train
+from vasa_hf.cli import app, assemble, avatars, convert, measure, options, prepare, push, talk, train
 
 # Heavy imports (torch and what brings it) wait until a command needs them: `vasa-hf --help` is quick.
 
@@ -106,6 +106,6 @@ def _parser() -> argparse.ArgumentParser:
         options.note_given(added)
         return added
 
-    for module in (talk, avatars, app, measure, prepare, train, convert, push):
+    for module in (talk, avatars, app, measure, prepare, train, assemble, convert, push):
         module.add_commands(command)
     return parser

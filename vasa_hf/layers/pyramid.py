@@ -116,6 +116,7 @@ class PointEncoder(nn.Module):
     ):
         super().__init__()
         self.image_size, self.zoom = image_size, zoom
+        self.learns_statistics = False
         self.backbone = PyramidBackbone(widths, depths, pyramid_channels, finest=0)
         self.heat = nn.Conv2d(pyramid_channels, points, 1)
         self.reduce = nn.Conv1d(pyramid_channels, 16, 1)
@@ -125,10 +126,13 @@ class PointEncoder(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "PointEncoder":
-        """Batch statistics stay as they were learnt by the landmarker: batches of one video would spoil them."""
+        """Batch statistics stay as they were learnt by the landmarker: batches of one video would spoil them.
+
+        With `learns_statistics`, for weights that no landmarker has trained, they are learnt as usual.
+        """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d) and not self.learns_statistics:
                 module.eval()
         return self
 

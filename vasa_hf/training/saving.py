@@ -6,11 +6,10 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
@@ -72,7 +71,8 @@ def save_components(folder: str | os.PathLike, components: dict[str, Any], dtype
     written = {}
     for name, component in components.items():
         if _is_model(component):
-            component = copy.deepcopy(component).to(device="cpu", dtype=getattr(torch, dtype)).requires_grad_(True)
+            component = copy.deepcopy(component).cpu().requires_grad_(True)
+            component = component.half() if dtype == "float16" else component.float()
             if hasattr(component, "register_to_config") and "dropout" in component.config:
                 component.register_to_config(dropout=0.0)
         _save(component, Path(folder) / name)
@@ -99,7 +99,9 @@ def _save(component: Any, path: Path) -> None:
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
-def save_pipeline(base: str | os.PathLike, target: str | os.PathLike, **components: Any) -> Path:
+def save_pipeline(
+    base: str | os.PathLike, target: str | os.PathLike, dropped: Sequence[str] = (), **components: Any
+) -> Path:
     """Write a pipeline folder: a known pipeline with some components replaced by newly trained ones.
 
     The model card of the known pipeline is not copied, since it does not describe these weights. Models are written in
@@ -108,7 +110,8 @@ def save_pipeline(base: str | os.PathLike, target: str | os.PathLike, **componen
     Args:
         base (`str` or `os.PathLike`): Name of an embedded pipeline, or a pipeline folder.
         target (`str` or `os.PathLike`): Folder to write; replaced if it exists.
-        components: Name in `model_index.json` -> what has `save_pretrained`; or file name -> what has `save`.
+        dropped (`Sequence[str]`): Files and components of the known pipeline that are left out.
+        **components: Name in `model_index.json` -> what has `save_pretrained`; or file name -> what has `save`.
 
     Raises:
         ValueError: If `base` is not a pipeline folder, or has no component of a name.
@@ -122,7 +125,7 @@ def save_pipeline(base: str | os.PathLike, target: str | os.PathLike, **componen
         raise ValueError(f"`components` must be among those of {base.name!r}, but {sorted(unknown)} are not.")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *components))
+    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *dropped, *components))
     for name, component in components.items():
         _save(component, partial / name)
     shutil.rmtree(target, ignore_errors=True)
