@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vasa_hf.data.clips import MotionData, data_folders, motion_from_labels, rows_at, smooth_in_time
-from vasa_hf.metrics.sync import LEAST_PAIRS, sync_study
+from vasa_hf.metrics.sync import MIN_PAIRS, sync_study
 from vasa_hf.models.sync_expert import COLUMNS_PER_FRAME, POWER_FLOOR, SAMPLES_PER_FRAME, SyncExpert
 from vasa_hf.training.loop import LoopOptions, TrainingState, option, parse_options
 from vasa_hf.training.saving import published_dtype, train_and_save
@@ -245,7 +245,7 @@ def study(model: SyncExpert, data: MotionData) -> dict:
     embeds = []
     for clip in np.flatnonzero(data.speaks):
         start, stop = data.offsets[clip : clip + 2]
-        if stop - start >= model.config.window + LEAST_PAIRS:
+        if stop - start >= model.config.window + MIN_PAIRS:
             motion = torch.from_numpy(data.motion[start:stop].astype(np.float32))[None]
             mel = torch.from_numpy(data.audio[start:stop].astype(np.float32).reshape(1, -1, model.config.num_mels))
             visual, audio = model(motion.to(model.device), log_mel=mel.to(model.device), return_dict=False)
