@@ -17,12 +17,13 @@ numbers of parameters; guidance, for which speech may be dropped.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, DPMSolverMultistepScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_timestep_embedding
 from diffusers.utils import BaseOutput
@@ -50,6 +51,9 @@ SMALL_CONFIG: dict[str, Any] = {
 POSE_DIM = 3  # yaw, pitch, roll
 CONDITIONINGS = ("add", "attention")
 PREDICTIONS = ("latent", "landmarks")
+# Not in the paper: beta_t of Eq. 5; linear in t, the variance preserving SDE of Song et al. (2021).
+BETA_MIN, BETA_MAX = 0.1, 20.0
+SAMPLERS = {"ode": "dpmsolver++", "sde": "sde-dpmsolver++"}
 
 
 @dataclass
@@ -378,11 +382,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(width)
-        self.to_q, self.to_kv, self.to_out = (
-            nn.Linear(width, width),
-            nn.Linear(width, 2 * width),
-            nn.Linear(width, width),
-        )
+        self.to_q, self.to_kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.to_out = nn.Linear(width, width)
 
     def forward(
         self,
@@ -419,3 +420,45 @@ class ConvolutionModule(nn.Module):
         gated = F.glu(self.proj_in(self.norm(hidden_states)), dim=-1)
         gated = gated if frame_mask is None else gated * frame_mask[..., None].to(gated.dtype)
         return self.proj_out(F.silu(self.inner_norm(self.depthwise(gated.mT).mT)))
+
+
+def vp_marginal(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of z_t for z_0 = 1: `z_t = mean * z_0 + deviation * noise`.
+
+    Source: GAIA Eq. 7. The denoiser's `timestep` at `t` is `1000 * t - 1`.
+
+    Args:
+        t (`torch.Tensor`): Times in [0, 1].
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`, each of the shape of `t`.
+    """
+    integral = BETA_MIN * t + (BETA_MAX - BETA_MIN) * t.square() / 2  # of beta from 0 to t
+    return (-integral / 2).exp(), (-torch.expm1(-integral)).sqrt()
+
+
+def gaia_scheduler(sampler: str = "ode", num_train_timesteps: int = 1000) -> DPMSolverMultistepScheduler:
+    """A solver of GAIA's reverse diffusion, clean motion predicted.
+
+    Step i of n of the scheduler is the time (i + 1) / n of the SDE; its betas are such that the marginals of Eq. 7 hold
+    exactly. Others of diffusers' schedulers can be made of its config: DDIM also solves the ODE, DDPM the SDE.
+    `ScoreSdeVpScheduler` has other methods, and takes scores alone.
+
+    Args:
+        sampler (`str`, defaults to `"ode"`): `"ode"` solves Eq. 9, `"sde"` solves Eq. 8.
+        num_train_timesteps (`int`, defaults to 1000): Steps n.
+
+    Raises:
+        ValueError: If there is no such sampler.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"`sampler` must be one of {list(SAMPLERS)}, got {sampler!r}.")
+    t = [step / num_train_timesteps for step in range(num_train_timesteps + 1)]
+    integral = [BETA_MIN * x + (BETA_MAX - BETA_MIN) * x * x / 2 for x in t]
+    betas = [-math.expm1(before - after) for before, after in zip(integral[:-1], integral[1:], strict=True)]
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=num_train_timesteps,
+        trained_betas=betas,
+        prediction_type="sample",
+        algorithm_type=SAMPLERS[sampler],
+    )
