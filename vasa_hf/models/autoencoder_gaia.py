@@ -59,8 +59,8 @@ class GaiaAutoencoderOutput(BaseOutput):
     """
 
     sample: Tensor
-    appearance: DiagonalGaussianDistribution
-    motion: DiagonalGaussianDistribution
+    appearance: DiagonalGaussianDistribution | None = None
+    motion: DiagonalGaussianDistribution | None = None
     flow: Tensor | None = None
 
 
@@ -176,7 +176,7 @@ class GaiaAutoencoder(ModelMixin, ConfigMixin):
                 Picture of landmarks in [-1, 1]; the frame itself without disentanglement.
         """
         self._check_image("picture", picture)
-        return DiagonalGaussianDistribution(self.motion_encoder(picture))
+        return DiagonalGaussianDistribution(self.motion_encoder(picture).float())
 
     @apply_forward_hook
     def decode(self, appearance: GaiaAppearance, motion: Tensor, return_flow: bool = False) -> Any:
@@ -192,7 +192,7 @@ class GaiaAutoencoder(ModelMixin, ConfigMixin):
         """
         parts, size = [], appearance.latent.shape[-1]
         if self.disentangles:
-            parts.append(self.appearance_projection(appearance.latent))
+            parts.append(self.appearance_projection(appearance.latent.to(self.dtype)))
         parts.append(self._raise_motion("motion", self.motion_projection, motion, len(appearance.latent), size))
         if self.config.source_passthrough:
             own = appearance.motion
@@ -237,9 +237,9 @@ class GaiaAutoencoder(ModelMixin, ConfigMixin):
     def _appearance_posterior(self, image: Tensor) -> DiagonalGaussianDistribution:
         self._check_image("image", image)
         if self.disentangles:
-            return DiagonalGaussianDistribution(self.appearance_encoder(image))
+            return DiagonalGaussianDistribution(self.appearance_encoder(image).float())
         side, channels = image.shape[-1] // self.factor, self.config.latent_channels  # a standard normal: nothing
-        return DiagonalGaussianDistribution(image.new_zeros(len(image), 2 * channels, side, side))
+        return DiagonalGaussianDistribution(torch.zeros(len(image), 2 * channels, side, side, device=image.device))
 
     def _appearance(self, latent: Tensor, image: Tensor, motion: Tensor | None) -> GaiaAppearance:
         if not self.config.source_passthrough:
@@ -278,6 +278,8 @@ class GaiaEncoder(nn.Module):
                 layers.append(nn.Conv2d(width, channels[level + 1], 3, stride=2, padding=1))
         self.layers = nn.Sequential(*layers)
         self.conv_out = nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1)
+        # A variance of one would drown the means of a model that has learnt nothing yet.
+        nn.init.constant_(self.conv_out.bias[latent_channels:], -4.0)
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode `(batch, 3, height, width)` to `(batch, 2 * latent_channels, height / factor, width / factor)`."""
