@@ -21,7 +21,7 @@ from vasa_hf.geometry.landmarks import (
     transform_pose,
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.streaming import map_ahead
+from vasa_hf.motion.streaming import map_ahead
 
 BATCH = 16  # larger ones leave the processor's cache
 KEY_STRIDE = 8  # frames between those in which the face is looked for twice
