@@ -249,7 +249,11 @@ class TestChoose:
             ([face_at(10, 10, 90, 90)], "left", "`face` must be 0 to 0, as 1 were found, but is 'left'"),
             ([face_at(10, 10, 30, 35)], None, "`image` must show a face of at least 32 pixels, but it has only 25"),
             ([face_at(-40, 10, 60, 110)], None, "`image` must show the whole face, but 39% of it is cut off"),
-            ([face_at(100, 10, 180, 110, yaw=-1.2)], None, "turned by at most 60 degrees, but this one is turned by 69"),
+            (
+                [face_at(100, 10, 180, 110, yaw=-1.2)],
+                None,
+                "at most 60 degrees, but this one is turned by 69",
+            ),
         ],
     )
     def test_faces_that_cannot_be_animated(self, processor, faces, face, message):
