@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vasa_hf.controls import parse_controls
+from vasa_hf.motion.controls import parse_controls
 from vasa_hf.studio.settings import TalkSettings, control_groups
 
 

@@ -192,3 +192,29 @@ def orbit_cameras(
     offset = torch.stack([azimuth.sin() * flat, -elevation.sin(), -azimuth.cos() * flat], dim=-1)
     target = torch.as_tensor(target, dtype=offset.dtype, device=offset.device)
     return pinhole_cameras(look_at(target + radius[:, None] * offset, target), fov_rad, aspect)
+
+
+def view_cameras(
+    portrait: Cameras,
+    center: Tensor,  # [3]
+    azimuth_deg: Tensor,  # [C]
+    elevation_deg: Tensor,  # [C]
+    distance: Tensor,  # [C]
+) -> Cameras:
+    """Move the portrait's camera around a point, which keeps its place in the image.
+
+    Args:
+        portrait (`Cameras`): One camera.
+        center (`torch.Tensor` of shape `(3,)`): The point, in the world.
+        azimuth_deg (`torch.Tensor` of shape `(cameras,)`): Angle around the vertical axis.
+        elevation_deg (`torch.Tensor` of shape `(cameras,)`): Angle upwards.
+        distance (`torch.Tensor` of shape `(cameras,)`): Over the portrait camera's own distance from the point.
+    """
+    matrix = portrait.camera_from_world[0]
+    # An orbit's camera at azimuth and elevation 0 has the axes of the world.
+    turn = orbit_cameras(azimuth_deg.deg2rad(), elevation_deg.deg2rad()).camera_from_world[:, :3, :3].to(matrix)
+    seen = matrix[:3, :3] @ center + matrix[:3, 3]  # the point as the portrait's camera sees it
+    result = torch.eye(4).to(matrix).repeat(len(turn), 1, 1)
+    result[:, :3, :3] = matrix[:3, :3] @ turn
+    result[:, :3, 3] = distance.to(matrix)[:, None] * seen - result[:, :3, :3] @ center
+    return Cameras(result, portrait.focal.expand(len(turn), 2), portrait.center.expand(len(turn), 2))

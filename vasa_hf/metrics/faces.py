@@ -21,7 +21,7 @@ from vasa_hf.geometry.landmarks import (
     transform_pose,
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.streaming import map_ahead
+from vasa_hf.motion.streaming import map_ahead
 
 BATCH = 16  # larger batches exceed the CPU's cache
 KEY_STRIDE = 8  # frames between key frames, which are measured twice

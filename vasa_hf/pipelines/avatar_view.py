@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vasa_hf.camera_paths import CameraPath
 from vasa_hf.checks import check_number
 from vasa_hf.gaussians.render import render
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DRestState
+from vasa_hf.motion.camera_paths import CameraPath
+from vasa_hf.motion.streaming import map_ahead
 from vasa_hf.pipelines.inputs import Subject
-from vasa_hf.streaming import map_ahead
 
 MIN_SIZE, MAX_SIZE = 16, 2048
 WHITE = (1.0, 1.0, 1.0)

@@ -29,11 +29,13 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from vasa_hf.checks import check_number
-from vasa_hf.controls import rebase_motion
 from vasa_hf.media.audio import load_audio, mix_to_mono
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoWriter
 from vasa_hf.motion import MotionSpec, resample_motion
+from vasa_hf.motion.controls import rebase_motion
+from vasa_hf.motion.streaming import AudioBuffer, map_ahead, resampled
+from vasa_hf.motion.windows import entry_of_windows, hold_last
 from vasa_hf.outputs import TalkingFaceOutput, join_pictures, named_provenance, to_pictures, to_uint8
 from vasa_hf.pipelines.inputs import (
     AudioInput,
@@ -64,8 +66,6 @@ from vasa_hf.pipelines.loading import (
 )
 from vasa_hf.pipelines.motion_generator import MotionGenerator, Sampling, check_sampling
 from vasa_hf.processors.audio import MAX_RATE, MIN_RATE
-from vasa_hf.streaming import AudioBuffer, map_ahead, resampled
-from vasa_hf.windowing import entry_of_windows, hold_last
 
 FPS = 25  # of motion
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vasa_hf.checks import is_finite_number
 from vasa_hf.geometry.keypoints import NUM_KEYPOINTS
-from vasa_hf.keyframes import Keyframes, parse_keyframes
+from vasa_hf.motion.keyframes import Keyframes, parse_keyframes
 
 # Name -> keypoint -> shift (x, y, z) at strength 1. 14 and 20: corners of the mouth, 12 and 17: upper lip, 6 and 19:
 # lower lip, 13 and 16: upper lids, 11 and 15: irises, 1 and 2: brows, 3 and 4: jaw, 9: chin.

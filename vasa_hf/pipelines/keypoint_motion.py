@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from vasa_hf.checks import check_number
-from vasa_hf.controls import place_motion
 from vasa_hf.geometry.keypoints import KeypointMotion, euler_degrees
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.keyframes import Keyframes
 from vasa_hf.motion import MotionSpec, to_relative
+from vasa_hf.motion.controls import place_motion
+from vasa_hf.motion.keyframes import Keyframes
 from vasa_hf.pipelines.expression_edits import expression_shift, parse_expression
 from vasa_hf.pipelines.inputs import Subject
 from vasa_hf.pipelines.motion_generator import MAX_HEAD_MOTION

@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vasa_hf.checks import check_number
-from vasa_hf.guidance import check_guidance_scale, guided_prediction
 from vasa_hf.motion import MotionSpec
+from vasa_hf.motion.guidance import check_guidance_scale, guided_prediction
+from vasa_hf.motion.streaming import audio_windows
+from vasa_hf.motion.windows import MotionWindows, OverlappedWindows
 from vasa_hf.pipelines.inputs import Subject, check_components, check_fit, check_generator
 from vasa_hf.processors.audio import VasaAudioProcessor
-from vasa_hf.streaming import audio_windows
-from vasa_hf.windowing import MotionWindows, OverlappedWindows
 
 MAX_HEAD_MOTION = 3.0
 

@@ -22,11 +22,11 @@ from transformers import PreTrainedModel
 
 from vasa_hf.geometry.keypoints import LIP_KEYPOINTS, KeypointMotion, relative_motion
 from vasa_hf.models.motion_denoiser_joyvasa import POSE_DIM, JoyVasaMotionDenoiser
+from vasa_hf.motion.streaming import audio_windows
+from vasa_hf.motion.windows import MotionWindows
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, HeadControls, KeypointPortrait
 from vasa_hf.pipelines.motion_generator import Sampling, denoise, initial_noise, set_timesteps
 from vasa_hf.processors.audio import VasaAudioProcessor, frame_features
-from vasa_hf.streaming import audio_windows
-from vasa_hf.windowing import MotionWindows
 
 LEAD_FRAMES, TAIL_FRAMES = 2, 1  # of silence around the audio
 SMOOTHING = 0.01

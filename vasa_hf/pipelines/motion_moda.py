@@ -21,14 +21,14 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vasa_hf.controls import parse_emotion_label
 from vasa_hf.geometry.keypoints import KeypointMotion, absolute_motion
-from vasa_hf.keyframes import Keyframes
 from vasa_hf.models.motion_transformer_moda import CONDITIONS, EMOTIONS, ModaMotionTransformer
+from vasa_hf.motion.controls import parse_emotion_label
+from vasa_hf.motion.keyframes import Keyframes
+from vasa_hf.motion.windows import OverlappedWindows, hold_after, join_windows
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, HeadControls, KeypointPortrait
 from vasa_hf.pipelines.motion_generator import Sampling, denoise, encode_windows, initial_noise, set_timesteps
 from vasa_hf.processors.audio import VasaAudioProcessor
-from vasa_hf.windowing import OverlappedWindows, hold_after, join_windows
 
 POSE = slice(63, 70)
 _SCALE, _TRANSLATION = slice(63, 64), slice(64, 67)

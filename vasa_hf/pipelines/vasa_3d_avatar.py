@@ -6,7 +6,7 @@
 VASA-1 makes the motion (§3.1, "Animation and Rendering"), by the same generator and the same components. The call, the
 stream and the other drivers are those of `base.py`; the subject is an `AvatarView`.
 
-# Not in the paper: cameras that move (`camera_paths.py`); generated motion starts from the portrait's own pose.
+# Not in the paper: cameras that move (`motion/camera_paths.py`); generated motion starts from the portrait's own pose.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2Model
 
-from vasa_hf.camera_paths import view_cameras
 from vasa_hf.gaussians.export import SAVERS
 from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
+from vasa_hf.geometry.cameras import view_cameras
 from vasa_hf.hub import base_name, read_index
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vasa_hf.controls import parse_controls, rebase_motion
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.motion import POSE_DIM
+from vasa_hf.motion.controls import parse_controls, rebase_motion
 from vasa_hf.studio.avatars import SideBySide
 from vasa_hf.studio.jobs import Job, Update
 from vasa_hf.studio.models import PRIORS, SYSTEMS, Models

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 import vasa_hf
-from vasa_hf.controls import rebase_motion
 from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import check_seconds, parse_fps
 from vasa_hf.media.segments import SegmentWriter
 from vasa_hf.media.video import VideoReader, VideoWriter
 from vasa_hf.motion import resample_motion
+from vasa_hf.motion.controls import rebase_motion
 from vasa_hf.outputs import to_uint8
 from vasa_hf.studio.jobs import Job, Pace, Update, told
 from vasa_hf.studio.models import Models, digest

@@ -37,10 +37,10 @@ from vasa_hf.data.clips import (
 from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.filters import speaking
 from vasa_hf.data.motion_sequences import MotionSequences
-from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
+from vasa_hf.motion.guidance import guided_prediction
 from vasa_hf.training.loop import LoopOptions, TrainingState, option, parse_options
 from vasa_hf.training.saving import published_dtype, save_pipeline, train_and_save
 

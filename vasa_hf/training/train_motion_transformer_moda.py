@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vasa_hf.guidance import guided_prediction
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_moda import FUSIONS, ModaMotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
+from vasa_hf.motion.guidance import guided_prediction
 from vasa_hf.training.loop import TrainingState, option, parse_options
 from vasa_hf.training.moda_data import LIP_CHANNELS, ModaDataOptions, as_columns, lips_of, make_dataset
 from vasa_hf.training.saving import published_dtype, train_and_save

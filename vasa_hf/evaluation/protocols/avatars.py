@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vasa_hf.controls import rebase_motion
 from vasa_hf.evaluation.avatars import EvalAvatar
 from vasa_hf.evaluation.catalogue import BASE, FULL, NOT_DEFINED, STILL, VASA1
 from vasa_hf.evaluation.data import to_tensor, to_uint8
 from vasa_hf.evaluation.protocols.base import Protocol
 from vasa_hf.evaluation.scoring import SCORES, VideoSample
 from vasa_hf.metrics.motion import SAMPLES_PER_FRAME
+from vasa_hf.motion.controls import rebase_motion
 
 FRAMES = 75  # of each motion: 3 seconds
 MAX_CLIPS = 6  # evenly spread

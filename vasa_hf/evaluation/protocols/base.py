@@ -23,7 +23,7 @@ from vasa_hf.evaluation.plots import write_sheet
 from vasa_hf.evaluation.run import Evaluation
 from vasa_hf.evaluation.scoring import Scorer, VideoSample
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
-from vasa_hf.streaming import map_ahead
+from vasa_hf.motion.streaming import map_ahead
 
 EXCERPT_FRAMES = 75  # CAPP's window of 3 seconds, in VASA-1
 NOTHING = "the data folder has no files for this part"

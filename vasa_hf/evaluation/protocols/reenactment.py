@@ -10,7 +10,7 @@ from vasa_hf.evaluation.data import Clip, to_uint8
 from vasa_hf.evaluation.protocols.base import Protocol
 from vasa_hf.evaluation.scoring import VideoSample
 from vasa_hf.geometry.thin_plate import warp_by_landmarks
-from vasa_hf.streaming import map_ahead
+from vasa_hf.motion.streaming import map_ahead
 
 CROSS_FRAMES = 75
 ALONE = ("identity", "akd_labels", "lip_correlation", *PARTS["self"][PARTS["self"].index("msi") :])

@@ -37,11 +37,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vasa_hf.controls import rebase_motion
 from vasa_hf.data.clips import MotionPriors
 from vasa_hf.gaussians.render import render
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import POSE_DIM
+from vasa_hf.motion.controls import rebase_motion
 from vasa_hf.training.avatar.losses import cameras_around
 
 FPS = 25

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vasa_hf.windowing import MotionWindows, OverlappedWindows
+from vasa_hf.motion.windows import MotionWindows, OverlappedWindows
 
 
 class AudioBuffer:

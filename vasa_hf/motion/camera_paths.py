@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from vasa_hf.checks import check_number, is_finite_number, shorten
-from vasa_hf.geometry.cameras import Cameras, concatenate_cameras, orbit_cameras
-from vasa_hf.keyframes import Keyframes, check_times
+from vasa_hf.geometry.cameras import Cameras, concatenate_cameras, view_cameras
+from vasa_hf.motion.keyframes import Keyframes, check_times
 
 CAMERAS = ("fixed", "orbit")
 MAX_SECONDS = 6 * 3600.0  # of a path
@@ -99,32 +99,6 @@ class CameraKeyframes(Keyframes):
         table = torch.tensor(keyframes, dtype=torch.float64)
         check_times("camera", table[:, 0].tolist())
         super().__init__(table[:, 0].contiguous(), table[:, 1:], "smooth")
-
-
-def view_cameras(
-    portrait: Cameras,
-    center: Tensor,  # [3]
-    azimuth_deg: Tensor,  # [C]
-    elevation_deg: Tensor,  # [C]
-    distance: Tensor,  # [C]
-) -> Cameras:
-    """The portrait's camera, carried round a point that stays in its place in the picture.
-
-    Args:
-        portrait (`Cameras`): One camera.
-        center (`torch.Tensor` of shape `(3,)`): The point, in the world.
-        azimuth_deg (`torch.Tensor` of shape `(cameras,)`): Angle around the vertical axis.
-        elevation_deg (`torch.Tensor` of shape `(cameras,)`): Angle upwards.
-        distance (`torch.Tensor` of shape `(cameras,)`): Over the portrait camera's own distance from the point.
-    """
-    matrix = portrait.camera_from_world[0]
-    # An orbit's camera at azimuth and elevation 0 has the axes of the world.
-    turn = orbit_cameras(azimuth_deg.deg2rad(), elevation_deg.deg2rad()).camera_from_world[:, :3, :3].to(matrix)
-    seen = matrix[:3, :3] @ center + matrix[:3, 3]  # the point as the portrait's camera sees it
-    result = torch.eye(4).to(matrix).repeat(len(turn), 1, 1)
-    result[:, :3, :3] = matrix[:3, :3] @ turn
-    result[:, :3, 3] = distance.to(matrix)[:, None] * seen - result[:, :3, :3] @ center
-    return Cameras(result, portrait.focal.expand(len(turn), 2), portrait.center.expand(len(turn), 2))
 
 
 class CameraPath:

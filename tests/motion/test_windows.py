@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vasa_hf.windowing import MotionWindows, OverlappedWindows, hold_after, join_windows, smooth, smooth_seam
+from vasa_hf.motion.windows import MotionWindows, OverlappedWindows, hold_after, join_windows, smooth, smooth_seam
 
 
 def sampler_of(generator, calls=None):

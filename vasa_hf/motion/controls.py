@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from vasa_hf.checks import is_finite_number
-from vasa_hf.keyframes import Keyframes, parse_keyframes
-from vasa_hf.motion import POSE_DIM, from_relative, to_relative
+from vasa_hf.motion.keyframes import Keyframes, parse_keyframes
+from vasa_hf.motion.spec import POSE_DIM, from_relative, to_relative
 
 MAX_GAZE_RAD = 0.8
 HEAD_DISTANCE_RANGE = (0.5, 2.0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vasa_hf.guidance import guided_prediction
+from vasa_hf.motion.guidance import guided_prediction
 
 
 def predict(sample, audio, gaze, previous_motion, previous_audio, timestep, drop):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vasa_hf.controls import parse_controls
+from vasa_hf.motion.controls import parse_controls
 
 EMOTIONS = ("angry", "happy", "sad")
 

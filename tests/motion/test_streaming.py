@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vasa_hf.motion import resample_motion
-from vasa_hf.streaming import AudioBuffer, audio_windows, map_ahead, resampled
-from vasa_hf.windowing import MotionWindows
+from vasa_hf.motion.streaming import AudioBuffer, audio_windows, map_ahead, resampled
+from vasa_hf.motion.windows import MotionWindows
 
 
 def test_buffer_cuts_like_the_whole_with_zeros_around_it():
