@@ -236,7 +236,7 @@ class TestChoose:
         faces = [face_at(100, 100, 200, 220), face_at(300, 50, 360, 120)]
         with caplog.at_level(logging.WARNING):
             assert processor.choose(faces, (400, 500)) is faces[0]
-        assert "2 faces were found (0: 120 px, 1: 70 px); the largest is taken. Choose with `face=`." in caplog.text
+        assert "2 faces were found (0: 120 px, 1: 70 px); the largest is used. Choose with `face=1`." in caplog.text
         caplog.clear()
         assert processor.choose(faces, (400, 500), face=1) is faces[1]
         assert not caplog.text

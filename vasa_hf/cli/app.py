@@ -1,15 +1,11 @@
-"""The command `app`: the web page. The page is in `app.py`, next to the package or, in a wheel, inside it."""
+"""The command `app`: the web page (`vasa_hf.demo`)."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import vasa_hf
+from vasa_hf.cli.options import find_device
 
 _EXAMPLES = """examples:
   vasa-hf app --open
@@ -21,11 +17,7 @@ _EXAMPLES = """examples:
 
 def add_commands(command: Any) -> None:
     """Add this module's command to the parser."""
-    add_options(command("app", _app, "serve the web page", _EXAMPLES))
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the page, which `python app.py` has as well."""
+    parser = command("app", _app, "serve the web page", _EXAMPLES)
     parser.add_argument("--model", default="vasa3d-small", help="embedded name, folder or Hub repository (%(default)s)")
     parser.add_argument(
         "--moda",
@@ -41,23 +33,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
-def page() -> ModuleType:
-    """Import `app.py`.
-
-    Raises:
-        FileNotFoundError: If the package was installed without it.
-    """
-    package = Path(vasa_hf.__file__).resolve().parent
-    # A wheel carries the file inside the package; a checkout has it next to the package.
-    file = next((file for file in (package / "app.py", package.parent / "app.py") if file.is_file()), None)
-    if file is None:
-        raise FileNotFoundError("app.py is missing: reinstall vasa-hf from a complete checkout or wheel.")
-    spec = importlib.util.spec_from_file_location("vasa_hf_app", file)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # Gradio looks up its classes there
-    spec.loader.exec_module(module)
-    return module
-
-
 def _app(options: argparse.Namespace) -> int:
-    page().serve(options)[0].block_thread()
+    from vasa_hf.demo.app import serve
+
+    if options.device is not None:
+        find_device(options.device)
+    page = serve(
+        options.model,
+        options.moda,
+        options.device,
+        not options.private,
+        options.mcp,
+        server_name=options.host,
+        server_port=options.port,
+        share=options.share,
+        inbrowser=options.open,
+    )
+    page.block_thread()
     return 0

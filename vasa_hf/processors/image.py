@@ -441,8 +441,17 @@ class FaceImageProcessor(ImageProcessingMixin):
             return paste(image, crop_image, crop.window, own)
         return torch.stack([paste(image, one, crop.window, own) for one in crop_image])
 
-    def preview(self, image: Tensor, faces: Sequence[Any] = (), crop: FaceCrop | None = None) -> Image.Image:
-        """Draw boxes, indices, scores and landmarks of the faces and the outline of the crop."""
+    def preview(
+        self,
+        image: Tensor,
+        faces: Sequence[Any] = (),
+        crop: FaceCrop | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> Image.Image:
+        """Draw boxes, labels and landmarks of the faces and the outline of the crop.
+
+        Labels are index and score by default; others are drawn large enough to be read on a small preview.
+        """
         picture = to_pil(image)
         draw = ImageDraw.Draw(picture)
         width = max(1, round(max(picture.size) / 400))
@@ -458,7 +467,13 @@ class FaceImageProcessor(ImageProcessingMixin):
                     draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 220, 0))
             box = face.box.tolist()
             draw.rectangle(box, outline=(255, 140, 0), width=width)
-            draw.text((box[0] + 2 * width, box[1] + 2 * width), f"{index}: {face.score:.2f}", fill=(255, 140, 0))
+            corner = (box[0] + 2 * width, box[1] + 2 * width)
+            if labels is None:
+                draw.text(corner, f"{index}: {face.score:.2f}", fill=(255, 140, 0))
+            else:
+                font = {"font_size": max(14, round(max(picture.size) / 14))}
+                draw.rectangle(draw.textbbox(corner, labels[index], **font), fill=(255, 140, 0))
+                draw.text(corner, labels[index], fill="black", **font)
         if crop is not None:
             corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.float64)
             outline = [tuple(p) for p in transform_points(crop.image_from_crop, corners).tolist()]
