@@ -40,8 +40,8 @@ MAY_IMPORT = {
     "bench": {"gaussians", "media"},
     "evaluation": FOUNDATION | TOOLS | NETWORKS | {"pipelines", "bench"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
-    "studio": {"checks", "files", "hub", "media", "motion", "outputs", "gaussians"},
-    "app": {"studio", "cli"},
+    "demo": {"checks", "files", "hub", "media", "motion", "outputs"},
+    "app": {"cli"},
     "cli": {
         "checks",
         "files",
@@ -53,6 +53,7 @@ MAY_IMPORT = {
         "viewer",
         "convert",
         "data",
+        "demo",
         "training",
     },
 }
@@ -64,12 +65,12 @@ EXCEPTIONS = {
     ("training/recipes/gaussian_avatar.py", "vasa_hf.pipelines.vasa_talking_face"),
 }
 # The front doors take classes by their public names, as every user does.
-FRONT_DOORS = {"bench", "cli", "evaluation", "studio"}
+FRONT_DOORS = {"bench", "cli", "demo", "evaluation"}
 # Libraries that only one place may import.
 KEPT_APART = {
     "gsplat": ("gaussians/cuda.py",),
     "cv2": ("processors/matte.py",),
-    "gradio": ("app.py",),
+    "gradio": ("demo/",),
     "moviepy": ("media/",),
     "imageio_ffmpeg": ("media/",),
     "imageio": ("media/",),
@@ -106,7 +107,7 @@ TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".yml", ".yaml", ".sh",
 
 
 def package_sources() -> dict[str, str]:
-    """Path in the package -> source; app.py lies beside it, and in it in a wheel."""
+    """Path in the package -> source; and app.py, which is next to it."""
     sources = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
     return {"app.py": (ROOT / "app.py").read_text(), **sources}
 
@@ -497,8 +498,9 @@ PUBLIC = '_PUBLIC = {"FaceAnalyzer": "models.face_analyzer"}\n'
         ("motion/a.py", "from vasa_hf.layers import blocks"),
         ("motion/a.py", "from vasa_hf.pipelines.motion_generator import Sampling"),
         ("pipelines/a.py", "import gradio as gr"),
-        ("studio/a.py", "import gradio as gr"),
-        ("studio/a.py", "from vasa_hf.training import losses"),
+        ("app.py", "import gradio as gr"),
+        ("cli/app.py", "import gradio as gr"),
+        ("demo/a.py", "from vasa_hf.training import losses"),
         ("app.py", LINE),
         ("gaussians/render.py", "import gsplat"),
         ("pipelines/a.py", "from moviepy import VideoFileClip"),

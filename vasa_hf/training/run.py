@@ -25,6 +25,7 @@ RECIPES = {
     "face_analyzer": "the face detector and landmark network",
     "face_autoencoder": "VASA-1's face latent space (§3.1)",
     "face_recognizer": "the face recogniser of the identity and perceptual losses",
+    "gaia_autoencoder": "GAIA's variational autoencoder (§3.2)",
     "gaussian_avatar": "a VASA-3D avatar of one portrait",
     "motion_transformer": "VASA-1's motion generator (§3.2)",
     "motion_transformer_moda": "MoDA's motion generator (§3.2.4)",

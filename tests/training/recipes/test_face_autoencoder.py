@@ -13,7 +13,7 @@ from tests.testing_utils.pipelines import make_vasa1_components
 from vasa_hf.data.face_pairs import FacePairs
 from vasa_hf.geometry.crops import cut_crop, standard_crop, transform_points
 from vasa_hf.hub import embedded_path
-from vasa_hf.models.face_analyzer import FaceAnalyzer, picture_tensor
+from vasa_hf.models.face_analyzer import FaceAnalyzer, to_image_tensor
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import FaceRecognizer
 from vasa_hf.training.face_data import augment
@@ -170,7 +170,7 @@ def test_losses_of_other_networks_reach_the_decoder(data, tmp_path):
 
 def test_gaze_loss_looks_at_the_eyes():
     analyzer = FaceAnalyzer.from_pretrained(embedded_path("vasa-small"), subfolder="face_analyzer").float().eval()
-    portrait = picture_tensor(Image.open(ASSETS / "portrait.jpg"))
+    portrait = to_image_tensor(Image.open(ASSETS / "portrait.jpg"))
     face = analyzer.detect(portrait)[0]
     image_from_crop = standard_crop(face.box)
     crop = cut_crop(portrait, image_from_crop, 256)[None].requires_grad_()

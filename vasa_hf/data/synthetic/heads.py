@@ -51,7 +51,7 @@ from vasa_hf.geometry.landmarks import (
     rows,
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.head.fit import fit_head, spreading
+from vasa_hf.head.fit import fit_head, spread_weights
 from vasa_hf.head.ict import ict_mesh
 from vasa_hf.head.mesh import NUM_SKIN_LANDMARKS, HeadMesh, vertex_normals
 
@@ -201,7 +201,9 @@ class RenderedHead:
         self.anchors = seen[spread_out(rest[seen, :2], 110)]
         grid = centers(_BEND).reshape(-1, 2)
         unit = self.unit
-        self.surround = spreading(rest[self.anchors, :2], grid, reach=11 * unit, softness=2.5 * unit, stiffness=0.05)
+        self.surround = spread_weights(
+            rest[self.anchors, :2], grid, reach=11 * unit, softness=2.5 * unit, stiffness=0.05
+        )
 
     def _prepare_lids(self) -> None:
         """Blink offsets [V, 3] that shut this person's lids exactly, and the image with its eyes painted over."""

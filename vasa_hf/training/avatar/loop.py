@@ -34,7 +34,7 @@ from vasa_hf.gaussians.render import RenderOutput, render
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import Cameras
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DGaussianAvatarOutput, Vasa3DRestState
-from vasa_hf.outputs import to_pictures
+from vasa_hf.outputs import to_images
 from vasa_hf.training import losses
 from vasa_hf.training.avatar.frames import AvatarFrames
 from vasa_hf.training.avatar.losses import (
@@ -355,7 +355,7 @@ class AvatarFit:
         sides = self._render(neutral, beside, background[0])
         row = torch.cat([sample["frame"][0], *front, *sides.color], dim=2).clamp(0, 1).float().cpu()
         path = self.folder / f"preview-{self.step:06d}.png"
-        (picture,) = to_pictures(row[None], "pil")
+        (picture,) = to_images(row[None], "pil")
         _save_picture(picture, path)
         self.preview = path
 

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from vasa_hf.data.clip_files import list_clips
 from vasa_hf.data.clips import MotionData, data_folders, motion_from_labels, rows_at, smooth_in_time
-from vasa_hf.metrics.sync import LEAST_PAIRS, sync_study
+from vasa_hf.metrics.sync import MIN_PAIRS, sync_study
 from vasa_hf.models.sync_expert import COLUMNS_PER_FRAME, POWER_FLOOR, SyncExpert
 from vasa_hf.training.loop import Player, TrainingState
 from vasa_hf.training.motion_data import ClipOptions, check_frames, read_motion
@@ -225,7 +225,7 @@ def study(model: SyncExpert, data: MotionData) -> dict:
     embeds = []
     for clip in np.flatnonzero(data.speaks):
         start, stop = data.offsets[clip : clip + 2]
-        if stop - start >= model.config.window + LEAST_PAIRS:
+        if stop - start >= model.config.window + MIN_PAIRS:
             motion = torch.from_numpy(data.motion[start:stop].astype(np.float32))[None]
             mel = torch.from_numpy(data.audio[start:stop].astype(np.float32).reshape(1, -1, model.config.num_mels))
             visual, audio = model(motion.to(model.device), log_mel=mel.to(model.device), return_dict=False)

@@ -1,11 +1,13 @@
-"""Functions as programs see them: they work as before, under names that tell what is what."""
+"""Functions for programs, files that a request may open, and the words of errors."""
 
 import inspect
 
 import pytest
 
-from vasa_hf.studio.desk import message
-from vasa_hf.studio.programs import file_paths, is_inside, named
+from vasa_hf.demo.files import find_paths, is_inside
+from vasa_hf.demo.handler import FieldError, explain_error, report_error
+from vasa_hf.demo.jobs import Update
+from vasa_hf.demo.widgets import describe_function, show_status
 
 
 def test_arguments_get_names_and_descriptions():
@@ -13,7 +15,7 @@ def test_arguments_get_names_and_descriptions():
         """Do it."""
         yield request, first, more
 
-    seen = named(work, "do", {"first": "The first.", "gaze yaw": "Where to.", "steps": "How many."})
+    seen = describe_function(work, "do", {"first": "The first.", "gaze yaw": "Where to.", "steps": "How many."})
     assert seen.__name__ == "do"
     assert list(inspect.signature(seen).parameters) == ["request", "first", "gaze_yaw", "steps"]
     assert seen.__doc__.splitlines() == [
@@ -33,13 +35,13 @@ def test_a_function_that_names_all_keeps_its_arguments(fields):
         """Add."""
         return one + two
 
-    seen = named(add, "sum", fields)
+    seen = describe_function(add, "sum", fields)
     assert inspect.signature(seen) == inspect.signature(add) and seen(1, 5) == 6 and seen.__doc__ == "Add."
 
 
 def test_files_of_a_request_are_found_at_any_depth():
     sent = [True, {"path": "/a"}, [{"path": "/b", "meta": {}}], {"video": {"path": "/c"}}, "/no file", None]
-    assert list(file_paths(sent)) == ["/a", "/b", "/c"]
+    assert list(find_paths(sent)) == ["/a", "/b", "/c"]
 
 
 def test_only_what_really_lies_in_a_folder_is_inside(tmp_path):
@@ -61,4 +63,23 @@ def test_only_what_really_lies_in_a_folder_is_inside(tmp_path):
     ],
 )
 def test_a_message_shows_no_folders(error, shown):
-    assert message(ValueError(error)) == shown
+    assert explain_error(ValueError(error)) == shown
+
+
+def test_an_error_has_the_label_of_the_page_or_the_name_of_the_argument():
+    error = ValueError("`image` must show a face, and `box` lie in it.")
+    assert explain_error(error) == "“Portrait” must show a face, and box lie in it."
+    assert explain_error(error, labels=False) == "image must show a face, and box lie in it."
+
+
+def test_an_unexpected_error_shows_nothing_of_itself(caplog):
+    assert "secret" not in explain_error(RuntimeError("secret"))
+    assert "secret" in caplog.text
+
+
+def test_a_status_is_read_aloud_and_an_error_names_its_field():
+    assert 'role="status"' in show_status(Update("Fitting", 3, 10, 7.4))
+    assert "Fitting: 3 of 10, about 7 s left" in show_status(Update("Fitting", 3, 10, 7.4))
+    shown = show_status(report_error(FieldError("Please add <a voice>.", "voice")))
+    assert 'role="alert"' in shown and 'data-field="voice"' in shown and "&lt;a voice&gt;" in shown
+    assert "progress" not in shown

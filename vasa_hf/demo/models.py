@@ -1,9 +1,8 @@
-"""One set of models for everybody: loaded once, in the background, with the last portraits and sounds kept ready."""
+"""The models of all users: loaded once, in the background. The last portraits and voices are kept encoded."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -14,6 +13,7 @@ from typing import Any
 from safetensors import safe_open
 
 from vasa_hf.checks import parse_json
+from vasa_hf.demo.files import digest
 from vasa_hf.hub import base_name, read_index, resolve
 
 PRIORS = "motion_priors.safetensors"
@@ -21,7 +21,7 @@ SYSTEMS = ("VASA-1", "VASA-3D", "MoDA")
 
 
 class Recent:
-    """What was made lately, by key; the oldest goes first.
+    """Cache of the values used last.
 
     Args:
         count (`int`): How many to keep.
@@ -33,7 +33,7 @@ class Recent:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value of a key, made if it is not there."""
+        """Return the value of a key; call `make` if it is not there."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -53,7 +53,7 @@ class Models:
     Args:
         name (`str`, defaults to `"vasa3d-small"`): Embedded name, folder or Hub repository.
         device (`str`, *optional*): Defaults to a CUDA device if there is one.
-        moda (`str`, defaults to `"moda-small"`): MoDA's pipeline, to be compared with; likewise.
+        moda (`str`, defaults to `"moda-small"`): MoDA's pipeline, likewise.
     """
 
     def __init__(self, name: str = "vasa3d-small", device: str | None = None, moda: str = "moda-small"):
@@ -67,7 +67,7 @@ class Models:
         self.portraits, self.sounds, self.features = Recent(8), Recent(8), Recent(256)
 
     def start(self) -> None:
-        """Begin to load, in a thread."""
+        """Start loading, in a thread."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._load, daemon=True)
@@ -75,16 +75,20 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether a job would begin at once."""
+        """Whether the models are loaded."""
         return self._loaded.is_set()
 
-    @property
-    def avatars(self) -> Any:
-        """VASA-3D's pipeline; waits until it is loaded."""
+    def wait(self) -> None:
+        """Wait until the models are loaded."""
         self.start()
         self._loaded.wait()
         if self._error is not None:
             raise self._error
+
+    @property
+    def avatars(self) -> Any:
+        """VASA-3D's pipeline; waits until it is loaded."""
+        self.wait()
         return self._pipe
 
     @property
@@ -94,7 +98,7 @@ class Models:
 
     @property
     def heads(self) -> Any:
-        """MoDA's pipeline, loaded when it is first asked for; what it would borrow of `vasa-small` is VASA-1's."""
+        """MoDA's pipeline, loaded at its first use; it shares VASA-1's components where it has none of its own."""
         faces = self.faces
         with self._lock:
             if self._heads is None:
@@ -108,12 +112,12 @@ class Models:
             return self._heads
 
     def portrait(self, path: str, face: int | None = None, output_size: int | None = None) -> Any:
-        """A portrait, encoded; the last ones are remembered by what is in the file."""
+        """Encode a portrait; the last ones are cached by the content of their files."""
         key = (digest(path), face, output_size)
         return self.portraits.get(key, lambda: self.faces.prepare_portrait(path, face, output_size=output_size))
 
     def sound(self, path: str, max_seconds: float) -> tuple[Any, int]:
-        """Samples `(n,)` of a voice, mono, and their rate; checked, and remembered.
+        """Samples `(n,)` of a voice, mono, and their rate; checked and cached.
 
         Raises:
             ValueError: If it is longer than `max_seconds`, or cannot be used.
@@ -138,11 +142,11 @@ class Models:
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             pipe = Vasa3DAvatarPipeline.from_pretrained(self.name).to(device)
             pipe.set_progress_bar_config(disable=True)
-            # A change of controls leaves the voice as it was: its features are not computed again.
+            # When only controls change, the features of the voice are not computed again.
             processor = pipe.audio_processor
             processor.window_features = partial(self._window_features, processor.window_features)
             self._pipe = pipe
-        except BaseException as error:  # noqa: BLE001 - raised again for whoever asks for the models
+        except BaseException as error:  # noqa: BLE001 - raised again in `wait`
             self._error = error
         finally:
             self._loaded.set()
@@ -152,30 +156,12 @@ class Models:
         return self.features.get(key, lambda: compute(encoder, samples, start_frame, num_frames))
 
 
-def digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's content, hexadecimal.
-
-    Raises:
-        ValueError: If there is no such file.
-    """
-    if not os.path.isfile(path):
-        raise ValueError(f"`path` must be an existing file, got {os.fspath(path)!r}.")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash(file)
-
-
-def _hash(file: Any) -> str:
-    whole = hashlib.sha256()
-    while block := file.read(1 << 20):
-        whole.update(block)
-    return whole.hexdigest()
-
-
-def described(name: str) -> dict[str, Any]:
-    """What a page must know before the weights are loaded: emotions, sizes, sliders, avatars, cards' folders.
+def describe(name: str, moda: str = "moda-small") -> dict[str, Any]:
+    """What a page needs before the weights are loaded: emotions, sizes, sliders, avatars, and folders of cards.
 
     Args:
-        name (`str`): As for `Models`; of a Hub repository little is known before it is there.
+        name (`str`): As for `Models`; most is unknown for a Hub repository that is not on this machine.
+        moda (`str`): Likewise.
     """
     folder = Path(resolve(name))
     index = read_index(folder)
@@ -188,12 +174,12 @@ def described(name: str) -> dict[str, Any]:
         "avatars": sorted(path.parent.name for path in folder.glob("avatars/*/config.json")),
         "sliders": _directions(base / PRIORS, emotions),
         "folder": folder,
-        "base": base,
+        "cards": list(dict.fromkeys([base, folder, Path(resolve(moda))])),
     }
 
 
 def _directions(file: Path, emotions: list[str]) -> list[str]:
-    """Names of the known directions of z_dyn that lie beside a model's weights."""
+    """Names of the known directions of z_dyn that are next to a model's weights."""
     if not file.is_file():
         return []
     with safe_open(file, framework="numpy") as known:

@@ -1,4 +1,4 @@
-"""Typed text to a voice, by espeak-ng where it is installed."""
+"""Text to speech by espeak-ng, where it is installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 MAX_LETTERS = 2000
-#: Shown to the user -> espeak-ng's name.
+#: What is missing without espeak-ng.
+INSTALL = "Typed text needs the speech synthesizer espeak-ng on the server: apt-get install espeak-ng"
+#: Label -> espeak-ng's name.
 VOICES = {
     "English (US), woman": "en-us+f3",
     "English (US), man": "en-us+m3",
@@ -23,31 +25,31 @@ VOICES = {
 
 
 def can_speak() -> bool:
-    """Whether espeak-ng is here."""
+    """Whether espeak-ng is installed."""
     return shutil.which("espeak-ng") is not None
 
 
 def speak(text: str, folder: Path, voice: str = "English (US), woman", words_a_minute: int = 160) -> Path:
-    """Write a text as speech; returns the `.wav` file.
+    """Write text as speech; returns the `.wav` file.
 
     Args:
-        text (`str`): What to say, at most `MAX_LETTERS` letters.
-        folder (`Path`): Where to.
+        text (`str`): At most `MAX_LETTERS` characters.
+        folder (`Path`): For the file.
         voice (`str`): A key of `VOICES`.
-        words_a_minute (`int`, defaults to 160): How fast.
+        words_a_minute (`int`, defaults to 160): Speed.
 
     Raises:
-        ValueError: If there is nothing to say, too much, or no such voice.
+        ValueError: If the text is empty or too long, or the voice is unknown.
         ImportError: If espeak-ng is not installed.
     """
     if not text or not text.strip():
-        raise ValueError("`text` must have words to say, got none.")
+        raise ValueError("`text` must have words to speak, got none.")
     if len(text) > MAX_LETTERS:
-        raise ValueError(f"`text` must have at most {MAX_LETTERS} letters, got {len(text)}.")
+        raise ValueError(f"`text` must have at most {MAX_LETTERS} characters, got {len(text)}.")
     if voice not in VOICES:
         raise ValueError(f"`voice` must be one of {list(VOICES)}, got {voice!r}.")
     if not can_speak():
-        raise ImportError("Typed text needs the speech synthesiser espeak-ng: apt-get install espeak-ng")
+        raise ImportError(INSTALL)
     path = Path(folder) / "speech.wav"
     command = ["espeak-ng", "-v", VOICES[voice], "-s", str(words_a_minute), "-w", str(path), "--stdin"]
     done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=60)
