@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Evaluation:
 
     def __init__(
         self,
-        pipeline,
+        pipeline: Any,
         data: str | os.PathLike,
         output: str | os.PathLike,
         networks: dict[str, Any] | None = None,
@@ -78,7 +78,7 @@ class Evaluation:
         samples: int = 3,
         seed: int = 0,
         sheets: bool = True,
-        detector=None,
+        detector: Any = None,
         avatars: Mapping[str, Callable[[], EvalAvatar]] | None = None,
         reference=None,
     ):
@@ -191,7 +191,7 @@ class Evaluation:
                 sounds.append((self.data.people.get(path.stem, path.stem), samples))
         return sounds
 
-    def wrong_sound(self, person: str, num_frames: int, index: int) -> dict[str, Tensor | None]:
+    def wrong_sound(self, person: str, num_frames: int, index: int) -> dict[str, Any]:
         """A stranger's sound that lasts so long, and its features, as a `Case` has them; none if nobody speaks so long.
 
         Args:
@@ -229,7 +229,7 @@ class Evaluation:
             return None
 
     @contextlib.contextmanager
-    def clock(self, what: str):
+    def clock(self, what: str) -> Iterator[None]:
         """Count the seconds spent inside as `what`."""
         started, worked = time.perf_counter(), time.process_time()
         try:

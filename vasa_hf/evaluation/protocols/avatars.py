@@ -11,7 +11,7 @@ without; identity from aside; the still frame as a baseline.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -95,7 +95,9 @@ class Avatars(Protocol):
         run = self.run
         with run.clock("generate"):
             if drive.motion is None:
-                motion = run.motion(portrait, drive.samples, generator=torch.Generator().manual_seed(run.seed + index))
+                motion = run.motion(
+                    portrait, cast(Tensor, drive.samples), generator=torch.Generator().manual_seed(run.seed + index)
+                )
             else:
                 motion = rebase_motion(drive.motion, portrait.motion.float().cpu())[0]
             motion = motion[:FRAMES]
@@ -107,7 +109,13 @@ class Avatars(Protocol):
             heard = None if drive.samples is None else drive.samples[: len(motion) * SAMPLES_PER_FRAME]
             lacks = {"samples": f"{NOT_DEFINED}: {drive.why_silent or 'no sound'}"}
             lacks |= {"truth_track": "our detector sees no face in VASA-1's frames"}
-            shared = {"truth": wanted, "truth_track": track, "source": source, "samples": heard, "lacks": lacks}
+            shared: dict[str, Any] = {
+                "truth": wanted,
+                "truth_track": track,
+                "source": source,
+                "samples": heard,
+                "lacks": lacks,
+            }
             still, held = full[:1].expand_as(full), run.encode(full[:1])
             held = None if held is None else held.expand(len(full), -1)
             videos = [

@@ -134,7 +134,7 @@ class Protocol:
         def score(video: tuple[str, str, int, Sequence[str], Case]) -> dict[str, float | str]:
             *_, names, case = video
             if case.track is None:
-                case.track = self.run.track(case.frames)
+                case.track = self.run.track(case.get("frames"))
             if case.track is None:
                 case.lacks = {**case.lacks, "track": "our detector sees no face in the generated frames"}
             return self.scorer.score(tuple(names), case)
