@@ -358,7 +358,7 @@ def test_broken_sequence_leaves_nothing(pipe, tmp_path):
     who = make_avatar()
     with torch.no_grad():
         who.colors[5] = float("nan")
-    with pytest.raises(ValueError, match="`gaussians` must hold finite numbers, but its colors has others"):
+    with pytest.raises(ValueError, match="`gaussians` must hold finite numbers, but colors has NaN or infinity"):
         pipe.export_sequence(who, motion, tmp_path / "frames")
     assert not list(tmp_path.iterdir())
 
@@ -590,7 +590,7 @@ def test_embedded_avatars_talk(embedded):
 def test_portraits_that_no_avatar_can_be_made_of_are_rejected(embedded):
     with pytest.raises(ValueError, match="`image` must show a face, but none was found"):
         embedded.fit(np.full((256, 256, 3), 128, np.uint8))
-    with pytest.raises(ValueError, match="`image` must be a picture file, but 'nowhere.png' does not exist"):
+    with pytest.raises(ValueError, match="`image` must be an image file, but 'nowhere.png' does not exist"):
         embedded.fit("nowhere.png")
     with pytest.raises(ValueError, match="`preset` must be one of"):
         embedded.fit(ASSETS / "portrait.jpg", preset="slow")
