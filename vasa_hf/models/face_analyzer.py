@@ -92,10 +92,11 @@ class FaceAnalyzerOutput(BaseOutput):
     """
 
     landmarks: Tensor
-    rotation: Tensor
-    translation: Tensor
-    scale: Tensor
-    presence: Tensor
+    # As in diffusers' outputs: with these defaults, accelerate can move an output to another device.
+    rotation: Tensor = None
+    translation: Tensor = None
+    scale: Tensor = None
+    presence: Tensor = None
 
 
 class FaceDetector(nn.Module):

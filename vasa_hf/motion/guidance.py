@@ -65,7 +65,7 @@ def guided_prediction(
             return value.repeat(passes, *[1] * (value.ndim - 1))
         return value
 
-    drop = {}
+    drop: dict[str, Tensor] = {}
     for place, name in enumerate(scales, start=1):
         mask = torch.zeros(passes, batch, dtype=torch.bool, device=sample.device)
         mask[place] = True

@@ -18,8 +18,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
     """
 
     subject_name = "image"  # name of the argument with the subject
-    subject_type: type[Subject] = Subject
+    subject_type: type = Subject
     view_type: type = FaceView
     controls_type: type | None = None
     transfer_type: type = Transfer
@@ -152,7 +153,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         raise NotImplementedError
 
     def render_frames(
-        self, subject: Subject, motion: Tensor, view: Any = None, start_frame: int = 0, fps: Fraction = Fraction(FPS)
+        self, subject: Any, motion: Tensor, view: Any = None, start_frame: int = 0, fps: Fraction = Fraction(FPS)
     ) -> Iterator[Tensor]:
         """Yield frames `(n, 3, height, width)` in [0, 1] on the CPU of a subject's absolute motion.
 
@@ -172,12 +173,12 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return self.encode_video(frames, face, box, num_frames)
 
     def transfer_motion(
-        self, subject: Subject, driving: Any, relative: bool, fps: Fraction, transfer: Any, view: Any
+        self, subject: Any, driving: Any, relative: bool, fps: Fraction, transfer: Any, view: Any
     ) -> tuple[Tensor, Any]:
         """Return the motion `(1, frames, channels)` of a subject that follows a driving video, and its view."""
         return (rebase_motion(driving, subject.motion) if relative else driving), view
 
-    def adapt_motion(self, subject: Subject, motion: Tensor, relative: bool, fps: Fraction, transfer: Any) -> Tensor:
+    def adapt_motion(self, subject: Any, motion: Tensor, relative: bool, fps: Fraction, transfer: Any) -> Tensor:
         """Adapt a given motion `(1, frames, channels)` to a subject."""
         return rebase_motion(motion, subject.motion) if relative else motion
 
@@ -296,8 +297,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
         # 1. Read all inputs and find the faces, before anything is generated.
         prepared = [self.prepare_audio(one, sampling_rate) for one in audios]
         subjects = [self.prepare_subject(one, view) for one in images]
-        prepared, subjects = (entries * (batch_size // len(entries)) for entries in (prepared, subjects))
-        samples, originals, rates = map(list, zip(*prepared, strict=True))
+        prepared, subjects = prepared * (batch_size // len(prepared)), subjects * (batch_size // len(subjects))
+        samples = [one for one, _, _ in prepared]
+        originals, sampling_rate = [one for _, one, _ in prepared], prepared[0][2]
 
         # 2. Generate the motion of all videos together, window by window.
         batch, sampling.num_frames = join_audio(samples, self.audio_processor.samples_per_frame)
@@ -320,18 +322,18 @@ class TalkingHeadPipeline(DiffusionPipeline):
             counts = [math.ceil(one.shape[1] * fps / rate) for one in samples]
             with self._frames_progress(sum(counts)) as progress_bar:
                 for index, (subject, motion, count) in enumerate(zip(subjects, motions, counts, strict=True)):
-                    wanted = resample_chunks(motion, self.audio_processor.fps, fps, lambda count=count: count)
+                    wanted = resample_chunks(motion, self.audio_processor.fps, fps, partial(int, count))
                     videos[index] = self._render_video(subject, wanted, view, fps, output_type, progress_bar)
 
         self.maybe_free_model_hooks()
         frames = videos if many_images or many_audios else videos[0]
         if not return_dict:
             return (frames,)
-        if len(set(rates)) > 1:  # an output has one rate: the encoder's then
-            originals, rates = [one[0].numpy() for one in samples], [rate]
+        if len({one for _, _, one in prepared}) > 1:  # an output has one rate: the encoder's then
+            originals, sampling_rate = [one[0].numpy() for one in samples], rate
         audio = originals if many_images or many_audios else originals[0]
-        motion = hold_last([torch.cat(motion, dim=1) for motion in motions])
-        return self._output(frames, audio, rates[0], fps, motion, self._motion_fps)
+        joined = hold_last([torch.cat(motion, dim=1) for motion in motions])
+        return self._output(frames, audio, sampling_rate, fps, joined, self._motion_fps)
 
     def stream(
         self,
@@ -385,7 +387,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             subject = self.prepare_subject(self._one_subject(image), view)
         self._interrupt = False
         sampling.is_interrupted = lambda: self._interrupt
-        chunks = read_chunks(audio_chunks, self.audio_processor, sampling_rate)
+        chunks = read_chunks(cast(Iterable, audio_chunks), self.audio_processor, sampling_rate)
         return self._stream(speech, subject, chunks, controls, sampling, view, parse_fps(fps), output_type)
 
     @torch.no_grad()
@@ -411,7 +413,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         num_frames = lambda: math.ceil(buffer.stop * fps / rate)  # noqa: E731 - known when the audio has ended
         placed = _check_finite(speech.place(windows, subject, controls))
         for motion in resample_chunks(placed, self.audio_processor.fps, fps, num_frames):
-            parts = [motion[0]]
+            parts: Iterable[Tensor] = [motion[0]]
             if output_type != "latent":
                 parts = self.render_frames(subject, motion[0], view, count, fps)
             for part in parts:
@@ -465,7 +467,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             for chunk in itertools.chain([first], chunks):
                 for frame in to_uint8(chunk.frames):
                     writer.write(frame)
-                motions.append(chunk.motion)
+                motions.append(cast(Tensor, chunk.motion))
                 if on_frames is not None:
                     on_frames(writer.num_frames, num_frames)
         return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
@@ -632,7 +634,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         faces = self.face_analyzer.detect(picture)
         return {"face": self.image_processor.choose(faces, tuple(picture.shape[-2:]), view.face)}
 
-    def prepare_audio(self, audio: AudioInput, sampling_rate: int | None = None) -> tuple[Tensor, np.ndarray, int]:
+    def prepare_audio(self, audio: Any, sampling_rate: int | None = None) -> tuple[Tensor, np.ndarray, int]:
         """Read an audio of any kind.
 
         Args:
@@ -646,7 +648,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         samples = self.audio_processor.load((original, rate))
         return torch.from_numpy(samples)[None], mix_to_mono(original), rate
 
-    def open_audio(self, audio: AudioInput | AudioSource, sampling_rate: int | None = None) -> AudioSource:
+    def open_audio(self, audio: Any, sampling_rate: int | None = None) -> AudioSource:
         """Check an audio to its end without keeping it in memory: `prepare_audio` for long files."""
         if isinstance(audio, AudioSource):
             return audio

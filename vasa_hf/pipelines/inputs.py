@@ -57,17 +57,20 @@ class AudioSource:
 
     def __init__(self, audio: AudioInput, sampling_rate: int | None = None):
         check_audios([audio])
-        self._path = audio if isinstance(audio, str | os.PathLike) else None
-        self._whole = None
-        if self._path is None:
+        self._audio: str | os.PathLike | tuple[np.ndarray, int]
+        if isinstance(audio, str | os.PathLike):
+            self._audio = audio
+        else:
             samples, rate = load_audio(audio, sampling_rate)
-            self._whole = CancellationGuard("`audio`").apply(samples), rate
-        check = None
+            self._audio = CancellationGuard("`audio`").apply(samples), rate
+        check: AudioCheck | None = None
         for samples, rate in self._blocks(quiet=False):
             if sampling_rate not in (None, rate):
                 raise ValueError(f"`sampling_rate` must agree with the rate of `audio`, {rate}, got {sampling_rate}.")
             check = AudioCheck(rate) if check is None else check
             check.add(samples)
+        if check is None:
+            raise ValueError("`audio` must hold at least one sample, got none.")
         check.finish()
         self.sampling_rate, self.num_samples = check.sampling_rate, check.num_samples
 
@@ -76,10 +79,10 @@ class AudioSource:
         return (samples for samples, _ in self._blocks(quiet=True))
 
     def _blocks(self, quiet: bool) -> Iterator[tuple[np.ndarray, int]]:
-        if self._path is not None:
-            yield from audio_blocks(self._path, quiet=quiet)
+        if isinstance(self._audio, str | os.PathLike):
+            yield from audio_blocks(self._audio, quiet=quiet)
         else:
-            samples, rate = self._whole
+            samples, rate = self._audio
             for start in range(0, samples.shape[1], rate):
                 yield samples[:, start : start + rate], rate
 
@@ -259,14 +262,14 @@ def open_driving(
     raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
 
 
-def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: int) -> tuple[Tensor, Fraction]:
+def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: Fraction | int) -> tuple[Tensor, Fraction]:
     """Check a motion, or read it from its file.
 
     Args:
         motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): Absolute motion.
         motion_fps (`Fraction`, `float`, `str` or `None`): Its rate; by default the file's own.
         spec (`MotionSpec`): What the channels must be.
-        default_fps (`int`): Rate of a tensor without `motion_fps`.
+        default_fps (`Fraction` or `int`): Rate of a tensor without `motion_fps`.
 
     Returns:
         `tuple`: motion `(1, frames, channels)` and its rate.
@@ -310,7 +313,8 @@ def read_chunks(
     Raises:
         ValueError: If a chunk cannot be used, or all of them together are too short.
     """
-    resampler, first_rate, received, shape = None, None, 0, None
+    resampler: StreamingResampler | None = None
+    first_rate, received, shape = 0, 0, None
     guard = CancellationGuard("`audio_chunks`")
     for chunk in audio_chunks:
         rate = sampling_rate or processor.sampling_rate
@@ -330,7 +334,7 @@ def read_chunks(
         received += samples.shape[1]
         yield torch.from_numpy(resampler.push(guard.apply(samples).clip(-1.0, 1.0).mean(0)).clip(-1.0, 1.0))[None]
     seconds = received / first_rate if received else 0.0
-    if seconds < MIN_SECONDS:
+    if resampler is None or seconds < MIN_SECONDS:
         raise ValueError(f"`audio_chunks` must hold at least {MIN_SECONDS} s of audio, got {seconds:.3f} s.")
     yield torch.from_numpy(resampler.flush().clip(-1.0, 1.0))[None]
 

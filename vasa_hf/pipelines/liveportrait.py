@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 from PIL import Image
@@ -36,7 +35,7 @@ from vasa_hf.geometry.landmarks import rows
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.pipelines.base import FPS
-from vasa_hf.pipelines.expression_edits import parse_expression
+from vasa_hf.pipelines.expression_edits import Edits, ExpressionControl, parse_expression
 from vasa_hf.pipelines.inputs import ImageInput, check_choice, check_components
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, KeypointPortrait, apply_edits, keypoints_of, motion_of
 from vasa_hf.pipelines.options import FaceView, Transfer
@@ -90,7 +89,7 @@ class KeypointTransfer(Transfer):
     """
 
     region: str = "all"
-    expression: Any = None
+    expression: ExpressionControl | None = None
     expression_friendly: bool = False
 
     def check(self) -> None:
@@ -240,7 +239,7 @@ class LivePortraitPipeline(PortraitPipeline):
         *,
         eyes: float | None = None,
         lips: float | None = None,
-        expression: Any = None,
+        expression: Edits | None = None,
         rotation_deg: Sequence[float] = (0.0, 0.0, 0.0),
         stitching: bool = True,
         face: int | None = None,

@@ -58,12 +58,13 @@ def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any]
         ValueError: If the other model is not there, or either model has a component of a class that is not allowed.
     """
     index = read_components(folder)
-    if base_name(index) is None:
+    name = base_name(index)
+    if name is None:
         return {}
-    base = local_folder(base_name(index), **{**hub_options, "revision": None})
+    base = local_folder(name, **{**hub_options, "revision": None})
     shared, components = read_components(base), {}
     dtype = {name: given[name] for name in ("dtype", "torch_dtype") if name in given}
-    for name in inspect.signature(pipeline_class.__init__).parameters:
+    for name in inspect.signature(pipeline_class).parameters:
         entry = index.get(name, shared.get(name))
         if isinstance(entry, list) and any(entry) and name not in given and not (folder / name).is_dir():
             component = component_class(name, shared.get(name))
@@ -74,7 +75,7 @@ def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any]
     return components
 
 
-def component_class(name: str, entry: Any) -> type:
+def component_class(name: str, entry: Any) -> Any:
     """The class of a component, as an entry `[module, class]` of a `model_index.json` says.
 
     Only vasa_hf, diffusers and transformers are imported, and only classes of components are accepted.

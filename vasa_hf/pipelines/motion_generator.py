@@ -26,7 +26,7 @@ from vasa_hf.motion import MotionSpec
 from vasa_hf.motion.guidance import check_guidance_scale, guided_prediction
 from vasa_hf.motion.streaming import audio_windows
 from vasa_hf.motion.windows import MotionWindows, OverlappedWindows
-from vasa_hf.pipelines.inputs import Subject, check_choice, check_components, check_fit, check_generator
+from vasa_hf.pipelines.inputs import check_choice, check_components, check_fit, check_generator
 from vasa_hf.processors.audio import VasaAudioProcessor
 
 MAX_HEAD_MOTION = 3.0
@@ -95,11 +95,11 @@ class MotionGenerator(Protocol):
         """Number of windows that a sequence takes."""
 
     def generate(
-        self, audio: Iterable[Tensor], subjects: Sequence[Subject], controls: Any, sampling: Sampling
+        self, audio: Iterable[Tensor], subjects: Sequence[Any], controls: Any, sampling: Sampling
     ) -> Iterator[Tensor]:
         """Yield the motion `(batch, frames, channels)` of each window as soon as its audio `(batch, n)` is there."""
 
-    def place(self, windows: Iterable[Tensor], subject: Subject, controls: Any) -> Iterator[Tensor]:
+    def place(self, windows: Iterable[Tensor], subject: Any, controls: Any) -> Iterator[Tensor]:
         """Turn the windows of one of the batch into absolute motion `(1, frames, channels)` of its subject."""
 
 

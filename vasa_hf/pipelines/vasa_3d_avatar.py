@@ -35,6 +35,7 @@ from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.motion import POSE_DIM
+from vasa_hf.motion.camera_paths import CameraControl
 from vasa_hf.pipelines.avatar_library import AvatarLibrary
 from vasa_hf.pipelines.avatar_view import WHITE, AvatarOptions, AvatarView
 from vasa_hf.pipelines.base import FPS, TalkingHeadPipeline
@@ -76,6 +77,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
     """
 
     model_cpu_offload_seq = VasaTalkingFacePipeline.model_cpu_offload_seq
+    _exclude_from_cpu_offload = VasaTalkingFacePipeline._exclude_from_cpu_offload
     subject_name, subject_type = "avatar", AvatarView
     controls_type, view_type = Vasa1Controls, AvatarOptions
     draw_batch_size: int | None = None
@@ -109,7 +111,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
     create_motion_generator = VasaTalkingFacePipeline.create_motion_generator
     encode_video = VasaTalkingFacePipeline.encode_video
 
-    output_sizes: Sequence[int] = ()  # any
+    output_sizes: tuple[int, ...] = ()  # any
 
     @property
     def talking_face(self) -> VasaTalkingFacePipeline:
@@ -226,7 +228,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
     def view(
         self,
         avatar: AvatarInput,
-        camera: Any = "fixed",
+        camera: CameraControl = "fixed",
         fps: Fraction | float | str | None = None,
         output_size: int = 256,
         background: Sequence[float] = WHITE,

@@ -96,6 +96,7 @@ class VasaTalkingFacePipeline(PortraitPipeline):
     """
 
     model_cpu_offload_seq = "face_analyzer->audio_encoder->motion_transformer->face_autoencoder"
+    _exclude_from_cpu_offload = ["motion_transformer"]  # its null tokens are parameters of a module without `forward`
     subject_type = Portrait
     controls_type = Vasa1Controls
 

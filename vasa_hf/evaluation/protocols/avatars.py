@@ -11,7 +11,7 @@ without it; identity from the side; the still frame as a baseline.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,8 @@ class Avatars(Protocol):
         run = self.run
         with run.clock("generate"):
             if drive.motion is None:
-                motion = run.motion(portrait, drive.samples, generator=torch.Generator().manual_seed(run.seed + index))
+                generator = torch.Generator().manual_seed(run.seed + index)
+                motion = run.motion(portrait, cast(Tensor, drive.samples), generator=generator)
             else:
                 motion = rebase_motion(drive.motion, portrait.motion.float().cpu())[0]
             motion = motion[:FRAMES]
@@ -109,7 +110,13 @@ class Avatars(Protocol):
             samples = None if drive.samples is None else drive.samples[: len(motion) * SAMPLES_PER_FRAME]
             lacks = {"samples": f"{NOT_DEFINED}: {drive.why_silent or 'no sound'}"}
             lacks |= {"truth_track": "the detector finds no face in VASA-1's frames"}
-            shared = {"truth": truth, "truth_track": track, "source": source, "samples": samples, "lacks": lacks}
+            shared: dict[str, Any] = {
+                "truth": truth,
+                "truth_track": track,
+                "source": source,
+                "samples": samples,
+                "lacks": lacks,
+            }
             still, latent = full[:1].expand_as(full), run.encode(full[:1])
             latent = None if latent is None else latent.expand(len(full), -1)
             videos = [
