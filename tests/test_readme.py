@@ -102,7 +102,7 @@ def test_python_blocks_run(session):
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_commands_parse(words):
-    options = cli._parser().parse_args(cli._with_joined_values(words))
+    options = cli._build_parser().parse_args(cli._join_values(words))
     assert callable(options.run)
 
 
