@@ -1,4 +1,4 @@
-"""FLAME files, written by hand in the real files' format: no FLAME file, scipy or chumpy is needed."""
+"""FLAME files, written in the real files' format: no FLAME file, scipy or chumpy is needed."""
 
 import os
 import pickle
