@@ -77,7 +77,7 @@ def test_pickles_that_run_code_are_refused_and_do_not_run(tmp_path, malicious, p
         pytest.skip("numpy writes no object arrays in protocol 0")
     marker, path = tmp_path / "executed", tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps({"mean": np.zeros(3), "x": malicious(marker)}, protocol))
-    with pytest.raises(ValueError, match="`source` must hold arrays of .*numbers"):
+    with pytest.raises(ValueError, match="`source` must (hold|contain only) arrays of .*numbers"):
         read_pickle(path)
     assert not marker.exists()
     pickle.loads(path.read_bytes())
@@ -113,7 +113,7 @@ def test_an_archive_whose_pickle_was_swapped_is_refused(tmp_path):
 )
 def test_other_names_are_refused(tmp_path, code):
     (tmp_path / "x.pkl").write_bytes(code)
-    with pytest.raises(ValueError, match="`source` must hold"):
+    with pytest.raises(ValueError, match="`source` must (contain only arrays|be complete)"):
         read_pickle(tmp_path / "x.pkl")
 
 
