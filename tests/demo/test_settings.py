@@ -4,8 +4,8 @@ import math
 
 import gradio as gr
 import pytest
-from vasa_hf.demo.settings import TalkSettings, add_keyframe, build_controls
 
+from vasa_hf.demo.settings import TalkSettings, add_keyframe, build_controls
 from vasa_hf.motion.controls import parse_controls
 
 

@@ -15,7 +15,7 @@ from vasa_hf.metrics.capp import (
 )
 from vasa_hf.metrics.faces import FaceTrack
 from vasa_hf.models.capp import Capp
-from vasa_hf.training.train_capp import CappLoss, CappOptions, CappSamples, fit_statistics, talking_clips
+from vasa_hf.training.recipes.capp import CappLoss, CappOptions, CappSamples, fit_statistics, talking_clips
 
 
 def make_data(clips=60, frames=40, seed=0):

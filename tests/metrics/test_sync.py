@@ -23,7 +23,7 @@ from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
 from vasa_hf.models.syncnet import SyncNet
 from vasa_hf.processors.audio import VasaAudioProcessor
-from vasa_hf.training.train_motion_transformer import sample_motion
+from vasa_hf.training.recipes.motion_transformer import sample_motion
 
 EVAL = Path(__file__).parents[3] / "shared" / "data" / "eval"
 EXPERT = embedded_path("vasa-small") / "sync_expert"

@@ -35,7 +35,7 @@ from vasa_hf import (
     VasaAudioProcessor,
 )
 from vasa_hf.models.motion_denoiser_joyvasa import joyvasa_scheduler
-from vasa_hf.training.train_motion_transformer import make_scheduler
+from vasa_hf.training.recipes.motion_transformer import make_scheduler
 
 BOX = (20, 20, 70, 76)
 

@@ -5,7 +5,7 @@ import torch
 
 from tests.testing_utils.face_data import make_face_data
 from vasa_hf.models.autoencoder_gaia import GaiaAutoencoder
-from vasa_hf.training.loop import parse_options, read_config
+from vasa_hf.training.options import parse_options, read_config
 from vasa_hf.training.recipes.gaia_autoencoder import (
     PRESETS,
     GaiaAutoencoderOptions,

@@ -2,7 +2,7 @@
 
 Reads the folder layout `clips/*.mp4 + clips.npz + identities.csv` (or shards of it) and, where they are, portraits
 `portraits/*.jpg + portraits.npz` and rendered faces (`data/synthetic/rendered_faces.py`). Frames are decoded once into
-a memory-mapped array, or, where the disk has no room for that (196 kB a frame), each time they are drawn.
+a memory-mapped array, or, where the disk has no room for that (196 kB per frame), each time they are drawn.
 """
 
 import csv
@@ -27,7 +27,7 @@ def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path | No
     Args:
         data (`Path`): Folder that holds `folder`.
         labels (`FaceLabels`): Names and frame counts.
-        folder (`str`): `clips` or `portraits`, of videos or pictures.
+        folder (`str`): `clips` or `portraits`, of videos or images.
         target (`Path`, *optional*): The `.npy` file; used as it is when it exists. Without it frames stay in memory.
         size (`int`): Side of the frames.
 
@@ -107,14 +107,16 @@ class FacePairs(Dataset):
     """Source and driving frames of the same clip, of one rendered face, or one portrait twice.
 
     Sample `i` is a function of `i` and the seed: a dict of `source` and `driving` (uint8, `(3, size, size)`), their
-    `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another person's `other_motion` `(34,)`, `is_portrait` and
-    `is_rendered`.
+    `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another person's `other_motion` `(34,)`, `is_portrait`,
+    `is_rendered`, and `is_opening`: a portrait with an open mouth, and `other_motion` with a closed one.
 
     Args:
         data (`str` or `Path`): Folder with clips and labels, and portraits if there are any; or shards.
         cache (`str` or `Path`): Folder for decoded frames.
         seed (`int`): Seed of the draws.
         portrait_share (`float`): Share of samples that are portraits.
+        opening_share (`float`): Share of the portraits with `is_opening`: the source is the portrait with its mouth
+            closed by a warp, the driving frame is the portrait with its own teeth.
         long_clip_share (`float`): Share of clip samples taken from clips of more than 60 frames.
         dynamics (`str` or `Path`, *optional*): Saved `LandmarkDynamics` that defines z_dyn; fitted when absent.
         rendered (`str` or `Path`, *optional*): Folder of faces rendered from this data: averted gaze, closed eyes and
@@ -137,6 +139,7 @@ class FacePairs(Dataset):
         rendered: str | Path | None = None,
         rendered_share: float = 0.35,
         stream: bool = False,
+        opening_share: float = 0.0,
     ):
         data, cache = training_folder(data), Path(cache)
         self.seed, self.portrait_share, self.long_clip_share = seed, portrait_share, long_clip_share
@@ -146,7 +149,7 @@ class FacePairs(Dataset):
         self.portraits = FaceLabels.load(portrait_labels) if portrait_labels.exists() else None
         if self.portraits is None and portrait_share:
             raise ValueError(f"`portrait_share` must be 0 where there are no portraits, got {portrait_share}.")
-        # Weights in training mean by z_dyn what this model says: keep it with them, never fit it anew beside them.
+        # Weights in training mean by z_dyn what this model says: keep it with them, never fit it again next to them.
         if dynamics is None:
             self.dynamics = LandmarkDynamics.fit(self.clips, people, self.portraits)
         else:
@@ -159,6 +162,9 @@ class FacePairs(Dataset):
         if self.portraits is not None:
             self.pictures = decode_frames(data, self.portraits, "portraits", cache / f"{data.name}_portraits.npy")
             self.portrait_motion = motion_of(self.portraits, self.dynamics.encode(self.portraits))
+            self.open_portraits = np.flatnonzero(self.portraits.mouth[:, 0] > 0.05)
+        self.closed_frames = np.flatnonzero(self.clips.mouth[:, 0] < 0.015)
+        self.opening_share = opening_share if self.portraits is not None and len(self.open_portraits) else 0.0
         lengths = np.diff(self.clips.offsets)
         self.long, self.short = np.flatnonzero(lengths > 60), np.flatnonzero(lengths <= 60)
         self.rendered_share = rendered_share if rendered else 0.0
@@ -184,8 +190,11 @@ class FacePairs(Dataset):
         is_portrait = kind < self.portrait_share
         is_rendered = not is_portrait and kind < self.portrait_share + self.rendered_share
         other = self.clip_motion[rng.integers(len(self.clip_motion))]
+        is_opening = is_portrait and rng.random() < self.opening_share
+        if is_opening:
+            other = self.clip_motion[rng.choice(self.closed_frames)]
         if is_portrait:
-            row = int(rng.integers(len(self.pictures)))
+            row = int(rng.choice(self.open_portraits) if is_opening else rng.integers(len(self.pictures)))
             rows, pictures, labels, motion = (row, row), self.pictures, self.portraits, self.portrait_motion
         elif is_rendered:
             face = int(rng.integers(len(self.rendered.names)))
@@ -208,9 +217,8 @@ class FacePairs(Dataset):
                 score = apart[:, POSE_DIM:].mean(1) + 10 * apart[:, :3].mean(1)
             driver = int(candidates[int(score.argmax())] if rng.random() < 0.75 else candidates[0])
             rows, pictures, labels, motion = (source, driver), self.frames, self.clips, self.clip_motion
-        sample = {
-            name: torch.tensor(value) for name, value in (("is_portrait", is_portrait), ("is_rendered", is_rendered))
-        }
+        kinds = {"is_portrait": is_portrait, "is_rendered": is_rendered, "is_opening": is_opening}
+        sample = {name: torch.tensor(value) for name, value in kinds.items()}
         sample["other_motion"] = other
         for name, row in zip(("source", "driving"), rows, strict=True):
             sample[name] = torch.from_numpy(np.array(pictures[row])).permute(2, 0, 1)

@@ -5,7 +5,7 @@ The score of a clip is the mean over its windows of the cosine between the embed
 are from a network trained on 2,000 hours and from windows of 3 seconds.
 
 Poses that are estimated from landmarks nod with the jaw, and a network can learn lip sync from that.
-`training.train_capp.poses_without_lips` removes it, and `--study ... --lips` prints the rest.
+`training.recipes.capp.remove_lips` removes it, and `--study ... --lips` prints the rest.
 """
 
 from __future__ import annotations

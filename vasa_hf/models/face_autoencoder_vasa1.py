@@ -106,6 +106,28 @@ SMALL_CONFIG = {
     "region_refiners": {"mouth": [48, 80, 112], "eyes": [32, 64, 96]},
     "motion_space": "vasa-small",
 }
+# For tests.
+TINY_CONFIG = {
+    **SMALL_CONFIG,
+    "image_size": 64,
+    "encoder_channels": [4, 8, 8, 8],
+    "volume_channels": 4,
+    "volume_depth": 4,
+    "warp_channels": [8, 8],
+    "warp_size": 8,
+    "decoder_channels": [8, 8, 8, 4],
+    "identity_channels": [8, 8, 8, 8],
+    "identity_size": 32,
+    "motion_widths": [4, 8, 8, 8, 8],
+    "motion_depths": [1, 1, 1, 1],
+    "motion_pyramid_channels": 8,
+    "motion_points": 8,
+    "pose_size": 32,
+    "dynamics_size": 32,
+    "identity_dim": 8,
+    "region_refiners": {"mouth": [4, 8, 8], "eyes": [4, 8, 8]},
+}
+PRESETS = {"paper": PAPER_CONFIG, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
 
 
 @dataclass

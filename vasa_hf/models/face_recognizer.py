@@ -63,7 +63,7 @@ class ResidualBlock(nn.Module):
 class FaceRecognizer(ModelMixin, ConfigMixin):
     """Identity embedding and feature maps of standard face crops.
 
-    Trained with a margin softmax (see `vasa_hf.training.train_face_recognizer`). The last map is weighed place by place
+    Trained with a margin softmax (`vasa_hf.training.recipes.face_recognizer`). The last map is weighed place by place
     (a depthwise convolution over all of it) instead of averaged: in a face crop the middle says who it is.
 
     Args:

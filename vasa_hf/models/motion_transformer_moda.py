@@ -44,6 +44,18 @@ from torch import Tensor, nn
 from vasa_hf.checks import check_number
 
 EMOTIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+# The published size is the default; the small one is for CPUs.
+PRESETS: dict[str, dict] = {
+    "paper": {},
+    "small": {
+        "hidden_size": 128,
+        "num_heads": 4,
+        "num_four_stream": 1,
+        "num_two_stream": 2,
+        "num_single_stream": 4,
+        "skip_deviation": 0.5,
+    },
+}
 CONDITIONS = ("audio", "emotion")
 FUSIONS = ("coarse_to_fine", "four_stream", "motion_auxiliary", "cross_attention")
 EXPRESSION_DIM = 63

@@ -35,6 +35,8 @@ from vasa_hf.layers.attention import TransformerBlock, rotary_angles
 from vasa_hf.motion import POSE_DIM, MotionSpec
 
 EMOTIONS = ("angry", "disgusted", "fearful", "happy", "sad", "surprised")
+# The paper's size is the default; the small one is for CPUs.
+PRESETS: dict[str, dict] = {"paper": {}, "small": {"hidden_size": 192, "num_layers": 6, "num_heads": 6}}
 CONDITIONS = ("audio", "gaze", "head_distance", "emotion", "previous")
 _ROTARY_THETA = 100.0  # a window and its context span 60 positions
 

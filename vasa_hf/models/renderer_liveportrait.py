@@ -41,6 +41,52 @@ from vasa_hf.layers.pyramid import PointDetector
 from vasa_hf.layers.spade import SpadeResBlock
 from vasa_hf.models.backends.renderer_liveportrait import FastGenerator, FastWarping
 
+# The official sizes are the defaults. The small one is for CPUs: no doublings in G, since their shortcuts pass through
+# norms that lose brightness and colour; so it learns to copy what it sees within minutes. The tiny one is for tests.
+SMALL_CONFIG = {
+    "image_size": 256,
+    "block_expansion": 16,
+    "max_features": 64,
+    "num_down_blocks": 2,
+    "feature_channels": 32,
+    "feature_depth": 2,
+    "num_resblocks": 0,
+    "motion_depths": (1, 2, 2, 1),
+    "motion_dims": (24, 48, 96, 160, 224),
+    "motion_points": 162,
+    "hourglass_block_expansion": 8,
+    "hourglass_max_features": 128,
+    "hourglass_num_blocks": 4,
+    "compress_channels": 1,
+    "mask_kernel_size": 3,
+    "warped_channels": 80,
+    "generator_channels": 80,
+    "generator_num_blocks": 1,
+    "generator_out_channels": 80,
+    "spade_channels": 24,
+    "num_up_blocks": 0,
+    "upscale": 4,
+    "unshuffle": True,
+}
+TINY_CONFIG = {
+    **SMALL_CONFIG,
+    "image_size": 64,
+    "block_expansion": 4,
+    "max_features": 8,
+    "feature_channels": 4,
+    "feature_depth": 2,
+    "num_resblocks": 1,
+    "motion_depths": (1, 1, 1, 1),
+    "motion_dims": (4, 8, 8, 8),
+    "motion_points": None,
+    "hourglass_block_expansion": 4,
+    "hourglass_max_features": 16,
+    "hourglass_num_blocks": 2,
+    "generator_out_channels": 8,
+    "spade_channels": 4,
+}
+PRESETS: dict[str, dict] = {"paper": {}, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
+
 
 @dataclass
 class LivePortraitOutput(BaseOutput):

@@ -213,13 +213,13 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The portrait.
             preset (`str`, defaults to "fast"): "fast" (two CPU cores, minutes), "fast-gpu" or "paper".
-            **options: As for `vasa_hf.training.train_gaussian_avatar.fit_avatar`.
+            **options: As for `vasa_hf.training.avatar.fit.fit_avatar`.
 
         Raises:
             ValueError: If the image shows no face that an avatar can be made of, or an option cannot be used.
         """
         # The only pipeline that trains: an avatar is one person's weights, which exist once there is a portrait.
-        from vasa_hf.training.train_gaussian_avatar import fit_avatar
+        from vasa_hf.training.avatar.fit import fit_avatar
 
         return fit_avatar(self.talking_face, image, preset, **options).eval()
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,9 +26,11 @@ from vasa_hf.hub import resolve
 from vasa_hf.models.autoencoder_gaia import PAPER_CONFIGS, SMALL_CONFIG, GaiaAutoencoder
 from vasa_hf.models.face_recognizer import pretrained_features
 from vasa_hf.training import losses
-from vasa_hf.training.loop import LoopOptions, Player, option, parse_options, print_log, train
-from vasa_hf.training.saving import published_dtype
-from vasa_hf.training.train_face_autoencoder import augment, channels_last, open_pairs
+from vasa_hf.training.face_data import FacePairOptions, augment, open_pairs
+from vasa_hf.training.loop import Player
+from vasa_hf.training.networks import channels_last
+from vasa_hf.training.options import option
+from vasa_hf.training.saving import train_and_save
 
 PRESETS: dict[str, dict[str, Any]] = {
     **PAPER_CONFIGS,
@@ -40,22 +41,17 @@ NAME = "autoencoder"
 
 
 @dataclass
-class GaiaAutoencoderOptions(LoopOptions):
+class GaiaAutoencoderOptions(FacePairOptions):
     """Options of this stage."""
 
-    data: str = option("data/train", "folder with clips and labels, with portraits if there are any; or shards")
-    cache: str = option("cache", "folder for decoded frames")
     preset: str = option("small", f"one of {', '.join(PRESETS)}")
     initial: str | None = option(None, "autoencoder folder to start from")
     motion_input: str = option("landmarks", "frame: the ablation without disentanglement")
     source_passthrough: bool = option(True, "presets small and tiny: move the source's pixels as well")
     train_size: int | None = option(None, "train at this image size (default: the model's)")
     learning_rate: float = option(3e-4, "peak learning rate; the paper's is 4.5e-6, constant")
-    save_dtype: str = option("float16", "type of the published weights: float32 or float16")
-    dynamics: str | None = option(None, "landmark dynamics file, such as vasa-small/landmark_dynamics.safetensors")
-    stream: bool = option(False, "decode frames whenever they are drawn, for data too large to keep decoded")
+    save_dtype: str = "float16"
     portrait_share: float = option(0.15, "share of samples that are single portraits")
-    rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
     rendered_share: float = option(0.2, "share of samples that are rendered faces")
     framing: float = option(1.0, "amount of zoom, shift and roll of both frames alike; 0 keeps every pixel")
     weigh_face: bool = option(True, "more weight on mouth and eyes")
@@ -183,11 +179,10 @@ def make_model(options: GaiaAutoencoderOptions) -> GaiaAutoencoder:
 
 def run(options: GaiaAutoencoderOptions) -> GaiaAutoencoder:
     """Train, and save the averaged weights as `autoencoder/` in the output."""
-    dtype = published_dtype(options.save_dtype)
     if options.weight_perceptual and not options.perceptual:
         raise ValueError("`perceptual` must name a face recogniser folder when `weight_perceptual` is not 0.")
     torch.manual_seed(options.seed)
-    process, model = PartialState(cpu=options.cpu), make_model(options)
+    model = make_model(options)
     dataset = open_pairs(options)
     channels_last(model)
     final_size = model.config.image_size
@@ -204,13 +199,10 @@ def run(options: GaiaAutoencoderOptions) -> GaiaAutoencoder:
     if options.weight_adversarial:
         modules["discriminator"] = losses.MultiScalePatchDiscriminator(32)
         players.append(Player("discriminator", ("discriminator",), discriminator_turn, betas=(0.5, 0.99), **adam))
-    state = train(options, modules, players, dataset, (NAME,), print_log, sample_sheet(dataset, loss))
-    state.ema[NAME].copy_to(model)
-    model.register_to_config(image_size=final_size)
-    if process.is_main_process:
-        model.to(dtype).save_pretrained(Path(options.output) / NAME, max_shard_size="15MB")
-    return model.float()
 
+    def components() -> dict[str, nn.Module]:
+        model.register_to_config(image_size=final_size)
+        return {NAME: model}
 
-if __name__ == "__main__":
-    run(parse_options(GaiaAutoencoderOptions, description=__doc__.splitlines()[0]))
+    train_and_save(options, modules, players, dataset, (NAME,), components, on_sample=sample_sheet(dataset, loss))
+    return model
