@@ -155,7 +155,7 @@ class LivePortraitPipeline(PortraitPipeline):
         box: Sequence[float] | None = None,
         num_frames: int | None = None,
     ) -> KeypointMotion:
-        """Keypoint motion of the face in a video, float32, a row for each frame; arguments as of `encode_video`."""
+        """Keypoint motion of the face in a video, float32, a row for each frame; arguments as for `encode_video`."""
         crops = self.driving_crops(frames, face, box, num_frames, self.renderer.config.image_size)
         return KeypointMotion.cat(
             [self.renderer.extract_motion(self._resize_crop(crop)).to(torch.float32) for crop in crops]

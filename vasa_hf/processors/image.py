@@ -505,7 +505,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     """Open an image file of one of `FORMATS`, without decoding it.
 
     Raises:
-        ValueError: If it is no image, is damaged, or has so many pixels that Pillow warns of an attack.
+        ValueError: If it is no image, is damaged, or has more pixels than Pillow accepts.
     """
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs Pillow 11.3

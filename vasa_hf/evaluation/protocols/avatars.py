@@ -108,7 +108,7 @@ class Avatars(Protocol):
         with run.clock("score"):
             track = run.track(truth)
             samples = None if drive.samples is None else drive.samples[: len(motion) * SAMPLES_PER_FRAME]
-            lacks = {"samples": f"{NOT_DEFINED}: {drive.why_silent or 'no sound'}"}
+            lacks = {"samples": f"{NOT_DEFINED}: {drive.why_silent or 'no audio'}"}
             lacks |= {"truth_track": "the detector finds no face in VASA-1's frames"}
             shared: dict[str, Any] = {
                 "truth": truth,
