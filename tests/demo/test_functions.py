@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+
 from vasa_hf.demo.files import find_paths, is_inside
 from vasa_hf.demo.handler import FieldError, explain_error, report_error
 from vasa_hf.demo.jobs import Update

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+
 from vasa_hf.demo.jobs import Jobs, Line, Pace, Stopped, run_in_thread
 
 

@@ -4,9 +4,9 @@ import math
 
 import gradio as gr
 import pytest
-from vasa_hf.demo.settings import TalkSettings, add_keyframe, build_controls
 
 from vasa_hf.controls import parse_controls
+from vasa_hf.demo.settings import TalkSettings, add_keyframe, build_controls
 
 
 def test_constants_are_in_the_pipeline_s_units():
@@ -24,9 +24,7 @@ def test_rows_are_keyframes_of_the_cells_that_are_filled():
     parse_controls(**controls, emotions=["happy"])
 
 
-@pytest.mark.parametrize(
-    ("row", "name"), [(["soon", "1"], "seconds"), (["", "1"], "seconds"), (["1", "x"], "yaw")]
-)
+@pytest.mark.parametrize(("row", "name"), [(["soon", "1"], "seconds"), (["", "1"], "seconds"), (["1", "x"], "yaw")])
 def test_a_wrong_cell_is_named(row, name):
     with pytest.raises(ValueError, match=name):
         TalkSettings(keyframes=[row]).controls()
@@ -52,7 +50,12 @@ def test_keyframes_are_added_in_order_and_empty_cells_stay_empty():
 
 @pytest.mark.parametrize(
     ("cells", "problem"),
-    [((None, 10), "time"), ((-1, 10), "0 or later"), ((1,), "at least one"), ((1, None, None, None, "", 0.5), "at least")],
+    [
+        ((None, 10), "time"),
+        ((-1, 10), "0 or later"),
+        ((1,), "at least one"),
+        ((1, None, None, None, "", 0.5), "at least"),
+    ],
 )
 def test_a_keyframe_without_effect_is_refused(cells, problem):
     with pytest.raises(ValueError, match=problem):

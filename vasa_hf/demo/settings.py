@@ -177,7 +177,7 @@ def build_controls(emotions: Sequence[str], sizes: Sequence[int]) -> list[Any]:
             gr.Dropdown(list(sizes), value=sizes[0], label="Size of the face (pixels)", **small),
             gr.Checkbox(own.paste_back, label="Paste back", info="into the whole image", **small),
         ]
-    with gr.Accordion("Keyframes: controls over time", open=False):
+    with gr.Accordion("Keyframes: controls over time", open=False, elem_classes="keyframes"):
         controls.append(_build_keyframes(emotions))
     return controls
 
@@ -185,15 +185,15 @@ def build_controls(emotions: Sequence[str], sizes: Sequence[int]) -> list[Any]:
 def _build_keyframes(emotions: Sequence[str]) -> Any:
     """Fields of one keyframe, and the table that they are added to."""
     note = gr.Markdown("Set what changes at a time, and add it. An empty field leaves that control unchanged.")
-    empty = {"value": None, "placeholder": "unchanged", "min_width": 120}
+    empty = {"placeholder": "unchanged", "min_width": 150}  # texts: an empty number field of Gradio shows 0
     with gr.Row():
         cells = [
-            gr.Number(0, label="Time (seconds)", minimum=0, min_width=120),
-            gr.Number(label="Gaze yaw (degrees)", minimum=-90, maximum=90, **empty),
-            gr.Number(label="Gaze pitch (degrees)", minimum=-90, maximum=90, **empty),
-            gr.Number(label="Head distance", minimum=0.1, maximum=10, **empty),
-            gr.Dropdown([("unchanged", ""), NEUTRAL, *emotions], value="", label="Emotion", min_width=120),
-            gr.Number(label="Emotion amount", minimum=-1, maximum=1, **empty),
+            gr.Number(0, label="Time (seconds)", minimum=0, min_width=150),
+            gr.Textbox(label="Gaze yaw (degrees)", **empty),
+            gr.Textbox(label="Gaze pitch (degrees)", **empty),
+            gr.Textbox(label="Head distance", **empty),
+            gr.Dropdown([("unchanged", ""), NEUTRAL, *emotions], value="", label="Emotion", min_width=150),
+            gr.Textbox(label="Emotion amount", **empty),
         ]
     with gr.Row():
         add, clear = gr.Button("Add keyframe", size="sm"), gr.Button("Remove all", size="sm")
