@@ -5,8 +5,8 @@ import math
 import gradio as gr
 import pytest
 
-from vasa_hf.controls import parse_controls
 from vasa_hf.demo.settings import TalkSettings, add_keyframe, build_controls
+from vasa_hf.motion.controls import parse_controls
 
 
 def test_constants_are_in_the_pipeline_s_units():

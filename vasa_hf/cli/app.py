@@ -9,9 +9,9 @@ from vasa_hf.cli.options import find_device
 
 _EXAMPLES = """examples:
   vasa-hf app --open
-  vasa-hf app --private                      # no consent box: nobody but you uses it
-  vasa-hf app --host 0.0.0.0 --port 7860     # lets other machines in
-  vasa-hf app --mcp                          # also serves its functions as MCP tools
+  vasa-hf app --private                      # no consent box: only you use it
+  vasa-hf app --host 0.0.0.0 --port 7860     # for other machines too
+  vasa-hf app --mcp                          # also serve its functions as MCP tools
 """
 
 
@@ -25,11 +25,11 @@ def add_commands(command: Any) -> None:
         help="MoDA to compare with: name, folder or Hub repository (%(default)s)",
     )
     parser.add_argument("--device", help="such as cpu or cuda (cuda if there is one)")
-    parser.add_argument("--host", help="address to listen at (127.0.0.1; a Space sets its own)")
-    parser.add_argument("--port", type=int, help="first free one from 7860 on if left out")
+    parser.add_argument("--host", help="address to listen on (127.0.0.1; a Space sets its own)")
+    parser.add_argument("--port", type=int, help="port (the first free one from 7860)")
     parser.add_argument("--private", action="store_true", help="leave out the consent box")
-    parser.add_argument("--mcp", action="store_true", help="serve the page's functions as MCP tools, too")
-    parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
+    parser.add_argument("--mcp", action="store_true", help="also serve the page's functions as MCP tools")
+    parser.add_argument("--share", action="store_true", help="create a public link through Gradio's servers")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from vasa_hf.controls import parse_controls
 from vasa_hf.demo.files import save_settings
 from vasa_hf.demo.handler import MINE, RequestHandler, require
 from vasa_hf.demo.jobs import Job, Update
@@ -22,6 +21,7 @@ from vasa_hf.demo.talk import EXAMPLE_VOICE, build_voice
 from vasa_hf.demo.video import PREPARING, write_video
 from vasa_hf.demo.widgets import PRIVATE, VideoJob
 from vasa_hf.media.ffmpeg import parse_fps
+from vasa_hf.motion.controls import parse_controls
 from vasa_hf.outputs import to_uint8
 
 #: Choice of the page: no avatar, the portrait of the tab Talk.

@@ -14,13 +14,13 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vasa_hf.controls import rebase_motion
 from vasa_hf.demo.handler import RequestHandler, explain_error, require, run_short
 from vasa_hf.demo.jobs import Job, Update
 from vasa_hf.demo.models import PRIORS, Models
 from vasa_hf.demo.video import PREPARING
 from vasa_hf.demo.widgets import LAST, PRIVATE, JobControls, add_api
 from vasa_hf.motion import POSE_DIM
+from vasa_hf.motion.controls import rebase_motion
 
 POSES = {"yaw": "degrees", "pitch": "degrees", "roll": "degrees", "size": "percent"}
 # Name -> channel of the pose, and the step of one unit of the slider.

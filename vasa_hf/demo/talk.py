@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 import vasa_hf
-from vasa_hf.controls import rebase_motion
 from vasa_hf.demo.files import digest, save_settings
 from vasa_hf.demo.handler import RequestHandler, explain_error, require, run_short
 from vasa_hf.demo.jobs import Job, Pace, Update, run_in_thread
@@ -26,6 +25,7 @@ from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import check_seconds, parse_fps
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import resample_motion
+from vasa_hf.motion.controls import rebase_motion
 from vasa_hf.outputs import to_uint8
 
 ASSETS = Path(vasa_hf.__file__).parent / "assets"
