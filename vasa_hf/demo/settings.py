@@ -145,6 +145,16 @@ def add_keyframe(rows: Sequence[Sequence[Any]] | None, *cells: Any) -> list[list
     return [[_text(cell) for cell in row] for row in sorted([*held, new], key=lambda row: row[0])]
 
 
+def list_keyframes(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of `add_keyframe` as a list in Markdown."""
+    lines = []
+    for seconds, yaw, pitch, distance, emotion, amount in rows:
+        parts = [f"gaze yaw {yaw}°"] * bool(yaw) + [f"gaze pitch {pitch}°"] * bool(pitch)
+        parts += [f"distance {distance}"] * bool(distance) + [f"{emotion} {amount}".strip()] * bool(emotion)
+        lines.append(f"- {seconds} s: {', '.join(parts)}")
+    return "\n".join(lines)
+
+
 def _text(cell: Any) -> str:
     return "" if cell is None else cell if isinstance(cell, str) else f"{cell:g}"
 
@@ -197,23 +207,18 @@ def _build_keyframes(emotions: Sequence[str]) -> Any:
         ]
     with gr.Row():
         add, clear = gr.Button("Add keyframe", size="sm"), gr.Button("Remove all", size="sm")
-    table = gr.Dataframe(
-        headers=list(KEYFRAME_COLUMNS),
-        datatype="str",
-        type="array",
-        row_count=0,
-        column_widths=["17%", "15%", "17%", "18%", "18%", "15%"],
-        label="Keyframes",
-        visible=False,
-    )
+    shown = gr.Markdown()
+    # Only holds the rows: on a phone its columns are too narrow to be read.
+    table = gr.Dataframe(headers=list(KEYFRAME_COLUMNS), datatype="str", type="array", row_count=0, visible="hidden")
 
     def add_row(rows: Any, *row: Any) -> tuple:
         try:
-            return gr.update(value=add_keyframe(rows, *row), visible=True), ""
+            rows = add_keyframe(rows, *row)
         except ValueError as error:
-            return gr.skip(), f"Error: {error}".replace("`", "")
+            return gr.skip(), gr.skip(), f"Error: {error}".replace("`", "")
+        return rows, list_keyframes(rows), ""
 
-    private = {"queue": False, "api_visibility": "private"}
-    add.click(add_row, [table, *cells], [table, note], **private)
-    clear.click(lambda: gr.update(value=[], visible=False), None, table, **private)
+    private = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    add.click(add_row, [table, *cells], [table, shown, note], **private)
+    clear.click(lambda: ([], ""), None, [table, shown], **private)
     return table
