@@ -467,13 +467,14 @@ class FaceImageProcessor(ImageProcessingMixin):
                     draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 220, 0))
             box = face.box.tolist()
             draw.rectangle(box, outline=(255, 140, 0), width=width)
-            corner = (box[0] + 2 * width, box[1] + 2 * width)
             if labels is None:
+                corner = (box[0] + 2 * width, box[1] + 2 * width)
                 draw.text(corner, f"{index}: {face.score:.2f}", fill=(255, 140, 0))
-            else:
-                font = {"font_size": max(14, round(max(picture.size) / 14))}
-                draw.rectangle(draw.textbbox(corner, labels[index], **font), fill=(255, 140, 0))
-                draw.text(corner, labels[index], fill="black", **font)
+            else:  # above the box, so that the face stays visible
+                size = max(14, round(max(picture.size) / 16))
+                place = {"xy": (box[0], max(box[1], size)), "text": labels[index], "font_size": size, "anchor": "lb"}
+                draw.rectangle(draw.textbbox(**place), fill=(255, 140, 0))
+                draw.text(**place, fill="black")
         if crop is not None:
             corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.float64)
             outline = [tuple(p) for p in transform_points(crop.image_from_crop, corners).tolist()]
