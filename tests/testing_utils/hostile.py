@@ -195,9 +195,16 @@ def _wav(channels=1, rate=16_000, bits=16, data=b"", size=None, kind=1):
     size = len(data) if size is None else size
     block = max(1, channels * bits // 8) & 0xFFFF
     body = struct.pack("<HHIIHH", kind, channels, rate, (rate * block) & 0xFFFFFFFF, block, bits)
-    return b"RIFF" + struct.pack("<I", 36) + b"WAVEfmt " + struct.pack("<I", 16) + body + b"data" + struct.pack(
-        "<I", size
-    ) + data
+    return (
+        b"RIFF"
+        + struct.pack("<I", 36)
+        + b"WAVEfmt "
+        + struct.pack("<I", 16)
+        + body
+        + b"data"
+        + struct.pack("<I", size)
+        + data
+    )
 
 
 def sounds(folder):

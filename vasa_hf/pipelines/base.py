@@ -28,7 +28,7 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
-from vasa_hf.checks import check_number
+from vasa_hf.checks import check_callable, check_flag, check_flags, check_number, check_path, shorten
 from vasa_hf.media.audio import load_audio, mix_to_mono
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoWriter
@@ -210,6 +210,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If there is no such model, if its weights are of another class or shape than it says, or if
                 `use_safetensors=False` is asked for: other weights are never loaded here.
         """
+        check_path("pretrained_model_name_or_path", pretrained_model_name_or_path)
         require_safetensors(kwargs)
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = local_folder(pretrained_model_name_or_path, **hub_options)
@@ -299,6 +300,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         speech = self.create_motion_generator()
         image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type, speech=True)
+        check_flag("return_dict", return_dict)
         (images, many_images), (audios, many_audios) = image_list(image), audio_list(audio)
         batch_size, single = check_batch(images, audios, self.subject_name), not (many_images or many_audios)
         sampling = Sampling(guidance_scale, num_inference_steps, timesteps, sigmas, latents, generator, first_window)
@@ -469,6 +471,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """
         check_output(path)
         check_number("crf", crf, 0, 51, whole=True)
+        check_callable("on_frames", on_frames)
         self.create_motion_generator()
         check_audios([audio])
         source = self.open_audio(audio, options.get("sampling_rate"))
@@ -528,6 +531,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If an argument is unfit; its name is in the message.
         """
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
+        check_flag("relative", relative)
+        check_flag("return_dict", return_dict)
         self.check_inputs(image, None, None, view, fps, output_type)
         transfer.check()
         check_face(driving_face, driving_box, "driving_")
@@ -573,6 +578,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If an argument is unfit; its name is in the message.
         """
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
+        check_flag("relative", relative)
+        check_flag("return_dict", return_dict)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type)
         transfer.check()
         motion, motion_fps = read_motion(motion, motion_fps, self.motion_spec, self._motion_fps)
@@ -602,9 +609,10 @@ class TalkingHeadPipeline(DiffusionPipeline):
             if not any(name in names for names in fields.values()):
                 known = list(itertools.chain.from_iterable(fields.values()))
                 raise ValueError(f"`{name}` is no option here: {type(self).__name__} knows {known}.")
-        return image, *(
-            kind(**{name: value for name, value in options.items() if name in names}) for kind, names in fields.items()
-        )
+        read = [kind(**{name: options[name] for name in names if name in options}) for kind, names in fields.items()]
+        for one in read:
+            check_flags(one)
+        return image, *read
 
     def _name_subject(self, image: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if image is None:
@@ -657,10 +665,12 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: If it cannot be called with what it asks for.
         """
-        if callback is not None and not callable(callback):
-            raise ValueError(f"`callback_on_step_end` must be callable, got {type(callback).__name__}.")
+        check_callable("callback_on_step_end", callback)
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             tensor_inputs = callback.tensor_inputs
+        if not isinstance(tensor_inputs, list | tuple):
+            got = shorten(tensor_inputs)
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` must be a list of names, got {got}.")
         for name in tensor_inputs:
             check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
         return tensor_inputs

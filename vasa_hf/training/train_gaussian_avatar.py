@@ -32,6 +32,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list
 from PIL import Image
 
+from vasa_hf.checks import check_callable, check_path, shorten
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.training.avatar.frames import AvatarFrames, make_motions, render_anchors, render_frames
 from vasa_hf.training.avatar.loop import AvatarFit, FitProgress
@@ -84,6 +85,11 @@ def fit_avatar(
         ValueError: If an argument is unfit, or `output` holds another interrupted fit.
     """
     preset, began = choose_preset(preset, **overrides), time.monotonic()
+    if output is not None:
+        check_path("output", output)
+    check_callable("on_progress", on_progress)
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"`generator` must be a torch.Generator, got {type(generator).__name__}.")
     tell = on_progress or (lambda progress: None)
     accelerator = _accelerator(talking_face, preset)
     about = _about(talking_face, image, preset, audios, videos, face)
@@ -214,6 +220,8 @@ def _alike(avatar: Vasa3DGaussianAvatar, accelerator: Accelerator) -> Vasa3DGaus
 def _about(talking_face: Any, image: Any, preset: AvatarPreset, audios: Any, videos: Any, face: int | None) -> dict:
     """What must be the same when a fit goes on; missing files are told here, before any work."""
     for kind, sources in (("audios", audios), ("videos", videos)):
+        if not isinstance(sources, list | tuple | None):
+            raise ValueError(f"`{kind}` must be a list, got {shorten(sources)}.")
         for source in sources or []:
             if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
                 raise ValueError(f"`{kind}` must be existing files, got {os.fspath(source)!r}.")
