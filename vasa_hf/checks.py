@@ -95,5 +95,5 @@ def shorten(value: Any, write: Any = repr, length: int = 80) -> str:
         text = write(value)
     except Exception:  # an int of thousands of digits; what is nested too deep; a fault of the value's own
         text = f"a {type(value).__name__} that is too large"
-    text = " ".join(text.split())
+    text = re.sub(" at 0x[0-9a-f]+", "", " ".join(text.split()))
     return text if len(text) <= length else f"{text[: length - 3]}..."

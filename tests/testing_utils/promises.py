@@ -42,7 +42,7 @@ def check_command(folder, *words, output=None):
     assert time.monotonic() - began < MAX_SECONDS
     assert _temporary() == [] and _children() == [], (_temporary(), _children())
     if status == 0:
-        assert said and not any("error:" in line for line in lines), lines
+        assert said and not any("vasa-hf: error:" in line for line in lines), lines
         if output is not None:
             assert len(list(VideoReader(output))) > 0
             assert _held(folder) - before <= {os.path.basename(output)}

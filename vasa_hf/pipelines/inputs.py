@@ -246,7 +246,7 @@ def open_driving(
         with naming("driving_video"):
             sound, rate = load_audio(driving_video) if video.has_audio else (None, None)
         return video, video.fps, video.num_frames, (None if sound is None else mix_to_mono(sound), rate)
-    if isinstance(driving_video, Sequence | np.ndarray | Tensor) and np.ndim(driving_video) > 0 and len(driving_video):
+    if isinstance(driving_video, Sequence | np.ndarray | Tensor) and getattr(driving_video, "ndim", 1) and len(driving_video):
         return driving_video, parse_fps(25 if fps is None else fps), len(driving_video), (None, None)
     kind = type(driving_video).__name__
     raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
