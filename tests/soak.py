@@ -1,7 +1,7 @@
 """Many users at once: requests that end, that are cut off, and that are wrong; memory, processes and files after them.
 
-    python -m tests.soak                       # 10 users, 200 requests
-    python -m tests.soak --requests 40         # what the tests run
+python -m tests.soak                       # 10 users, 200 requests
+python -m tests.soak --requests 40         # what the tests run
 """
 
 import argparse

@@ -15,6 +15,8 @@ _PUBLIC = {
     "FaceAnalyzer": "models.face_analyzer",
     "FaceImageProcessor": "processors.image",
     "FaceRecognizer": "models.face_recognizer",
+    "GaiaAutoencoder": "models.autoencoder_gaia",
+    "GaiaMotionDenoiser": "models.motion_denoiser_gaia",
     "JoyVasaMotionDenoiser": "models.motion_denoiser_joyvasa",
     "JoyVasaTalkingHeadPipeline": "pipelines.joyvasa_talking_head",
     "LivePortraitPipeline": "pipelines.liveportrait",

@@ -129,7 +129,9 @@ def test_train(killer, tmp_path):
             json.loads((checkpoint / "progress.json").read_text())
             load_file(checkpoint / "model.safetensors")
     killer.run("train", folder=tmp_path, output=tmp_path / "killed", resume=True)
-    whole, killed = (next((tmp_path / name / "motion_transformer").glob("*.safetensors")) for name in ("whole", "killed"))
+    whole, killed = (
+        next((tmp_path / name / "motion_transformer").glob("*.safetensors")) for name in ("whole", "killed")
+    )
     assert_same_tensors(whole, killed, 1e-6)
     assert unfinished(tmp_path) == []
 

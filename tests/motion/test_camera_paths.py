@@ -126,12 +126,12 @@ NOT_FINITE = Cameras(torch.full((1, 4, 4), math.nan), PORTRAIT.focal, PORTRAIT.c
         (NOT_FINITE, "`camera` must be finite, got NaN or infinity"),
     ],
 )
-def test_bad_cameras_are_told(camera, message):
+def test_bad_cameras_are_rejected(camera, message):
     with pytest.raises(ValueError, match=message):
         path(camera)
 
 
-def test_bad_orbits_are_told():
+def test_bad_orbits_are_rejected():
     for settings, message in (
         ({"period_seconds": 0}, "`period_seconds` must be a number in .*, got 0"),
         ({"azimuth_deg": "wide"}, "`azimuth_deg` must be a number"),

@@ -63,6 +63,6 @@ def test_mean_of_a_window_is_the_mean_of_its_frames():
         ({"emotion": 0.5}, "`emotion` must be a name or a dict of weights, or keyframes .*got 0.5"),
     ],
 )
-def test_bad_controls_are_told(controls, message):
+def test_bad_controls_are_rejected(controls, message):
     with pytest.raises(ValueError, match=message):
         parse(**controls)

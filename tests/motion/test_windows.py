@@ -18,8 +18,8 @@ def sampler_of(generator, calls=None):
 
 def offline(features, **kwargs):
     windows, sampler = MotionWindows(**kwargs), sampler_of(torch.Generator().manual_seed(0))
-    pieces = [windows.generate(features[:, piece], sampler) for piece in windows.take(features.shape[1], finished=True)]
-    return torch.cat(pieces, 1)
+    parts = [windows.generate(features[:, part], sampler) for part in windows.take(features.shape[1], finished=True)]
+    return torch.cat(parts, 1)
 
 
 @pytest.mark.parametrize("frames", [1, 7, 8, 9, 24, 37])
@@ -28,11 +28,11 @@ def offline(features, **kwargs):
 def test_stream_equals_offline(frames, first_window, step):
     features = torch.randn(2, frames, 3, generator=torch.Generator().manual_seed(1))
     arguments = {"window": 8, "context": 3, "first_window": first_window}
-    windows, sampler, pieces = MotionWindows(**arguments), sampler_of(torch.Generator().manual_seed(0)), []
+    windows, sampler, parts = MotionWindows(**arguments), sampler_of(torch.Generator().manual_seed(0)), []
     for available in range(0, frames, step):
-        pieces += [windows.generate(features[:, piece], sampler) for piece in windows.take(available, finished=False)]
-    pieces += [windows.generate(features[:, piece], sampler) for piece in windows.take(frames, finished=True)]
-    streamed = torch.cat(pieces, 1)
+        parts += [windows.generate(features[:, part], sampler) for part in windows.take(available, finished=False)]
+    parts += [windows.generate(features[:, part], sampler) for part in windows.take(frames, finished=True)]
+    streamed = torch.cat(parts, 1)
     assert streamed.shape == (2, frames, 2)
     assert torch.equal(streamed, offline(features, **arguments))
 
@@ -40,7 +40,7 @@ def test_stream_equals_offline(frames, first_window, step):
 def test_context_is_the_end_of_the_window_before():
     features, calls = torch.randn(1, 21, 3), []
     windows, sampler = MotionWindows(8, 3), sampler_of(torch.Generator().manual_seed(0), calls)
-    motion = [windows.generate(features[:, piece], sampler) for piece in windows.take(21, finished=True)]
+    motion = [windows.generate(features[:, part], sampler) for part in windows.take(21, finished=True)]
     assert [part.shape[1] for part in motion] == [8, 8, 5]
     assert calls[0][2] is None and calls[0][3] is None
     for i in (1, 2):
@@ -105,8 +105,8 @@ def overlapped(features, step=None, **kwargs):
 
     def made():
         for known in range(step or frames, frames + (step or frames), step or frames):
-            for piece in windows.take(min(known, frames), finished=known >= frames):
-                yield windows.generate(features[:, piece], sample)
+            for part in windows.take(min(known, frames), finished=known >= frames):
+                yield windows.generate(features[:, part], sample)
 
     return join_windows(made(), windows.overlap, windows.smoothed)
 

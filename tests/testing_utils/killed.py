@@ -1,8 +1,8 @@
 """Work in processes that are killed at some moment: a server forks each of them, so that none has to import torch.
 
-    with Killer(log) as killer:
-        seconds = killer.run("talk", **arguments)               # to the end
-        killer.run("talk", kill_after=0.3 * seconds, **arguments)
+with Killer(log) as killer:
+    seconds = killer.run("talk", **arguments)               # to the end
+    killer.run("talk", kill_after=0.3 * seconds, **arguments)
 """
 
 import json

@@ -1,16 +1,16 @@
-"""Where the camera is at each moment of a video: fixed, to and fro about the head, keyframed, or a function of yours.
+"""Camera paths: where the camera is at each moment of a video. Fixed, an orbit, keyframes, or a function of the user's.
 
-Views are told relative to the portrait's camera and the middle of the head::
+Views are given relative to the portrait's camera and the middle of the head::
 
-                 . head's middle            azimuth    > 0: to the picture's right, the face seems to turn to its left
+                 . head's middle            azimuth    > 0: to the image's right; the face seems to turn to its left
                 /|                          elevation  > 0: up
     distance   / |  1: as in the portrait   distance   2: twice as far, half as large
               /  |
      view    o   o  portrait's camera       azimuth 0, elevation 0, distance 1: exactly the portrait's camera
 
-The head's middle stays where the portrait has it in the picture, whichever way the camera goes.
+The middle of the head stays at the portrait's place in the image, wherever the camera is.
 
-# Not in the papers: all of this; VASA-3D shows its avatars from some fixed sides.
+# Not in the papers: all of this; VASA-3D shows its avatars from a few fixed sides.
 """
 
 import math
@@ -37,11 +37,11 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class OrbitCamera:
-    """To and fro about the head, as a sine: it begins in front and slows down at both ends.
+    """A sine from side to side around the head: it begins in front and slows down at both ends.
 
     Args:
-        azimuth_deg (`float`, defaults to 35.0): How far to each side.
-        period_seconds (`float`, defaults to 8.0): There, to the other side, and back.
+        azimuth_deg (`float`, defaults to 35.0): Largest angle to each side.
+        period_seconds (`float`, defaults to 8.0): Time of one whole oscillation.
         elevation_deg (`float`, defaults to 0.0): Angle upwards, the same all the time.
         distance (`float`, defaults to 1.0): Over that of the portrait's camera.
 
@@ -60,7 +60,7 @@ class OrbitCamera:
 
     @property
     def duration(self) -> float:
-        """Seconds after which nothing new is seen."""
+        """Seconds after which the path repeats."""
         return self.period_seconds
 
     def at(self, seconds: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class OrbitCamera:
 
 
 class CameraKeyframes(Keyframes):
-    """Through given views, smoothly and without overshooting; still before the first and after the last.
+    """A smooth path through given views, without overshooting; constant before the first and after the last.
 
     Args:
         keyframes (`Sequence` of `(seconds, azimuth_deg, elevation_deg, distance)`): At rising times from 0 seconds on.
@@ -102,15 +102,15 @@ class CameraKeyframes(Keyframes):
 
 
 class CameraPath:
-    """The cameras of a video, for any of the ways in which a user may say where the camera is.
+    """The cameras of a video, from any form of the option `camera`.
 
     Args:
         camera (`str`, `OrbitCamera`, `CameraKeyframes`, list of keyframes, `Cameras` or `Callable`):
             `"fixed"` (the portrait's camera) or `"orbit"`; one of the paths of this module; one camera in the world;
-            or a function from seconds (`float`) to one camera in the world, called as frames are drawn.
+            or a function from seconds (`float`) to one camera in the world, called while frames are rendered.
         portrait (`Cameras`): The fixed camera.
-        center (`torch.Tensor` of shape `(3,)`): Middle of the head, in the world.
-        radius (`float`): No camera may be nearer to it than this.
+        center (`torch.Tensor` of shape `(3,)`): Middle of the head, in world coordinates.
+        radius (`float`): The smallest distance of a camera from it.
 
     Raises:
         ValueError: If `camera` is none of these, or is inside the head.
@@ -118,11 +118,11 @@ class CameraPath:
 
     def __init__(self, camera: Any, portrait: Cameras, center: Tensor, radius: float):
         self.portrait, self.center, self.radius = portrait.to(device="cpu"), center.detach().cpu(), radius
-        self._path = self._chosen(camera)
+        self._path = self._parse(camera)
         duration = getattr(self._path, "duration", 0.0)
         self(torch.arange(math.floor(duration * _CHECKS_PER_SECOND) + 1, dtype=torch.float64) / _CHECKS_PER_SECOND)
 
-    def _chosen(self, camera: Any) -> OrbitCamera | CameraKeyframes | Cameras | Callable[[float], Cameras]:
+    def _parse(self, camera: Any) -> OrbitCamera | CameraKeyframes | Cameras | Callable[[float], Cameras]:
         if isinstance(camera, Cameras):
             return _one_camera(camera)
         if isinstance(camera, str) and camera in CAMERAS:

@@ -1,6 +1,6 @@
 """Controls of the talking face: main gaze, head distance and emotion, constant or keyframed (VASA-1 §3.2).
 
-From what the user writes (`parse_controls`) to the conditions of a window and the place of the head in the picture.
+From a call's arguments (`parse_controls`) to the conditions of a window and the place of the head in the image.
 
 A control is one value for the whole video, or keyframes, linear in between. `None` leaves the choice to the model (the
 condition is null).
@@ -25,11 +25,11 @@ from vasa_hf.motion.spec import POSE_DIM, from_relative, to_relative
 
 MAX_GAZE_RAD = 0.8
 HEAD_DISTANCE_RANGE = (0.5, 2.0)
-# What the motion transformer has seen in training (`data/motion_sequences.py`); see `learnt_distance`.
+# The range of the motion transformer's training (`data/motion_sequences.py`); see `clamp_distance`.
 LEARNT_HEAD_DISTANCE = (0.8, 1.25)
 NEUTRAL = "neutral"
 EMOTION_FORM = "a name or a dict of weights"
-# The same emotion as the one system and the other call it.
+# The two names that systems have for the same emotion.
 SAME_EMOTIONS = {
     "angry": "anger",
     "disgusted": "disgust",
@@ -41,10 +41,10 @@ SAME_EMOTIONS = {
 SAME_EMOTIONS |= {noun: adjective for adjective, noun in SAME_EMOTIONS.items()}
 
 
-def learnt_distance(track: Keyframes) -> Keyframes:
-    """The part of a head distance that the model is asked for.
+def clamp_distance(track: Keyframes) -> Keyframes:
+    """Clamp a head distance to the range that the model knows.
 
-    Beyond `LEARNT_HEAD_DISTANCE` the condition has no effect any more; a pipeline scales the head by the rest.
+    Beyond `LEARNT_HEAD_DISTANCE` the condition has no more effect; a pipeline scales the head by the rest.
     """
     return Keyframes(track.seconds, track.values.clamp(*LEARNT_HEAD_DISTANCE))
 
@@ -56,7 +56,7 @@ def parse_controls(
 
     Args:
         gaze (`tuple[float, float]` or keyframes, *optional*):
-            Yaw and pitch of the main gaze in radians, (0, 0) into the camera; yaw > 0 looks to the picture's left,
+            Yaw and pitch of the main gaze in radians, (0, 0) into the camera; yaw > 0 looks to the image's left,
             pitch > 0 down.
         head_distance (`float` or keyframes, *optional*): Distance from the camera over that of the portrait.
         emotion (`str`, `dict[str, float]` or keyframes, *optional*): Weights in [-1, 1], or one name; see
@@ -70,8 +70,8 @@ def parse_controls(
         ValueError: If a value is malformed, unknown or out of range.
     """
     return {
-        "gaze": parse_keyframes("gaze", "(yaw, pitch) in radians", gaze, _gaze_value),
-        "head_distance": parse_keyframes("head_distance", "a number", head_distance, _distance_value),
+        "gaze": parse_keyframes("gaze", "(yaw, pitch) in radians", gaze, _parse_gaze),
+        "head_distance": parse_keyframes("head_distance", "a number", head_distance, _parse_distance),
         "emotion": parse_keyframes("emotion", EMOTION_FORM, emotion, lambda value: emotion_weights(value, emotions)),
     }
 
@@ -85,11 +85,11 @@ def window_controls(
         controls (`Mapping`): As `parse_controls` gives it.
         start_frame (`int`): First frame of the window.
         stop_frames (`Sequence[int]`): Its end for each of the batch.
-        fps (`Fraction` or `float`): Frames a second.
+        fps (`Fraction` or `float`): Frames per second.
     """
     tracks = dict(controls)
     if tracks["head_distance"] is not None:
-        tracks["head_distance"] = learnt_distance(tracks["head_distance"])
+        tracks["head_distance"] = clamp_distance(tracks["head_distance"])
     return {
         name: None if track is None else torch.stack([track.mean(start_frame, stop, fps) for stop in stop_frames])
         for name, track in tracks.items()
@@ -113,7 +113,7 @@ def place_motion(
         relative (`torch.Tensor` of shape `(1, frames, channels)`): Motion relative to the portrait's pose.
         own (`torch.Tensor` of shape `(1, channels)`): The portrait's own motion.
         start_frame (`int`): Place of its first frame in the video.
-        fps (`Fraction` or `float`): Frames a second.
+        fps (`Fraction` or `float`): Frames per second.
         head_motion (`float`, defaults to 1.0): 0 holds the head still, 1 leaves it as generated.
         head_distance (`Keyframes`, *optional*): The wanted distance.
 
@@ -125,7 +125,7 @@ def place_motion(
     beyond = rest[:, 5:6].clone()
     if head_distance is not None:
         seconds = torch.arange(start_frame, start_frame + num_frames, dtype=torch.float64) / fps
-        distance, learnt = head_distance.at(seconds), learnt_distance(head_distance).at(seconds)
+        distance, learnt = head_distance.at(seconds), clamp_distance(head_distance).at(seconds)
         rest[:, 5:6], beyond = -distance.log().to(rest), (learnt / distance).log().to(rest)
     pose, dynamics = relative[..., :POSE_DIM].clone(), relative[..., POSE_DIM:]
     pose[..., 5:6] += beyond
@@ -142,7 +142,7 @@ def rebase_motion(motion: Tensor, own: Tensor) -> Tensor:
     return from_relative(torch.cat([relative[..., :POSE_DIM], dynamics], dim=-1), own)
 
 
-def _gaze_value(value: Any) -> list[float] | None:
+def _parse_gaze(value: Any) -> list[float] | None:
     if isinstance(value, np.ndarray | Tensor):
         value = value.tolist()
     if not isinstance(value, Sequence) or len(value) != 2 or not all(is_finite_number(angle) for angle in value):
@@ -155,7 +155,7 @@ def _gaze_value(value: Any) -> list[float] | None:
     return [float(angle) for angle in value]
 
 
-def _distance_value(value: Any) -> list[float] | None:
+def _parse_distance(value: Any) -> list[float] | None:
     if not is_finite_number(value):
         return None
     low, high = HEAD_DISTANCE_RANGE

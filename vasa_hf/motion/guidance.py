@@ -81,5 +81,5 @@ def guided_prediction(
 
 
 def _belongs(condition: str, names: Sequence[str]) -> bool:
-    """Whether an argument of the model belongs to one of these guidance names."""
+    """Whether a condition of the model is dropped under one of these guidance names."""
     return any(condition == name or condition.startswith(f"{name}_") for name in names)

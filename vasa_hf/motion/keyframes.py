@@ -1,4 +1,4 @@
-"""Values over time: what gaze, head distance, emotion, edits of the expression and cameras are written as.
+"""Keyframes: how gaze, head distance, emotion, edits of the expression and cameras change over time.
 
 A user gives one value for the whole video, or keyframes `[(seconds, value), ...]`; before the first and after the last
 the value holds.
@@ -19,11 +19,11 @@ from vasa_hf.checks import is_finite_number, shorten
 
 @dataclass(frozen=True)
 class Keyframes:
-    """Values at rising times.
+    """Values at increasing times.
 
     Args:
-        seconds (`torch.Tensor` of shape `(keys,)`): Times of the keyframes, rising, float64.
-        values (`torch.Tensor` of shape `(keys, channels)`): Values there, float64.
+        seconds (`torch.Tensor` of shape `(keys,)`): Increasing times of the keyframes, float64.
+        values (`torch.Tensor` of shape `(keys, channels)`): Their values, float64.
         interpolation (`str`, defaults to `"linear"`):
             Between two keyframes: `"linear"`; `"hold"` keeps the first one's value; `"smooth"` is cubic and stays in
             the range of the two.
@@ -35,7 +35,7 @@ class Keyframes:
 
     @property
     def duration(self) -> float:
-        """Seconds after which nothing changes."""
+        """Time of the last keyframe in seconds."""
         return float(self.seconds[-1])
 
     def at(self, seconds: Tensor) -> Tensor:
@@ -81,13 +81,13 @@ def parse_keyframes(name: str, form: str, control: Any, parse: Callable[[Any], l
     """Check one control: a constant value, or keyframes.
 
     Args:
-        name (`str`): Of the argument, for errors.
-        form (`str`): What a value looks like, likewise.
+        name (`str`): Name of the argument, for errors.
+        form (`str`): Form of a value, for errors.
         control (`Any`): What the user gave; `None` gives `None`.
-        parse (`Callable`): Turns a value into numbers, or gives `None` if it is none.
+        parse (`Callable`): Turns a value into numbers; `None` for a value of another form.
 
     Raises:
-        ValueError: If it is neither, or the times do not rise.
+        ValueError: If it is neither, or the times do not increase.
     """
     if control is None:
         return None
@@ -113,7 +113,7 @@ def parse_keyframes(name: str, form: str, control: Any, parse: Callable[[Any], l
 
 
 def check_times(name: str, seconds: Sequence[float]) -> None:
-    """Raise `ValueError` unless times rise from 0 on."""
+    """Raise `ValueError` unless times are increasing from 0."""
     if seconds[0] < 0 or any(b <= a for a, b in zip(seconds[:-1], seconds[1:], strict=True)):
         raise ValueError(
             f"`{name}` must have keyframes at rising times from 0 seconds on, got {shorten(list(seconds))}."

@@ -101,7 +101,7 @@ class MotionSpec:
             raise ValueError(f"`motion` must have {self.dim} channels last, got shape {tuple(motion.shape)}.")
 
 
-def _reference_of(motion: Tensor, reference: Tensor) -> Tensor:
+def _expand_reference(motion: Tensor, reference: Tensor) -> Tensor:
     if reference.ndim == motion.ndim - 1:
         reference = reference.unsqueeze(-2)
     if reference.ndim != motion.ndim or reference.shape[-1] != motion.shape[-1] or reference.shape[-2] != 1:
@@ -113,9 +113,9 @@ def _reference_of(motion: Tensor, reference: Tensor) -> Tensor:
 
 
 def to_relative(motion: Tensor, reference: Tensor) -> Tensor:
-    """Express the pose relative to a reference frame, which makes it independent of the person's place in the crop.
+    """Express the pose relative to a reference frame, so that it does not depend on the person's place in the crop.
 
-    # Not in the paper: VASA-1 does not say how poses are normalised between people.
+    # Not in the paper: VASA-1 does not say how poses are normalized between people.
 
     Args:
         motion (`torch.Tensor` of shape `(batch, frames, channels)`): Absolute motion.
@@ -125,7 +125,7 @@ def to_relative(motion: Tensor, reference: Tensor) -> Tensor:
         `torch.Tensor` of the shape of `motion`: differences of the angles in radians, of the translation in canonical
         units of the reference, natural logarithm of the ratio of scales; dynamics unchanged.
     """
-    reference = _reference_of(motion, reference)
+    reference = _expand_reference(motion, reference)
     rotation = motion[..., 0:3] - reference[..., 0:3]
     translation = (motion[..., 3:5] - reference[..., 3:5]) / reference[..., 5:6]
     log_scale = torch.log(motion[..., 5:6] / reference[..., 5:6])
@@ -134,7 +134,7 @@ def to_relative(motion: Tensor, reference: Tensor) -> Tensor:
 
 def from_relative(relative: Tensor, reference: Tensor) -> Tensor:
     """Undo `to_relative`, with the same or another person's reference."""
-    reference = _reference_of(relative, reference)
+    reference = _expand_reference(relative, reference)
     rotation = relative[..., 0:3] + reference[..., 0:3]
     translation = relative[..., 3:5] * reference[..., 5:6] + reference[..., 3:5]
     scale = torch.exp(relative[..., 5:6]) * reference[..., 5:6]
@@ -179,11 +179,11 @@ def save_motion(
     """Write a motion as safetensors: tensor `motion`, the rest in the header.
 
     Args:
-        path (`str` or `os.PathLike`): File to write; a half-written file never bears this name.
+        path (`str` or `os.PathLike`): File to write; appears whole or not at all.
         motion (`torch.Tensor` of shape `(frames, channels)` or `(batch, frames, channels)`): Absolute motion.
         spec (`MotionSpec`): Names of the channels.
         fps (`float` or `fractions.Fraction`): Frame rate.
-        metadata (`dict[str, str]`, *optional*): More to remember, such as the seed.
+        metadata (`dict[str, str]`, *optional*): More entries for the header, such as the seed.
     """
     spec.check(motion)
     header = {
@@ -193,7 +193,7 @@ def save_motion(
         "dynamics": json.dumps(spec.dynamics),
     }
     with staging(path) as folder:
-        # Not `save_file`, whose files nobody else may read.
+        # Not `save_file`: its files are readable by their owner alone.
         (folder / Path(path).name).write_bytes(save({"motion": motion.detach().float().cpu().contiguous()}, header))
 
 
@@ -201,7 +201,7 @@ def load_motion(path: str | os.PathLike) -> tuple[Tensor, MotionSpec, Fraction, 
     """Read what `save_motion` wrote.
 
     Returns:
-        `tuple`: motion (float32), its `MotionSpec`, frames a second and the other metadata.
+        `tuple`: motion (float32), its `MotionSpec`, frames per second and the other metadata.
 
     Raises:
         ValueError: If the file is no motion file.
@@ -220,11 +220,11 @@ def load_motion(path: str | os.PathLike) -> tuple[Tensor, MotionSpec, Fraction, 
     spec.check(motion)
     if motion.ndim < 2 or motion.numel() == 0 or not motion.is_floating_point() or not motion.isfinite().all():
         raise ValueError(f"`path` must hold finite motion of one frame or more, {str(path)!r} does not.")
-    return motion, spec, _rate(header.pop("fps")), header
+    return motion, spec, _parse_rate(header.pop("fps")), header
 
 
-def _rate(text: str) -> Fraction:
-    """A header's frame rate: a number, or one over another. Without the check, `1e999999999` is computed for ever."""
+def _parse_rate(text: str) -> Fraction:
+    """Parse a header's frame rate, a number or a ratio; `1e999999999` would take forever without the pattern."""
     rate = Fraction(text) if re.fullmatch(r"\d{1,9}(\.\d{0,20}|/0*[1-9]\d{0,8})?", text) else Fraction(0)
     if not 1 <= rate <= 1000:
         raise ValueError(f"`fps` of a motion file must be a number in [1, 1000], got {shorten(text)}.")

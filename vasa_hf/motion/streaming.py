@@ -1,4 +1,4 @@
-"""What lets audio arrive in pieces and motion and frames leave in pieces, with the same numbers as for whole files."""
+"""Chunked audio input and motion output, with the same numbers as for whole files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vasa_hf.motion.windows import MotionWindows, OverlappedWindows
 
 
 class AudioBuffer:
-    """Samples of which only the part still needed is kept. Positions count from the beginning of the sound.
+    """Samples of which only the part still needed is kept. Positions count from the beginning of the audio.
 
     Args:
-        batch (`int`, defaults to 1): Number of sounds, which arrive together.
+        batch (`int`, defaults to 1): Number of audios, which arrive together.
     """
 
     def __init__(self, batch: int = 1):
@@ -56,17 +56,17 @@ class AudioBuffer:
 def audio_windows(
     audio: Iterable[Tensor], windows: MotionWindows | OverlappedWindows, samples_per_frame: int, before: int, after: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Cut the sound of each window out of pieces of any length, as soon as it has arrived.
+    """Cut the audio of each window out of chunks of any length, as soon as it has arrived.
 
-    A short last window gets the sound of a whole one (zeros beyond the end), so that sounds of unequal lengths in a
-    batch give what each gives alone.
+    A short last window gets the audio of a whole one (zeros beyond the end), so that audios of unequal lengths give
+    the same in a batch as alone.
 
     Args:
-        audio (`Iterable` of `torch.Tensor` of shape `(batch, n)`): The pieces.
+        audio (`Iterable` of `torch.Tensor` of shape `(batch, n)`): The chunks.
         windows (`MotionWindows` or `OverlappedWindows`): Plans the windows.
         samples_per_frame (`int`): Samples of one frame.
-        before (`int`): Frames heard before a window.
-        after (`int`): Frames heard after it.
+        before (`int`): Frames of audio before a window.
+        after (`int`): Frames of audio after it.
 
     Yields:
         `tuple`: the window's frames, and samples of shape `(batch, (before + size + after) * samples_per_frame)`.
@@ -89,10 +89,10 @@ def audio_windows(
 
 
 class MotionResampler:
-    """`vasa_hf.motion.resample_motion` for a motion in pieces: linear in time, frame `i` at `i / fps` seconds.
+    """`vasa_hf.motion.resample_motion` for a motion in chunks: linear in time, frame `i` at `i / fps` seconds.
 
     Args:
-        from_fps (`Fraction` or `int`): Frame rate of the pieces.
+        from_fps (`Fraction` or `int`): Frame rate of the chunks.
         to_fps (`Fraction` or `int`): Frame rate wanted.
     """
 
@@ -103,7 +103,7 @@ class MotionResampler:
         self.pending: Tensor | None = None
 
     def push(self, motion: Tensor) -> Tensor:
-        """Take the next frames `(batch, n, channels)` and return those that lie between known ones; possibly none."""
+        """Add frames `(batch, n, channels)`; return the resampled frames that lie between known ones, possibly none."""
         self.pending = motion if self.pending is None else torch.cat([self.pending, motion], dim=1)
         newest = self.start + self.pending.shape[1] - 1
         stop = math.floor(newest / self.ratio) + 1
@@ -112,7 +112,7 @@ class MotionResampler:
         return self._frames_until(stop)
 
     def flush(self, num_frames: int) -> Tensor:
-        """Return the rest of `num_frames` in all; beyond the last frame that came the motion holds still."""
+        """Return the rest of `num_frames` in total; beyond the last frame the motion holds still."""
         return self._frames_until(num_frames)
 
     def _frames_until(self, stop: int) -> Tensor:
@@ -132,16 +132,16 @@ class MotionResampler:
         return frames
 
 
-def resampled(
+def resample_chunks(
     motions: Iterable[Tensor], from_fps: Fraction | int, to_fps: Fraction | int, num_frames: Callable[[], int]
 ) -> Iterator[Tensor]:
-    """Change the frame rate of a motion in pieces.
+    """Change the frame rate of a motion in chunks.
 
     Args:
-        motions (`Iterable` of `torch.Tensor` of shape `(batch, n, channels)`): Its pieces.
+        motions (`Iterable` of `torch.Tensor` of shape `(batch, n, channels)`): Its chunks.
         from_fps (`Fraction` or `int`): Their frame rate.
         to_fps (`Fraction` or `int`): Frame rate wanted.
-        num_frames (`Callable`): Gives the total number of frames; called when the pieces have ended.
+        num_frames (`Callable`): Gives the total number of frames; called when the chunks have ended.
 
     Yields:
         `torch.Tensor` of shape `(batch, n, channels)` with at least one frame.
@@ -158,18 +158,18 @@ def resampled(
 
 
 def map_ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`map` with some items under way at a time, each in a thread of its own; results come in order.
+    """`map` that works on several items at a time, each in its own thread; results come in order.
 
-    torch's threads share out every single operation and then wait for the slowest of them. Whole items side by side
-    wait for nothing: nearly twice as fast where other programs use the cores, too.
+    torch's threads split each operation and then wait for the slowest of them. Items in parallel do not wait: this is
+    nearly twice as fast where other programs use the cores, too.
 
     Args:
-        function (`Callable`): What to do. Modes of torch such as `no_grad` hold in one thread only: set them in there.
+        function (`Callable`): Called for each item. Set modes such as `no_grad` inside: they hold for one thread.
         items (`Iterable`): Its arguments.
         workers (`int`): Threads; torch's own are divided among them. 1 is plain `map`.
 
     Yields:
-        What `function` returns.
+        Its results.
     """
     if workers < 2:
         yield from map(function, items)
@@ -180,10 +180,10 @@ def map_ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int
     try:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) > workers:  # one waits, so that none is idle while the caller looks at a result
+            if len(pending) > workers:  # one waits, so that no thread is idle while the caller uses a result
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # for threads to come; the setting of this one has not changed
+        torch.set_num_threads(threads)  # for later threads; the setting of this one has not changed

@@ -29,14 +29,14 @@ class MotionWindows:
             Frames of the very first window. A short one lets a stream begin early.
             # Not in the paper: the first window may be shorter.
         seam_frames (`int`, defaults to 4):
-            A remaining step between two windows fades out over so many frames; 0 leaves it as generated.
+            A remaining step between two windows fades out over this many frames; 0 leaves it as generated.
             # Not in the paper: nothing is said about what the carried context leaves at the seams.
 
     Example:
         ```python
         windows = MotionWindows(window=50, context=10)
-        pieces = windows.take(num_frames, finished=True)
-        motion = [windows.generate(features[:, piece], sample_window) for piece in pieces]
+        frames = windows.take(num_frames, finished=True)
+        motion = [windows.generate(features[:, part], sample_window) for part in frames]
         ```
     """
 
@@ -67,9 +67,8 @@ class MotionWindows:
                 if not finished:
                     return
                 stop = available
-            piece = slice(self.position, stop)
-            self.position = stop
-            yield piece
+            start, self.position = self.position, stop
+            yield slice(start, stop)
 
     def count(self, num_frames: int) -> int:
         """Number of windows that a whole sequence takes."""
@@ -102,11 +101,11 @@ class MotionWindows:
 
 
 def smooth_seam(previous: Tensor, motion: Tensor, frames: int) -> Tensor:
-    """Let the step between two windows fade out.
+    """Fade out the step between two windows.
 
-    The step is what the first new frame is away from where the previous frames were heading. It is taken off the first
-    frame whole and off the following ones ever less (half a cosine), so that nothing of the past changes: a stream may
-    have shown it already.
+    The step is the distance of the first new frame from where the previous frames were heading. It is subtracted in
+    full from the first frame, and less and less from the following ones (half a cosine). The past does not change: a
+    stream may have shown it already.
 
     Args:
         previous (`torch.Tensor` of shape `(batch, context, channels)`): End of the previous window.
@@ -127,7 +126,7 @@ def smooth_seam(previous: Tensor, motion: Tensor, frames: int) -> Tensor:
 
 
 def entry_of_windows(windows: Iterable[Tensor], index: int, num_frames: int, overlap: int = 0) -> Iterator[Tensor]:
-    """Windows `(1, frames, channels)` of one entry of a batch, up to its own length; neighbours share `overlap`."""
+    """Yield the windows `(1, frames, channels)` of one entry of a batch, up to its length; they share `overlap`."""
     start = 0
     for window in windows:
         part = window[index : index + 1, : max(num_frames - start, 0)]
@@ -148,10 +147,10 @@ class OverlappedWindows:
 
         frames   0 ......... W - V ... W .................. n
         window 1 [-------------|------]
-        window 2               [------|-------------|------]      V frames are in both, `join_windows` fades them over
+        window 2               [------|-------------|------]      V frames are in both; `join_windows` cross-fades them
 
-    # Not in the paper: MoDA says nothing of how windows meet; this is what its published code does, whose windows begin
-    with the frame before the overlap as condition. The first window may be shorter here, for an early start.
+    # Not in the paper: how windows are joined. MoDA's public code does it like this, with the frame before the overlap
+    as condition of a window. Here the first window may be shorter, for an early start.
 
     Args:
         window (`int`): Frames W of a window.
@@ -239,7 +238,7 @@ def join_windows(windows: Iterable[Tensor], overlap: int, smoothed: slice | None
         `torch.Tensor` of shape `(batch, n, channels)` with at least one frame.
     """
 
-    def faded() -> Iterator[Tensor]:
+    def fade() -> Iterator[Tensor]:
         tail = None
         for window in windows:
             if tail is not None and overlap:
@@ -252,20 +251,20 @@ def join_windows(windows: Iterable[Tensor], overlap: int, smoothed: slice | None
             yield tail
 
     if smoothed is None:
-        yield from (part for part in faded() if part.shape[1])
+        yield from (part for part in fade() if part.shape[1])
         return
-    known, told = None, 0  # the last frame that was told, if any, and all after it; how many of them were
-    for part in faded():
+    known, given = None, 0  # the last frame that was yielded, if any, and all after it; how many of them were
+    for part in fade():
         known = part if known is None else torch.cat([known, part], dim=1)
-        if known.shape[1] - told > 1:  # the last frame waits for its neighbour
-            yield smooth(known, smoothed)[:, told:-1]
-            known, told = known[:, -2:], 1
+        if known.shape[1] - given > 1:  # the last frame waits for its neighbour
+            yield smooth(known, smoothed)[:, given:-1]
+            known, given = known[:, -2:], 1
     if known is not None:
-        yield smooth(known, smoothed)[:, told:]
+        yield smooth(known, smoothed)[:, given:]
 
 
 def hold_after(motion: Tensor, lengths: Tensor) -> Tensor:
-    """Let each motion of a batch `(batch, frames, channels)` hold still after its own length `(batch,)`."""
+    """Repeat the last frame of each motion `(batch, frames, channels)` after its own length `(batch,)`."""
     frames = torch.arange(motion.shape[1], device=motion.device)
     index = torch.minimum(frames[None], lengths.to(motion.device)[:, None] - 1)
     return motion.gather(1, index[..., None].expand(-1, -1, motion.shape[-1]))

@@ -59,7 +59,7 @@ class Vasa1Controls:
 
 
 class Vasa1MotionGenerator:
-    """Makes motion of speech; see `MotionGenerator`.
+    """Generates motion from speech; see `MotionGenerator`.
 
     Args:
         model (`Vasa1MotionTransformer`): Predicts clean motion.
@@ -111,8 +111,8 @@ class Vasa1MotionGenerator:
         Args:
             audio (`Iterable[torch.Tensor]`): Chunks `(batch, n)` of mono audio at the encoder's rate.
             subjects (`Sequence[Subject]`): Of each of the batch; this motion is the same for all.
-            controls (`Vasa1Controls`): What is asked for.
-            sampling (`Sampling`): How.
+            controls (`Vasa1Controls`): Controls of the call.
+            sampling (`Sampling`): Settings.
 
         Yields:
             `torch.Tensor` of shape `(batch, frames, channels)`, float32.
