@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import vasa_hf
+from vasa_hf.checks import naming
 from vasa_hf.cli import options as shared
 from vasa_hf.hub import resolve
 
@@ -239,8 +240,9 @@ def _crop(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from vasa_hf.media import MARK_THRESHOLD, detect_mark, read_provenance, read_video
 
-    manifest = read_provenance(options.video)
-    score = detect_mark(read_video(options.video))
+    with naming("video"):
+        manifest = read_provenance(options.video)
+        score = detect_mark(read_video(options.video))
     if options.json:
         print(json.dumps({"manifest": manifest, "mark_score": round(score, 2), "marked": score > MARK_THRESHOLD}))
         return 0

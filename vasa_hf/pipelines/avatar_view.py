@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vasa_hf.checks import check_number
+from vasa_hf.checks import check_number, shorten
 from vasa_hf.gaussians.render import render
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DRestState
@@ -137,5 +137,5 @@ def _parse_color(background: Any) -> tuple[float, ...]:
     values = background.tolist() if isinstance(background, np.ndarray | Tensor) else background
     good = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == 3
     if not good or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
-        raise ValueError(f"`background` must be red, green and blue in [0, 1], got {background!r}.")
+        raise ValueError(f"`background` must be red, green and blue in [0, 1], got {shorten(background)}.")
     return tuple(float(value) for value in values)

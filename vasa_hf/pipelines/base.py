@@ -28,7 +28,7 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
-from vasa_hf.checks import check_number
+from vasa_hf.checks import check_callable, check_flag, check_number, check_path
 from vasa_hf.media.audio import load_audio, mix_to_mono
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoWriter
@@ -198,6 +198,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If there is no such model, if its weights do not fit its configuration, or with
                 `use_safetensors=False`: pickled weights are never loaded.
         """
+        check_path("pretrained_model_name_or_path", pretrained_model_name_or_path)
         require_safetensors(kwargs)
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = local_folder(pretrained_model_name_or_path, **hub_options)
@@ -287,6 +288,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         speech = self.create_motion_generator()
         image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type, speech=True)
+        check_flag("return_dict", return_dict)
         (images, many_images), (audios, many_audios) = list_images(image), list_audios(audio)
         batch_size = check_batch(images, audios, self.subject_name)
         sampling = Sampling(guidance_scale, num_inference_steps, timesteps, sigmas, latents, generator, first_window)
@@ -452,6 +454,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """
         check_output(path)
         check_number("crf", crf, 0, 51, whole=True)
+        check_callable("on_frames", on_frames)
         self.create_motion_generator()
         check_audios([audio])
         source = self.open_audio(audio, options.get("sampling_rate"))
@@ -511,6 +514,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If an argument is unfit; its name is in the message.
         """
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
+        check_flag("relative", relative)
+        check_flag("return_dict", return_dict)
         self.check_inputs(image, None, None, view, fps, output_type)
         transfer.check()
         check_face(driving_face, driving_box, "driving_")
@@ -556,6 +561,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If an argument is unfit; its name is in the message.
         """
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
+        check_flag("relative", relative)
+        check_flag("return_dict", return_dict)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type)
         transfer.check()
         motion, motion_fps = read_motion(motion, motion_fps, self.motion_spec, self._motion_fps)

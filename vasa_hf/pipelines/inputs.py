@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vasa_hf.checks import check_number
-from vasa_hf.media.audio import CancellationGuard, as_channels, audio_blocks, load_audio, mix_to_mono
+from vasa_hf.checks import check_number, check_path, naming, shorten
+from vasa_hf.media.audio import CancellationGuard, as_array, as_channels, audio_blocks, load_audio, mix_to_mono
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import MotionSpec, load_motion
@@ -57,6 +57,8 @@ class AudioSource:
 
     def __init__(self, audio: AudioInput, sampling_rate: int | None = None):
         check_audios([audio])
+        if sampling_rate is not None:
+            check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
         self._audio: str | os.PathLike | tuple[np.ndarray, int]
         if isinstance(audio, str | os.PathLike):
             self._audio = audio
@@ -129,7 +131,8 @@ def is_whole_audio(audio: Any) -> bool:
 
 
 def _is_pair(audio: Any) -> bool:
-    return isinstance(audio, tuple) and len(audio) == 2 and (np.ndim(audio[0]) == 0) != (np.ndim(audio[1]) == 0)
+    numbers = [isinstance(part, int | float | np.number) for part in audio] if isinstance(audio, tuple) else []
+    return len(numbers) == 2 and numbers[0] != numbers[1]
 
 
 def check_image(image: Any, subject_type: type[Subject], output_size: int | None = None) -> None:
@@ -184,6 +187,7 @@ def check_file(name: str, kind: str, value: Any) -> None:
 
 def check_output(path: str | os.PathLike) -> None:
     """Raise `ValueError` unless a video can be written there."""
+    check_path("path", path)
     folder, name = os.path.split(os.fspath(path))
     if not name.lower().endswith(".mp4"):
         raise ValueError(f"`path` must end in .mp4, got {os.fspath(path)!r}.")
@@ -195,8 +199,8 @@ def check_output(path: str | os.PathLike) -> None:
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
+    if not isinstance(value, str | int) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}, got {shorten(value)}.")
 
 
 def check_face(face: Any, box: Any, prefix: str = "") -> None:
@@ -217,8 +221,8 @@ def check_generator(generator: Any, batch_size: int) -> None:
     """Raise `ValueError` unless this is `None`, a generator, or one for each of the batch."""
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"`generator` must be one, or one for each of {batch_size} videos, got {len(generator)}.")
-    for one in generator if isinstance(generator, list) else [generator]:
-        if one is not None and not isinstance(one, torch.Generator):
+    for one in generator if isinstance(generator, list) else [] if generator is None else [generator]:
+        if not isinstance(one, torch.Generator):
             raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
 
 
@@ -253,10 +257,12 @@ def open_driving(
     """
     check_file("driving_video", "video", driving_video)
     if isinstance(driving_video, str | os.PathLike):
-        video = VideoReader(driving_video, fps)
-        audio, rate = load_audio(driving_video) if video.has_audio else (None, None)
+        video = VideoReader(driving_video, fps, argument="driving_video")
+        with naming("driving_video"):
+            audio, rate = load_audio(driving_video) if video.has_audio else (None, None)
         return video, video.fps, video.num_frames, (None if audio is None else mix_to_mono(audio), rate)
-    if isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
+    is_sequence = isinstance(driving_video, Sequence | np.ndarray | Tensor) and getattr(driving_video, "ndim", 1) > 0
+    if is_sequence and len(driving_video):
         return driving_video, parse_fps(25 if fps is None else fps), len(driving_video), (None, None)
     kind = type(driving_video).__name__
     raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
@@ -279,7 +285,8 @@ def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: Fra
     """
     check_file("motion", "motion", motion)
     if isinstance(motion, str | os.PathLike):
-        motion, saved_spec, saved_fps, _ = load_motion(motion)
+        with naming("motion"):
+            motion, saved_spec, saved_fps, _ = load_motion(motion)
         motion_fps = saved_fps if motion_fps is None else motion_fps
         if saved_spec != spec:
             raise ValueError(f"`motion` must have the parts {spec.dynamics}, the file has {saved_spec.dynamics}.")
@@ -318,16 +325,19 @@ def read_chunks(
     guard = CancellationGuard("`audio_chunks`")
     for chunk in audio_chunks:
         rate = sampling_rate or processor.sampling_rate
-        if isinstance(chunk, tuple):
-            chunk, rate = chunk if np.ndim(chunk[1]) == 0 else chunk[::-1]
-        if len(chunk) == 0 or 0 in np.shape(chunk):
+        if _is_pair(chunk):
+            chunk, rate = chunk if isinstance(chunk[1], int | float | np.number) else chunk[::-1]
+        chunk = as_array(chunk, "audio_chunks")
+        if chunk.size == 0 and chunk.ndim:
             continue
         shape = _chunk_shape(chunk, shape)
         samples = as_channels(chunk, "audio_chunks", None if shape is None else shape[0])
         if not np.isfinite(samples).all():
             raise ValueError("`audio_chunks` must be finite, got NaN or infinity.")
         if resampler is None:
-            check_number("sampling_rate", int(rate), MIN_RATE, MAX_RATE, whole=True)
+            check_number("sampling_rate", rate, MIN_RATE, MAX_RATE)
+            if rate != int(rate):
+                raise ValueError(f"`sampling_rate` must be a whole number, got {rate!r}.")
             resampler, first_rate = StreamingResampler(int(rate), processor.sampling_rate), rate
         if rate != first_rate:
             raise ValueError(f"`audio_chunks` must keep their sampling rate of {first_rate} Hz, got {rate}.")

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2Model
 
+from vasa_hf.checks import check_number, check_path, shorten
 from vasa_hf.gaussians.export import SAVERS
 from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
@@ -191,6 +192,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Raises:
             ValueError: If there is none, or it does not fit these components.
         """
+        check_path("name_or_path", name_or_path)
         return self._library.load(os.fspath(name_or_path), **kwargs).to(self._execution_device)
 
     def check_avatar(self, avatar: Vasa3DGaussianAvatar) -> None:
@@ -296,11 +298,13 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Raises:
             ValueError: If an argument cannot be used; the message names it.
         """
-        angles = [*azimuths_deg, elevation_deg]
-        if len(angles) < 2 or not all(isinstance(angle, int | float) and abs(angle) <= 360 for angle in angles):
-            raise ValueError(f"`azimuths_deg` must be one angle or more within 360 degrees, got {azimuths_deg!r}.")
+        if not isinstance(azimuths_deg, list | tuple) or not azimuths_deg:
+            raise ValueError(f"`azimuths_deg` must be a list of one angle or more, got {shorten(azimuths_deg)}.")
+        for angle in azimuths_deg:
+            check_number("azimuths_deg", angle, -360, 360)
+        check_number("elevation_deg", elevation_deg, -360, 360)
         view = self.view(avatar, output_size=output_size, background=background)
-        azimuth = torch.tensor(angles[:-1], dtype=torch.float32)
+        azimuth = torch.tensor(azimuths_deg, dtype=torch.float32)
         rest = (torch.full_like(azimuth, value) for value in (elevation_deg, 1.0))
         cameras = view_cameras(view.camera.portrait, view.camera.center, azimuth, *rest)
         table = [
@@ -332,6 +336,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Raises:
             ValueError: If an argument cannot be used; the message names it.
         """
+        check_path("folder", folder)
         check_choice("suffix", suffix, list(SAVERS))
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

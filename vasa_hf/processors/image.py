@@ -353,7 +353,7 @@ class FaceImageProcessor(ImageProcessingMixin):
         scale = self.scale if scale is None else scale
         shift = self.shift if shift is None else shift
         if not isinstance(size, int) or not 16 <= size <= 4096:
-            raise ValueError(f"`size` must be a whole number of 16 to 4096 pixels, but is {size!r}.")
+            raise ValueError(f"`size` must be a whole number of 16 to 4096 pixels, but is {shorten(size)}.")
         if not 1.0 <= scale <= 6.0:
             raise ValueError(f"`scale` must be 1.0 to 6.0, but is {scale!r}.")
         if len(shift) != 2 or not all(-1 <= value <= 1 for value in shift):
@@ -395,10 +395,12 @@ class FaceImageProcessor(ImageProcessingMixin):
         """Convert a box to a tensor `(4,)`; raises `ValueError` if it is invalid or outside of the image."""
         try:
             around = torch.as_tensor(box, dtype=torch.float32).flatten()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {box!r}.") from error
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise ValueError(
+                f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {shorten(box)}."
+            ) from error
         if len(around) != 4 or not torch.isfinite(around).all():
-            raise ValueError(f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {box!r}.")
+            raise ValueError(f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {shorten(box)}.")
         x0, y0, x1, y1 = around.tolist()
         height, width = image_size
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
@@ -493,8 +495,12 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 def _is_for_ffmpeg(path: Path) -> bool:
     """Whether a file is HEIC or JPEG XL, or AVIF that this version of Pillow cannot read."""
-    with open(path, "rb") as file:
-        begin = file.read(12)
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(12)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"`image` must be a file that can be read, got {str(path)!r}: {reason}.") from error
     if begin[4:8] == b"ftyp":
         Image.init()
         brand = begin[8:12]
