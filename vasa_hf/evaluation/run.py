@@ -140,7 +140,7 @@ class Evaluation:
         """Motion `(frames, channels)` that the reference's encoder sees in frames, if there is a sync expert for it."""
         if not self.has("sync_expert"):
             return None
-        return self.reference.encode_video(to_uint8(frames), box=self.whole)[0].cpu()
+        return self.reference.encode_video(to_uint8(frames), box=self.whole, follow=False)[0].cpu()
 
     def truth_of(self, path: Path) -> Truth:
         """The same for a file."""

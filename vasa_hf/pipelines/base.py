@@ -2,7 +2,7 @@
 
     image --prepare_subject--> Subject                                         once per person
     audio --motion generator, window by window--> motion of the subject        __call__, stream, talk_to_file
-    video --encode_video, transfer_motion--> motion of the subject             animate
+    video --encode_driving, transfer_motion--> motion of the subject             animate
     motion that is given --adapt_motion--> motion of the subject               render
                                    motion --render_frames--> frames, audio --> list, stream, file
 
@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +36,7 @@ from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoWriter
 from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.outputs import TalkingFaceOutput, join_pictures, named_provenance, to_pictures, to_uint8
+from vasa_hf.pipelines.driving import DrivingFace
 from vasa_hf.pipelines.inputs import (
     AudioInput,
     AudioSource,
@@ -147,20 +149,11 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Read an image (or whatever a system animates) and encode it; a prepared subject stays as it is."""
         raise NotImplementedError
 
-    def encode_video(
-        self,
-        frames: Iterable[ImageInput],
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        num_frames: int | None = None,
-    ) -> Tensor:
-        """Motion `(1, frames, channels)` of the face in a video, float32, absolute.
+    def encode_driving(self, driving: DrivingFace) -> Any:
+        """What `transfer_motion` needs of a driving video: motion `(1, frames, channels)`, float32, absolute.
 
         Args:
-            frames (`Iterable`): Images of one size, as `FaceImageProcessor.load` takes them.
-            face (`int`, *optional*): Which face of the first frame, 0 is the largest.
-            box (`Sequence[float]`, *optional*): Its box, instead of detecting it.
-            num_frames (`int`, *optional*): Their number for the progress bar, if it is known.
+            driving (`DrivingFace`): Gives the squares to encode, and completes their motion.
         """
         raise NotImplementedError
 
@@ -178,17 +171,21 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """
         raise NotImplementedError
 
-    def encode_driving(
-        self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, num_frames: int | None
-    ) -> Any:
-        """What `transfer_motion` needs of a driving video."""
-        return self.encode_video(frames, face, box, num_frames)
-
     def transfer_motion(
-        self, subject: Subject, driving: Any, relative: bool, fps: Fraction, transfer: Any, view: Any
+        self, subject: Subject, driving: Any, neutral: int | None, fps: Fraction, transfer: Any, view: Any
     ) -> tuple[Tensor, Any]:
-        """Motion `(1, frames, channels)` of a subject that follows a driving video, and the view to render it with."""
-        return (rebase_motion(driving, subject.motion) if relative else driving), view
+        """Motion `(1, frames, channels)` of a subject that follows a driving video, and the view to render it with.
+
+        Args:
+            subject (`Subject`): Who.
+            driving (`Any`): What `encode_driving` gave.
+            neutral (`int`, *optional*): The frame from which the driver's change counts; `None` takes the driver's pose
+                and expression as they are.
+            fps (`Fraction`): Frames per second of the driving video.
+            transfer (`Any`): A `transfer_type`.
+            view (`Any`): A `view_type`.
+        """
+        return (driving if neutral is None else rebase_motion(driving, subject.motion, neutral)), view
 
     def adapt_motion(self, subject: Subject, motion: Tensor, relative: bool, fps: Fraction, transfer: Any) -> Tensor:
         """A given motion `(1, frames, channels)` as the subject's own."""
@@ -507,14 +504,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
     ) -> TalkingFaceOutput | tuple:
         """Let a subject do what the face of a video does.
 
-        One square, around the first frame's face, is cut out of all frames, as the training clips were.
+        The face is followed through the video; see `vasa_hf.pipelines.driving`. What is not seen of it is told by logging.
 
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
             driving_video (`str`, `os.PathLike` or a sequence of images): A video file, or frames of one size.
-            relative (`bool`, defaults to `True`): Add the change since the first driving frame to the subject's own
-                pose and expression. Otherwise the driving pose and expression are taken as they are.
-            driving_face (`int`, *optional*): `face` of the first driving frame.
+            relative (`bool`, defaults to `True`): Add the driver's change to the subject's own pose and expression. It
+                counts from the first frame, or from another in which the face is clearly nearer to rest: mouth closed,
+                eyes open, not turned. Otherwise the driving pose and expression are taken as they are.
+            driving_face (`int`, *optional*): `face` of the first driving frame with faces.
             driving_box (`Sequence[float]`, *optional*): `box` of the first driving frame.
             fps (`Fraction`, `float` or `str`, *optional*): Defaults to the video's own rate, 25 for frames.
             output_type (`str`, defaults to `"pil"`): As for `__call__`.
@@ -533,8 +531,17 @@ class TalkingHeadPipeline(DiffusionPipeline):
         check_face(driving_face, driving_box, "driving_")
         video, fps, num_frames, sound = open_driving(driving_video, fps)
         subject = self.prepare_subject(self._one_subject(image), view)
-        driving = self.encode_driving(video, driving_face, driving_box, num_frames)
-        motion, view = self.transfer_motion(subject, driving, relative, fps, transfer, view)
+        motion, view = self.follow_video(
+            subject,
+            video,
+            relative=relative,
+            face=driving_face,
+            box=driving_box,
+            num_frames=num_frames,
+            fps=fps,
+            transfer=transfer,
+            view=view,
+        )
         return self._render_motion(subject, motion, fps, view, fps, sound, output_type, return_dict)
 
     @torch.no_grad()
@@ -700,36 +707,83 @@ class TalkingHeadPipeline(DiffusionPipeline):
         batch = torch.cat([torch.nn.functional.pad(sound, (0, longest - sound.shape[1])) for sound in sounds])
         return batch, [-(-sound.shape[1] // self.audio_processor.samples_per_frame) for sound in sounds]
 
-    def driving_crops(
-        self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, total: int | None, size: int
-    ) -> Iterator[Tensor]:
-        """Cut the face of a driving video out of all frames: one square, around the first frame's face.
+    @torch.no_grad()
+    def encode_video(
+        self,
+        frames: Iterable[ImageInput],
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        num_frames: int | None = None,
+        follow: bool = True,
+    ) -> Tensor:
+        """Motion `(1, frames, channels)` of the face in a video, float32, absolute.
 
         Args:
             frames (`Iterable`): Images of one size, as `FaceImageProcessor.load` takes them.
-            face (`int`, *optional*): Which face of the first frame, 0 is the largest.
-            box (`Sequence[float]`, *optional*): Its box, instead of detecting it.
-            total (`int`, *optional*): Their number for the progress bar, if it is known.
-            size (`int`): Side of the squares.
-
-        Yields:
-            `torch.Tensor` of shape `(3, size, size)` in [-1, 1].
+            face (`int`, *optional*): Which face of the first frame with faces, 0 is the largest.
+            box (`Sequence[float]`, *optional*): Its box in the first frame, instead of detecting it.
+            num_frames (`int`, *optional*): Their number for the progress bar, if it is known.
+            follow (`bool`, defaults to `True`): Whether the square goes with the face; see `DrivingFace`.
 
         Raises:
-            ValueError: If a frame cannot be read, or the first shows no face.
+            ValueError: If a frame cannot be read, or none shows a face.
         """
-        around = None
-        with self.progress_bar(total=total or 0) as progress_bar:
+        with self._driving_face(frames, face, box, num_frames, follow) as driving:
+            return self.encode_driving(driving)
+
+    @contextmanager
+    def _driving_face(
+        self,
+        frames: Iterable[ImageInput],
+        face: int | None,
+        box: Sequence[float] | None,
+        num_frames: int | None,
+        follow: bool = True,
+    ) -> Iterator[DrivingFace]:
+        """The face of a driving video, with a progress bar while it is read."""
+        with self.progress_bar(total=num_frames or 0) as progress_bar:
             progress_bar.set_description("driving")
-            for index, frame in enumerate(frames):
-                try:
-                    picture = self.image_processor.load(frame)
-                    around = self.find_face(picture, FaceView(face, box)) if around is None else around
-                    crop = self.image_processor.crop(picture, **around, size=size)
-                except ValueError as error:
-                    raise ValueError(f"`driving_video`, frame {index}: {error}") from error
-                yield crop.image
-                progress_bar.update()
+            parts = (self.face_analyzer, self.image_processor)
+            yield DrivingFace(frames, *parts, face, box, follow, progress_bar.update)
+
+    @torch.no_grad()
+    def follow_video(
+        self,
+        subject: Subject,
+        frames: Iterable[ImageInput],
+        *,
+        relative: bool = True,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        num_frames: int | None = None,
+        fps: Fraction = Fraction(FPS),
+        transfer: Any = None,
+        view: Any = None,
+    ) -> tuple[Tensor, Any]:
+        """Motion `(1, frames, channels)` of a subject that does what the face of a video does, and how to show it.
+
+        Args:
+            subject (`Subject`): Who, prepared.
+            frames (`Iterable`): See `encode_video`, also for `face`, `box` and `num_frames`.
+            relative (`bool`, defaults to `True`): See `animate`.
+            face (`int`, *optional*): Which face.
+            box (`Sequence[float]`, *optional*): Its box.
+            num_frames (`int`, *optional*): Number of frames.
+            fps (`Fraction`, defaults to 25): Frames per second.
+            transfer (`Any`, *optional*): A `transfer_type`; its defaults if `None`.
+            view (`Any`, *optional*): A `view_type`; its defaults if `None`.
+
+        Returns:
+            `tuple`: the motion, and the view to render it with.
+
+        Raises:
+            ValueError: As of `encode_video`.
+        """
+        with self._driving_face(frames, face, box, num_frames) as driving:
+            motion = self.encode_driving(driving)
+        neutral = driving.neutral if relative else None
+        transfer, view = transfer or self.transfer_type(), view or self.view_type()
+        return self.transfer_motion(subject, motion, neutral, fps, transfer, view)
 
     # --- sampling and outputs -----------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from vasa_hf.geometry.landmarks import rows
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.pipelines.base import FPS, FaceView, TalkingHeadPipeline, Transfer
+from vasa_hf.pipelines.driving import DrivingFace
 from vasa_hf.pipelines.expression_edits import parse_expression
 from vasa_hf.pipelines.inputs import ImageInput, check_choice, check_components
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, KeypointPortrait, apply_edits, keypoints_of, motion_of
@@ -161,18 +162,28 @@ class LivePortraitPipeline(TalkingHeadPipeline):
         return KeypointPortrait(self.renderer.encode_appearance(small), keypoints, picture, crop, size)
 
     @torch.no_grad()
+    def encode_driving(self, driving: DrivingFace) -> KeypointMotion:
+        """Keypoint motion of a driving face, float32, a row for each frame."""
+        crops = driving.crops(self.renderer.config.image_size)
+        seen = KeypointMotion.cat(
+            [self.renderer.extract_motion(self._to_renderer(crop)).to(torch.float32) for crop in crops]
+        )
+        zoom, shift = (value.to(seen.t) for value in driving.view)
+        place = seen.t * zoom + torch.nn.functional.pad(2 * shift, (0, 1))  # counted from the middle, in half sides
+        seen = dataclasses.replace(seen, scale=seen.scale * zoom, t=place)
+        return KeypointMotion(*(driving.fill(getattr(seen, field.name)) for field in dataclasses.fields(seen)))
+
     def encode_keypoints(
         self,
         frames: Iterable[ImageInput],
         face: int | None = None,
         box: Sequence[float] | None = None,
         num_frames: int | None = None,
+        follow: bool = True,
     ) -> KeypointMotion:
         """Keypoint motion of the face in a video, float32, a row for each frame; arguments as of `encode_video`."""
-        crops = self.driving_crops(frames, face, box, num_frames, self.renderer.config.image_size)
-        return KeypointMotion.cat(
-            [self.renderer.extract_motion(self._to_renderer(crop)).to(torch.float32) for crop in crops]
-        )
+        with self._driving_face(frames, face, box, num_frames, follow) as driving:
+            return self.encode_driving(driving)
 
     def encode_video(
         self,
@@ -180,28 +191,27 @@ class LivePortraitPipeline(TalkingHeadPipeline):
         face: int | None = None,
         box: Sequence[float] | None = None,
         num_frames: int | None = None,
+        follow: bool = True,
     ) -> Tensor:
         """Motion `(1, frames, 69)` of the face in a video; see `TalkingHeadPipeline.encode_video`."""
-        return motion_of(self.encode_keypoints(frames, face, box, num_frames))[None]
-
-    def encode_driving(
-        self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, num_frames: int | None
-    ) -> KeypointMotion:
-        """Keypoint motion of a driving video."""
-        return self.encode_keypoints(frames, face, box, num_frames)
+        return motion_of(self.encode_keypoints(frames, face, box, num_frames, follow))[None]
 
     def transfer_motion(
         self,
         subject: KeypointPortrait,
         driving: KeypointMotion,
-        relative: bool,
+        neutral: int | None,
         fps: Fraction,
         transfer: KeypointTransfer,
         view: KeypointView,
     ) -> tuple[Tensor, KeypointView]:
         """Motion `(1, frames, 69)` of a portrait that follows a driving video, and the view to render it with."""
-        own, first, region = subject.keypoints, driving[:1], transfer.region
-        moved = relative_motion(own, driving, first, region) if relative else absolute_motion(own, driving, region)
+        own, region, rest = subject.keypoints, transfer.region, neutral or 0
+        first = dataclasses.replace(driving[rest : rest + 1], t=driving.t[:1], scale=driving.scale[:1])
+        if neutral is None:
+            moved = absolute_motion(own, driving, region)
+        else:
+            moved = relative_motion(own, driving, first, region)
         if transfer.expression_friendly:
             scale = expression_friendly_scale(transform_keypoints(own), transform_keypoints(first))
             view = dataclasses.replace(view, friendly_scale=float(scale))

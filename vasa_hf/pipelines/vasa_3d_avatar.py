@@ -107,7 +107,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
     # VASA-1's components make and encode motion in its own way.
     motion_spec = VasaTalkingFacePipeline.motion_spec
     create_motion_generator = VasaTalkingFacePipeline.create_motion_generator
-    encode_video = VasaTalkingFacePipeline.encode_video
+    encode_driving = VasaTalkingFacePipeline.encode_driving
 
     output_sizes: Sequence[int] = ()  # any
 

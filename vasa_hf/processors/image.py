@@ -351,17 +351,37 @@ class FaceImageProcessor(ImageProcessingMixin):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"`image` must be of shape (3, height, width), but is {tuple(image.shape)}.")
         size = self.size if size is None else size
-        scale = self.scale if scale is None else scale
-        shift = self.shift if shift is None else shift
         if not isinstance(size, int) or not 16 <= size <= 4096:
             raise ValueError(f"`size` must be a whole number of 16 to 4096 pixels, but is {size!r}.")
+        height, width = image.shape[-2:]
+        image_from_crop = self.find_square((height, width), face, box, scale, shift, angle_rad)
+        finest = (image.float(), image_from_crop)
+        if original is not None and max(height, width) == self.max_side:  # longer ones were shrunk to this
+            finest = self._finest(original, image, image_from_crop, size)
+        square = cut_crop(finest[0], finest[1].float(), size)
+        return FaceCrop(square, torch.linalg.inv(image_from_crop), (height, width))
+
+    def find_square(
+        self,
+        image_size: tuple[int, int],
+        face: Any | None = None,
+        box: Sequence[float] | Tensor | None = None,
+        scale: float | None = None,
+        shift: Sequence[float] | None = None,
+        angle_rad: float | None = None,
+    ) -> Tensor:
+        """Where `crop` cuts in a picture of `image_size` (height, width): `image_from_crop`, `(3, 3)` float64.
+
+        The other arguments and the errors are those of `crop`.
+        """
+        scale = self.scale if scale is None else scale
+        shift = self.shift if shift is None else shift
         if not 1.0 <= scale <= 6.0:
             raise ValueError(f"`scale` must be 1.0 to 6.0, but is {scale!r}.")
         if len(shift) != 2 or not all(-1 <= value <= 1 for value in shift):
             raise ValueError(f"`shift` must be two numbers in [-1, 1], but is {tuple(shift)}.")
-        height, width = image.shape[-2:]
         if box is not None:
-            around = self.check_box(box, (height, width))
+            around = self.check_box(box, image_size)
         elif face is not None:
             around = face.box
         else:
@@ -371,12 +391,7 @@ class FaceImageProcessor(ImageProcessingMixin):
             angle_rad = float(face.pose[2]) if turn_with_head else 0.0
         if not -math.pi <= angle_rad <= math.pi:
             raise ValueError(f"`angle_rad` must be -pi to pi, but is {angle_rad!r}.")
-        image_from_crop = standard_crop(around.double(), scale, tuple(shift), angle_rad)
-        finest = (image.float(), image_from_crop)
-        if original is not None and max(height, width) == self.max_side:  # longer ones were shrunk to this
-            finest = self._finest(original, image, image_from_crop, size)
-        square = cut_crop(finest[0], finest[1].float(), size)
-        return FaceCrop(square, torch.linalg.inv(image_from_crop), (height, width))
+        return standard_crop(around.double(), scale, tuple(shift), angle_rad)
 
     def _finest(self, original: ImageInput, image: Tensor, image_from_crop: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """The part of the full picture that a crop covers, and the crop's matrix in it; `image` if that suffices."""

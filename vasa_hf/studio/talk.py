@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 import vasa_hf
-from vasa_hf.controls import rebase_motion
 from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import check_seconds, parse_fps
 from vasa_hf.media.segments import SegmentWriter
@@ -140,18 +139,17 @@ def drive(
                 tell(index)
                 yield frame
 
-        return pipe.encode_video(watched(), num_frames=expected)
+        return pipe.follow_video(portrait, watched(), relative=relative, num_frames=expected)[0]
 
     pace, messages = Pace(), told(job, encode)
     while True:
         try:
             index = next(messages)
         except StopIteration as end:
-            driving = end.value
+            motion = end.value
             break
         if index is not None:
             yield Update(READING, index, expected, pace.left(READING, index, expected))
-    motion = rebase_motion(driving, portrait.motion) if relative else driving
     fps = parse_fps(settings.fps)
     motion = resample_motion(motion, reader.fps, fps)
     sound = None
