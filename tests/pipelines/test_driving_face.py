@@ -9,7 +9,7 @@ import torch
 from tests.testing_utils import driving_clips as clips
 from vasa_hf import ModaTalkingHeadPipeline, VasaTalkingFacePipeline
 from vasa_hf.media.video import VideoReader
-from vasa_hf.pipelines.driving import DrivingFace, ranges
+from vasa_hf.pipelines.driving import DrivingFace, ranges, smooth
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +119,45 @@ def test_a_box_without_a_face_stays_and_no_face_is_an_error(vasa1, tmp_path, cap
     assert driving.faces == [] and driving.neutral == 0 and "its square stays" in caplog.text
     with pytest.raises(ValueError, match="`driving_video`, frame 0: `image` must show a face, but none was found"):
         vasa1.encode_video(frames)
+
+
+def test_smoothing_is_a_kalman_smoother_and_stops_at_cuts():
+    values = torch.randn(12, 2, 3, dtype=torch.float64)
+    apart = torch.zeros(12, 12, dtype=torch.float64)
+    for i in range(11):
+        if i + 1 != 5:
+            apart[i : i + 2, i : i + 2] += torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    expected = torch.linalg.solve(torch.eye(12) + 0.7 * apart, values.flatten(1)).view_as(values)
+    torch.testing.assert_close(smooth(values, 0.7, [5]), expected)
+    assert torch.equal(smooth(values, 0), values) and torch.equal(smooth(values[:1], 1.0), values[:1])
+    still = torch.full((9, 2), 0.3)
+    torch.testing.assert_close(smooth(still, 4.0), still)
+
+
+def test_the_face_at_rest_is_chosen_by_the_clip(vasa1, moda):
+    """Open mouths first: without it, the lips of all other frames would close the portrait's further."""
+    portrait = moda.prepare_portrait(clips.PORTRAIT)
+    mouths = {ratio: np.asarray(moda.retarget(portrait, lips=ratio).resize((256, 256))) for ratio in (0.5, 0.3, 0.0)}
+    frames = [mouths[ratio] for ratio in (0.5, 0.3, 0.0, 0.5)]
+    driving = DrivingFace(frames, vasa1.face_analyzer, vasa1.image_processor)
+    list(driving.crops(64))
+    opened = [face.mouth_open for face in driving.faces]
+    assert opened[0] > opened[2] + 0.05 and driving.neutral == 2
+    for pipe in (vasa1, moda):
+        who = pipe.prepare_portrait(clips.PORTRAIT)
+        motion = pipe.follow_video(who, frames)[0][0]
+        torch.testing.assert_close(motion[2, 6:], who.motion[0, 6:], rtol=0, atol=0.05 * float(motion[:, 6:].std()))
+    frames = [mouths[0.0], mouths[0.5], mouths[0.0]]
+    driving = DrivingFace(frames, vasa1.face_analyzer, vasa1.image_processor)
+    list(driving.crops(64))
+    assert driving.neutral == 0
+
+
+def test_a_trembling_extractor_is_smoothed(moda, tmp_path):
+    """Noise in the pixels of a still face makes M tremble; the pose trembles at most half as much after smoothing."""
+    rng, portrait = np.random.default_rng(0), moda.prepare_portrait(clips.PORTRAIT)
+    still = np.asarray(moda.retarget(portrait).resize((256, 256)), np.float32)
+    frames = [(still + rng.normal(0, 12, still.shape)).clip(0, 255).astype(np.uint8) for _ in range(8)]
+    seen = moda.encode_video(frames)[0, :, :3].diff(dim=0).abs().mean()
+    smoothed = moda.follow_video(portrait, frames)[0][0, :, :3].diff(dim=0).abs().mean()
+    assert 0 < smoothed < 0.5 * seen

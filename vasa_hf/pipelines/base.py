@@ -40,6 +40,7 @@ from vasa_hf.pipelines.driving import DrivingFace
 from vasa_hf.pipelines.inputs import (
     AudioInput,
     AudioSource,
+    DrivingVideo,
     ImageInput,
     Subject,
     audio_list,
@@ -52,7 +53,7 @@ from vasa_hf.pipelines.inputs import (
     image_list,
     is_whole_audio,
     listen,
-    open_driving,
+    open_sound,
     read_motion,
     read_sound,
 )
@@ -103,6 +104,18 @@ class Transfer:
 
     def check(self) -> None:
         """Raise `ValueError` for values out of range."""
+
+
+@dataclass
+class _AnimateCall:
+    """Checked arguments of `animate`."""
+
+    image: Any
+    video: DrivingVideo
+    face: int | None
+    box: Sequence[float] | None
+    view: Any
+    transfer: Any
 
 
 class TalkingHeadPipeline(DiffusionPipeline):
@@ -470,21 +483,41 @@ class TalkingHeadPipeline(DiffusionPipeline):
         check_audios([audio])
         source = self.open_audio(audio, options.get("sampling_rate"))
         chunks = self.stream(image, source, **{**options, "output_type": "np"})
-        fps = parse_fps(options.get("fps", 25))
+        fps, motions = parse_fps(options.get("fps", 25)), []
+
+        def parts() -> Iterator[np.ndarray]:
+            for chunk in chunks:
+                motions.append(chunk.motion)
+                yield chunk.frames
+
         num_frames = math.ceil(source.num_samples * fps / source.sampling_rate)
-        first, motions = next(chunks), []
-        size = (first.frames.shape[2], first.frames.shape[1])
+        sound = ((block.mean(0), source.sampling_rate) for block in source)
+        self._write_video(path, parts(), num_frames, fps, sound, provenance, crf, on_frames)
+        return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
+
+    def _write_video(
+        self,
+        path: str | os.PathLike,
+        parts: Iterator[np.ndarray],
+        num_frames: int,
+        fps: Fraction,
+        sound: Iterable[tuple[np.ndarray, int]],
+        provenance: bool | Mapping[str, Any],
+        crf: int,
+        on_frames: Callable[[int, int], None] | None,
+    ) -> None:
+        """Write frames `(n, height, width, 3)` as they come, and blocks of mono audio with their rate."""
+        first = next(parts)
+        size = (first.shape[2], first.shape[1])
         provenance = named_provenance(provenance, self.model_name)
         with VideoWriter(path, fps, size, provenance=provenance, crf=crf) as writer:
-            for block in source:
-                writer.write_audio(block.mean(0), source.sampling_rate)
-            for chunk in itertools.chain([first], chunks):
-                for frame in to_uint8(chunk.frames):
+            for samples, rate in sound:
+                writer.write_audio(samples, rate)
+            for part in itertools.chain([first], parts):
+                for frame in to_uint8(part):
                     writer.write(frame)
-                motions.append(chunk.motion)
                 if on_frames is not None:
                     on_frames(writer.num_frames, num_frames)
-        return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
 
     # --- other drivers ------------------------------------------------------------------------------------------------
 
@@ -504,7 +537,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
     ) -> TalkingFaceOutput | tuple:
         """Let a subject do what the face of a video does.
 
-        The face is followed through the video; see `vasa_hf.pipelines.driving`. What is not seen of it is told by logging.
+        The face is followed through the video, see `vasa_hf.pipelines.driving`; frames without it are told by logging.
 
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
@@ -525,24 +558,78 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is unfit; its name is in the message.
         """
+        call = self._read_animate(image, driving_video, driving_face, driving_box, fps, output_type, options)
+        sound = call.video.read_sound()
+        return self._render_motion(*self._animate(call, relative), sound, output_type, return_dict)
+
+    @torch.no_grad()
+    def animate_to_file(
+        self,
+        path: str | os.PathLike,
+        image: ImageInput | Subject | None = None,
+        driving_video: str | os.PathLike | Sequence | None = None,
+        *,
+        relative: bool = True,
+        driving_face: int | None = None,
+        driving_box: Sequence[float] | None = None,
+        fps: Fraction | float | str | None = None,
+        provenance: bool | Mapping[str, Any] = True,
+        crf: int = 18,
+        on_frames: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> TalkingFaceOutput:
+        """Write what `animate` makes frame by frame, with the video's audio: memory grows by the motion alone.
+
+        Args:
+            path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
+            driving_video (`str`, `os.PathLike` or a sequence of images): See `animate`, also for the next four.
+            relative (`bool`, defaults to `True`): Add the driver's change to the subject's own motion.
+            driving_face (`int`, *optional*): Which face drives.
+            driving_box (`Sequence[float]`, *optional*): Its box.
+            fps (`Fraction`, `float` or `str`, *optional*): Defaults to the video's own rate, 25 for frames.
+            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
+            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
+            **options: As for `animate`.
+
+        Returns:
+            `TalkingFaceOutput` without frames and audio: its motion can be saved.
+
+        Raises:
+            ValueError: If an argument is unfit; its name is in the message.
+        """
+        check_output(path)
+        check_number("crf", crf, 0, 51, whole=True)
+        call = self._read_animate(image, driving_video, driving_face, driving_box, fps, "np", options)
+        sound = call.video.sound_blocks()
+        return self._write_motion(path, *self._animate(call, relative), sound, provenance, crf, on_frames)
+
+    def _read_animate(
+        self, image: Any, video: Any, face: int | None, box: Any, fps: Any, output_type: str, options: dict[str, Any]
+    ) -> _AnimateCall:
+        """Check the arguments of `animate`, and open its video."""
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
         self.check_inputs(image, None, None, view, fps, output_type)
         transfer.check()
-        check_face(driving_face, driving_box, "driving_")
-        video, fps, num_frames, sound = open_driving(driving_video, fps)
-        subject = self.prepare_subject(self._one_subject(image), view)
+        check_face(face, box, "driving_")
+        return _AnimateCall(self._one_subject(image), DrivingVideo(video, fps), face, box, view, transfer)
+
+    def _animate(self, call: _AnimateCall, relative: bool) -> tuple[Subject, Tensor, Fraction, Any, Fraction]:
+        """The subject, its motion and rate, and the view and rate of the video."""
+        subject, video = self.prepare_subject(call.image, call.view), call.video
         motion, view = self.follow_video(
             subject,
-            video,
+            video.frames,
             relative=relative,
-            face=driving_face,
-            box=driving_box,
-            num_frames=num_frames,
-            fps=fps,
-            transfer=transfer,
-            view=view,
+            face=call.face,
+            box=call.box,
+            num_frames=video.num_frames,
+            fps=video.fps,
+            transfer=call.transfer,
+            view=call.view,
         )
-        return self._render_motion(subject, motion, fps, view, fps, sound, output_type, return_dict)
+        return subject, motion, video.fps, view, video.fps
 
     @torch.no_grad()
     def render(
@@ -579,15 +666,80 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is unfit; its name is in the message.
         """
+        rates = (motion_fps, fps)
+        prepared, sound = self._prepare_render(
+            image, motion, rates, relative, audio, sampling_rate, output_type, options
+        )
+        sound = (None, None) if sound is None else read_sound(sound)
+        return self._render_motion(*prepared, sound, output_type, return_dict)
+
+    @torch.no_grad()
+    def render_to_file(
+        self,
+        path: str | os.PathLike,
+        image: ImageInput | Subject | None = None,
+        motion: Tensor | str | os.PathLike | None = None,
+        *,
+        motion_fps: Fraction | float | str | None = None,
+        relative: bool = False,
+        audio: AudioInput | None = None,
+        sampling_rate: int | None = None,
+        fps: Fraction | float | str = 25,
+        provenance: bool | Mapping[str, Any] = True,
+        crf: int = 18,
+        on_frames: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> TalkingFaceOutput:
+        """Write what `render` makes frame by frame: memory grows by the motion alone.
+
+        Args:
+            path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
+            motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): Absolute motion.
+            motion_fps (`Fraction`, `float` or `str`, *optional*): Its rate; the file's own, 25 for tensors.
+            relative (`bool`, defaults to `False`): Start from the subject's own pose and expression.
+            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`, *optional*): Audio of the video.
+            sampling_rate (`int`, *optional*, defaults to 16000): Rate of bare samples in Hz.
+            fps (`Fraction`, `float` or `str`, defaults to 25): Frames per second of the video.
+            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
+            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
+            **options: As for `render`.
+
+        Returns:
+            `TalkingFaceOutput` without frames and audio: its motion can be saved.
+
+        Raises:
+            ValueError: If an argument is unfit; its name is in the message.
+        """
+        check_output(path)
+        check_number("crf", crf, 0, 51, whole=True)
+        rates = (motion_fps, fps)
+        prepared, sound = self._prepare_render(image, motion, rates, relative, audio, sampling_rate, "np", options)
+        blocks = () if sound is None else ((block.mean(0), sound.sampling_rate) for block in sound)
+        return self._write_motion(path, *prepared, blocks, provenance, crf, on_frames)
+
+    def _prepare_render(
+        self,
+        image: Any,
+        motion: Any,
+        rates: tuple[Any, Any],
+        relative: bool,
+        audio: AudioInput | None,
+        sampling_rate: int | None,
+        output_type: str,
+        options: dict[str, Any],
+    ) -> tuple[tuple[Subject, Tensor, Fraction, Any, Fraction], AudioSource | None]:
+        """The subject, its motion and rate, the view and rate of the video; and the audio."""
+        motion_fps, fps = rates
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type)
         transfer.check()
         motion, motion_fps = read_motion(motion, motion_fps, self.motion_spec, self._motion_fps)
-        sound = (None, None) if audio is None else read_sound(audio, sampling_rate)
+        sound = None if audio is None else open_sound(audio, sampling_rate)
         subject = self.prepare_subject(self._one_subject(image), view)
         motion = self.adapt_motion(subject, motion.to(subject.motion), relative, motion_fps, transfer)
-        fps = parse_fps(fps)
-        return self._render_motion(subject, motion, motion_fps, view, fps, sound, output_type, return_dict)
+        return (subject, motion, motion_fps, view, parse_fps(fps)), sound
 
     @classmethod
     def control_names(cls) -> list[str]:
@@ -677,7 +829,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         if view.box is not None:
             return {"box": view.box}
         faces = self.face_analyzer.detect(picture)
-        return {"face": self.image_processor.choose(faces, tuple(picture.shape[-2:]), view.face)}
+        chosen = self.image_processor.choose(faces, tuple(picture.shape[-2:]), view.face)
+        return {"face": chosen, "others": [face for face in faces if face is not chosen]}
 
     def prepare_audio(self, audio: AudioInput, sampling_rate: int | None = None) -> tuple[Tensor, np.ndarray, int]:
         """Read an audio of any kind.
@@ -866,6 +1019,27 @@ class TalkingHeadPipeline(DiffusionPipeline):
                 frames = self._render_video(subject, [wanted], view, fps, output_type, progress_bar)
         self.maybe_free_model_hooks()
         return self._output(frames, *sound, fps, motion, motion_fps) if return_dict else (frames,)
+
+    def _write_motion(
+        self,
+        path: str | os.PathLike,
+        subject: Subject,
+        motion: Tensor,
+        motion_fps: Fraction,
+        view: Any,
+        fps: Fraction,
+        sound: Iterable[tuple[np.ndarray, int]],
+        provenance: bool | Mapping[str, Any],
+        crf: int,
+        on_frames: Callable[[int, int], None] | None,
+    ) -> TalkingFaceOutput:
+        """Write one absolute motion `(1, frames, channels)`; the end of `animate_to_file` and `render_to_file`."""
+        (motion,) = _check_finite([motion])
+        wanted = resample_motion(motion, motion_fps, fps)[0]
+        parts = (self.postprocess(part, "np") for part in self.render_frames(subject, wanted, view, 0, fps))
+        self._write_video(path, parts, len(wanted), fps, sound, provenance, crf, on_frames)
+        self.maybe_free_model_hooks()
+        return self._output([], None, None, fps, motion, motion_fps)
 
     @property
     def _motion_fps(self) -> Fraction:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vasa_hf.checks import check_number
-from vasa_hf.media.audio import CancellationGuard, as_channels, audio_blocks, load_audio, mix_to_mono
+from vasa_hf.media.audio import CancellationGuard, as_channels, audio_blocks, load_audio
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import MotionSpec, load_motion
@@ -84,10 +84,14 @@ class AudioSource:
                 yield samples[:, start : start + rate], rate
 
 
-def read_sound(audio: AudioInput, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
-    """A whole sound, checked and mixed to mono `(samples,)`, and its rate; bare samples are at 16 kHz by default."""
+def open_sound(audio: AudioInput, sampling_rate: int | None = None) -> AudioSource:
+    """A whole sound, read through and checked; bare samples are at 16 kHz by default."""
     bare = not isinstance(audio, str | os.PathLike | tuple)
-    sound = AudioSource(audio, 16_000 if bare and sampling_rate is None else sampling_rate)
+    return AudioSource(audio, 16_000 if bare and sampling_rate is None else sampling_rate)
+
+
+def read_sound(sound: AudioSource) -> tuple[np.ndarray, int]:
+    """A whole sound mixed to mono `(samples,)`, and its rate."""
     return np.concatenate([block.mean(0) for block in sound]), sound.sampling_rate
 
 
@@ -220,31 +224,44 @@ def check_fit(component: str, setting: str, got: Any, wanted: Any, other: str) -
         raise ValueError(f"`{component}` must have `{setting}` {wanted!r} to fit the `{other}`, got {got!r}.")
 
 
-def open_driving(
-    driving_video: Any, fps: Any
-) -> tuple[Iterable[Any], Fraction, int | None, tuple[np.ndarray | None, int | None]]:
-    """Open a driving video: a file, or frames.
+class DrivingVideo:
+    """A driving video: a file, or frames.
 
     Args:
-        driving_video (`str`, `os.PathLike` or a sequence of pictures): What drives.
+        video (`str`, `os.PathLike` or a sequence of images): What drives.
         fps (`Fraction`, `float` or `str`, *optional*): Wanted rate; the file's own by default, 25 of frames.
 
-    Returns:
-        `tuple`: its frames, read one by one; their rate; their number, if it is known; its sound, mono, and the
-        sound's rate, or `None` twice.
+    Attributes:
+        frames (`Iterable`): Its frames, read one by one.
+        fps (`Fraction`): Their rate.
+        num_frames (`int` or `None`): Their number, if it is known.
 
     Raises:
         ValueError: If it is neither.
     """
-    check_file("driving_video", "video", driving_video)
-    if isinstance(driving_video, str | os.PathLike):
-        video = VideoReader(driving_video, fps)
-        sound, rate = load_audio(driving_video) if video.has_audio else (None, None)
-        return video, video.fps, video.num_frames, (None if sound is None else mix_to_mono(sound), rate)
-    if isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
-        return driving_video, parse_fps(25 if fps is None else fps), len(driving_video), (None, None)
-    kind = type(driving_video).__name__
-    raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
+
+    def __init__(self, video: Any, fps: Any = None):
+        check_file("driving_video", "video", video)
+        self._sound_path = None
+        if isinstance(video, str | os.PathLike):
+            self.frames = VideoReader(video, fps)
+            self.fps, self.num_frames = self.frames.fps, self.frames.num_frames
+            self._sound_path = video if self.frames.has_audio else None
+        elif isinstance(video, Sequence | np.ndarray | Tensor) and len(video):
+            self.frames, self.fps, self.num_frames = video, parse_fps(25 if fps is None else fps), len(video)
+        else:
+            kind = type(video).__name__
+            raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
+
+    def sound_blocks(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield its audio, mono, block by block with the rate; nothing where it has none."""
+        if self._sound_path is not None:
+            yield from ((samples.mean(0), rate) for samples, rate in audio_blocks(self._sound_path))
+
+    def read_sound(self) -> tuple[np.ndarray | None, int | None]:
+        """Its audio, mono, and the rate; `None` twice where it has none."""
+        blocks = list(self.sound_blocks())
+        return (np.concatenate([samples for samples, _ in blocks]), blocks[0][1]) if blocks else (None, None)
 
 
 def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: int) -> tuple[Tensor, Fraction]:

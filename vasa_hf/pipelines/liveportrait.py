@@ -36,12 +36,14 @@ from vasa_hf.geometry.landmarks import rows
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.pipelines.base import FPS, FaceView, TalkingHeadPipeline, Transfer
-from vasa_hf.pipelines.driving import DrivingFace
+from vasa_hf.pipelines.driving import DrivingFace, smooth
 from vasa_hf.pipelines.expression_edits import parse_expression
 from vasa_hf.pipelines.inputs import ImageInput, check_choice, check_components
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, KeypointPortrait, apply_edits, keypoints_of, motion_of
 from vasa_hf.processors.image import FaceImageProcessor
 
+# Of `smooth`. The motion extractor sees a head turn from frame to frame more than it does, the smaller ones most.
+SMOOTH_POSE, SMOOTH_EXPRESSION = 1.0, 0.1
 MAX_MULTIPLIER = 3.0
 MAX_RATIO = 1.0
 _EYES = (((159, 145), (33, 133)), ((386, 374), (263, 362)))  # mesh ids: across the opening, along it; left first
@@ -110,6 +112,10 @@ class LivePortraitPipeline(TalkingHeadPipeline):
     With a renderer of official size, `pipe.renderer.optimize_for_inference()` makes it faster on a CPU; it slows small
     ones down.
 
+    Attributes:
+        driving_smoothing (`float`): How much the motion of a driving video is smoothed, times `SMOOTH_POSE` and
+            `SMOOTH_EXPRESSION`; 0 takes it as it is seen.
+
     Example:
         ```python
         pipe = LivePortraitPipeline.from_pretrained("my-liveportrait")
@@ -122,6 +128,7 @@ class LivePortraitPipeline(TalkingHeadPipeline):
     view_type = KeypointView
     transfer_type = KeypointTransfer
     motion_spec = KEYPOINT_SPEC
+    driving_smoothing: float = 1.0
 
     def __init__(
         self, face_analyzer: FaceAnalyzer, image_processor: FaceImageProcessor, renderer: LivePortraitRenderer
@@ -161,9 +168,17 @@ class LivePortraitPipeline(TalkingHeadPipeline):
         keypoints = self.renderer.extract_motion(small).to(torch.float32)
         return KeypointPortrait(self.renderer.encode_appearance(small), keypoints, picture, crop, size)
 
-    @torch.no_grad()
     def encode_driving(self, driving: DrivingFace) -> KeypointMotion:
-        """Keypoint motion of a driving face, float32, a row for each frame."""
+        """Keypoint motion of a driving face, float32, a row for each frame, smoothed."""
+        motion, cuts = self._measure_driving(driving), driving.cuts
+        strengths = dict.fromkeys(("scale", "t", "pitch", "yaw", "roll"), SMOOTH_POSE) | {"exp": SMOOTH_EXPRESSION}
+        strengths = {name: self.driving_smoothing * strength for name, strength in strengths.items()}
+        smoothed = {name: smooth(getattr(motion, name), strength, cuts) for name, strength in strengths.items()}
+        return dataclasses.replace(motion, **smoothed)
+
+    @torch.no_grad()
+    def _measure_driving(self, driving: DrivingFace) -> KeypointMotion:
+        """Keypoint motion of a driving face as it is seen frame by frame."""
         crops = driving.crops(self.renderer.config.image_size)
         seen = KeypointMotion.cat(
             [self.renderer.extract_motion(self._to_renderer(crop)).to(torch.float32) for crop in crops]
@@ -183,7 +198,7 @@ class LivePortraitPipeline(TalkingHeadPipeline):
     ) -> KeypointMotion:
         """Keypoint motion of the face in a video, float32, a row for each frame; arguments as of `encode_video`."""
         with self._driving_face(frames, face, box, num_frames, follow) as driving:
-            return self.encode_driving(driving)
+            return self._measure_driving(driving)
 
     def encode_video(
         self,

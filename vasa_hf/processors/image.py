@@ -52,11 +52,15 @@ class FaceCrop:
         image (`torch.Tensor` of shape `(3, size, size)`): The crop, RGB in [-1, 1].
         crop_from_image (`torch.Tensor` of shape `(3, 3)`): Picture pixels to fractions of the crop, float64.
         image_size (`tuple` of two `int`): Height and width of the picture.
+        box (`torch.Tensor` of shape `(4,)`, *optional*): The face in it, if it was found.
+        others (`torch.Tensor` of shape `(faces, 4)`, *optional*): Other faces in it, which a paste-back leaves alone.
     """
 
     image: Tensor
     crop_from_image: Tensor
     image_size: tuple[int, int]
+    box: Tensor | None = None
+    others: Tensor | None = None
     window: PasteWindow | None = dataclasses.field(default=None, repr=False)  # made at the first paste_back
 
     @property
@@ -325,6 +329,7 @@ class FaceImageProcessor(ImageProcessingMixin):
         shift: Sequence[float] | None = None,
         angle_rad: float | None = None,
         original: ImageInput | None = None,
+        others: Sequence[Any] = (),
     ) -> FaceCrop:
         """Cut the standard square (or one moved, scaled and turned from it) around a face.
 
@@ -341,6 +346,7 @@ class FaceImageProcessor(ImageProcessingMixin):
             angle_rad (`float`, *optional*): Clockwise turn; the head's roll if not given and `upright` is on, else 0.
             original (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): What `image`
                 was loaded from.
+            others (`Sequence` of `DetectedFace`, *optional*): Other faces, for `paste_back`.
 
         Returns:
             `FaceCrop`; its matrix and size are those of `image`.
@@ -359,7 +365,10 @@ class FaceImageProcessor(ImageProcessingMixin):
         if original is not None and max(height, width) == self.max_side:  # longer ones were shrunk to this
             finest = self._finest(original, image, image_from_crop, size)
         square = cut_crop(finest[0], finest[1].float(), size)
-        return FaceCrop(square, torch.linalg.inv(image_from_crop), (height, width))
+        crop = FaceCrop(square, torch.linalg.inv(image_from_crop), (height, width))
+        if face is not None and others:
+            crop.box, crop.others = face.box, torch.stack([other.box for other in others])
+        return crop
 
     def find_square(
         self,
@@ -432,7 +441,8 @@ class FaceImageProcessor(ImageProcessingMixin):
     ) -> Tensor:
         """Put a made crop back into the full picture under a soft mask.
 
-        Where the new content does not differ from what was cut out, the picture keeps its pixels exactly.
+        Where the new content does not differ from what was cut out, the picture keeps its pixels exactly; so do other
+        people whose faces were found.
 
         Args:
             image (`torch.Tensor` of shape `(3, height, width)`): The picture the crop was cut from.
@@ -449,7 +459,7 @@ class FaceImageProcessor(ImageProcessingMixin):
         if crop_image.ndim not in (3, 4) or crop_image.shape[-1] != crop_image.shape[-2]:
             raise ValueError(f"`crop_image` must be ([batch,] 3, size, size), but is {tuple(crop_image.shape)}.")
         if crop.window is None:
-            crop.window = paste_window(crop.image_from_crop, crop.image_size, self.feather)
+            crop.window = paste_window(crop.image_from_crop, crop.image_size, self.feather, crop.box, crop.others)
         own, size = crop.image.to(crop_image), crop_image.shape[-1]
         if own.shape[-1] != size:
             own = F.interpolate(own[None], size=(size, size), mode="bilinear", antialias=True)[0]
