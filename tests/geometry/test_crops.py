@@ -205,4 +205,4 @@ def test_other_people_stay_as_they_are():
     assert pasted[:, 60:140, 80:155].min() > 0.9
     assert pasted[:, 60:130, 178:240].max() < 0.02 and pasted[:, 142:150, 52:60].max() < 0.02
     assert pasted[:, 160:170, 100:140].min() > 0.9  # the body belongs to the face over it
-    assert pasted.diff(dim=2).abs().max() < 0.25
+    assert pasted[:, 60:130, 140:260].diff(dim=2).abs().max() < 0.15  # towards the other person, no edge

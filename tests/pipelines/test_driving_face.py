@@ -137,8 +137,13 @@ def test_smoothing_is_a_kalman_smoother_and_stops_at_cuts():
 def test_the_face_at_rest_is_chosen_by_the_clip(vasa1, moda):
     """Open mouths first: without it, the lips of all other frames would close the portrait's further."""
     portrait = moda.prepare_portrait(clips.PORTRAIT)
-    mouths = {ratio: np.asarray(moda.retarget(portrait, lips=ratio).resize((256, 256))) for ratio in (0.5, 0.3, 0.0)}
-    frames = [mouths[ratio] for ratio in (0.5, 0.3, 0.0, 0.5)]
+
+    def mouth(strength):
+        picture = moda.retarget(portrait, expression={"mouth_open": strength} if strength else None)
+        return np.asarray(picture.resize((256, 256)))
+
+    mouths = {strength: mouth(strength) for strength in (2.0, 1.5, 0.0)}
+    frames = [mouths[strength] for strength in (2.0, 1.5, 0.0, 2.0)]
     driving = DrivingFace(frames, vasa1.face_analyzer, vasa1.image_processor)
     list(driving.crops(64))
     opened = [face.mouth_open for face in driving.faces]
@@ -147,7 +152,7 @@ def test_the_face_at_rest_is_chosen_by_the_clip(vasa1, moda):
         who = pipe.prepare_portrait(clips.PORTRAIT)
         motion = pipe.follow_video(who, frames)[0][0]
         torch.testing.assert_close(motion[2, 6:], who.motion[0, 6:], rtol=0, atol=0.05 * float(motion[:, 6:].std()))
-    frames = [mouths[0.0], mouths[0.5], mouths[0.0]]
+    frames = [mouths[0.0], mouths[2.0], mouths[0.0]]
     driving = DrivingFace(frames, vasa1.face_analyzer, vasa1.image_processor)
     list(driving.crops(64))
     assert driving.neutral == 0

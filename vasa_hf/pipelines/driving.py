@@ -173,40 +173,38 @@ class DrivingFace:
             return self._begin(picture)
         if not self._follow:
             return True
-        begins = bool(self.cuts) and self.cuts[-1] > self.seen[-1]
-        face = self._measure(picture, self._last.box)
-        if begins and face is not None and overlap(face.box, self._last.box) < SAME_PLACE:
-            face = None
-        if face is None:
+        begins, lost = bool(self.cuts) and self.cuts[-1] > self.seen[-1], index - self.seen[-1]
+        face, faces = self._measure(picture, self._last.box), []
+        if face is None or (begins and overlap(face.box, self._last.box) < SAME_PLACE):
             faces = self._analyzer.detect(picture)
-            lost = index - self.seen[-1]
             near = [other for other in faces if _is_near(other, self._last)]
-            if begins or (lost > LOST_FRAMES and not near):
-                if not faces:
-                    return False
-                if not begins:
-                    self.cuts.append(index)
-                face = faces[0]
-                self._square.begin(self._processor.find_square(tuple(picture.shape[-2:]), face), face)
-            elif near:
-                face = max(near, key=lambda other: other.score)
-            else:
+            face = max(near, key=lambda other: other.score, default=None)
+        if begins and lost > 1:  # black frames, or a hand before the face, are no other shot
+            change = np.abs(self._small - self._scene).mean()
+            if change < CUT_LEAST or (face is not None and change < 2 * CUT_LEAST):
+                self.cuts, begins = [cut for cut in self.cuts if cut <= self.seen[-1]], False
+        stays = face is not None and overlap(face.box, self._last.box) >= SAME_PLACE
+        if (begins and not stays) or (face is None and lost > LOST_FRAMES):
+            faces = faces or self._analyzer.detect(picture)
+            if not faces:
                 return False
+            if not begins:
+                self.cuts.append(index)
+            face = faces[0]
+            self._square.begin(self._processor.find_square(tuple(picture.shape[-2:]), face), face)
+        elif face is None:
+            return False
         self._last = face
         self.faces.append(face)
         self._square.follow(face)
         return True
 
     def _look_for_cut(self, picture: Tensor, index: int) -> None:
-        """Note where shots begin; black frames, or a hand before the face, are no other shot."""
+        """Note where shots begin."""
         thumbnail = _thumbnail(picture)
         self._small = shrunk(thumbnail)
-        if not self._cut(thumbnail) or not self.seen:
-            return
-        self.cuts.append(index)
-        gap = index - 1 - self.seen[-1]
-        if gap and np.abs(self._small - self._scene).mean() < CUT_LEAST * min(1 + gap / 10, 2):
-            self.cuts = [cut for cut in self.cuts if cut <= self.seen[-1]]
+        if self._cut(thumbnail) and self.seen:
+            self.cuts.append(index)
 
     def _begin(self, picture: Tensor) -> bool:
         """Look for the face that drives, from the first frame on."""
