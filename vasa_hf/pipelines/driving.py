@@ -33,7 +33,7 @@ LOST_FRAMES = 12  # after so many without the face, another place in the picture
 # How far the face may move in a square, in sides of it, and grow in the crop, as a logarithm, before that follows.
 FREE_CROP, FREE_FRAME, FREE_SIZE = 0.03, 0.12, 0.03
 PACE = 0.3  # share of the rest that a square makes up for in a frame; more if it lags behind
-NEUTRAL_MARGIN = 0.5  # the first frame is the neutral one unless another is better by so much, see `neutral_cost`
+NEUTRAL_MARGIN = 0.3  # the first frame is the neutral one unless another is better by so much, see `neutral_cost`
 
 
 class DrivingFace:
