@@ -145,7 +145,7 @@ def test_files_hold_what_lists_hold(system, tmp_path):
     )
     assert torch.equal(saved.motion, out.motion) and saved.fps == out.fps and shown[-1] == (6, 6)
     frames = np.stack(list(VideoReader(path)))
-    assert np.abs(frames / 255 - out.frames).mean() < 0.02  # of a random picture, colours lose half their pixels
+    assert np.abs((frames / 255 - out.frames).mean(-1)).mean() < 8 / 255  # of noise, H.264 keeps little
     assert VideoReader(path).has_audio
     options["fps"] = 50
     out = pipe.render(who, saved.motion, output_type="np", **options)
@@ -153,7 +153,7 @@ def test_files_hold_what_lists_hold(system, tmp_path):
     again = pipe.render_to_file(path, who, saved.motion, audio=sound, provenance=False, crf=1, **options)
     assert torch.equal(again.motion, out.motion) and again.fps == 50
     frames = np.stack(list(VideoReader(path)))
-    assert frames.shape == out.frames.shape and np.abs(frames / 255 - out.frames).mean() < 0.02
+    assert frames.shape == out.frames.shape and np.abs((frames / 255 - out.frames).mean(-1)).mean() < 8 / 255
     assert VideoReader(path).has_audio
 
 
