@@ -177,3 +177,32 @@ def test_a_slight_change_keeps_the_images_detail():
     pasted = paste(picture, own + 3.9 / 127.5, window, own)
     brighter = picture[:, 50:110, 70:130] + 3.9 / 127.5
     torch.testing.assert_close(pasted[:, 50:110, 70:130], brighter, atol=1e-5, rtol=0)
+
+
+def test_a_pasted_crop_has_no_edge():
+    """White into black: no step between neighbours is steeper than the soft border allows, also at odd sizes."""
+    for side, size in ((151.0, (201, 333)), (64.0, (97, 121))):
+        picture = -torch.ones(3, *size)
+        middle = torch.tensor([size[1] / 2 + 0.3, size[0] / 2 - 0.4])
+        window = paste_window(crop_matrix(middle, torch.tensor(side)), size)
+        pasted = paste(picture, torch.ones(3, 128, 128), window)
+        assert pasted.shape == picture.shape and pasted.max() == 1 and pasted.min() == -1
+        steepest = 2 * 1.5 / (0.12 * side)  # a smooth step rises 1.5 times as fast as a straight line
+        for axis in (1, 2):
+            step = pasted.diff(dim=axis).abs()
+            assert step.max() < steepest * 1.05
+            # Nor a bend: it begins and ends flat.
+            assert pasted.diff(n=2, dim=axis).abs().max() < 12 / (0.12 * side) ** 2 * 1.1
+
+
+def test_other_people_stay_as_they_are():
+    """A second face in the crop, and a small one far behind: their pixels stay; the face itself is pasted whole."""
+    picture, matrix = torch.zeros(3, 200, 300), crop_matrix(torch.tensor([120.0, 100.0]), torch.tensor(180.0))
+    box = torch.tensor([80.0, 60.0, 160.0, 140.0])
+    others = torch.tensor([[170.0, 60.0, 240.0, 130.0], [50.0, 140.0, 62.0, 152.0]])
+    window = paste_window(matrix, (200, 300), 0.12, box, others)
+    pasted = paste(picture, torch.ones(3, 64, 64), window)
+    assert pasted[:, 60:140, 80:155].min() > 0.9
+    assert pasted[:, 60:130, 178:240].max() < 0.02 and pasted[:, 142:150, 52:60].max() < 0.02
+    assert pasted[:, 160:170, 100:140].min() > 0.9  # the body belongs to the face over it
+    assert pasted[:, 60:130, 140:260].diff(dim=2).abs().max() < 0.15  # towards the other person, no edge

@@ -140,7 +140,7 @@ class Evaluation:
         """Encode frames to motion `(frames, channels)` by the reference; `None` without a sync expert."""
         if not self.has("sync_expert"):
             return None
-        return self.reference.encode_video(to_uint8(frames), box=self.whole)[0].cpu()
+        return self.reference.encode_video(to_uint8(frames), box=self.whole, follow=False)[0].cpu()
 
     def load_reference(self, path: Path) -> ReferenceClip:
         """Load and measure a clip by its path."""

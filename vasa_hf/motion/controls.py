@@ -144,11 +144,22 @@ def place_motion(
     return from_relative(torch.cat([pose, dynamics], dim=-1), own.to(relative.device))
 
 
-def rebase_motion(motion: Tensor, own: Tensor) -> Tensor:
-    """Start an absolute motion `(1, frames, channels)` from a portrait's own pose and dynamics `(1, channels)`."""
-    own, first = own.to(motion), motion[:, 0]
-    relative = to_relative(motion, first)
-    dynamics = relative[..., POSE_DIM:] - first[:, None, POSE_DIM:] + own[:, None, POSE_DIM:]
+def rebase_motion(motion: Tensor, own: Tensor, neutral: int = 0) -> Tensor:
+    """Start an absolute motion from a portrait's own pose and dynamics.
+
+    Args:
+        motion (`torch.Tensor` of shape `(1, frames, channels)`): Absolute motion.
+        own (`torch.Tensor` of shape `(1, channels)`): The portrait's.
+        neutral (`int`, defaults to 0): The frame in which head and face are as in the portrait. Translation and scale
+            count from the first one in any case.
+
+    Returns:
+        `torch.Tensor` of the shape of `motion`.
+    """
+    own, first, rest = own.to(motion), motion[:, 0], motion[:, neutral]
+    reference = torch.cat([rest[..., :3], first[..., 3:POSE_DIM], rest[..., POSE_DIM:]], dim=-1)
+    relative = to_relative(motion, reference)
+    dynamics = relative[..., POSE_DIM:] - reference[:, None, POSE_DIM:] + own[:, None, POSE_DIM:]
     return from_relative(torch.cat([relative[..., :POSE_DIM], dynamics], dim=-1), own)
 
 

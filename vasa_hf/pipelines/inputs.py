@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vasa_hf.checks import check_number, check_path, naming, shorten
-from vasa_hf.media.audio import CancellationGuard, as_array, as_channels, audio_blocks, load_audio, mix_to_mono
+from vasa_hf.media.audio import CancellationGuard, as_array, as_channels, audio_blocks, load_audio
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import MotionSpec, load_motion
@@ -95,9 +95,13 @@ def choose_rate(audio: AudioInput, sampling_rate: int | None, default: int) -> i
     return default if bare and sampling_rate is None else sampling_rate
 
 
-def read_sound(audio: AudioInput, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
-    """Read and check a whole audio: mono samples `(samples,)` and their rate, 16 kHz for bare samples by default."""
-    source = AudioSource(audio, choose_rate(audio, sampling_rate, 16_000))
+def open_sound(audio: AudioInput, sampling_rate: int | None = None) -> AudioSource:
+    """Check a whole audio without keeping it in memory; bare samples have 16 kHz by default."""
+    return AudioSource(audio, choose_rate(audio, sampling_rate, 16_000))
+
+
+def read_sound(source: AudioSource) -> tuple[np.ndarray, int]:
+    """Read a whole audio: mono samples `(samples,)` and their rate."""
     return np.concatenate([block.mean(0) for block in source]), source.sampling_rate
 
 
@@ -239,33 +243,45 @@ def check_fit(component: str, setting: str, got: Any, wanted: Any, other: str) -
         raise ValueError(f"`{component}` must have `{setting}` {wanted!r} to fit the `{other}`, got {got!r}.")
 
 
-def open_driving(
-    driving_video: Any, fps: Any
-) -> tuple[Iterable[Any], Fraction, int | None, tuple[np.ndarray | None, int | None]]:
-    """Open a driving video: a file, or frames.
+class DrivingVideo:
+    """A driving video: a file, or frames.
 
     Args:
-        driving_video (`str`, `os.PathLike` or a sequence of images): The driving video.
+        video (`str`, `os.PathLike` or a sequence of images): The driving video.
         fps (`Fraction`, `float` or `str`, *optional*): Output rate; the file's own by default, 25 for frames.
 
-    Returns:
-        `tuple`: its frames, read one by one; their rate; their number, if it is known; its audio, mono, and the
-        audio's rate, or `None` twice.
+    Attributes:
+        frames (`Iterable`): Its frames, read one by one.
+        fps (`Fraction`): Their rate.
+        num_frames (`int` or `None`): Their number, if it is known.
 
     Raises:
         ValueError: If it is neither.
     """
-    check_file("driving_video", "video", driving_video)
-    if isinstance(driving_video, str | os.PathLike):
-        video = VideoReader(driving_video, fps, argument="driving_video")
-        with naming("driving_video"):
-            audio, rate = load_audio(driving_video) if video.has_audio else (None, None)
-        return video, video.fps, video.num_frames, (None if audio is None else mix_to_mono(audio), rate)
-    is_sequence = isinstance(driving_video, Sequence | np.ndarray | Tensor) and getattr(driving_video, "ndim", 1) > 0
-    if is_sequence and len(driving_video):
-        return driving_video, parse_fps(25 if fps is None else fps), len(driving_video), (None, None)
-    kind = type(driving_video).__name__
-    raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
+
+    def __init__(self, video: Any, fps: Any = None):
+        check_file("driving_video", "video", video)
+        self._sound_path = None
+        if isinstance(video, str | os.PathLike):
+            self.frames = VideoReader(video, fps, argument="driving_video")
+            self.fps, self.num_frames = self.frames.fps, self.frames.num_frames
+            self._sound_path = video if self.frames.has_audio else None
+        elif isinstance(video, Sequence | np.ndarray | Tensor) and getattr(video, "ndim", 1) > 0 and len(video):
+            self.frames, self.fps, self.num_frames = video, parse_fps(25 if fps is None else fps), len(video)
+        else:
+            kind = type(video).__name__
+            raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
+
+    def sound_blocks(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield its audio, mono, block by block with the rate; nothing where it has none."""
+        if self._sound_path is not None:
+            with naming("driving_video"):
+                yield from ((samples.mean(0), rate) for samples, rate in audio_blocks(self._sound_path))
+
+    def read_sound(self) -> tuple[np.ndarray | None, int | None]:
+        """Its audio, mono, and the rate; `None` twice where it has none."""
+        blocks = list(self.sound_blocks())
+        return (np.concatenate([samples for samples, _ in blocks]), blocks[0][1]) if blocks else (None, None)
 
 
 def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: Fraction | int) -> tuple[Tensor, Fraction]:

@@ -110,7 +110,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
     # Motion is made and encoded as by VASA-1.
     motion_spec = VasaTalkingFacePipeline.motion_spec
     create_motion_generator = VasaTalkingFacePipeline.create_motion_generator
-    encode_video = VasaTalkingFacePipeline.encode_video
+    encode_driving = VasaTalkingFacePipeline.encode_driving
 
     output_sizes: tuple[int, ...] = ()  # any
 

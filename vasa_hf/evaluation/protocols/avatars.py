@@ -82,7 +82,7 @@ class Avatars(Protocol):
             with self.record_failure(path.stem, FULL), run.clock("generate"):
                 clip = run.load(path)
                 frames = clip.frames[:FRAMES]
-                motion = run.pipeline.encode_video(to_uint8(frames), box=run.whole).cpu()
+                motion = run.pipeline.encode_video(to_uint8(frames), box=run.whole, follow=False).cpu()
                 samples = None if clip.samples is None else clip.samples[: len(frames) * SAMPLES_PER_FRAME]
                 motions.append(DrivingMotion(path.stem, samples, motion, clip.silent_because))
         if run.data.speech:
