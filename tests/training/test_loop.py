@@ -12,6 +12,9 @@ from torch import nn
 
 from vasa_hf.training.ema import ExponentialMovingAverage
 from vasa_hf.training.loop import LoopOptions, Player, checkpoints, configs, learning_rate_at, parse_options, train
+from vasa_hf.training.recipes.gaia_autoencoder import GaiaAutoencoderOptions
+from vasa_hf.training.recipes.gaia_motion_denoiser import GaiaDenoiserOptions
+from vasa_hf.training.recipes.gaia_text_denoiser import GaiaTextOptions
 from vasa_hf.training.train_face_autoencoder import FaceAutoencoderOptions
 from vasa_hf.training.train_motion_transformer import MotionTransformerOptions
 from vasa_hf.training.train_motion_transformer_moda import ModaMotionOptions
@@ -165,6 +168,13 @@ def test_learning_rate_warms_up_and_ends_low():
     assert learning_rate_at(1.0, 1000, chosen) == pytest.approx(0.1)
 
 
+def test_inverse_square_root_schedule():
+    chosen = LoopOptions(warmup_steps=10, lr_schedule="inverse_sqrt")
+    assert [learning_rate_at(0.0, step, chosen) for step in (0, 9, 39, 159)] == pytest.approx([0.1, 1.0, 0.5, 0.25])
+    with pytest.raises(ValueError, match="`lr_schedule`"):
+        learning_rate_at(0.0, 0, LoopOptions(lr_schedule="steps"))
+
+
 def test_bf16_trains(tmp_path):
     state = run(tmp_path, mixed_precision="bf16", max_steps=200, log_every=20, checkpoint_every=0)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -200,6 +210,9 @@ def test_the_configs_of_the_package_fit_their_trainings(name):
     stage = name.split("_", 1)[1]
     options = {
         "face_autoencoder": FaceAutoencoderOptions,
+        "gaia_autoencoder": GaiaAutoencoderOptions,
+        "gaia_motion_denoiser": GaiaDenoiserOptions,
+        "gaia_text_denoiser": GaiaTextOptions,
         "motion_transformer": MotionTransformerOptions,
         "motion_transformer_moda": ModaMotionOptions,
     }[stage]

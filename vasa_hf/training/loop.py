@@ -56,6 +56,7 @@ class LoopOptions:
     mixed_precision: str = option("no", "no, fp16 or bf16")
     warmup_steps: int = option(100, "steps of linear warm-up of the learning rate")
     final_lr_ratio: float = option(0.02, "learning rate at the end of the cosine, as a share of its peak")
+    lr_schedule: str = option("cosine", "cosine, or inverse_sqrt: as one over the root of the steps after warm-up")
     max_grad_norm: float = option(1.0, "gradient norm of a player is clipped to this")
     ema_decay: float = option(0.999, "decay of the averaged weights")
     seed: int = option(0, "seed of every random number of the run")
@@ -115,8 +116,12 @@ class _SampleOrder(Sampler[int]):
 
 
 def learning_rate_at(progress: float, step: int, options: LoopOptions) -> float:
-    """Share of the peak learning rate: linear warm-up, then half a cosine down to `final_lr_ratio`."""
+    """Share of the peak learning rate: linear warm-up, then half a cosine down to `final_lr_ratio`, or 1 / sqrt."""
+    if options.lr_schedule not in ("cosine", "inverse_sqrt"):
+        raise ValueError(f"`lr_schedule` must be 'cosine' or 'inverse_sqrt', got {options.lr_schedule!r}.")
     warmup = min(1.0, (step + 1) / max(1, options.warmup_steps))
+    if options.lr_schedule == "inverse_sqrt":
+        return warmup * math.sqrt(max(1, options.warmup_steps) / max(1, options.warmup_steps, step + 1))
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     return warmup * (options.final_lr_ratio + (1.0 - options.final_lr_ratio) * cosine)
 

@@ -33,6 +33,7 @@ from vasa_hf.training.train_face_autoencoder import augment, channels_last, open
 
 PRESETS: dict[str, dict[str, Any]] = {
     **PAPER_CONFIGS,
+    "paper": PAPER_CONFIGS["700m"],  # of the main experiments
     "small": SMALL_CONFIG,
     "tiny": {**SMALL_CONFIG, "image_size": 32, "channels": [4, 8, 8], "motion_channels": [4, 8, 8, 8], "num_layers": 1},
 }
