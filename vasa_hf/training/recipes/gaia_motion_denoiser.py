@@ -1,6 +1,6 @@
 """Train GAIA's diffusion model with its speech encoder and pose predictor (§4.3, Eq. 10).
 
-    accelerate launch -m vasa_hf.training.recipes.gaia_motion_denoiser --data DIR [DIR ...] --prepared motion_data \
+    accelerate launch -m vasa_hf.training gaia_motion_denoiser --data DIR [DIR ...] --prepared motion_data \
         --autoencoder RUN/autoencoder --output DIR
 
 Landmarks and head pose are those of the labels in `DIR/clips.npz`; speech features of the same frames are those of
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -28,22 +27,20 @@ from vasa_hf.geometry.landmark_pictures import draw_landmarks
 from vasa_hf.hub import resolve
 from vasa_hf.models.autoencoder_gaia import GaiaAutoencoder
 from vasa_hf.models.motion_denoiser_gaia import (
-    PAPER_CONFIGS,
-    SMALL_CONFIG,
+    BACKBONES,
+    CONDITIONINGS,
+    PREDICTIONS,
+    PRESETS,
     GaiaMotionDenoiser,
     gaia_scheduler,
     vp_marginal,
 )
-from vasa_hf.training.loop import LoopOptions, TrainingState, option, parse_options
-from vasa_hf.training.saving import published_dtype, train_and_save
-from vasa_hf.training.train_motion_transformer import motion_loss
+from vasa_hf.training.loop import Player, TrainingState
+from vasa_hf.training.options import LoopOptions, option
+from vasa_hf.training.recipes.motion_transformer import motion_loss
+from vasa_hf.training.saving import train_and_save
+from vasa_hf.training.sheets import save_images
 
-PRESETS: dict[str, dict[str, Any]] = {
-    **PAPER_CONFIGS,
-    "paper": PAPER_CONFIGS["1.2b"],  # of Table 3
-    "small": SMALL_CONFIG,
-    "tiny": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 16, "conv_kernel": 3, "pose_channels": 8},
-}
 NAME = "motion_denoiser"
 
 
@@ -52,20 +49,19 @@ class DenoiserOptions(LoopOptions):
     """Options that the trainings of GAIA's diffusion models share."""
 
     autoencoder: str | None = option(None, "folder of the autoencoder whose E_M makes the latents")
-    predicts: str = option("latent", "latent, or landmarks: coordinates")
+    predicts: str = option("latent", "what is learnt; landmarks are coordinates", PREDICTIONS)
     initial: str | None = option(None, "folder of a denoiser to go on from, instead of random weights")
-    preset: str = option("paper", f"one of {', '.join(PRESETS)}")
+    preset: str = option("paper", "size of a new model", PRESETS)
     window: int = option(125, "frames of a window that is generated")
     context: int = option(25, "frames that a window shares with the one before")
-    backbone: str = option("conformer", "conformer, or transformer (Table 9)")
-    speech_condition: str = option("add", "add or attention (Table 9)")
-    reference_condition: str = option("attention", "add or attention (Table 9)")
+    backbone: str = option("conformer", "kind of the blocks (Table 9)", BACKBONES)
+    speech_condition: str = option("add", "how blocks see speech (Table 9)", CONDITIONINGS)
+    reference_condition: str = option("attention", "how they see the reference", CONDITIONINGS)
     diffusion: bool = option(True, "without: the ablation of Table 6")
     dropout: float = option(0.0, "dropout of the blocks")
-    learning_rate: float = option(1e-4, "peak learning rate")
-    weight_decay: float = option(0.0, "weight decay of matrices; 0 is Adam, as in the paper")
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0  # Adam, as in the paper
     velocity_weight: float = option(0.0, "weight of the error of frame differences")
-    save_dtype: str = option("float32", "type of the published weights: float32 or float16")
 
 
 @dataclass
@@ -181,13 +177,7 @@ def encoded(options: DenoiserOptions, make: Any) -> LandmarkMotion:
 
 
 def make_denoiser(options: DenoiserOptions, dataset: Dataset, audio_dim: int, **config: Any) -> GaiaMotionDenoiser:
-    """The denoiser that the options name, with the statistics of the dataset.
-
-    Raises:
-        ValueError: If the preset is unknown.
-    """
-    if options.preset not in PRESETS:
-        raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
+    """The denoiser that the options name, with the statistics of the dataset."""
     if options.initial:  # with the statistics that its weights are used to
         return GaiaMotionDenoiser.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
     model = GaiaMotionDenoiser(
@@ -235,19 +225,16 @@ def sample_sheet(dataset: Dataset, loss: DenoiserLoss, rows: int = 3) -> Any:
             strips += [motion_pictures(x[mask], model.config.predicts) for x in (truth, motion)]
         width = max(strip.shape[2] for strip in strips)
         sheet = torch.cat([nn.functional.pad(strip, (0, width - strip.shape[2]), value=-1.0) for strip in strips], 1)
-        pixels = ((sheet.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
-        Image.fromarray(pixels).save(folder / f"sheet-{step:07d}.png")
+        save_images(sheet, folder / f"sheet-{step:07d}.png")
 
     return write
 
 
 def run(options: GaiaDenoiserOptions) -> TrainingState:
     """Prepare the data, train, and save `motion_denoiser/` and `scheduler/` in the output."""
-    published_dtype(options.save_dtype)
     if not options.data or not options.prepared:
         raise ValueError("`data` and `prepared` must be given.")
-    process = PartialState(cpu=options.cpu)
-    with process.main_process_first():
+    with PartialState(cpu=options.cpu).main_process_first():
         speech = MotionData.load(options.prepared)
         data = encoded(options, lambda: landmark_motion(options.data, speech, options.smoothing))
     dataset = LandmarkSequences(
@@ -256,11 +243,7 @@ def run(options: GaiaDenoiserOptions) -> TrainingState:
     torch.manual_seed(options.seed)
     model = make_denoiser(options, dataset, data.audio.shape[1], use_pose=options.use_pose)
     loss = DenoiserLoss(options, model)
-    state = train_and_save(options, NAME, model, loss, dataset, sample_sheet(dataset, loss))
-    if process.is_main_process:
-        gaia_scheduler().save_pretrained(Path(options.output) / "scheduler")
-    return state
-
-
-if __name__ == "__main__":
-    run(parse_options(GaiaDenoiserOptions, description=__doc__.splitlines()[0]))
+    player = Player(NAME, (NAME,), loss, options.learning_rate, weight_decay=options.weight_decay)
+    components = {NAME: model, "scheduler": gaia_scheduler()}
+    on_sample = sample_sheet(dataset, loss)
+    return train_and_save(options, {NAME: model}, [player], dataset, (NAME,), lambda: components, on_sample=on_sample)

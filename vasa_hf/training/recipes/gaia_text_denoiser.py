@@ -1,6 +1,6 @@
 """Train GAIA's text-instructed diffusion model (appendix E): a text encoder's features take the place of speech.
 
-    accelerate launch -m vasa_hf.training.recipes.gaia_text_denoiser --data DIR [DIR ...] \
+    accelerate launch -m vasa_hf.training gaia_text_denoiser --data DIR [DIR ...] \
         --autoencoder RUN/autoencoder --text-encoder openai/clip-vit-base-patch32 --output DIR
 
 Pairs of instruction and action are composed on the faces of `DIR/clips.npz` and found in its clips, see
@@ -31,7 +31,8 @@ from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
 from vasa_hf.data.landmark_sequences import LandmarkMotion
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_denoiser_gaia import gaia_scheduler
-from vasa_hf.training.loop import Player, TrainingState, option, parse_options, print_log, train
+from vasa_hf.training.loop import Player, TrainingState
+from vasa_hf.training.options import option
 from vasa_hf.training.recipes.gaia_motion_denoiser import (
     NAME,
     DenoiserLoss,
@@ -40,7 +41,7 @@ from vasa_hf.training.recipes.gaia_motion_denoiser import (
     make_denoiser,
     sample_sheet,
 )
-from vasa_hf.training.saving import published_dtype, save_averaged
+from vasa_hf.training.saving import train_and_save
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -56,7 +57,7 @@ class GaiaTextOptions(DenoiserOptions):
     text_width: int = option(64, "width of that small one")
     composed: int = option(560, "composed clips")
     frames: int = option(75, "frames of a clip")
-    window: int = option(75, "frames of a window that is generated")
+    window: int = 75
     drop_audio: float = option(0.1, "how often a sample has no instruction")
 
 
@@ -173,12 +174,10 @@ def make_instructions(options: GaiaTextOptions) -> LandmarkMotion:
 
 def run(options: GaiaTextOptions) -> TrainingState:
     """Train, and save `text_denoiser/`, `text_encoder/`, `text_tokenizer/` and `scheduler/` in the output."""
-    dtype = published_dtype(options.save_dtype)
     if not options.data:
         raise ValueError("`data` must be given.")
     torch.manual_seed(options.seed)
-    process = PartialState(cpu=options.cpu)
-    with process.main_process_first():
+    with PartialState(cpu=options.cpu).main_process_first():
         data = encoded(options, lambda: make_instructions(options))
     tokenizer, text_encoder = make_text_encoder(options)
     tokens = {number: tokenize(tokenizer, list(ACTIONS[name].phrases)) for number, name in enumerate(NAMES)}
@@ -188,17 +187,11 @@ def run(options: GaiaTextOptions) -> TrainingState:
     owned = (NAME, "text_encoder") if learns else (NAME,)
     player = Player(NAME, owned, loss, options.learning_rate, weight_decay=options.weight_decay)
     modules = {NAME: model, "text_encoder": text_encoder}
-    state = train(options, modules, [player], dataset, owned, print_log, sample_sheet(dataset, loss))
-    if process.is_main_process:
-        output = Path(options.output)
-        save_averaged(model, state.ema[NAME], output / "text_denoiser", dtype)
-        if learns:
-            state.ema["text_encoder"].copy_to(text_encoder)
-        text_encoder.to(dtype).save_pretrained(output / "text_encoder")
-        tokenizer.save_pretrained(output / "text_tokenizer")
-        gaia_scheduler().save_pretrained(output / "scheduler")
-    return state
-
-
-if __name__ == "__main__":
-    run(parse_options(GaiaTextOptions, description=__doc__.splitlines()[0]))
+    components = {
+        "text_denoiser": model,
+        "text_encoder": text_encoder,
+        "text_tokenizer": tokenizer,
+        "scheduler": gaia_scheduler(),
+    }
+    on_sample = sample_sheet(dataset, loss)
+    return train_and_save(options, modules, [player], dataset, owned, lambda: components, on_sample=on_sample)
