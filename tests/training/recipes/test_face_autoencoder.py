@@ -54,6 +54,30 @@ def test_pairs_are_two_frames_of_one_clip(pairs):
         assert bool(first["is_portrait"]) != bool(same)
 
 
+def test_frames_have_the_size_asked_for_and_the_other_frame_is_of_another_person(data, pairs):
+    large = FacePairs(*data, portrait_share=0, size=320, others=True)
+    assert large.frames.shape == (18, 320, 320, 3)
+    for index in range(8):
+        sample = large[index]
+        assert sample["source"].shape == sample["other"].shape == (3, 320, 320)
+        rows = [
+            next(i for i in range(18) if torch.equal(large.clips.landmarks[i], sample[f"{name}_landmarks"]))
+            for name in ("source", "other")
+        ]
+        assert large.person[rows[0]] != large.person[rows[1]]
+        assert torch.equal(sample["other_motion"], large.clip_motion[rows[1]])
+    with pytest.raises(ValueError, match="`others` needs clips of at least two people"):
+        FacePairs(*data, portrait_share=0, others=True, data_share=0.1)
+
+
+def test_a_share_of_the_clips_is_drawn_from_that_share_alone(data):
+    half = FacePairs(*data, portrait_share=0, data_share=0.34)
+    assert len(half.rows) in (5, 6, 7)
+    for index in range(20):
+        landmarks = half[index]["source_landmarks"]
+        assert any(torch.equal(half.clips.landmarks[row], landmarks) for row in half.rows)
+
+
 def test_streamed_frames_equal_decoded_ones_and_portraits_may_be_absent(data, pairs, tmp_path):
     folder = shutil.copytree(data[0], tmp_path / "data")
     (folder / "portraits.npz").unlink()
@@ -161,7 +185,8 @@ def test_losses_of_other_networks_reach_the_decoder(data, tmp_path):
     FaceRecognizer(
         image_size=32, widths=(4, 8, 8), depths=(1, 2), embedding_dim=12, num_feature_maps=3
     ).save_pretrained(tmp_path / "faces")
-    networks = ["--perceptual", tmp_path / "faces", "--gaze-network", tmp_path / "analyzer"]
+    networks = ["--perceptual", tmp_path / "faces", "--identity", tmp_path / "faces"]
+    networks += ["--gaze-network", tmp_path / "analyzer"]
     weights = ["--weight-perceptual", 1, "--weight-cross-id", 1, "--weight-gaze", 1]
     _, log = run(data, tmp_path / "run", "--stage", "joint", "--max-steps", 2, *networks, *weights)
     assert log[0]["perceptual"] > 0 and {"cross_id", "gaze"} <= set(log[0])  # near 0 while hardly anything moves
@@ -184,7 +209,13 @@ def test_bad_options_say_so(data, tmp_path):
     with pytest.raises(ValueError, match="`stage` must be"):
         run(data, tmp_path, "--stage", "all")
     with pytest.raises(ValueError, match="`perceptual` must name"):
+        run(data, tmp_path, "--weight-perceptual", 1)
+    with pytest.raises(ValueError, match="`identity` must name"):
         run(data, tmp_path, "--weight-cross-id", 1)
+    with pytest.raises(ValueError, match="`data_share` must be"):
+        run(data, tmp_path, "--data-share", 2)
+    with pytest.raises(ValueError, match="`portrait_share` must be 0 where z_dyn is learned"):
+        run(data, tmp_path, "--model", '{"motion_space": "new"}')
     with pytest.raises(ValueError, match="`gaze_network` must name"):
         run(data, tmp_path, "--weight-gaze", 1)
     with pytest.raises(ValueError, match="`only` must name"):
