@@ -84,6 +84,7 @@ KEPT_APART = {
     "mediapipe": ("models/face_analyzer_mediapipe.py",),
     "ray": ("data/prepare_ray.py",),
     "viser": ("viewer.py",),
+    "c2pa": ("media/content_credentials.py",),
 }
 # Development tools and libraries that the project does not depend on.
 NOT_OURS = {"torchvision", "torchaudio", "librosa", "scipy", "skimage", "pytest", "requests"}

@@ -31,8 +31,9 @@ from torch import Tensor
 from vasa_hf.checks import check_number
 from vasa_hf.controls import rebase_motion
 from vasa_hf.media.audio import load_audio, mix_to_mono
+from vasa_hf.media.content_credentials import ContentCredentials
 from vasa_hf.media.ffmpeg import parse_fps
-from vasa_hf.media.video import VideoWriter
+from vasa_hf.media.video import VideoWriter, check_credentials
 from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.outputs import TalkingFaceOutput, join_pictures, named_provenance, to_pictures, to_uint8
 from vasa_hf.pipelines.inputs import (
@@ -450,6 +451,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         *,
         provenance: bool | Mapping[str, Any] = True,
         crf: int = 18,
+        credentials: ContentCredentials | None = None,
         on_frames: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> TalkingFaceOutput:
@@ -461,6 +463,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One voice.
             provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
             crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
             on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
             **options: As for `stream`.
 
@@ -469,6 +472,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """
         check_output(path)
         check_number("crf", crf, 0, 51, whole=True)
+        check_credentials(credentials, provenance)
         self.create_motion_generator()
         check_audios([audio])
         source = self.open_audio(audio, options.get("sampling_rate"))
@@ -478,7 +482,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         first, motions = next(chunks), []
         size = (first.frames.shape[2], first.frames.shape[1])
         provenance = named_provenance(provenance, self.model_name)
-        with VideoWriter(path, fps, size, provenance=provenance, crf=crf) as writer:
+        marks = {"provenance": provenance, "credentials": credentials}
+        with VideoWriter(path, fps, size, **marks, crf=crf) as writer:
             for block in source:
                 writer.write_audio(block.mean(0), source.sampling_rate)
             for chunk in itertools.chain([first], chunks):
