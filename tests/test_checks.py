@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from vasa_hf import FaceImageProcessor, Vasa1MotionTransformer, VasaAudioProcessor
-from vasa_hf.camera_paths import CameraKeyframes, OrbitCamera
 from vasa_hf.checks import check_number, parse_json
 from vasa_hf.cli import main
 from vasa_hf.hub import read_index
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.motion import load_motion
+from vasa_hf.motion.camera_paths import CameraKeyframes, OrbitCamera
 
 DEEP = "[" * 100_000
 

@@ -100,28 +100,28 @@ def test_talk_hands_every_option_on(files, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--gaze", "0.3"), "`gaze` must be 2 numbers with commas between them, got '0.3'"),
-        (("--gaze", "3,0"), "`gaze` must lie in"),
+        (("--gaze", "0.3"), "`--gaze` must be 2 numbers with commas between them, got '0.3'"),
+        (("--gaze", "3,0"), "`--gaze` must lie in"),
         (("--gaze", "0:0,0 oops"), "keyframes must be SECONDS:VALUE, got 'oops'"),
-        (("--distance", "far"), "`distance` must be 1 number, got 'far'"),
-        (("--distance", "9"), "`head_distance` must lie in"),
-        (("--emotion", "happy=very"), "`emotion` must be 1 number, got 'very'"),
-        (("--emotion", "hungry=1"), "`emotion` knows the names"),
-        (("--guidance", "light=1"), "`guidance_scale` knows the names"),
-        (("--steps", "0"), "`num_inference_steps` must be a whole number"),
-        (("--fps", "x"), "`fps` must be a number of frames a second"),
-        (("--size", "100"), "`output_size` must be one of [32, 64]"),
-        (("--box", "1,2"), "`box` must be 4 numbers"),
-        (("--face", "0"), "`face` has no effect with --box: leave one of them out"),
-        (("--guidance", "audio=1,audio=2"), "`guidance` must have each name once, got 'audio' twice"),
-        (("--crf", "99"), "`crf` must be a whole number in [0, 51], got 99"),
-        (("--seed", "-1"), "`seed` must be a whole number from 0 to 2**63 - 1, got -1"),
-        (("--threads", "0"), "`threads` must be a whole number in [1, "),
-        (("--device", "abacus"), "`device` must be one of torch's"),
-        (("--device", "meta"), "`device` must be one that is here and works, got 'meta'"),
-        (("--device", "cuda:99"), "`device` must be one that is here"),
-        (("--device", "mps"), "`device` must be one that is here"),
-        (("--motion", "m.txt"), "`motion` must end in .safetensors"),
+        (("--distance", "far"), "`--distance` must be 1 number, got 'far'"),
+        (("--distance", "9"), "`--distance` must lie in"),
+        (("--emotion", "happy=very"), "`--emotion` must be 1 number, got 'very'"),
+        (("--emotion", "hungry=1"), "`--emotion` knows the names"),
+        (("--guidance", "light=1"), "`--guidance` knows the names"),
+        (("--steps", "0"), "`--steps` must be a whole number"),
+        (("--fps", "x"), "`--fps` must be a number of frames a second"),
+        (("--size", "100"), "`--size` must be one of [32, 64]"),
+        (("--box", "1,2"), "`--box` must be 4 numbers"),
+        (("--face", "0"), "`--face` has no effect with --box: leave one of them out"),
+        (("--guidance", "audio=1,audio=2"), "`--guidance` must have each name once, got 'audio' twice"),
+        (("--crf", "99"), "`--crf` must be a whole number in [0, 51], got 99"),
+        (("--seed", "-1"), "`--seed` must be a whole number from 0 to 2**63 - 1, got -1"),
+        (("--threads", "0"), "`--threads` must be a whole number in [1, "),
+        (("--device", "abacus"), "`--device` must be one of torch's"),
+        (("--device", "meta"), "`--device` must be available and work, got 'meta'"),
+        (("--device", "cuda:99"), "`--device` must be available"),
+        (("--device", "mps"), "`--device` must be available"),
+        (("--motion", "m.txt"), "`--motion` must end in .safetensors"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(files, tmp_path, capsys, extra, message):
@@ -141,20 +141,20 @@ LONG = "a" * 300 + ".mp4"
     [
         (("talk", "nowhere.png", "{voice}", "-o", "{out}"), "`image` must be an existing file, got 'nowhere.png'"),
         (("talk", "{image}", "nowhere.wav", "-o", "{out}"), "`audio` must be an existing file, got 'nowhere.wav'"),
-        (("talk", "{voice}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must be a picture file"),
+        (("talk", "{voice}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must be an image file"),
         (("talk", "{image}", "{image}", "-o", "{out}", "--model", "{model}"), "`audio` must hold sound"),
         (("talk", "{grey}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must show a face, but none was"),
-        (("talk", "{image}", "{voice}", "-o", "{out}.avi"), "`output` must end in .mp4"),
-        (("talk", "{image}", "{voice}", "-o", "{out}/no/out.mp4"), "`output` must lie in an existing folder"),
-        (("talk", "{image}", "{voice}", "-o", "{folder}"), "`output` must be a file that can be written"),
+        (("talk", "{image}", "{voice}", "-o", "{out}.avi"), "`--output` must end in .mp4"),
+        (("talk", "{image}", "{voice}", "-o", "{out}/no/out.mp4"), "`--output` must lie in an existing folder"),
+        (("talk", "{image}", "{voice}", "-o", "{folder}"), "`--output` must be a file that can be written"),
         (("talk", "{image}", "{voice}", "-o", LONG), "File name too long"),
-        (("talk", "{image}", "{voice}", "-o", "{out}", "--motion", "/dev/full"), "`motion` must end in .safetensors"),
-        (("crop", "{image}", "--device", "cuda:99"), "`device` must be one that is here"),
-        (("bench", "--device", "cuda:99"), "`device` must be one that is here"),
+        (("talk", "{image}", "{voice}", "-o", "{out}", "--motion", "/dev/full"), "`--motion` must end in .safetensors"),
+        (("crop", "{image}", "--device", "cuda:99"), "`--device` must be available"),
+        (("bench", "--device", "cuda:99"), "`--device` must be available"),
         (("talk", "{image}", "{voice}", "-o", "{out}", "--model", "{model}/nothing"), "must be an embedded model"),
-        (("crop", "nowhere.png"), "`image` must be an existing picture file"),
-        (("inspect", "nowhere.mp4"), "`path` must be an existing file"),
-        (("bench", "--threads", "0"), "`threads` must be a whole number in [1, "),
+        (("crop", "nowhere.png"), "`image` must be an existing file"),
+        (("inspect", "nowhere.mp4"), "`video` must be an existing file"),
+        (("bench", "--threads", "0"), "`--threads` must be a whole number in [1, "),
     ],
 )
 def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys, words, message):
@@ -190,15 +190,15 @@ def test_an_option_that_is_given_twice_is_told(capsys, words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("prepare", "--check", "a", "--workers", "2"), "`workers` has no effect with --check"),
-        (("prepare", "--unpack", "a", "-o", "b", "--crf", "20"), "`crf` has no effect with --unpack"),
-        (("eval", "--output", "a", "--remake", "--data", "b"), "`data` has no effect with --remake"),
-        (("fit", "{image}", "-o", "a", "--set", "size=64", "--set", "size=32"), "`set` must give each setting once"),
+        (("prepare", "--check", "a", "--workers", "2"), "`--workers` has no effect with --check"),
+        (("prepare", "--unpack", "a", "-o", "b", "--crf", "20"), "`--crf` has no effect with --unpack"),
+        (("eval", "--output", "a", "--remake", "--data", "b"), "`--data` has no effect with --remake"),
+        (("fit", "{image}", "-o", "a", "--set", "size=64", "--set", "size=32"), "`--set` must give each setting once"),
         (
             ("animate", "{image}", "{image}", "-o", "a.mp4", "--driving-face", "0", "--driving-box", "1,2,3,4"),
-            "`driving-face` has no effect with --driving-box",
+            "`--driving-face` has no effect with --driving-box",
         ),
-        (("crop", "{image}", "--face", "0", "--box", "1,2,3,4"), "`face` has no effect with --box"),
+        (("crop", "{image}", "--face", "0", "--box", "1,2,3,4"), "`--face` has no effect with --box"),
     ],
 )
 def test_an_option_without_effect_is_told(files, capsys, words, message):
@@ -235,7 +235,7 @@ def test_doubtful_input_is_noted_and_used(files, tmp_path, capsys):
     words = ["talk", tmp_path / "large.bmp", tmp_path / "silent.wav", "-o", tmp_path / "out.mp4", "--steps", "1"]
     assert main([*map(str, words), "--box", "400,400,1400,1500", "--model", str(files / "model")]) == 0
     err = capsys.readouterr().err
-    assert "vasa-hf: note: The picture of 2112x2304 pixels is shrunk to 1760x1920." in err
+    assert "vasa-hf: note: The image of 2112x2304 pixels is shrunk to 1760x1920." in err
     assert err.count("vasa-hf: note: `audio` is silent") == 1
 
 
@@ -290,7 +290,7 @@ def test_crop_finds_the_face(tmp_path, capsys):
     assert main(["crop", str(PORTRAIT)]) == 0
     assert "face 0: score" in capsys.readouterr().out
     assert main(["crop", str(PORTRAIT), "--face", "7"]) == 2
-    assert "`face` must be 0 to" in capsys.readouterr().err
+    assert "`--face` must be 0 to" in capsys.readouterr().err
 
 
 @has_analyzer
@@ -305,7 +305,7 @@ def test_crop_tells_faces_that_cannot_be_animated(tmp_path, capsys):
     said = capsys.readouterr()
     sides = [max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in (face["box"] for face in json.loads(said.out)["faces"])]
     assert len(sides) == 2 and sides[0] > sides[1]
-    assert "vasa-hf: note: 2 faces were found" in said.err and "the largest is taken" in said.err
+    assert "vasa-hf: note: 2 faces were found" in said.err and "the largest is used" in said.err
     small = Image.new("RGB", (512, 512), (90, 90, 90))
     small.paste(portrait.resize((128, 128)), (200, 200))
     small.save(tmp_path / "small.png")
@@ -405,7 +405,7 @@ def test_bench_compares_threads_in_fresh_processes(files, capsys):
         assert result["real_time_factor"] == pytest.approx(result["total_seconds"] / 1.2)
         assert 0 < result["portrait_seconds"] < result["first_frame_seconds"]
         assert result["peak_memory_mb"] > 50
-    said = bench.table(results)
+    said = bench.format_results(results)
     assert "real-time factor" in said and "peak memory" in said and len(said.splitlines()[1].split()) == 3
 
 

@@ -20,7 +20,7 @@ from tests.testing_utils.pipelines import make_audio, make_image, make_vasa1_com
 from vasa_hf import Vasa3DAvatarPipeline, load_motion
 from vasa_hf.bench import avatars as bench_3d
 from vasa_hf.cli import avatars, main
-from vasa_hf.cli.measure import _what_to_judge
+from vasa_hf.cli.measure import _load_evaluated
 from vasa_hf.media import VideoReader, read_provenance, save_wav
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,31 +93,31 @@ def test_talk3d_hands_every_option_on(files, tmp_path):
         (("talk3d", "nobody", "{voice}", "-o", "{out}"), "`avatar` must be one of ['anna']"),
         (("talk3d", "{png}", "{voice}", "-o", "{out}"), "`avatar` must be one of ['anna']"),
         (("talk3d", "anna", "no.wav", "-o", "{out}"), "`audio` must be an existing file, got 'no.wav'"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}.avi"), "`output` must end in .mp4"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "spiral"), "`camera` must be fixed, orbit or an exi"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{png}"), "`camera` must be JSON, but"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{dict}"), "`camera` must hold a list of keyframes"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{near}"), "`camera` must stay outside of the head"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{short}"), "`camera` must be keyframes"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--background", "pink"), "`background` must be R,G,B in [0, 1]"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--background", "1,2,3"), "`background` must be red, green and"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--size", "1"), "`output_size` must"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--seed", "-1"), "`seed` must be a whole number"),
-        (("talk3d", "anna", "{voice}", "-o", "{out}", "--emotion", "hungry=1"), "`emotion` knows the names"),
-        (("view", "anna", "--port", "70000"), "`port` must lie in"),
-        (("view", "anna", "--audio", "no.wav"), "`audio` must be an existing file"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}.avi"), "`--output` must end in .mp4"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "spiral"), "`--camera` must be fixed, orbit or"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{png}"), "`--camera` must be JSON, but"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{dict}"), "`--camera` must hold a list"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{near}"), "`--camera` must stay outside"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--camera", "{short}"), "`--camera` must be keyframes"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--background", "pink"), "`--background` must be R,G,B"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--background", "1,2,3"), "`--background` must be red, gr"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--size", "1"), "`--size` must"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--seed", "-1"), "`--seed` must be a whole number"),
+        (("talk3d", "anna", "{voice}", "-o", "{out}", "--emotion", "hungry=1"), "`--emotion` knows the names"),
+        (("view", "anna", "--port", "70000"), "`--port` must lie in"),
+        (("view", "anna", "--audio", "no.wav"), "`--audio` must be an existing file"),
         (("view", "nobody", "--port", "0"), "`avatar` must be one of ['anna']"),
-        (("view", "anna", "--port", "0", "--size", "5"), "`size` must lie in [64, 2048]"),
+        (("view", "anna", "--port", "0", "--size", "5"), "`--size` must lie in [64, 2048]"),
         (("fit", "no.png", "-o", "{out}"), "`image` must be an existing file, got 'no.png'"),
-        (("fit", "{png}", "-o", "{out}", "--audio", "no.wav"), "`audio[0]` must be an existing file"),
-        (("fit", "{png}", "-o", "{png}"), "`output` must be a folder, got the file"),
-        (("fit", "{png}", "-o", "{folder}"), "`output` must be a new or empty folder"),
-        (("fit", "{png}", "-o", "{out}", "--resume"), "`resume` needs a fit that was stopped"),
-        (("fit", "{png}", "-o", "{stopped}"), "`output` holds a fit that was stopped: add --resume"),
-        (("fit", "{png}", "-o", "{out}", "--set", "iterations"), "`set` must be NAME=VALUE"),
-        (("fit", "{png}", "-o", "{out}", "--set", "beauty=1"), "`overrides` must be fields of AvatarPreset"),
-        (("bench", "3d", "--seconds", "3"), "`seconds` has no meaning for '3d'"),
-        (("bench", "--avatar", "anna"), "`avatar` has no meaning for '2d'"),
+        (("fit", "{png}", "-o", "{out}", "--audio", "no.wav"), "`--audio` must be an existing file"),
+        (("fit", "{png}", "-o", "{png}"), "`--output` must be a folder, got the file"),
+        (("fit", "{png}", "-o", "{folder}"), "`--output` must be a new or empty folder"),
+        (("fit", "{png}", "-o", "{out}", "--resume"), "`--resume` needs a fit that was stopped"),
+        (("fit", "{png}", "-o", "{stopped}"), "`--output` holds a fit that was stopped: add --resume"),
+        (("fit", "{png}", "-o", "{out}", "--set", "iterations"), "`--set` must be NAME=VALUE"),
+        (("fit", "{png}", "-o", "{out}", "--set", "beauty=1"), "`--set` must be fields of AvatarPreset"),
+        (("bench", "3d", "--seconds", "3"), "`--seconds` has no effect with '3d'"),
+        (("bench", "--avatar", "anna"), "`--avatar` has no effect with '2d'"),
     ],
 )
 def test_bad_words_are_one_line_and_exit_code_2(files, tmp_path, capsys, words, message):
@@ -210,7 +210,7 @@ def test_view_serves_until_ctrl_c(files):
         capture_output=True,
         text=True,
     )
-    assert second.returncode == 2 and "`port` must be free" in second.stderr
+    assert second.returncode == 2 and "`--port` must be free" in second.stderr
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and out == "" and "Traceback" not in err
@@ -226,17 +226,17 @@ def test_bench_3d_measures_in_a_fresh_process(files, capsys):
     assert all(rate > 0 for rate in result["frames_per_second"].values())
     assert 0 < result["first_frame_seconds"] <= result["first_frame_cold_seconds"]
     assert result["first_frame_short_seconds"] > 0 and result["peak_memory_mb"] > 50
-    said = bench_3d.table([result, {**result, "threads": 1}])
+    said = bench_3d.format_results([result, {**result, "threads": 1}])
     assert "both, frames/s" in said and "fit, s" not in said and len(said.splitlines()[1].split()) == 3
-    assert "fit, s" in bench_3d.table([{**result, "fit_seconds": 250.0}])
+    assert "fit, s" in bench_3d.format_results([{**result, "fit_seconds": 250.0}])
     assert main(["bench", "3d", "--model", str(files / "me")]) == 2
     assert "failed" in capsys.readouterr().err
 
 
 def test_an_avatar_covered_anew_moves_as_before():
     avatar = make_avatar(2)
-    assert bench_3d.with_gaussians(avatar, len(avatar.triangles)) is avatar
-    more = bench_3d.with_gaussians(avatar, 14_000).eval()
+    assert bench_3d.resize_avatar(avatar, len(avatar.triangles)) is avatar
+    more = bench_3d.resize_avatar(avatar, 14_000).eval()
     assert more.config.num_gaussians == len(more.means) == 14_000
     motion = avatar.own_motion[None] + 0.1 * torch.randn(1, 10, generator=torch.Generator().manual_seed(0))
     for mine, other in zip(avatar.head_parameters(motion), more.head_parameters(motion), strict=True):
@@ -251,15 +251,15 @@ def test_an_avatar_covered_anew_moves_as_before():
 
 def test_eval_finds_the_avatars_of_a_pipeline(files, tmp_path):
     options = SimpleNamespace(model=str(files / "model"), avatars=None, device="cpu", threads=None)
-    pipe, sitters, model, eyes = _what_to_judge(options)
+    pipe, sitters, model, eyes = _load_evaluated(options)
     assert type(pipe).__name__ == "VasaTalkingFacePipeline" and model == str(files / "model") and eyes is None
     assert list(sitters) == ["anna"]
     with pytest.raises(ValueError, match="portrait.png is not in the avatar's folder"):
         sitters["anna"]()
     options.avatars = f"anna,{files / 'me'}/,{tmp_path / 'x' / 'me'}"
-    assert list(_what_to_judge(options)[1]) == ["anna", "me", str(tmp_path / "x" / "me")]
-    with pytest.raises(ValueError, match="`avatars` are judged by --pipeline vasa3d"):
-        _what_to_judge(SimpleNamespace(model="vasa-small", avatars="anna", device="cpu", threads=None))
+    assert list(_load_evaluated(options)[1]) == ["anna", "me", str(tmp_path / "x" / "me")]
+    with pytest.raises(ValueError, match="`avatars` needs --pipeline vasa3d"):
+        _load_evaluated(SimpleNamespace(model="vasa-small", avatars="anna", device="cpu", threads=None))
 
 
 def test_help_has_examples(capsys):

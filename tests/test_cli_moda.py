@@ -79,7 +79,7 @@ def test_converted_joyvasa_talks(files, tmp_path, capsys):
     assert main(list(map(str, words))) == 0
     assert len(list(read_video(tmp_path / "out.mp4"))) > 5
     assert main(list(map(str, [*words, "--emotion", "fear"]))) == 2
-    assert "`emotion` is no option here" in capsys.readouterr().err
+    assert "`--emotion` is no option here" in capsys.readouterr().err
 
 
 def test_animate_by_a_video_and_by_its_template(files, tmp_path, capsys):
@@ -115,14 +115,14 @@ def test_animate_by_vasa1(files, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("talk", "voice.wav", "--system", "moda", "--gaze", "0,0"), "`gaze` is no control of moda"),
-        (("talk", "voice.wav", "--system", "moda", "--emotion", "hungry"), "`emotion` knows the names"),
-        (("talk", "voice.wav", "--system", "moda", "--expression", "sneeze=1"), "`expression` knows the names"),
-        (("talk", "voice.wav", "--expression", "smile=1"), "`expression` needs --system moda"),
+        (("talk", "voice.wav", "--system", "moda", "--gaze", "0,0"), "`--gaze` is not supported by moda"),
+        (("talk", "voice.wav", "--system", "moda", "--emotion", "hungry"), "`--emotion` knows the names"),
+        (("talk", "voice.wav", "--system", "moda", "--expression", "sneeze=1"), "`--expression` knows the names"),
+        (("talk", "voice.wav", "--expression", "smile=1"), "`--expression` needs --system moda"),
         (("animate", "none.mp4"), "`driving` must be an existing file"),
         (("animate", "voice.wav"), "voice.wav"),
-        (("animate", "drive.mp4", "--system", "vasa1", "--lips", "0.2"), "`lip_ratio` needs --system moda"),
-        (("animate", "drive.mp4", "--multiplier", "9"), "`driving_multiplier` must be a number"),
+        (("animate", "drive.mp4", "--system", "vasa1", "--lips", "0.2"), "`--lips` needs --system moda"),
+        (("animate", "drive.mp4", "--multiplier", "9"), "`--multiplier` must be a number"),
     ],
 )
 def test_errors_are_one_line(files, tmp_path, capsys, words, message):

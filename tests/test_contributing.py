@@ -17,7 +17,7 @@ from tests.testing_utils.pipelines import (
     make_image,
 )
 from vasa_hf import FaceImageProcessor, VasaAudioProcessor
-from vasa_hf.training.train_motion_transformer import make_scheduler
+from vasa_hf.training.recipes.motion_transformer import make_scheduler
 
 GUIDE = Path(__file__).resolve().parent.parent / "CONTRIBUTING.md"
 

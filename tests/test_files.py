@@ -1,4 +1,4 @@
-"""Files that cannot be written are told before the work; killed processes leave nothing for long."""
+"""Files that cannot be written are rejected before the work; files of killed processes are removed."""
 
 import os
 import signal

@@ -11,7 +11,7 @@ def test_paths_and_repositories_stay_as_they_are(tmp_path):
     assert hub.resolve("someone/vasa-small") == "someone/vasa-small"
 
 
-def test_unknown_names_are_told():
+def test_unknown_names_are_rejected():
     names = "'vasa-small', 'vasa3d-small', 'moda-small'"
     with pytest.raises(ValueError, match=f"`name` must be one of the embedded models .{names}., got 'vasa-huge'"):
         hub.embedded_path("vasa-huge")

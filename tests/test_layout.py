@@ -15,39 +15,20 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vasa_hf"
 
 # What each part of the package may import of the package, besides itself; a part is a folder or a module of `vasa_hf`.
-FOUNDATION = {
-    "checks",
-    "files",
-    "geometry",
-    "keyframes",
-    "camera_paths",
-    "motion",
-    "guidance",
-    "windowing",
-    "streaming",
-    "controls",
-    "outputs",
-    "hub",
-}
+FOUNDATION = {"checks", "files", "geometry", "motion", "outputs", "hub"}
 TOOLS = {"processors", "media", "metrics"}
 NETWORKS = {"layers", "gaussians", "head", "models"}
 MAY_IMPORT = {
     "checks": set(),
     "files": set(),
     "geometry": set(),
-    "keyframes": {"checks"},
-    "camera_paths": {"checks", "geometry", "keyframes"},
     "motion": {"checks", "files", "geometry"},
-    "guidance": set(),
-    "windowing": {"motion"},
-    "streaming": {"motion", "windowing"},
-    "controls": {"checks", "motion", "keyframes"},
     "hub": {"checks"},
     "publish": {"hub"},
     "media": {"files", "motion"},
     "outputs": {"motion", "media"},
     "processors": {"checks", "geometry", "media"},
-    "metrics": {"geometry", "streaming"},
+    "metrics": {"geometry", "motion"},
     "layers": {"geometry"},
     "gaussians": {"geometry"},
     "head": {"geometry"},
@@ -59,24 +40,37 @@ MAY_IMPORT = {
     "bench": {"gaussians", "media"},
     "evaluation": FOUNDATION | TOOLS | NETWORKS | {"pipelines", "bench"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
-    "studio": {"checks", "files", "hub", "media", "motion", "controls", "outputs", "gaussians"},
-    "app": {"studio", "cli"},
-    "cli": {"checks", "files", "hub", "publish", "media", "bench", "evaluation", "viewer", "convert", "data"},
+    "demo": {"checks", "files", "hub", "media", "motion", "outputs"},
+    "app": {"cli"},
+    "cli": {
+        "checks",
+        "files",
+        "hub",
+        "publish",
+        "media",
+        "bench",
+        "evaluation",
+        "viewer",
+        "convert",
+        "data",
+        "demo",
+        "training",
+    },
 }
 # (file, module) against the direction: `pipe.fit` trains an avatar, as it belongs to one person; VASA-1's pipeline
 # makes what it is trained on.
 EXCEPTIONS = {
     ("cli/avatars.py", "vasa_hf.training.avatar.presets"),  # `fit --set` knows the settings by name and type
-    ("pipelines/vasa_3d_avatar.py", "vasa_hf.training.train_gaussian_avatar"),
-    ("training/train_gaussian_avatar.py", "vasa_hf.pipelines.vasa_talking_face"),
+    ("pipelines/vasa_3d_avatar.py", "vasa_hf.training.avatar.fit"),
+    ("training/recipes/gaussian_avatar.py", "vasa_hf.pipelines.vasa_talking_face"),
 }
 # The front doors take classes by their public names, as every user does.
-FRONT_DOORS = {"bench", "cli", "evaluation", "studio"}
+FRONT_DOORS = {"bench", "cli", "demo", "evaluation"}
 # Libraries that only one place may import.
 KEPT_APART = {
     "gsplat": ("gaussians/cuda.py",),
     "cv2": ("processors/matte.py",),
-    "gradio": ("app.py",),
+    "gradio": ("demo/",),
     "moviepy": ("media/",),
     "imageio_ffmpeg": ("media/",),
     "imageio": ("media/",),
@@ -114,7 +108,7 @@ TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".yml", ".yaml", ".sh",
 
 
 def package_sources() -> dict[str, str]:
-    """Path in the package -> source; app.py lies beside it, and in it in a wheel."""
+    """Path in the package -> source; and app.py, which is next to it."""
     sources = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
     return {"app.py": (ROOT / "app.py").read_text(), **sources}
 
@@ -455,9 +449,13 @@ def test_project_obeys(rule):
 def test_something_is_checked():
     """A moved folder must not turn the rules into no-ops."""
     sources = package_sources()
-    assert {"app.py", "__init__.py", "motion.py", "models/face_analyzer.py", "pipelines/vasa_talking_face.py"} <= set(
-        sources
-    )
+    assert {
+        "app.py",
+        "__init__.py",
+        "motion/spec.py",
+        "models/face_analyzer.py",
+        "pipelines/vasa_talking_face.py",
+    } <= set(sources)
     documented = [name for source in sources.values() for name in re.findall(r"^ +Args:$", source, flags=re.MULTILINE)]
     assert len(documented) > 20
     assert "README.md" in project_texts() and "tests/test_layout.py" in project_texts()
@@ -486,8 +484,8 @@ PUBLIC = '_PUBLIC = {"FaceAnalyzer": "models.face_analyzer"}\n'
         ("layers/a.py", "from .. import models"),
         ("models/a.py", LINE),
         ("models/a.py", "from ..processors.image import FaceImageProcessor"),
-        ("motion.py", "from .models import face_analyzer"),
-        ("motion.py", "from vasa_hf import FaceAnalyzer"),
+        ("motion/a.py", "from ..models import face_analyzer"),
+        ("motion/a.py", "from vasa_hf import FaceAnalyzer"),
         ("metrics/a.py", "def f():\n    from vasa_hf.models.capp import Capp"),
         ("processors/a.py", "from importlib import import_module\nimport_module('vasa_hf.models.face_analyzer')"),
         ("training/a.py", LINE),
@@ -496,12 +494,14 @@ PUBLIC = '_PUBLIC = {"FaceAnalyzer": "models.face_analyzer"}\n'
         ("pipelines/a.py", "from vasa_hf.evaluation import tables"),
         ("data/synthetic/a.py", "from ...pipelines import vasa_talking_face"),
         ("pipelines/a.py", "from ..training import losses"),
-        ("pipelines/a.py", "from vasa_hf.training.train_gaussian_avatar import fit_avatar"),
+        ("pipelines/a.py", "from vasa_hf.training.avatar.fit import fit_avatar"),
         ("pipelines/vasa_3d_avatar.py", "from vasa_hf.training.losses import ssim"),
-        ("camera_paths.py", "from vasa_hf.motion import MotionSpec"),
+        ("motion/a.py", "from vasa_hf.layers import blocks"),
+        ("motion/a.py", "from vasa_hf.pipelines.motion_generator import Sampling"),
         ("pipelines/a.py", "import gradio as gr"),
-        ("studio/a.py", "import gradio as gr"),
-        ("studio/a.py", "from vasa_hf.training import losses"),
+        ("app.py", "import gradio as gr"),
+        ("cli/app.py", "import gradio as gr"),
+        ("demo/a.py", "from vasa_hf.training import losses"),
         ("app.py", LINE),
         ("gaussians/render.py", "import gsplat"),
         ("pipelines/a.py", "from moviepy import VideoFileClip"),
@@ -523,7 +523,7 @@ def test_wrong_imports_are_found(path, source):
     [
         ("layers/a.py", "import torch\nfrom vasa_hf.geometry import crops\nfrom ..geometry.crops import paste"),
         ("gaussians/cuda.py", "import gsplat"),
-        ("pipelines/vasa_3d_avatar.py", "from vasa_hf.training.train_gaussian_avatar import fit_avatar"),
+        ("pipelines/vasa_3d_avatar.py", "from vasa_hf.training.avatar.fit import fit_avatar"),
         ("media/video.py", "from moviepy.config import FFMPEG_BINARY\nfrom vasa_hf import __version__"),
         ("training/a.py", "from vasa_hf import FaceAnalyzer\nfrom ..data import clips"),
         ("evaluation/a.py", "from vasa_hf import FaceAnalyzer\nfrom vasa_hf.metrics import image"),
@@ -601,7 +601,7 @@ def test_wrong_models_are_found(path, source):
     ],
 )
 def test_wrong_docstrings_are_found(source):
-    assert wrong_docstrings({"motion.py": source})
+    assert wrong_docstrings({"motion/spec.py": source})
 
 
 def test_right_docstrings_pass():
@@ -609,7 +609,7 @@ def test_right_docstrings_pass():
         "        a, b (`int`): Both.\n        c (`float`):\n            Note: one line.\n        **kwargs: Rest.\n"
     )
     docstring = f'"""F.\n\n    Args:\n{arguments}\n    Returns:\n        int: A.\n    """'
-    assert not wrong_docstrings({"motion.py": f"def f(a, b, *, c=1.0, **kwargs):\n    {docstring}"})
+    assert not wrong_docstrings({"motion/spec.py": f"def f(a, b, *, c=1.0, **kwargs):\n    {docstring}"})
 
 
 def test_machine_paths_are_found():

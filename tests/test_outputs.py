@@ -25,9 +25,9 @@ ARRAY = np.linspace(0, 1, 5 * 128 * 128 * 3).reshape(5, 128, 128, 3).astype(np.f
     ],
 )
 def test_save_video_from_each_type(tmp_path, frames):
-    sound = np.zeros(3200, np.float32)
+    audio = np.zeros(3200, np.float32)
     output = TalkingFaceOutput(
-        frames=frames, audio=sound, sampling_rate=16000, fps=Fraction(30000, 1001), model_name="vasa-small"
+        frames=frames, audio=audio, sampling_rate=16000, fps=Fraction(30000, 1001), model_name="vasa-small"
     )
     output.save(tmp_path / "a.mp4")
     reader = read_video(tmp_path / "a.mp4")
@@ -40,8 +40,8 @@ def test_save_video_from_each_type(tmp_path, frames):
 
 
 def test_batch_needs_an_index(tmp_path):
-    sounds = [np.zeros(3200, np.float32), np.full(3200, 0.5, np.float32)]
-    output = TalkingFaceOutput(frames=[ARRAY, ARRAY[:3]], audio=sounds, sampling_rate=16000)
+    audios = [np.zeros(3200, np.float32), np.full(3200, 0.5, np.float32)]
+    output = TalkingFaceOutput(frames=[ARRAY, ARRAY[:3]], audio=audios, sampling_rate=16000)
     with pytest.raises(ValueError, match="`index` must say which of 2 videos"):
         output.save(tmp_path / "a.mp4")
     with pytest.raises(ValueError, match=r"`index` must lie in \[0, 2\), got 2"):

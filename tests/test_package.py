@@ -35,7 +35,7 @@ def test_public_names_are_there(name):
 
 def test_public_names_can_be_imported_with_a_star_and_by_name():
     code = "from vasa_hf import *; from vasa_hf import MotionSpec as M; assert M is MotionSpec; print(M.__module__)"
-    assert run_python(code) == "vasa_hf.motion"
+    assert run_python(code) == "vasa_hf.motion.spec"
 
 
 def test_unknown_name_is_an_attribute_error():

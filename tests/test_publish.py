@@ -90,38 +90,38 @@ def weights(module):
 
 faces = VasaTalkingFacePipeline.from_pretrained("ada/faces", revision="main")
 heads = Vasa3DAvatarPipeline.from_pretrained("ada/heads", revision={hub.commit_id("ada/heads")!r})
-told = [faces.model_name, weights(faces.face_autoencoder), heads.model_name, weights(heads.face_autoencoder)]
-told += [heads.avatars, weights(heads.load_avatar("anna")), weights(heads.load_avatar("ada/bea"))]
-told += [weights(heads.load_avatar("ada/bea", revision="second"))]
-told += [weights(Vasa3DGaussianAvatar.from_pretrained("ada/bea", revision="second"))]
-told += [heads.contact_sheet("ada/bea", output_size=32).size]
+results = [faces.model_name, weights(faces.face_autoencoder), heads.model_name, weights(heads.face_autoencoder)]
+results += [heads.avatars, weights(heads.load_avatar("anna")), weights(heads.load_avatar("ada/bea"))]
+results += [weights(heads.load_avatar("ada/bea", revision="second"))]
+results += [weights(Vasa3DGaussianAvatar.from_pretrained("ada/bea", revision="second"))]
+results += [heads.contact_sheet("ada/bea", output_size=32).size]
 for load in (VasaTalkingFacePipeline.from_pretrained, Vasa3DAvatarPipeline.from_pretrained):
     for name, revision in (("ada/faces", "nowhere"), ("ada/none", None)):
         try:
             load(name, revision=revision)
         except ValueError as error:
-            told.append(str(error))
+            results.append(str(error))
 try:
     heads.load_avatar("ada/secret", revision="v2")
 except ValueError as error:
-    told.append(str(error))
-told += [weights(heads.load_avatar("ada/secret", revision="v2", token="hf_write"))]
+    results.append(str(error))
+results += [weights(heads.load_avatar("ada/secret", revision="v2", token="hf_write"))]
 VasaTalkingFacePipeline.from_pretrained("ada/faces", local_files_only=True)
-print(json.dumps(told))
+print(json.dumps(results))
 """
     done = python(hub, "-c", code, token=None)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    results = json.loads(done.stdout.splitlines()[-1])
     folders = (models / "heads" / "avatars" / "anna", models / "bea", tmp_path / "bea")
     anna, bea, second = (weights(Vasa3DAvatarPipeline(**make_vasa1_components()), folder) for folder in folders)
     face = VasaTalkingFacePipeline.from_pretrained(models / "faces").face_autoencoder
     face = sum(value.double().abs().sum().item() for value in face.state_dict().values())
-    assert told[:5] == ["faces", pytest.approx(face), "heads", pytest.approx(face), ["anna"]]
-    assert told[5:9] == [pytest.approx(value) for value in (anna, bea, second, second)] and bea != second
-    assert told[9] == [96, 32]
-    assert len(told) == 16 and all("`pretrained_model_name_or_path`" in text for text in told[10:14])
-    assert "nowhere" in told[10] and "ada/none" in told[11]
-    assert "`name_or_path`" in told[14] and "ada/secret" in told[14] and told[15] == pytest.approx(bea)
+    assert results[:5] == ["faces", pytest.approx(face), "heads", pytest.approx(face), ["anna"]]
+    assert results[5:9] == [pytest.approx(value) for value in (anna, bea, second, second)] and bea != second
+    assert results[9] == [96, 32]
+    assert len(results) == 16 and all("`pretrained_model_name_or_path`" in text for text in results[10:14])
+    assert "nowhere" in results[10] and "ada/none" in results[11]
+    assert "`name_or_path`" in results[14] and "ada/secret" in results[14] and results[15] == pytest.approx(bea)
 
 
 def weights(pipe, folder):
@@ -172,7 +172,7 @@ def test_login_errors_say_what_to_do(hub, models, token, repo, said):
     assert repo not in hub.repos
 
 
-def test_no_connection_is_told(hub, models):
+def test_no_connection_is_an_error(hub, models):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -219,7 +219,7 @@ def test_folders_that_are_refused(models, tmp_path, capsys, change, said):
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_a_missing_folder_is_told(capsys):
+def test_a_missing_folder_is_rejected(capsys):
     assert main(["push", "nowhere", "ada/bea"]) == 2
     assert (
         "`folder` must be an existing folder or the name of an embedded model, got 'nowhere'" in capsys.readouterr().err

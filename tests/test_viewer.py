@@ -16,7 +16,7 @@ from tests.testing_utils.avatars import OWN_POSE, make_avatar
 from tests.testing_utils.browser import CHROMIUM, open_page
 from vasa_hf.geometry.cameras import orbit_cameras
 from vasa_hf.geometry.quaternions import quaternion_from_matrix
-from vasa_hf.viewer import AvatarViewer, Playback, Pose, free_port, sound_url, viser_camera
+from vasa_hf.viewer import AvatarViewer, Playback, Pose, audio_url, free_port, viser_camera
 
 pytest.importorskip("viser")
 FRAMES, MOTION_DIM = 25, 10
@@ -37,8 +37,8 @@ def viewer():
         said.append({"gaze": gaze, "head_distance": head_distance, "emotion": emotion})
         return make_motion(yaw_rad=float(gaze[0]))
 
-    sound = (0.1 * np.sin(np.arange(16_000) * 0.1).astype(np.float32), 16_000)
-    viewer = AvatarViewer(make_avatar(), speak, sound, emotions=("happy",), port=0, size=256)
+    audio = (0.1 * np.sin(np.arange(16_000) * 0.1).astype(np.float32), 16_000)
+    viewer = AvatarViewer(make_avatar(), speak, audio, emotions=("happy",), port=0, size=256)
     viewer.said = said
     yield viewer
     viewer.stop()
@@ -85,13 +85,13 @@ def test_sliders_turn_the_head_and_scale_the_expression():
 
 def test_sound_comes_back_from_its_address():
     samples = np.linspace(-1, 1, 100, dtype=np.float32)
-    with wave.open(io.BytesIO(base64.b64decode(sound_url(samples, 8000).partition(",")[2]))) as file:
+    with wave.open(io.BytesIO(base64.b64decode(audio_url(samples, 8000).partition(",")[2]))) as file:
         assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (8000, 1, 100)
         read = np.frombuffer(file.readframes(100), "<i2") / 32767
     assert np.abs(read - samples).max() < 1e-4
 
 
-def test_a_taken_or_impossible_port_is_told():
+def test_a_taken_or_impossible_port_is_rejected():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -104,12 +104,12 @@ def test_a_taken_or_impossible_port_is_told():
     assert free_port("127.0.0.1", 0) > 0
 
 
-def test_the_picture_is_the_avatar_before_the_background(viewer):
-    gaussians = viewer.gaussians(0, Pose())
-    picture = viewer.picture(gaussians, viewer.avatar.portrait_camera, 96, 1.0)
-    assert picture.shape == (96, 96, 3) and (np.abs(picture[:3, :3] - 237.0) <= 1).all()
-    assert (np.abs(picture[40:56, 40:56] - 237.0) > 20).all()
-    wide = viewer.picture(gaussians, viewer.avatar.portrait_camera, 60, 2.0)
+def test_the_image_is_the_avatar_over_the_background(viewer):
+    gaussians = viewer.pose_gaussians(0, Pose())
+    image = viewer.render_image(gaussians, viewer.avatar.portrait_camera, 96, 1.0)
+    assert image.shape == (96, 96, 3) and (np.abs(image[:3, :3] - 237.0) <= 1).all()
+    assert (np.abs(image[40:56, 40:56] - 237.0) > 20).all()
+    wide = viewer.render_image(gaussians, viewer.avatar.portrait_camera, 60, 2.0)
     assert wide.shape == (60, 120, 3)
 
 
@@ -135,11 +135,11 @@ def test_the_page_shows_a_head_that_moves_and_can_be_gone_round(viewer, tmp_path
         page.wait_for(lambda: not viewer.playback.playing)
         frame = int(viewer.playback.position * 25)
         (browser,) = viewer.server.get_clients().values()
-        gaussians, camera = viewer.gaussians(frame, Pose()), viewer.avatar.portrait_camera
+        gaussians, camera = viewer.pose_gaussians(frame, Pose()), viewer.avatar.portrait_camera
 
         def as_the_portrait():
-            wanted = viewer.picture(gaussians, camera, 600, browser.camera.aspect)[140:, :560]
-            off, mirrored = (np.abs(picture - wanted).mean() for picture in (seen(), wanted[:, ::-1]))
+            wanted = viewer.render_image(gaussians, camera, 600, browser.camera.aspect)[140:, :560]
+            off, mirrored = (np.abs(image - wanted).mean() for image in (seen(), wanted[:, ::-1]))
             return off < 0.2 * mirrored
 
         page.wait_for(as_the_portrait)
@@ -161,11 +161,11 @@ def test_the_page_shows_a_head_that_moves_and_can_be_gone_round(viewer, tmp_path
         page.wait_for(lambda: np.abs(seen() - still).mean() > 1)
         time.sleep(1.0)  # the view glides to a stop
 
-        # Inside the head there is nothing to see: the last picture stays.
-        beside = seen()
+        # Inside the head there is nothing to see: the last image stays.
+        inside = seen()
         browser.camera.position = viewer.center.numpy() + np.array([0.0, 0.0, -0.5 * viewer.radius])
         time.sleep(1.0)
-        assert np.abs(seen() - beside).mean() < 1
+        assert np.abs(seen() - inside).mean() < 1
 
         viewer._gaze[0].value = 20
         viewer._note_change(None)

@@ -9,12 +9,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "CameraKeyframes": "camera_paths",
+    "CameraKeyframes": "motion.camera_paths",
     "Cameras": "geometry.cameras",
     "Capp": "models.capp",
     "FaceAnalyzer": "models.face_analyzer",
     "FaceImageProcessor": "processors.image",
     "FaceRecognizer": "models.face_recognizer",
+    "GaiaAutoencoder": "models.autoencoder_gaia",
+    "GaiaMotionDenoiser": "models.motion_denoiser_gaia",
     "JoyVasaMotionDenoiser": "models.motion_denoiser_joyvasa",
     "JoyVasaTalkingHeadPipeline": "pipelines.joyvasa_talking_head",
     "LivePortraitPipeline": "pipelines.liveportrait",
@@ -22,8 +24,8 @@ _PUBLIC = {
     "MediaPipeFaceAnalyzer": "models.face_analyzer_mediapipe",
     "ModaMotionTransformer": "models.motion_transformer_moda",
     "ModaTalkingHeadPipeline": "pipelines.moda_talking_head",
-    "MotionSpec": "motion",
-    "OrbitCamera": "camera_paths",
+    "MotionSpec": "motion.spec",
+    "OrbitCamera": "motion.camera_paths",
     "ParametricHead": "head.parametric",
     "SyncExpert": "models.sync_expert",
     "SyncNet": "models.syncnet",
@@ -35,11 +37,11 @@ _PUBLIC = {
     "Vasa3DGaussianAvatar": "models.gaussian_avatar_vasa3d",
     "VasaAudioProcessor": "processors.audio",
     "VasaTalkingFacePipeline": "pipelines.vasa_talking_face",
-    "load_motion": "motion",
+    "load_motion": "motion.spec",
     "load_parametric_head": "head.loading",
     "orbit_cameras": "geometry.cameras",
     "pretrained_features": "models.face_recognizer",
-    "save_motion": "motion",
+    "save_motion": "motion.spec",
 }
 
 __all__ = ["__version__", *_PUBLIC]

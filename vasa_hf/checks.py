@@ -1,4 +1,4 @@
-"""Checks of what comes from files and command lines: the type of a value, its size, how deep it is nested."""
+"""Checks of values from files and command lines: their type, size and depth."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def check_number(name: str, value: Any, low: float, high: float, whole: bool = F
     Args:
         name (`str`): Argument to name in the message.
         value (`Any`): The value. `bool` counts as no number.
-        low (`float`): Least value that is taken.
-        high (`float`): Greatest value that is taken.
+        low (`float`): Smallest allowed value.
+        high (`float`): Largest allowed value.
         whole (`bool`, defaults to `False`): Whether the type must be `int`.
     """
     fits = isinstance(value, int if whole else Real) and not isinstance(value, bool)
@@ -33,10 +33,10 @@ def is_finite_number(value: Any) -> bool:
 
 
 def parse_json(text: str | bytes, name: str) -> Any:
-    """Read JSON from a file of somebody else's.
+    """Parse JSON that may be malformed.
 
     Raises:
-        ValueError: If it is none, or is nested too deep.
+        ValueError: If it is not JSON, or is nested too deep.
     """
     try:
         return json.loads(text)
@@ -46,9 +46,9 @@ def parse_json(text: str | bytes, name: str) -> Any:
 
 
 def shorten(value: Any, write: Any = repr) -> str:
-    """A value for a message, at most 80 letters of it."""
+    """Write a value for a message in at most 80 characters."""
     try:
         text = write(value)
-    except (ValueError, RecursionError):  # an int of thousands of digits; what is nested too deep
+    except (ValueError, RecursionError):  # an int of thousands of digits, or a value nested too deep
         text = f"a {type(value).__name__} that is too large"
     return text if len(text) <= 80 else f"{text[:77]}..."

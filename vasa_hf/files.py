@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and leave nothing when their writer is killed."""
+"""Files that appear whole or not at all, also when their writer is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 _MARK = "vasa-hf-"
 _PROBE = bytes(1 << 16)
-_swept: set[tuple[str, bool]] = set()  # once is enough: what this process leaves, it removes
+_swept: set[tuple[str, bool]] = set()  # once is enough: this process removes its own
 
 
 def check_writable(name: str, path: str | os.PathLike) -> None:
@@ -37,15 +37,15 @@ def check_writable(name: str, path: str | os.PathLike) -> None:
             probe.flush()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ValueError(f"`{name}` must be a file that can be written, got {_shown(path)}: {reason}.") from error
+        raise ValueError(f"`{name}` must be a file that can be written, got {_shorten(path)}: {reason}.") from error
 
 
 @contextmanager
 def staging(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a new folder beside `path`; what is there under the name of `path` at the end takes its place.
+    """Yield a new folder next to `path`; the file of the same name in it replaces `path` at the end.
 
-    After an exception, Ctrl-C included, the folder goes and `path` is as it was. A killed process leaves its folder to
-    the next one that writes there.
+    After an exception, Ctrl-C included, the folder is removed and `path` is unchanged. The folder of a killed
+    process is removed by the next one that writes there.
 
     Raises:
         ValueError: If the folder of `path` does not exist, `path` is a folder, or nothing can be written there.
@@ -62,26 +62,26 @@ def staging(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def temporary_prefix() -> str:
-    """How names of this process's temporary files and folders begin: by them, others know when it has ended."""
-    return f"{_MARK}{_host()}-{os.getpid()}-"
+    """Start of the names of this process's temporary files; from it, others can tell whether the process still runs."""
+    return f"{_MARK}{_host_name()}-{os.getpid()}-"
 
 
 def sweep(folder: str | os.PathLike, hidden: bool = False) -> None:
-    """Remove what processes of this machine that were killed have left in a folder.
+    """Remove the temporary folders of killed processes of this machine.
 
     Args:
         folder (`str` or `os.PathLike`): Where to look, not deeper.
         hidden (`bool`, defaults to `False`): Whether the names begin with a dot.
     """
-    place = os.path.realpath(folder), hidden
-    if os.name != "posix" or place in _swept:  # elsewhere a process cannot be asked for without harm
+    key = os.path.realpath(folder), hidden
+    if os.name != "posix" or key in _swept:  # elsewhere this check would end the process
         return
-    _swept.add(place)
-    begin = f"{'.' if hidden else ''}{_MARK}{_host()}-"
-    for left in Path(folder).glob(f"{begin}*"):
-        owner = re.match(r"(\d+)-", left.name[len(begin) :])
+    _swept.add(key)
+    begin = f"{'.' if hidden else ''}{_MARK}{_host_name()}-"
+    for path in Path(folder).glob(f"{begin}*"):
+        owner = re.match(r"(\d+)-", path.name[len(begin) :])
         if owner and not _is_running(int(owner[1])):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_running(process: int) -> bool:
@@ -94,10 +94,10 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _host() -> str:
+def _host_name() -> str:
     return re.sub(r"\W", "", platform.node())[:32] or "host"
 
 
-def _shown(path: Path) -> str:
+def _shorten(path: Path) -> str:
     text = repr(str(path))
     return text if len(text) <= 200 else f"{text[:90]}...{text[-90:]}"

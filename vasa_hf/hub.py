@@ -10,11 +10,11 @@ from typing import Any
 from vasa_hf.checks import parse_json, shorten
 
 BASE = "_base"  # in a model_index.json; diffusers ignores private entries
-# Name -> what it is, as `vasa-hf info` tells it.
+# Name -> what it is, as `vasa-hf info` prints it.
 EMBEDDED = {
     "vasa-small": "VASA-1 at 256 x 256 for CPUs",
-    "vasa3d-small": "VASA-3D at 256 x 256 for CPUs, with avatars that talk at once; VASA-1 is vasa-small",
-    "moda-small": "MoDA before LivePortrait's renderer at 256 x 256 for CPUs; face and sound by vasa-small",
+    "vasa3d-small": "VASA-3D at 256 x 256 for CPUs, with ready avatars; VASA-1 components of vasa-small",
+    "moda-small": "MoDA with LivePortrait's renderer at 256 x 256 for CPUs; face and audio models of vasa-small",
 }
 
 
@@ -30,7 +30,7 @@ def embedded_path(name: str) -> Path:
     if name not in EMBEDDED:
         raise ValueError(f"`name` must be one of the embedded models {list(EMBEDDED)}, got {name!r}.")
     package = Path(__file__).resolve().parent
-    # A wheel carries the folder inside the package; a checkout has it beside the package.
+    # A wheel carries the folder inside the package; a checkout has it next to the package.
     folders = [package / "model_cards" / name, package.parent / "model_cards" / name]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
@@ -72,7 +72,7 @@ def resolve(name_or_path: str | os.PathLike) -> str:
 
 
 def read_index(folder: str | os.PathLike) -> dict[str, Any]:
-    """What a folder's `model_index.json` holds; empty if there is none.
+    """Read a folder's `model_index.json`; empty if there is none.
 
     Raises:
         ValueError: If it is no JSON object, or names another model by anything but text.

@@ -29,12 +29,12 @@ class TalkingFaceOutput(BaseOutput):
         frames (`list` of `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
             One video: PIL images, an array `(frames, height, width, 3)` or a tensor `(frames, 3, height, width)`, in
             [0, 1] (uint8: 0 to 255); or a list of such videos.
-        audio (`np.ndarray` of shape `(samples,)` or list of them, *optional*): Mono sound of each video, float32.
-        sampling_rate (`int`, *optional*): Samples a second of `audio`.
-        fps (`Fraction`, defaults to 25): Frames a second.
+        audio (`np.ndarray` of shape `(samples,)` or list of them, *optional*): Mono audio of each video, float32.
+        sampling_rate (`int`, *optional*): Samples per second of `audio`.
+        fps (`Fraction`, defaults to 25): Frames per second.
         motion (`torch.Tensor` of shape `(batch, motion_frames, channels)`, *optional*): Motion that was rendered.
         motion_spec (`MotionSpec`, *optional*): Meaning of the channels of `motion`.
-        motion_fps (`Fraction`, defaults to 25): Frames a second of `motion`; `fps` of the video may differ.
+        motion_fps (`Fraction`, defaults to 25): Frames per second of `motion`; the video's `fps` may differ.
         model_name (`str`, *optional*): Written into the file's provenance manifest.
     """
 
@@ -83,7 +83,7 @@ class TalkingFaceOutput(BaseOutput):
         if suffix == ".safetensors":
             if self.motion is None or self.motion_spec is None:
                 raise ValueError(f"`path` ends in .safetensors, but this output holds no `motion`: {str(path)!r}.")
-            motion = self.motion if index is None else self.motion[_checked(index, len(self.motion))][None]
+            motion = self.motion if index is None else self.motion[_check_index(index, len(self.motion))][None]
             save_motion(path, motion, self.motion_spec, self.motion_fps)
         elif suffix == ".mp4":
             self._save_video(path, index, provenance, crf, credentials)
@@ -101,7 +101,7 @@ class TalkingFaceOutput(BaseOutput):
         videos = self.videos
         if index is None and len(videos) != 1:
             raise ValueError(f"`index` must say which of {len(videos)} videos to save, got None.")
-        index = _checked(index or 0, len(videos))
+        index = _check_index(index or 0, len(videos))
         frames = to_uint8(videos[index])
         first = next(frames, None)
         if first is None:
@@ -110,7 +110,7 @@ class TalkingFaceOutput(BaseOutput):
         if self.audio is not None:
             several = isinstance(self.audio, (list, tuple)) or (len(videos) > 1 and np.ndim(self.audio) > 1)
             audio = (self.audio[index] if several else self.audio, self.sampling_rate)
-        provenance = named_provenance(provenance, self.model_name)
+        provenance = name_provenance(provenance, self.model_name)
         size = (first.shape[1], first.shape[0])
         marks = {"provenance": provenance, "credentials": credentials}
         with VideoWriter(path, parse_fps(self.fps), size, audio, **marks, crf=crf) as writer:
@@ -119,16 +119,16 @@ class TalkingFaceOutput(BaseOutput):
                 writer.write(frame)
 
 
-def named_provenance(provenance: bool | Mapping[str, Any], model_name: str | None) -> bool | dict[str, Any]:
-    """The argument `provenance` of `VideoWriter`, with the model's name in the manifest."""
+def name_provenance(provenance: bool | Mapping[str, Any], model_name: str | None) -> bool | dict[str, Any]:
+    """Add the model's name to the argument `provenance` of `VideoWriter`."""
     if provenance is False:
         return False
     extra = provenance if isinstance(provenance, Mapping) else {}
     return {**({"model": model_name} if model_name else {}), **extra}
 
 
-def to_pictures(frames: torch.Tensor, output_type: str) -> Any:
-    """Frames `(n, 3, height, width)` in [0, 1] as PIL images, an array `(n, height, width, 3)`, or as they are.
+def to_images(frames: torch.Tensor, output_type: str) -> Any:
+    """Convert frames `(n, 3, height, width)` in [0, 1] to PIL images (`"pil"`) or an array with channels last (`"np"`).
 
     Raises:
         ValueError: If one is not finite.
@@ -143,8 +143,8 @@ def to_pictures(frames: torch.Tensor, output_type: str) -> Any:
     return [Image.fromarray(frame) for frame in array]
 
 
-def join_pictures(parts: Sequence[Any], output_type: str) -> Any:
-    """Join what `to_pictures` gave for the parts of one video."""
+def join_images(parts: Sequence[Any], output_type: str) -> Any:
+    """Join the results of `to_images` for the parts of one video."""
     if output_type == "pt":
         return torch.cat(list(parts))
     return np.concatenate(parts) if output_type == "np" else list(itertools.chain.from_iterable(parts))
@@ -166,7 +166,7 @@ def to_uint8(video: Sequence[Image.Image] | np.ndarray | torch.Tensor) -> Iterat
         yield frame
 
 
-def _checked(index: int, count: int) -> int:
+def _check_index(index: int, count: int) -> int:
     if not 0 <= index < count:
         raise ValueError(f"`index` must lie in [0, {count}), got {index}.")
     return index

@@ -14,12 +14,12 @@ from pathlib import Path
 from vasa_hf.hub import resolve
 
 CARD = "README.md"
-# Weights, configurations, pictures and prose: nothing that runs or unpickles when somebody opens the repository.
+# Weights, configurations, images and text: no files that run code when a repository is opened.
 SAFE_SUFFIXES = (
     *(".safetensors", ".json", ".txt", ".md", ".ply", ".splat"),
     *(".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4", ".wav", ".flac"),
 )
-# Left where they are: hidden files (.git, caches), and what `vasa-hf fit` keeps to go on with.
+# Not published: hidden files (.git, caches), and the folder from which `vasa-hf fit` resumes.
 _WORKING_FOLDERS = ("fit",)
 _REPLACED = (".safetensors", ".json")
 
@@ -40,16 +40,16 @@ def release_files(folder: str | os.PathLike) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`folder` must be an existing folder or the name of an embedded model, got {str(folder)!r}.")
-    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    shown = (path for path in inside if not any(part.startswith(".") for part in path.parts))
-    files = sorted(path.as_posix() for path in shown if path.parts[0] not in _WORKING_FOLDERS)
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    visible = (path for path in paths if not any(part.startswith(".") for part in path.parts))
+    files = sorted(path.as_posix() for path in visible if path.parts[0] not in _WORKING_FOLDERS)
     if not {"config.json", "model_index.json"} & set(files):
         raise ValueError(f"`folder` must hold a model, {str(folder)!r} has neither config.json nor model_index.json.")
-    strange = [name for name in files if not (name.lower().endswith(SAFE_SUFFIXES) or Path(name).name == "LICENSE")]
-    if strange:
+    unsafe = [name for name in files if not (name.lower().endswith(SAFE_SUFFIXES) or Path(name).name == "LICENSE")]
+    if unsafe:
         raise ValueError(
-            f"`folder` must hold nothing but {', '.join(SAFE_SUFFIXES)} files and LICENSE, got {strange[0]!r}"
-            f"{f' and {len(strange) - 1} more' * (len(strange) > 1)}: move them away, or save weights as safetensors."
+            f"`folder` must hold nothing but {', '.join(SAFE_SUFFIXES)} files and LICENSE, got {unsafe[0]!r}"
+            f"{f' and {len(unsafe) - 1} more' * (len(unsafe) > 1)}: move them away, or save weights as safetensors."
         )
     _check_card(folder)
     for name in files:
@@ -74,13 +74,13 @@ def publish(
         repo (`str`): `user/name`, or `name` for the user who is logged in.
         private (`bool`, defaults to `False`): Make a repository that only its owners see.
         revision (`str`, *optional*): Branch; the main one by default.
-        token (`str`, *optional*): Instead of the one that is logged in.
+        token (`str`, *optional*): Instead of the logged-in user's.
 
     Returns:
         `str`: Address of the commit.
 
     Raises:
-        ValueError: If the folder may not be published (see `release_files`), or the Hub does not take it.
+        ValueError: If the folder may not be published (see `release_files`), or the Hub refuses it.
         PermissionError: If nobody is logged in, or may not write there.
         ConnectionError: If the Hub cannot be reached.
     """
@@ -89,16 +89,16 @@ def publish(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token, library_name="vasa_hf")
-    with _explained(repo):
+    with _explain_errors(repo):
         repo_id = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
             raise ValueError(f"`repo` must be private, but {repo_id!r} exists and everybody can read it.")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        held = api.list_repo_files(repo_id, revision=revision)
-        gone = [name for name in held if name.endswith(_REPLACED) and name not in files]
+        present = api.list_repo_files(repo_id, revision=revision)
+        deleted = [name for name in present if name.endswith(_REPLACED) and name not in files]
         # Not `upload_folder`: it splits large folders into several commits.
-        operations = [CommitOperationDelete(name) for name in gone]
+        operations = [CommitOperationDelete(name) for name in deleted]
         operations += [CommitOperationAdd(name, folder / name) for name in files]
         message = f"Upload {folder.name} with vasa_hf"
         return str(api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url)
@@ -132,7 +132,7 @@ def _check_safetensors(file: Path) -> None:
 
 
 @contextmanager
-def _explained(repo: str) -> Iterator[None]:
+def _explain_errors(repo: str) -> Iterator[None]:
     """Turn what the Hub's client raises into errors that say what to do."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -152,7 +152,7 @@ def _explained(repo: str) -> Iterator[None]:
                 f"You, or your token, may not write to {repo!r}: a token needs the role `write`, and `repo` must be "
                 f"yours or your organisation's. {login}."
             ) from error
-        raise ValueError(f"`repo` {repo!r} was not taken by the Hub: {error}") from error
+        raise ValueError(f"`repo` {repo!r} was refused by the Hub: {error}") from error
     except ConnectionError:
         raise
     except Exception as error:

@@ -1,13 +1,13 @@
-"""A live viewer in the browser: an avatar that talks while one goes round it, on viser (`vasa-hf view`).
+"""A live viewer in the browser, built on viser: an avatar that talks, seen from any side (`vasa-hf view`).
 
 Every browser has a camera of its own. For each frame the avatar is deformed once, and its view from each camera is
-rendered here, by the same `render` that makes videos, and sent as a picture behind viser's empty scene. The browser
-needs no GPU, and what it shows is what a video will show.
+rendered here, by the same `render` that makes videos, and sent as the background image of viser's empty scene. The
+browser needs no GPU, and shows the same images as a video.
 
-Why not viser's own Gaussian splats: 20 000 that move are 16 MB a second for every browser, pictures 0.5 MB; a browser
-without a GPU is too slow for them; and it would draw them by other rules than `render`.
+viser's own Gaussian splats are not used: 20 000 that move are 16 MB per second for each browser, images 0.5 MB; a
+browser without a GPU is too slow for them; and its rendering differs from `render`.
 
-Sound is a part of the page that starts where the avatar is. Browsers let a page sound only after a click into it.
+The audio is an element of the page that starts at the avatar's position. Browsers play it only after a click.
 
 # Not in the paper, which shows a real-time demo and does not say how it is made.
 """
@@ -41,21 +41,21 @@ from vasa_hf.motion import POSE_DIM
 from vasa_hf.pipelines.avatar_view import head_sphere
 
 FPS = 25
-STILL_SECONDS = 0.3  # a view that has not changed for so long is rendered anew, sharper
+STILL_SECONDS = 0.3  # a view unchanged for this time is rendered again, sharper
 STILL_SCALE, MAX_STILL = 2, 1024
 MAX_TURN_DEG = 30  # of the sliders of head and gaze
-IDLE_SECONDS = 0.01  # between looks for something to do
-SETTLE_SECONDS = 0.4  # a slider is still being moved if it changed so lately
+IDLE_SECONDS = 0.01  # pause between two checks for changes
+SETTLE_SECONDS = 0.4  # a slider that changed within this time is still moving
 
 
 @dataclass
 class Playback:
-    """Where in a sound one is, by the clock: frames are left out rather than late.
+    """Position in an audio, by the clock: late frames are skipped.
 
     Args:
-        duration (`float`): Seconds of the sound; it starts again at its end.
+        duration (`float`): Seconds of the audio; it starts again at its end.
         playing (`bool`, defaults to `True`): Whether time passes.
-        speed (`float`, defaults to 1.0): Seconds of the sound for each of the clock.
+        speed (`float`, defaults to 1.0): Seconds of the audio per second of the clock.
     """
 
     duration: float
@@ -67,16 +67,16 @@ class Playback:
 
     @property
     def laps(self) -> int:
-        """How often the end was reached since the last change."""
+        """Number of times that the end was reached since the last change."""
         return int(self._seconds() // self.duration)
 
     @property
     def position(self) -> float:
-        """Seconds from the beginning of the sound."""
+        """Seconds from the beginning of the audio."""
         return self._seconds() % self.duration
 
     def change(self, playing: bool | None = None, speed: float | None = None, position: float | None = None) -> None:
-        """Play or pause, play faster or slower, go to a position; what is `None` stays."""
+        """Play or pause, play faster or slower, go to a position; `None` leaves a setting."""
         self._position = self.position if position is None else position
         self._since = time.monotonic()
         self.playing = self.playing if playing is None else playing
@@ -88,7 +88,7 @@ class Playback:
 
 @dataclass(frozen=True)
 class Pose:
-    """What the sliders add to the motion, at once.
+    """Changes that the sliders make to the motion, without delay.
 
     Args:
         yaw_deg, pitch_deg, roll_deg (`float`): Added to the head's angles.
@@ -117,15 +117,15 @@ class AvatarViewer:
     """Serves a page in which an avatar talks.
 
     Args:
-        avatar (`Vasa3DGaussianAvatar`): Who.
+        avatar (`Vasa3DGaussianAvatar`): The avatar.
         speak (`Callable`):
-            `speak(gaze=(yaw, pitch), head_distance=d, emotion={...}) -> motion (frames, channels)` at 25 frames a
+            `speak(gaze=(yaw, pitch), head_distance=d, emotion={...}) -> motion (frames, channels)` at 25 frames per
             second; called again, in a thread, when one of these is changed.
-        sound (`tuple` of `np.ndarray` of shape `(samples,)` and `int`): What is said, and its rate.
+        sound (`tuple` of `np.ndarray` of shape `(samples,)` and `int`): The speech, and its rate.
         emotions (`Sequence[str]`, *optional*): Names that `speak` knows.
-        host (`str`, defaults to `"127.0.0.1"`): Address to listen at; `"0.0.0.0"` lets other machines in.
+        host (`str`, defaults to `"127.0.0.1"`): Address to listen on; `"0.0.0.0"` lets other machines in.
         port (`int`, defaults to 8080): 0 takes any free one.
-        size (`int`, defaults to 384): Height of the pictures in pixels while something moves.
+        size (`int`, defaults to 384): Height of the images in pixels while something moves.
         background (three `float`, *optional*, defaults to light grey): RGB in [0, 1].
 
     Raises:
@@ -154,10 +154,10 @@ class AvatarViewer:
         self.center, self.radius = head_sphere(avatar)
         self.playback = Playback(len(sound[0]) / sound[1])
         self.motion = speak().to(avatar.device)
-        self._sound_url = sound_url(*sound)
-        self._shown: dict[int, tuple] = {}  # browser -> what it was last shown, and when that was
+        self._audio_url = audio_url(*sound)
+        self._shown: dict[int, tuple] = {}  # browser -> the last state shown, and when
         self._stopping, self._changed_at, self._laps = threading.Event(), 0.0, 0
-        with contextlib.redirect_stdout(io.StringIO()):  # viser's banner: the commands say in one line where to look
+        with contextlib.redirect_stdout(io.StringIO()):  # hides viser's banner: the command prints the address
             self.server = viser.ViserServer(host=host, port=self.port, label="vasa_hf", verbose=False)
         self.url = f"http://{'localhost' if host in ('0.0.0.0', '127.0.0.1') else host}:{self.port}"
         self._add_page(emotions)
@@ -165,20 +165,20 @@ class AvatarViewer:
         for worker in self._workers:
             worker.start()
 
-    # --- what is seen -------------------------------------------------------------------------------------------------
+    # --- images -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def gaussians(self, frame: int, pose: Pose) -> Gaussians:
-        """The avatar in one frame of its motion."""
+    def pose_gaussians(self, frame: int, pose: Pose) -> Gaussians:
+        """Pose the avatar as in one frame of its motion."""
         motion = pose.apply(self.motion[frame : frame + 1], self.avatar.motion_mean)
         return self.avatar(motion, rest=self.rest).gaussians
 
     @torch.no_grad()
-    def picture(self, gaussians: Gaussians, cameras: Cameras, height: int, aspect: float = 1.0) -> np.ndarray:
-        """What a camera sees, uint8 `(height, width, 3)`.
+    def render_image(self, gaussians: Gaussians, cameras: Cameras, height: int, aspect: float = 1.0) -> np.ndarray:
+        """Render the view of a camera, uint8 `(height, width, 3)`.
 
         Args:
-            gaussians (`Gaussians`): One frame, as `gaussians` gives it.
+            gaussians (`Gaussians`): One frame, from `pose_gaussians`.
             cameras (`Cameras`): One.
             height (`int`): In pixels.
             aspect (`float`, defaults to 1.0): Width over height.
@@ -190,7 +190,7 @@ class AvatarViewer:
         while not self._stopping.is_set():
             try:
                 worked = self._show_all()
-            except Exception as error:  # a browser that leaves must not end the show for the others
+            except Exception as error:  # a browser that disconnects must not stop the others
                 print(f"vasa-hf: view: {type(error).__name__}: {error}", file=sys.stderr)
                 worked = False
                 time.sleep(1.0)
@@ -198,13 +198,13 @@ class AvatarViewer:
                 time.sleep(IDLE_SECONDS)
 
     def _show_all(self) -> bool:
-        """Show what has changed to every browser; whether there was anything."""
+        """Send each browser what has changed; return whether anything had."""
         browsers = self.server.get_clients()
-        for gone in self._shown.keys() - browsers.keys():
-            del self._shown[gone]
+        for closed in self._shown.keys() - browsers.keys():
+            del self._shown[closed]
         if self.playback.playing and self.playback.laps != self._laps:
             self._laps = self.playback.laps
-            self._sing()
+            self._update_audio()
         motion, pose = self.motion, self.pose
         frame = min(int(self.playback.position * FPS), len(motion) - 1)
         gaussians, now, worked = None, time.monotonic(), False
@@ -216,25 +216,25 @@ class AvatarViewer:
             if shown == state and (sharp or not still):
                 continue
             cameras = viser_camera(camera, self.avatar.device)
-            if float((cameras.position[0] - self.center).norm()) > self.radius:  # else inside: there is nothing to see
-                gaussians = self.gaussians(frame, pose) if gaussians is None else gaussians
+            if float((cameras.position[0] - self.center).norm()) > self.radius:  # else the camera is inside the head
+                gaussians = self.pose_gaussians(frame, pose) if gaussians is None else gaussians
                 height = max(self.size, min(STILL_SCALE * self.size, MAX_STILL)) if still else self.size
-                picture = self.picture(gaussians, cameras, height, camera.aspect)
-                browser.scene.set_background_image(picture, format="jpeg", jpeg_quality=90)
+                image = self.render_image(gaussians, cameras, height, camera.aspect)
+                browser.scene.set_background_image(image, format="jpeg", jpeg_quality=90)
             self._shown[number] = (state, still, now if shown != state else since)
             worked = True
         return worked
 
-    # --- what is said -------------------------------------------------------------------------------------------------
+    # --- speech -------------------------------------------------------------------------------------------------
 
     def _speak_loop(self) -> None:
-        """Generate the motion anew when gaze, distance or emotion have been changed, the last change alone."""
-        done = self._wanted()
+        """Generate the motion again after changes of gaze, distance or emotion; only the last change counts."""
+        done = self._read_controls()
         while not self._stopping.wait(0.05):
-            wanted = self._wanted()
+            wanted = self._read_controls()
             if wanted == done or time.monotonic() - self._changed_at < SETTLE_SECONDS:
                 continue
-            self._status.content = "thinking …"
+            self._status.content = "generating motion …"
             try:
                 self.motion = self.speak(**wanted).to(self.avatar.device)
                 self._status.content = ""
@@ -242,22 +242,22 @@ class AvatarViewer:
                 self._status.content = f"**{error}**"
             done = wanted
 
-    def _wanted(self) -> dict[str, Any]:
-        """The controls of the generator, as the sliders stand."""
+    def _read_controls(self) -> dict[str, Any]:
+        """The controls of the motion generator, from the sliders."""
         emotion = {name: slider.value for name, slider in self._emotions.items() if slider.value}
         gaze = tuple(math.radians(slider.value) for slider in self._gaze)
         return {"gaze": gaze, "head_distance": self._distance.value, "emotion": emotion}
 
     @property
     def pose(self) -> Pose:
-        """As the sliders stand."""
+        """The current values of the sliders."""
         return Pose(*(slider.value for slider in self._pose))
 
-    def _sing(self) -> None:
-        """Let the page play the sound from where the avatar is, or be silent."""
-        playing = self.playback.playing and self._sound_on.value
-        self._sound.content = (
-            sound_element(self._sound_url, self.playback.position, self.playback.speed) if playing else ""
+    def _update_audio(self) -> None:
+        """Play the audio from the avatar's position, or stop it."""
+        playing = self.playback.playing and self._audio_on.value
+        self._audio.content = (
+            audio_element(self._audio_url, self.playback.position, self.playback.speed) if playing else ""
         )
 
     # --- the page -----------------------------------------------------------------------------------------------------
@@ -268,10 +268,10 @@ class AvatarViewer:
         self._place_camera()
         self._add_playback()
         self._add_sliders(emotions)
-        self.server.on_client_connect(lambda _: self._sing())
+        self.server.on_client_connect(lambda _: self._update_audio())
 
     def _place_camera(self) -> None:
-        """Let the first view be the portrait's, and turn about the point of its axis nearest to the head's middle."""
+        """Start from the portrait's view; orbit around the point of its axis nearest to the middle of the head."""
         self.server.scene.set_up_direction("-y")
         camera, first = self.avatar.portrait_camera, self.server.initial_camera
         position, axis = camera.position[0], camera.camera_from_world[0, 2, :3]
@@ -283,28 +283,28 @@ class AvatarViewer:
         gui = self.server.gui
         play = gui.add_button("Pause")
         again = gui.add_button("From the start")
-        self._sound_on = gui.add_checkbox("Sound", True, hint="after a click into the page")
+        self._audio_on = gui.add_checkbox("Sound", True, hint="after a click into the page")
         speed = gui.add_slider("Speed", 0.25, 2.0, 0.05, 1.0)
-        self._sound = gui.add_html("")
+        self._audio = gui.add_html("")
         self._status = gui.add_markdown("")
 
         def change(**what: Any) -> None:
             self.playback.change(**what)
             play.label = "Pause" if self.playback.playing else "Play"
             self._laps = 0
-            self._sing()
+            self._update_audio()
 
         play.on_click(lambda _: change(playing=not self.playback.playing))
         again.on_click(lambda _: change(playing=True, position=0.0))
         speed.on_update(lambda _: change(speed=speed.value))
-        self._sound_on.on_update(lambda _: self._sing())
+        self._audio_on.on_update(lambda _: self._update_audio())
 
     def _add_sliders(self, emotions: Sequence[str]) -> None:
         gui, most = self.server.gui, MAX_TURN_DEG
         with gui.add_folder("Pose and expression"):
             turns = [gui.add_slider(f"{name} °", -most, most, 1, 0) for name in ("Yaw", "Pitch", "Roll")]
             self._pose = [*turns, gui.add_slider("Expression", 0.0, 2.0, 0.05, 1.0)]
-        with gui.add_folder("Motion (made anew)"):
+        with gui.add_folder("Motion (generated again)"):
             self._gaze = [gui.add_slider(f"Gaze {axis} °", -most, most, 1, 0) for axis in ("yaw", "pitch")]
             self._distance = gui.add_slider("Distance", 0.5, 2.0, 0.05, 1.0)
             self._emotions = {name: gui.add_slider(name.capitalize(), -1.0, 1.0, 0.1, 0.0) for name in emotions}
@@ -332,9 +332,9 @@ class AvatarViewer:
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, if it is free; any free one for 0.
+    """Return the port if it is free; any free one for 0.
 
-    viser would silently take the next one, and the user would look at somebody else's page.
+    viser would silently take the next one, and the user would see another program's page.
 
     Raises:
         ValueError: If it is taken, may not be used, or there is no such host.
@@ -343,20 +343,20 @@ def free_port(host: str, port: int) -> int:
         raise ValueError(f"`port` must lie in [0, 65535], got {port}.")
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was closed just now counts as free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port closed just now counts as free
             probe.bind((host, port))
             return probe.getsockname()[1]
     except OSError as error:
         why = error.strerror or str(error)
-        raise ValueError(f"`port` must be free, but {host}:{port} cannot be listened at ({why}).") from error
+        raise ValueError(f"`port` must be free, but {host}:{port} cannot be listened on ({why}).") from error
 
 
 def viser_camera(camera: Any, device: torch.device | str = "cpu") -> Cameras:
-    """Viser's camera as ours: both look along z, with y down; viser's quaternion turns the camera into the world.
+    """Convert viser's camera: both look along z, with y down; viser's quaternion is `world_from_camera`.
 
     Args:
-        camera (`viser.CameraHandle` or anything with `wxyz`, `position`, `fov` and `aspect`): Of a browser.
-        device (`torch.device` or `str`, *optional*): Of the result.
+        camera (`viser.CameraHandle` or anything with `wxyz`, `position`, `fov` and `aspect`): Camera of a browser.
+        device (`torch.device` or `str`, *optional*): Device of the result.
     """
     camera_from_world = torch.eye(4, dtype=torch.float64)
     camera_from_world[:3, :3] = matrix_from_quaternion(torch.as_tensor(np.asarray(camera.wxyz, np.float64))).mT
@@ -364,8 +364,8 @@ def viser_camera(camera: Any, device: torch.device | str = "cpu") -> Cameras:
     return pinhole_cameras(camera_from_world[None].float(), camera.fov, camera.aspect).to(device=device)
 
 
-def sound_url(samples: np.ndarray, rate: int) -> str:
-    """A sound `(samples,)` in [-1, 1] as a `data:` address of a WAV file."""
+def audio_url(samples: np.ndarray, rate: int) -> str:
+    """Encode an audio `(samples,)` in [-1, 1] as a `data:` address of a WAV file."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(1)
@@ -375,8 +375,8 @@ def sound_url(samples: np.ndarray, rate: int) -> str:
     return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def sound_element(url: str, seconds: float, speed: float) -> str:
-    """HTML that plays a sound from a moment on."""
+def audio_element(url: str, seconds: float, speed: float) -> str:
+    """Write the HTML that plays an audio from a given time."""
     start = f"this.currentTime={seconds:.3f};this.playbackRate={speed:g};this.play()"
     return f'<audio src="{url}" onloadedmetadata="{start}"></audio>'
 
@@ -386,7 +386,7 @@ def _import_viser() -> Any:
         import viser
     except ImportError as error:
         raise ImportError("The viewer needs viser: pip install 'vasa-hf[viewer]'.") from error
-    # Browsers open connections that they do not use, and leave while their picture is being rendered.
+    # Browsers open connections that they do not use, and disconnect while their image is being rendered.
     logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="Queued a BackgroundImageMessage on a closed connection")
     return viser

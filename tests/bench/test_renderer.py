@@ -16,12 +16,14 @@ def test_the_plain_run_is_the_same_network(config):
     renderer = LivePortraitRenderer(**config).eval()
     inputs = fast_inputs(renderer)
     with torch.no_grad():
-        out = bench_renderer.plain_warp(renderer, *inputs)
+        out = bench_renderer.warp_plainly(renderer, *inputs)
         torch.testing.assert_close(out, renderer.warp(*inputs)[0], atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(bench_renderer.plain_decode(renderer, out), renderer.decode(out), atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            bench_renderer.decode_plainly(renderer, out), renderer.decode(out), atol=2e-5, rtol=0
+        )
 
 
-def test_every_way_is_measured(tmp_path, capsys):
+def test_every_variant_is_measured(tmp_path, capsys):
     LivePortraitRenderer(**TINY).save_pretrained(tmp_path / "model")
     words = [
         "bench",
@@ -40,19 +42,19 @@ def test_every_way_is_measured(tmp_path, capsys):
     assert (result["batch"], result["threads"], result["output_size"]) == (2, 1, 128)
     assert all(seconds > 0 for seconds in result["seconds"].values())
     assert max(result["differences"].values()) < 1e-4
-    said = bench_renderer.table([result, {**result, "threads": 2}])
-    for way in bench_renderer.WAYS:
-        assert f"{way}: a frame, s" in said
+    said = bench_renderer.format_results([result, {**result, "threads": 2}])
+    for variant in bench_renderer.VARIANTS:
+        assert f"{variant}: a frame, s" in said
     assert "optimised: times as fast" in said and "ours: off by at most" in said
 
 
 def test_bad_numbers_are_told(capsys):
     assert main(["bench", "renderer", "--batch", "0"]) == 2
-    assert "`batch` must be at least 1, got 0" in capsys.readouterr().err
+    assert "`--batch` must be at least 1, got 0" in capsys.readouterr().err
     assert main(["bench", "renderer", "--seconds", "3"]) == 2
-    assert "`seconds` has no meaning for 'renderer'" in capsys.readouterr().err
+    assert "`--seconds` has no effect with 'renderer'" in capsys.readouterr().err
     assert main(["bench", "--repeats", "3"]) == 2
-    assert "`repeats` has no meaning for '2d'" in capsys.readouterr().err
+    assert "`--repeats` has no effect with '2d'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="`repeats`"):
         bench_renderer.measure(repeats=0)
 

@@ -15,9 +15,9 @@ from vasa_hf.convert.checkpoint import (
     find,
     locate,
     match,
-    need,
     read_checkpoint,
     read_pickle,
+    require,
     state_dict,
 )
 from vasa_hf.convert.writing import check_destination, new_folder
@@ -251,7 +251,7 @@ def test_files_are_found_where_they_may_lie(tmp_path):
     assert find(tmp_path, ("a/one.pt", "b/*.pt")) == tmp_path / "b" / "two.pt"
     assert find(tmp_path, ("b", "one.pt")) is None
     with pytest.raises(ValueError, match="`source` must hold one.pt or c/one.pt"):
-        need(tmp_path, ("one.pt", "c/one.pt"))
+        require(tmp_path, ("one.pt", "c/one.pt"))
 
 
 def test_sources_that_are_nowhere(tmp_path):

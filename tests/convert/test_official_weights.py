@@ -68,7 +68,7 @@ def test_spectral_norm_is_that_of_the_stored_vectors():
     state = layouts.liveportrait_state()
     name = "spade_generator.G_middle_0.conv_0.weight"
     weight, u, v = (state[f"{name}_{part}"] for part in ("orig", "u", "v"))
-    ratio = weight.norm() / liveportrait.folded(weight, u, v).norm()
+    ratio = weight.norm() / liveportrait.fold_spectral_norm(weight, u, v).norm()
     torch.testing.assert_close(ratio, u @ weight.flatten(1) @ v)
     assert abs(ratio / torch.linalg.matrix_norm(weight.flatten(1), 2) - 1) > 0.02
 
@@ -77,11 +77,11 @@ def test_sizes_of_the_public_weights_are_found():
     with torch.device("meta"):
         renderer = LivePortraitRenderer()
         state = {name: torch.empty(shape) for name, shape in liveportrait.official_shapes(renderer).items()}
-        again = LivePortraitRenderer(**liveportrait.sizes(state))
+        again = LivePortraitRenderer(**liveportrait.read_sizes(state))
     assert layouts.shapes(again) == layouts.shapes(renderer)
     # Nothing known at all: still the public sizes, so that the table says what is missing.
     with torch.device("meta"):
-        assert layouts.shapes(LivePortraitRenderer(**liveportrait.sizes({}))) == layouts.shapes(renderer)
+        assert layouts.shapes(LivePortraitRenderer(**liveportrait.read_sizes({}))) == layouts.shapes(renderer)
 
 
 def test_animals_have_networks_of_their_own(tmp_path):
@@ -232,10 +232,10 @@ def test_sizes_of_modas_public_weights_are_found():
     with torch.device("meta"):
         model = ModaMotionTransformer()
         state = {name: torch.empty(shape) for name, shape in moda.official_shapes(model).items()}
-        assert layouts.shapes(ModaMotionTransformer(**moda.sizes(state, 768))) == layouts.shapes(model)
+        assert layouts.shapes(ModaMotionTransformer(**moda.read_sizes(state, 768))) == layouts.shapes(model)
         del state[moda.NULL]
-        assert moda.sizes(state, 768) == moda.sizes({}, 768)
-    assert moda.sizes(state, 768)["num_heads"] == 12
+        assert moda.read_sizes(state, 768) == moda.read_sizes({}, 768)
+    assert moda.read_sizes(state, 768)["num_heads"] == 12
 
 
 # --- JoyVASA ----------------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_joyvasa_misfits_are_all_named_and_nothing_is_written(tmp_path, renderer
     ("name", "change", "message"),
     [
         ("diffusion_sched.betas", lambda betas: betas * 0.9, "no cosine schedule of 6 steps"),
-        ("denoising_net.alignment_mask", lambda mask: mask & ~mask.roll(1, 0).logical_not(), "other frames' sound"),
+        ("denoising_net.alignment_mask", lambda mask: mask & ~mask.roll(1, 0).logical_not(), "audio of other frames"),
         ("denoising_net.PE.pe", lambda places: places + 0.1, "learned"),
     ],
 )
@@ -358,8 +358,8 @@ def test_sizes_of_joyvasas_public_weights_are_found():
     with torch.device("meta"):
         model = JoyVasaMotionDenoiser()
         state = {name: torch.empty(shape) for name, shape in joyvasa.official_shapes(model).items()}
-    sizes = joyvasa.sizes(state, {"n_motions": 100})
-    assert JoyVasaMotionDenoiser(**joyvasa.sizes({}, {})).config == JoyVasaMotionDenoiser(**sizes).config
+    sizes = joyvasa.read_sizes(state, {"n_motions": 100})
+    assert JoyVasaMotionDenoiser(**joyvasa.read_sizes({}, {})).config == JoyVasaMotionDenoiser(**sizes).config
 
 
 # --- whole pipelines --------------------------------------------------------------------------------------------------

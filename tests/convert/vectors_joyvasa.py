@@ -13,7 +13,7 @@ from transformers import HubertConfig, HubertModel
 
 from tests.convert.parity import FOLDER, Checks, difference, load
 from vasa_hf.convert import joyvasa
-from vasa_hf.convert.hubert import own_spelling
+from vasa_hf.convert.hubert import normalise_names
 from vasa_hf.geometry.keypoints import euler_matrix
 from vasa_hf.models.motion_denoiser_joyvasa import JoyVasaMotionDenoiser, joyvasa_scheduler
 from vasa_hf.pipelines import motion_joyvasa
@@ -39,10 +39,10 @@ def small_state() -> dict[str, Tensor]:
 @cache
 def small_denoiser(encoding: str = "single_row") -> JoyVasaMotionDenoiser:
     """The reduced network; its motion is neither shifted nor scaled."""
-    sizes = joyvasa.sizes(small_state(), {})
+    sizes = joyvasa.read_sizes(small_state(), {})
     model = JoyVasaMotionDenoiser(**sizes, positional_encoding=encoding).eval()
     neutral = {name: value for name, value in model.state_dict().items() if name in joyvasa.STATISTICS}
-    model.load_state_dict(joyvasa.own_names(small_state(), model) | neutral)
+    model.load_state_dict(joyvasa.rename_tensors(small_state(), model) | neutral)
     return model
 
 
@@ -51,7 +51,7 @@ def small_hubert() -> HubertModel:
     """The reduced encoder, whose positional convolution has the older names."""
     config = json.loads((FOLDER / "joyvasa" / "hubert_small_config.json").read_text())
     model = HubertModel(HubertConfig(**config)).eval()
-    model.load_state_dict(own_spelling(load_file(FOLDER / "joyvasa" / "hubert_small.safetensors")))
+    model.load_state_dict(normalise_names(load_file(FOLDER / "joyvasa" / "hubert_small.safetensors")))
     return model
 
 

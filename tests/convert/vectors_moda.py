@@ -17,10 +17,10 @@ from tests.convert.parity import FOLDER, Checks, difference, load
 from vasa_hf.geometry.keypoints import KeypointMotion, emphasize_lips, head_pose_degrees
 from vasa_hf.models import motion_transformer_moda
 from vasa_hf.models.motion_transformer_moda import ModaMotionTransformer
+from vasa_hf.motion.windows import OverlappedWindows, join_windows, smooth
 from vasa_hf.pipelines import motion_moda
 from vasa_hf.pipelines.motion_generator import Sampling
 from vasa_hf.processors.audio import layer_features
-from vasa_hf.windowing import OverlappedWindows, join_windows, smooth
 
 CHECKS = Checks()
 MODULE_LIMIT, LOOP_LIMIT, EXACT_LIMIT = 2e-5, 5e-5, 2e-6

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from vasa_hf.data.landmark_dynamics import FULL_EMOTION_SHAPES, FaceLabels
 from vasa_hf.data.synthetic.heads import HeadState, RenderedHead, preview_states
-from vasa_hf.data.synthetic.painting import centers, inverse_flow, look_up, painted_over
+from vasa_hf.data.synthetic.painting import centers, inverse_flow, look_up, paint_over
 from vasa_hf.data.synthetic.raster import rasterize, soft_polygon
 from vasa_hf.data.synthetic.rendered_faces import as_labels, random_state, render_set
 from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS, eye_openness, rows
@@ -274,7 +274,7 @@ def test_painting_over_takes_the_colours_around():
     mask = torch.zeros(1, 32, 32)
     mask[:, 10:20, 8:24] = 1
     spoilt = torch.where(mask > 0, 1.0, picture)
-    torch.testing.assert_close(painted_over(spoilt, mask), picture)
+    torch.testing.assert_close(paint_over(spoilt, mask), picture)
 
 
 needs_head = pytest.mark.skipif(not (SHARED / "head" / "ict_facekit.npz").is_file(), reason="needs head and portraits")

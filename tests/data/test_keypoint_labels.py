@@ -6,7 +6,7 @@ from tests.testing_utils.face_data import make_canonical, make_labels
 from vasa_hf.data.clips import MotionData, MotionPriors
 from vasa_hf.data.face_pairs import motion_of
 from vasa_hf.data.keypoint_labels import ANCHORS, NECK, keypoints_from_labels, keypoints_from_motion
-from vasa_hf.data.keypoint_sequences import NO_EMOTION, KeypointSequences, faces_of
+from vasa_hf.data.keypoint_sequences import NO_EMOTION, KeypointSequences, load_faces
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
 from vasa_hf.geometry.keypoints import KeypointMotion, euler_degrees, euler_matrix, transform_keypoints
 from vasa_hf.geometry.rotations import matrix_from_euler
@@ -60,7 +60,7 @@ def sequences(labelled):
 
     def make(**changes):
         options = {"emotions": emotions, "window": 20, "seed": 3, **changes}
-        return KeypointSequences(data, faces_of(folder, dynamics), dynamics, priors, **options)
+        return KeypointSequences(data, load_faces(folder, dynamics), dynamics, priors, **options)
 
     return make
 

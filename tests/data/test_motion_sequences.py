@@ -8,7 +8,7 @@ from vasa_hf.data.clips import MotionData, MotionPriors, join_labels, smooth_in_
 from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.data.motion_sequences import KINDS, MotionSequences
 from vasa_hf.motion import MotionSpec
-from vasa_hf.training.train_motion_transformer import check_conditions
+from vasa_hf.training.recipes.motion_transformer import check_conditions
 
 SPEC = MotionSpec({"lips": 2, "lids": 1, "brows": 1, "gaze": 2})
 WINDOW, CONTEXT, EMOTIONS = 20, 5, 6
@@ -193,7 +193,7 @@ def test_sets_that_know_more_and_less_can_be_joined_and_kept(tmp_path):
     assert known.expression is None and known.gaze.shape == (sum(SHORT), 2)
     others = make_clips(LONG)
     others.audio[:] += 1000
-    both = known.joined([others])
+    both = known.join([others])
     assert both.person.tolist() == [0, 1, 0, 1, 2, 2, 2]
     assert np.isfinite(both.gaze[: sum(SHORT)]).all() and np.isnan(both.gaze[sum(SHORT) :]).all()
     assert both.translates.tolist() == [False] * len(SHORT) + [True] * len(LONG)

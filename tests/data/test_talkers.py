@@ -271,7 +271,7 @@ def test_file_holds_motion_and_sound_of_the_same_frames(face, tmp_path):
     data = MotionData.load(tmp_path / "talkers.safetensors")
     assert data.motion.shape[1] == 34 and data.speaks.all() and len(set(data.person)) == (len(data.person) + 2) // 3
     assert data.quiet.any() and data.audio[data.quiet].max() < 0.2 * data.audio[~data.quiet].mean()
-    both = data.joined([data])
+    both = data.join([data])
     assert len(both.offsets) == 2 * len(data.person) + 1 and both.person.max() == 2 * data.person.max() + 1
     assert np.array_equal(both.motion[both.offsets[len(data.person)] :], data.motion)
 

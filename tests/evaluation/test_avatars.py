@@ -97,7 +97,7 @@ def test_what_is_unfit_is_told(result):
     output, *_ = result
     whys = {(row["item"], row["why"]) for row in tables.read_rows(output) if row["why"]}
     assert ("broken", "portrait.png is not there") in whys
-    assert ("twin: long", "our detector sees no face in VASA-1's frames") in whys
+    assert ("twin: long", "the detector finds no face in VASA-1's frames") in whys
     assert any(item == "c_grey" and "no face" in why for item, why in whys)
     text = (output / "table.md").read_text()
     assert "portrait.png is not there (1 items: broken)" in text and "needs SyncNet" in text
@@ -143,7 +143,7 @@ def test_a_sitter_is_the_avatar_before_the_portraits_background(pipeline, cutout
     with pytest.raises(ValueError, match="portrait.png is not in the avatar's folder"):
         load_eval_avatar(pipe, str(folder), folder, SIZE)
     cutout.convert("RGB").save(folder / "portrait.png")
-    with pytest.raises(ValueError, match="portrait.png must be a square RGBA picture, got RGB"):
+    with pytest.raises(ValueError, match="portrait.png must be a square RGBA image, got RGB"):
         load_eval_avatar(pipe, str(folder), folder, SIZE)
     cutout.save(folder / "portrait.png")
     sitter = load_eval_avatar(pipe, str(folder), folder, SIZE)

@@ -9,7 +9,7 @@ import torch
 from tests.testing_utils.face_data import make_face_data
 from tests.testing_utils.pipelines import make_audio
 from vasa_hf import VasaAudioProcessor
-from vasa_hf.evaluation.data import EvalData, picture, to_uint8
+from vasa_hf.evaluation.data import EvalData, to_tensor, to_uint8
 from vasa_hf.media import VideoWriter
 
 
@@ -81,5 +81,5 @@ def test_a_limit_is_spread_evenly(folder):
 
 def test_pictures_and_back():
     array = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    assert np.array_equal(to_uint8(picture(array, 16)[None])[0], array)
-    assert picture(array, 8).shape == (3, 8, 8)
+    assert np.array_equal(to_uint8(to_tensor(array, 16)[None])[0], array)
+    assert to_tensor(array, 8).shape == (3, 8, 8)

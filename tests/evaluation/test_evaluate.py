@@ -17,7 +17,7 @@ from vasa_hf.evaluation import tables
 from vasa_hf.evaluation.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
 from vasa_hf.evaluation.data import load_samples
 from vasa_hf.evaluation.evaluate import evaluate, missing_metrics
-from vasa_hf.evaluation.inference import Pointwise
+from vasa_hf.evaluation.inference import PointwiseConv
 from vasa_hf.evaluation.protocols import speaking
 from vasa_hf.evaluation.run import Evaluation
 from vasa_hf.evaluation.scoring import fit_lip_motion, loudness_track, other_motion
@@ -81,7 +81,7 @@ def test_the_detector_measures_what_the_analyzer_does(pipeline, data, tmp_path, 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_a_product_of_matrices_is_a_convolution_with_a_kernel_of_1(channels_last):
     convolution, features = torch.nn.Conv2d(5, 7, 1), torch.randn(2, 5, 4, 6)
-    out = Pointwise(convolution, channels_last)(features.contiguous(memory_format=torch.channels_last))
+    out = PointwiseConv(convolution, channels_last)(features.contiguous(memory_format=torch.channels_last))
     assert torch.allclose(out, convolution(features), atol=1e-6)
     assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
@@ -91,10 +91,10 @@ def test_the_wrong_sound_is_a_strangers_and_long_enough(pipeline, data, tmp_path
     own = load_samples(data / "speech" / "long.wav", pipeline.audio_processor)
     other = load_samples(data / "speech" / "short.wav", pipeline.audio_processor)
     for index in range(8):
-        wrong = run.wrong_sound("long", 25, index)["wrong_samples"]  # nobody else speaks for so long
+        wrong = run.pick_wrong_audio("long", 25, index)["other_samples"]  # nobody else speaks for so long
         assert torch.equal(wrong, other[: 25 * 640]) and not torch.equal(wrong, own[: 25 * 640])
-    assert run.wrong_sound("long", 60, 0) == {}
-    assert len(run.wrong_sound("a_good", 60, 3)["wrong_samples"]) == 60 * 640
+    assert run.pick_wrong_audio("long", 60, 0) == {}
+    assert len(run.pick_wrong_audio("a_good", 60, 3)["other_samples"]) == 60 * 640
 
 
 def test_copying_and_warping_score_what_they_must(result):
@@ -161,8 +161,8 @@ def test_time_is_told_for_generating_and_measuring_apart(result):
         assert run["generate_cpu_seconds"] + run["score_cpu_seconds"] <= run["cpu_seconds"] + 0.2
     assert runs["self"]["score_cpu_seconds"] > 0 and runs["studies"]["generate_cpu_seconds"] == 0
     both = [sum(run[key] for run in runs.values()) for key in ("score", "score_cpu_seconds")]
-    assert f"measuring {both[0]:.0f} s ({both[1]:.0f} s of processor time)." in text
-    assert tables.time_spent([runs["self"]]) in text
+    assert f"measuring {both[0]:.0f} s ({both[1]:.0f} s of CPU time)." in text
+    assert tables.format_time([runs["self"]]) in text
 
 
 def test_tables_are_remade_from_the_rows_alone(result, tmp_path):
@@ -303,9 +303,9 @@ def test_another_detector_is_asked_frame_by_frame(analyzer, portrait):
 def test_transplanted_movement_keeps_the_face_and_takes_the_pose(analyzer, portrait):
     canonical = analyzer.canonical.float()
     track = measure_faces(analyzer, frames_of(portrait, [0, 4, 8]))
-    assert torch.allclose(track.transplanted(track[:1], canonical), track.landmarks, atol=2e-3)
+    assert torch.allclose(track.transplant(track[:1], canonical), track.landmarks, atol=2e-3)
     larger = FaceTrack.of(track.landmarks[:1] * 1.2, track.pose[:1] * torch.tensor([1, 1, 1, 1.2, 1.2, 1.2, 1.2]))
-    assert torch.allclose(track.transplanted(larger, canonical), track.landmarks, atol=2e-3)
+    assert torch.allclose(track.transplant(larger, canonical), track.landmarks, atol=2e-3)
 
 
 def test_loudness_moves_the_lower_lip_alone(analyzer, portrait):

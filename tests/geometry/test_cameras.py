@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from vasa_hf.geometry.cameras import Cameras, concatenate_cameras, look_at, orbit_cameras, pinhole_cameras
+from vasa_hf.geometry.cameras import (
+    Cameras,
+    concatenate_cameras,
+    look_at,
+    orbit_cameras,
+    pinhole_cameras,
+    view_cameras,
+)
 from vasa_hf.geometry.rotations import matrix_from_euler
 
 SIZE = (120, 200)
@@ -70,3 +77,40 @@ def test_wrong_cameras_are_refused():
         look_at(torch.zeros(3), torch.zeros(3))
     with pytest.raises(ValueError, match="`focal`"):
         Cameras(torch.eye(4)[None], torch.ones(2), torch.ones(1, 2))
+
+
+# --- views about the head ---------------------------------------------------------------------------------------------
+
+CENTER = torch.tensor([1.0, -2.0, 6.0])
+PORTRAIT = orbit_cameras(0.0, distance=100.0)
+
+
+def same(first, second, atol=1e-4):
+    for name, value in vars(first).items():
+        torch.testing.assert_close(value, getattr(second, name), rtol=1e-4, atol=atol)
+
+
+def test_view_from_the_front_is_the_portraits_own():
+    same(view_cameras(PORTRAIT, CENTER, *torch.tensor([[0.0], [0.0], [1.0]])), PORTRAIT)
+
+
+def test_views_about_the_origin_are_those_of_an_orbit():
+    azimuth, elevation = torch.tensor([-45.0, 0.0, 30.0, 120.0]), torch.tensor([0.0, 20.0, -10.0, 60.0])
+    views = view_cameras(PORTRAIT, torch.zeros(3), azimuth, elevation, torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    distance = 100.0 * torch.tensor([1.0, 2.0, 0.5, 1.0])
+    same(views, orbit_cameras(azimuth.deg2rad(), elevation.deg2rad(), distance), atol=1e-3)
+
+
+def test_the_head_stays_where_the_portrait_has_it():
+    """From all sides its middle is at the same pixel, at the distance that was asked for."""
+    cameras = view_cameras(PORTRAIT, CENTER, *torch.tensor([[-60.0, 10.0, 170.0], [5.0, -30.0, 0.0], [1.0, 2.0, 0.7]]))
+    pixel, depth = cameras.project(CENTER[None], SIZE)
+    own_pixel, own_depth = PORTRAIT.project(CENTER[None], SIZE)
+    torch.testing.assert_close(pixel, own_pixel.expand_as(pixel), rtol=0, atol=0.01)
+    torch.testing.assert_close(depth[:, 0] / own_depth[0], torch.tensor([1.0, 2.0, 0.7]))
+
+
+def test_positive_azimuth_is_to_the_right_and_positive_elevation_above():
+    right, above = view_cameras(PORTRAIT, CENTER, *torch.tensor([[90.0, 0.0], [0.0, 90.0], [1.0, 1.0]])).position
+    assert right[0] - CENTER[0] > 90 and (right - CENTER)[1:].abs().max() < 5
+    assert above[1] - CENTER[1] < -90  # y is down

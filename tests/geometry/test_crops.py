@@ -138,7 +138,7 @@ def test_pasted_content_arrives_in_the_middle_only():
 
 
 def test_a_crop_outside_of_the_picture_cannot_be_pasted():
-    with pytest.raises(ValueError, match="`image_from_crop` must meet the picture of 120x100 pixels"):
+    with pytest.raises(ValueError, match="`image_from_crop` must overlap the image of 120x100 pixels"):
         paste_window(crop_matrix(torch.tensor([500.0, 50.0]), torch.tensor(60.0)), (100, 120))
 
 

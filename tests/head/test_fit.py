@@ -10,7 +10,7 @@ from tests.data.test_heads import canonical, mesh  # noqa: F401 (fixtures)
 from vasa_hf.data.landmark_dynamics import FaceLabels
 from vasa_hf.geometry.landmarks import fit_similarity, mouth_openness
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.head.fit import fit_head, personal_head, spreading
+from vasa_hf.head.fit import fit_head, personal_head, spread_weights
 from vasa_hf.head.ict import ict_head, ict_mesh
 from vasa_hf.head.parametric import NAMED
 from vasa_hf.head.whole import whole_head
@@ -35,7 +35,7 @@ def test_the_fit_finds_who_it_is(mesh):  # noqa: F811
 
 def test_spread_values_are_exact_where_known_and_fade_far_away():
     points, values = torch.rand(12, 2) * 0.2 + 0.2, torch.randn(12, 2)
-    weights = spreading(points, torch.cat([points, torch.tensor([[0.95, 0.95]])]), reach=0.15, softness=0.02)
+    weights = spread_weights(points, torch.cat([points, torch.tensor([[0.95, 0.95]])]), reach=0.15, softness=0.02)
     torch.testing.assert_close((weights @ values)[:12], values, atol=2e-2, rtol=0)
     assert (weights @ values)[12].abs().max() < 1e-3
 

@@ -19,7 +19,7 @@ from vasa_hf.head.flame import flame_head
 from vasa_hf.head.ict import ict_head
 from vasa_hf.head.loading import load_head, load_parametric_head
 from vasa_hf.head.parametric import FLAME_AXES, NAMED, PARENTS
-from vasa_hf.head.registration import components
+from vasa_hf.head.registration import label_components
 from vasa_hf.head.whole import whole_head
 
 ICT = Path(__file__).parents[3] / "shared" / "data" / "head" / "ict_facekit.npz"
@@ -153,7 +153,7 @@ def test_what_is_no_head_is_refused(tmp_path):
     head.template.copy_(torch.where(kept[:, None], head.template + torch.tensor([0.0, 0.0, 9.0]), ball))
     arrays, sizes, _ = flame_arrays(head)
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(arrays))
-    with pytest.raises(ValueError, match="`source` is no FLAME head, nothing was written: `arrays` must be of a head"):
+    with pytest.raises(ValueError, match="`source` must be a FLAME head, nothing was written: `arrays` must be a head"):
         convert_flame(tmp_path / "x.pkl", tmp_path / "flame.safetensors", sizes=sizes)
     assert not (tmp_path / "flame.safetensors").exists()
 
@@ -179,7 +179,7 @@ def test_a_saved_head_and_the_built_in_one_are_loaded(tmp_path):
 
 def test_components():
     faces = torch.tensor([[0, 1, 2], [2, 3, 4], [7, 6, 5], [9, 8, 7]])
-    label = components(faces, 11)
+    label = label_components(faces, 11)
     assert label.tolist() == [0, 0, 0, 0, 0, 5, 5, 5, 5, 5, 10]
 
 

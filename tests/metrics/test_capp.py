@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from vasa_hf.data.clips import MotionData, smooth_in_time
-from vasa_hf.evaluation.scoring import Case, Scorer
+from vasa_hf.evaluation.scoring import Scorer, VideoSample
 from vasa_hf.metrics.capp import (
     PAPER_SCALE,
     PAPER_SHIFT,
@@ -15,7 +15,7 @@ from vasa_hf.metrics.capp import (
 )
 from vasa_hf.metrics.faces import FaceTrack
 from vasa_hf.models.capp import Capp
-from vasa_hf.training.train_capp import CappLoss, CappOptions, CappSamples, fit_statistics, talking_clips
+from vasa_hf.training.recipes.capp import CappLoss, CappOptions, CappSamples, fit_statistics, talking_clips
 
 
 def make_data(clips=60, frames=40, seed=0):
@@ -84,12 +84,15 @@ def test_evaluation_sets_a_strangers_sound_beside_the_right_one(trained):
     scores = []
     for (pose, audio), (_, wrong) in zip(clips, clips[1:] + clips[:1], strict=True):
         track = FaceTrack.of(torch.zeros(len(pose), 162, 2), torch.as_tensor(pose)[:, :7])
-        case = Case(track=track, audio_features=torch.as_tensor(audio), wrong_features=torch.as_tensor(wrong))
-        scores.append(scorer.score(names, case))
+        video = VideoSample(track=track, audio_features=torch.as_tensor(audio), other_features=torch.as_tensor(wrong))
+        scores.append(scorer.score(names, video))
     right, wrong = (np.mean([score[name] for score in scores]) for name in names)
     assert right == pytest.approx(np.mean([capp_score(model, pose[:, :7], audio) for pose, audio in clips]), abs=1e-5)
     assert wrong < 0.3 * right
-    assert "no wrong features" in scorer.score(names, Case(track=track, audio_features=torch.zeros(40, 4)))[names[1]]
+    assert (
+        "no wrong features"
+        in scorer.score(names, VideoSample(track=track, audio_features=torch.zeros(40, 4)))[names[1]]
+    )
 
 
 def test_score_is_the_mean_cosine_of_the_windows(trained):

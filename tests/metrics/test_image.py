@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vasa_hf.evaluation.scoring import Case, Scorer
+from vasa_hf.evaluation.scoring import Scorer, VideoSample
 from vasa_hf.metrics import image
 from vasa_hf.models.face_recognizer import FaceRecognizer
 
@@ -102,7 +102,7 @@ def test_another_identity_is_less_alike():
     network = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=8, num_feature_maps=1).eval()
     person, other = pictures(1), 1 - pictures(1)
     scorer = Scorer({"face_recognizer": network})
-    identity = lambda frames: scorer.score(("identity",), Case(frames=frames, source=person))["identity"]  # noqa: E731
+    identity = lambda frames: scorer.score(("identity",), VideoSample(frames=frames, source=person))["identity"]  # noqa: E731
     assert identity(person) == pytest.approx(1.0, abs=1e-5)
     assert 1 + 1e-6 > identity((person + 0.01 * torch.randn(9, 3, 32, 32)).clamp(0, 1)) > identity(other)
 
@@ -113,8 +113,8 @@ def test_a_picture_that_stands_still_is_looked_at_once_with_the_same_result():
     scorer, results = Scorer({"face_recognizer": network}), []
     for frames in (person.expand(11, -1, -1, -1), person.repeat(11, 1, 1, 1)):
         scorer.collect("copy", frames)
-        case = Case(frames=frames, truth=truth, source=truth[:1])
-        results.append(scorer.score(("identity", "perceptual", "ssim", "psnr"), case))
+        video = VideoSample(frames=frames, truth=truth, source=truth[:1])
+        results.append(scorer.score(("identity", "perceptual", "ssim", "psnr"), video))
     assert results[0] == pytest.approx(results[1], abs=1e-5)
     still, moving = scorer.features["copy"]["fid_recognizer"]
     assert torch.allclose(still, moving, atol=1e-6) and len(still) == 3
@@ -130,7 +130,7 @@ def test_ssim_blurs_pictures_of_any_size(size):
 
 
 def test_unequal_shapes_are_told():
-    with pytest.raises(ValueError, match="`pictures` and `truth`"):
+    with pytest.raises(ValueError, match="`images` and `truth`"):
         image.psnr(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 9, 9))
     with pytest.raises(ValueError, match="at least 11 pixels"):
         image.ssim(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))

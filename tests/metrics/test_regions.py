@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vasa_hf.evaluation.catalogue import NOT_DEFINED
-from vasa_hf.evaluation.scoring import Case, Scorer
+from vasa_hf.evaluation.scoring import Scorer, VideoSample
 from vasa_hf.geometry.landmarks import GROUPS, NUM_LANDMARKS
 from vasa_hf.metrics import regions
 from vasa_hf.metrics.faces import FaceTrack
@@ -54,7 +54,7 @@ def scorer():
 
 
 def score(scorer, made, truth, labels, names=(*RATIOS, "mouth_distance", "eye_distance"), **others):
-    return scorer.score(names, Case(frames=made, truth=truth, track=labels, truth_track=labels, **others))
+    return scorer.score(names, VideoSample(frames=made, truth=truth, track=labels, truth_track=labels, **others))
 
 
 def test_outlines_hold_the_pixels_whose_centres_they_hold():
@@ -127,8 +127,8 @@ def test_a_flickering_copy_flickers_more(scorer):
     beside = score(scorer, elsewhere, truth, track)["mouth_flicker"]  # the square reaches up to row 64
     assert beside == pytest.approx(1, abs=1e-3)
     # Driving frames stand in where nothing true is there.
-    case = Case(frames=made, track=track, truth_track=track, driving=truth)
-    assert scorer.score(("mouth_flicker",), case)["mouth_flicker"] > 1.5
+    video = VideoSample(frames=made, track=track, truth_track=track, driving=truth)
+    assert scorer.score(("mouth_flicker",), video)["mouth_flicker"] > 1.5
     frozen = score(scorer, truth, truth[:1].expand_as(truth), track)["mouth_flicker"]
     assert frozen.startswith(NOT_DEFINED)
 
@@ -149,12 +149,12 @@ def test_teeth_on_shut_lips_are_counted(scorer):
         assert regions.teeth_on_shut_lips(mouths(teeth), track) == pytest.approx(share)
     # In reenactment the driving lips say when; with a sound alone only lips that are shut count.
     driving, frames = draw([0.2, 0.0, 0.0, 0.0]), mouths((1, 1, 1, 1))
-    case = Case(frames=frames, track=track, truth_track=driving)
-    assert scorer.score(("teeth_when_shut",), case)["teeth_when_shut"] == 1
-    case = Case(frames=mouths((1, 0, 0, 1)), track=track, truth_track=driving)
-    assert scorer.score(("teeth_when_shut",), case)["teeth_when_shut"] == pytest.approx(1 / 3)
-    case = Case(frames=mouths((1, 0, 0, 1)), track=draw([0.2] * 4), samples=torch.zeros(2560))
-    assert scorer.score(("teeth_when_shut",), case)["teeth_when_shut"].startswith(NOT_DEFINED)
+    video = VideoSample(frames=frames, track=track, truth_track=driving)
+    assert scorer.score(("teeth_when_shut",), video)["teeth_when_shut"] == 1
+    video = VideoSample(frames=mouths((1, 0, 0, 1)), track=track, truth_track=driving)
+    assert scorer.score(("teeth_when_shut",), video)["teeth_when_shut"] == pytest.approx(1 / 3)
+    video = VideoSample(frames=mouths((1, 0, 0, 1)), track=draw([0.2] * 4), samples=torch.zeros(2560))
+    assert scorer.score(("teeth_when_shut",), video)["teeth_when_shut"].startswith(NOT_DEFINED)
 
 
 def test_frames_without_a_face_do_not_count(scorer):

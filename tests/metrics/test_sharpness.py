@@ -51,8 +51,8 @@ def test_blur_lowers_it_and_a_shift_in_brightness_does_not():
 @pytest.mark.parametrize(
     ("pictures", "mask", "message"),
     [
-        (torch.zeros(3, 8, 8), None, "`pictures` must have shape"),
-        (torch.zeros(1, 1, 8, 8), None, "`pictures` must have shape"),
+        (torch.zeros(3, 8, 8), None, "`images` must have shape"),
+        (torch.zeros(1, 1, 8, 8), None, "`images` must have shape"),
         (torch.zeros(1, 3, 2, 8), None, "sides of at least 3"),
         (torch.zeros(2, 3, 8, 8), torch.ones(3, 1, 8, 8), "`mask` must have shape"),
         (torch.zeros(2, 3, 8, 8), torch.ones(2, 8, 8), "`mask` must have shape"),

@@ -8,7 +8,7 @@ from transformers import Wav2Vec2Model
 
 import vasa_hf
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
-from vasa_hf.evaluation.scoring import Case, Scorer
+from vasa_hf.evaluation.scoring import Scorer, VideoSample
 from vasa_hf.hub import embedded_path
 from vasa_hf.metrics.sync import (
     expert_embeds,
@@ -23,7 +23,7 @@ from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
 from vasa_hf.models.syncnet import SyncNet
 from vasa_hf.processors.audio import VasaAudioProcessor
-from vasa_hf.training.train_motion_transformer import sample_motion
+from vasa_hf.training.recipes.motion_transformer import sample_motion
 
 EVAL = Path(__file__).parents[3] / "shared" / "data" / "eval"
 EXPERT = embedded_path("vasa-small") / "sync_expert"
@@ -318,8 +318,8 @@ def test_embedded_expert_follows_the_embedded_generator(expert):
     )
     sounds = samples[0, : count * frames * 640].view(count, -1)
     scorer = Scorer({"sync_expert": expert})
-    cases = [Case(latent=motion[i], samples=sounds[i], wrong_samples=sounds[i - 1]) for i in range(count)]
-    scores = [scorer.score(("expert_c", "expert_c_shuffled"), case) for case in cases]
+    cases = [VideoSample(latent=motion[i], samples=sounds[i], other_samples=sounds[i - 1]) for i in range(count)]
+    scores = [scorer.score(("expert_c", "expert_c_shuffled"), video) for video in cases]
     assert np.mean([score["expert_c"] for score in scores]) > 0.1
     assert np.mean([score["expert_c_shuffled"] for score in scores]) < 0.05
     # Two seconds are too few to tell frames apart; all of them together say where the lips are.

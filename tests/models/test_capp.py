@@ -4,7 +4,7 @@ import torch
 from tests.testing_utils.models import ModelTesterMixin
 from vasa_hf.hub import embedded_path
 from vasa_hf.models.capp import PRESETS, Capp
-from vasa_hf.training.train_capp import clip_loss
+from vasa_hf.training.recipes.capp import clip_loss
 
 TINY = {"audio_dim": 5, "hidden_size": 8, "num_heads": 2, "pose_layers": 2, "audio_layers": 1, "frame_dim": 3}
 TINY["window"] = 7

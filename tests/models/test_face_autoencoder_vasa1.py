@@ -6,10 +6,10 @@ from tests.testing_utils.models import ModelTesterMixin
 from vasa_hf.models.face_autoencoder_vasa1 import (
     PAPER_CONFIG,
     SMALL_CONFIG,
+    TINY_CONFIG,
     Vasa1FaceAutoencoder,
     keep_still_pixels,
 )
-from vasa_hf.training.train_face_autoencoder import TINY_CONFIG
 
 
 def tiny(**changes):

@@ -8,7 +8,7 @@ from vasa_hf.models.backends.fast_conv import (
     TiledConv,
     as_tiles,
     inside,
-    padded,
+    pad_scratch,
     release_scratch,
 )
 
@@ -20,13 +20,13 @@ TOLERANCE = {"atol": 3e-5, "rtol": 1e-4}
 def dirty_scratch():
     """What the scratch held before must never matter."""
     for name in ("patches", "values", "products", "in"):
-        padded(name, 1, 254, 254, 4).fill_(float("nan"))
+        pad_scratch(name, 1, 254, 254, 4).fill_(float("nan"))
     yield
     release_scratch()
 
 
 def padded_copy(x, margin):
-    buffer = padded("in", *x.shape, margin)
+    buffer = pad_scratch("in", *x.shape, margin)
     inside(buffer, margin).copy_(x)
     return buffer
 
@@ -52,7 +52,7 @@ def test_volumes(kind):
 
 
 def test_tiles_come_in_several_parts(monkeypatch):
-    monkeypatch.setattr("vasa_hf.models.backends.fast_conv.MOST_CELLS", 6)
+    monkeypatch.setattr("vasa_hf.models.backends.fast_conv.MAX_CELLS", 6)
     torch.manual_seed(0)
     x, weight, bias = torch.randn(1, 20, 12, 6), torch.randn(6, 6, 3, 3) / 7, torch.randn(6)
     conv, buffer, result = TiledConv(weight, bias, 4), padded_copy(x, (0, 1)), torch.zeros(1, 20, 12, 6)

@@ -121,7 +121,7 @@ class TestVasa1MotionTransformer(ModelTesterMixin):
     @pytest.mark.parametrize("scheduler_class", [DDIMScheduler, DPMSolverMultistepScheduler])
     def test_schedulers_recover_a_known_clean_motion(self, scheduler_class):
         """With a perfect prediction every sampler must end at it: checks our settings of the schedule."""
-        from vasa_hf.training.train_motion_transformer import make_scheduler
+        from vasa_hf.training.recipes.motion_transformer import make_scheduler
 
         scheduler = scheduler_class.from_config(make_scheduler().config)
         clean, sample = torch.randn(1, 6, 11), torch.randn(1, 6, 11)

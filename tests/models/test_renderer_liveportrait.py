@@ -5,8 +5,8 @@ from torch.nn import functional as F
 
 from tests.testing_utils.models import ModelTesterMixin
 from vasa_hf.geometry.keypoints import transform_keypoints
-from vasa_hf.layers.dense_motion import identity_volume_grid, keypoint_heatmaps, shifted_volumes
-from vasa_hf.layers.spade import Spade, conv_of_enlarged
+from vasa_hf.layers.dense_motion import identity_volume_grid, keypoint_heatmaps, shift_volumes
+from vasa_hf.layers.spade import Spade, convolve_enlarged
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 
 TINY = {
@@ -266,7 +266,7 @@ def test_shifted_volumes_are_what_grid_sample_gives():
     volume, shifts = torch.randn(2, 3, 4, 6, 8), 0.8 * torch.randn(2, 5, 3)
     grids = identity_volume_grid((4, 6, 8), volume.device) + shifts[:, :, None, None, None]
     expected = torch.stack([F.grid_sample(volume, grids[:, k], align_corners=False) for k in range(5)], 1)
-    torch.testing.assert_close(shifted_volumes(volume, shifts), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shift_volumes(volume, shifts), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_shifted_volumes_pass_gradients_as_grid_sample_does():
@@ -277,7 +277,7 @@ def test_shifted_volumes_pass_gradients_as_grid_sample_does():
     grids = identity_volume_grid((4, 6, 8), volume.device) + shifts[:, :, None, None, None]
     sampled = torch.stack([F.grid_sample(volume, grids[:, k], align_corners=False) for k in range(3)], 1)
     expected = torch.autograd.grad((sampled * weights).sum(), (volume, shifts))
-    found = torch.autograd.grad((shifted_volumes(volume, shifts) * weights).sum(), (volume, shifts))
+    found = torch.autograd.grad((shift_volumes(volume, shifts) * weights).sum(), (volume, shifts))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
@@ -294,7 +294,7 @@ def test_convolution_of_an_enlarged_map_at_its_own_size(factor):
     torch.manual_seed(0)
     conv, image = nn.Conv2d(3, 4, 3, padding=1), torch.randn(2, 3, 5, 6)
     expected = conv(F.interpolate(image, scale_factor=factor, mode="nearest"))
-    torch.testing.assert_close(conv_of_enlarged(image, conv, factor), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(convolve_enlarged(image, conv, factor), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_spade_modulates_by_position():

@@ -4,7 +4,7 @@ import torch
 from tests.testing_utils.models import ModelTesterMixin
 from vasa_hf.hub import embedded_path
 from vasa_hf.models.sync_expert import SyncExpert, mel_filters
-from vasa_hf.training.train_sync_expert import contrastive_loss
+from vasa_hf.training.recipes.sync_expert import contrastive_loss
 
 TINY = {"motion_dim": 9, "lips": (6, 9), "num_mels": 8, "hidden_size": 12, "embed_dim": 6, "window": 5}
 FOLDER = embedded_path("vasa-small") / "sync_expert"

@@ -13,15 +13,15 @@ from vasa_hf.media import VideoWriter
 def test_render_of_a_calls_motion_gives_its_frames(pipe, tmp_path):
     out = call(pipe, audio=make_audio(1.3), fps=30)
     again = pipe.render(make_image(), out.motion, fps=30, box=BOX, output_type="pt")
-    # The 33 frames of motion last a little longer than the sound. Frames are decoded in other groups here, in bfloat16
+    # The 33 frames of motion last a little longer than the audio. Frames are decoded in other groups here, in bfloat16
     # where the CPU has it.
     assert len(out.frames) == 39 and len(again.frames) == 40
     torch.testing.assert_close(again.frames[:39], out.frames, rtol=0, atol=0.02)
     out.save(tmp_path / "motion.safetensors")
-    sound = make_audio(1.3)
-    saved = pipe.render(make_image(), tmp_path / "motion.safetensors", fps=30, audio=sound, box=BOX, output_type="pt")
+    audio = make_audio(1.3)
+    saved = pipe.render(make_image(), tmp_path / "motion.safetensors", fps=30, audio=audio, box=BOX, output_type="pt")
     assert torch.equal(saved.frames, again.frames)
-    np.testing.assert_array_equal(saved.audio, sound)
+    np.testing.assert_array_equal(saved.audio, audio)
 
 
 def test_render_relative_starts_from_the_portrait(pipe):
@@ -34,7 +34,7 @@ def test_render_relative_starts_from_the_portrait(pipe):
     torch.testing.assert_close(out.motion[..., 5] / out.motion[:, :1, 5], motion[..., 5] / motion[:, :1, 5])
 
 
-def test_render_tells_bad_motion(pipe, tmp_path):
+def test_render_rejects_bad_motion(pipe, tmp_path):
     motion = call(pipe, output_type="latent").motion
 
     def run(motion, **changes):
@@ -76,7 +76,7 @@ def test_animate_relative_starts_from_the_portrait(pipe):
     assert torch.equal(absolute.motion, driving)
 
 
-def test_animate_by_a_video_file_keeps_its_rate_and_sound(pipe, tmp_path):
+def test_animate_by_a_video_file_keeps_its_rate_and_audio(pipe, tmp_path):
     with VideoWriter(tmp_path / "drive.mp4", "30000/1001", (88, 96), (make_audio(0.2), 16_000)) as writer:
         for frame in driving_frames():
             writer.write(frame)
@@ -86,7 +86,7 @@ def test_animate_by_a_video_file_keeps_its_rate_and_sound(pipe, tmp_path):
     out.save(tmp_path / "out.mp4")
 
 
-def test_animate_tells_bad_videos(pipe, tmp_path):
+def test_animate_rejects_bad_videos(pipe, tmp_path):
     with pytest.raises(ValueError, match="`driving_video` must be an existing video file"):
         pipe.animate(make_image(), tmp_path / "none.mp4")
     with pytest.raises(ValueError, match="`driving_video` must be a video file or a sequence of frames, got int"):

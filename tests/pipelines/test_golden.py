@@ -18,7 +18,7 @@ def test_outputs_are_those_recorded(name):
         assert [key for key in got if got[key]["sha256"] != expected[key]["sha256"]] == []
     for key, value in got.items():
         assert value["shape"] == expected[key]["shape"], key
-        scale = 255 if max(expected[key]["values"]) > 10 else 1  # bytes of a picture
+        scale = 255 if max(expected[key]["values"]) > 10 else 1  # bytes of an image
         # Other CPUs sum in another order, and some decode in bfloat16.
         found, wanted = (torch.tensor(one["values"]) for one in (value, expected[key]))
         torch.testing.assert_close(

@@ -88,13 +88,13 @@ def joyvasa():
 def test_joyvasas_stream_equals_offline(joyvasa):
     audio = make_audio(1.37)
     offline = talk(joyvasa, audio, fps=30)
-    pieces = [audio[i : i + 1000] for i in range(0, len(audio), 1000)]
+    parts = [audio[i : i + 1000] for i in range(0, len(audio), 1000)]
     options = {**OPTIONS, "generator": generator(), "output_type": "latent", "fps": 30}
-    chunks = list(joyvasa.stream(make_image(), pieces, **options))
+    chunks = list(joyvasa.stream(make_image(), parts, **options))
     assert sum(len(chunk.frames) for chunk in chunks) == 42 and offline.motion.shape == (1, 35, 69)
     again = talk(joyvasa, audio, fps=25)
     assert torch.equal(offline.motion, again.motion) and torch.isfinite(offline.motion).all()
-    chunks = list(joyvasa.stream(make_image(), pieces, **{**options, "fps": 25, "generator": generator()}))
+    chunks = list(joyvasa.stream(make_image(), parts, **{**options, "fps": 25, "generator": generator()}))
     assert torch.equal(torch.cat([chunk.motion for chunk in chunks], 1), offline.motion)
 
 
@@ -116,7 +116,7 @@ def test_joyvasas_motion_starts_at_the_portrait_but_for_the_lips(joyvasa):
     assert (motion[20] - motion[0]).abs().max() > 1e-3
 
 
-def test_joyvasa_tells_what_it_does_not_know(joyvasa):
+def test_joyvasa_rejects_unknown_options(joyvasa):
     with pytest.raises(ValueError, match="`emotion` is no option here: JoyVasaTalkingHeadPipeline knows .'expression'"):
         talk(joyvasa, emotion="fear")
     with pytest.raises(ValueError, match="`guidance_scale` knows the names .'audio'., got 'emotion'"):
@@ -177,7 +177,7 @@ def test_motion_and_keypoints_are_two_ways_to_say_the_same(pipe):
     torch.testing.assert_close(small[0, :3].rad2deg(), torch.tensor([3.0, 2.0, 1.0]), rtol=0, atol=0.12)
 
 
-def test_emotion_is_heard_and_checked(pipe):
+def test_emotion_is_used_and_checked(pipe):
     none, happy = talk(pipe).motion, talk(pipe, emotion="happiness").motion
     assert (none - happy).abs().max() > 1e-4
     keys = talk(pipe, emotion=[(0.0, "happiness"), (0.5, "sadness")], audio=make_audio(1.3)).motion
@@ -226,15 +226,15 @@ def test_expression_edits_move_their_points_alone(pipe):
 
 
 def test_a_short_first_window_lets_frames_come_early(pipe):
-    heard = []
+    received = []
 
     def microphone():
         for i in range(30):
-            heard.append(i)
+            received.append(i)
             yield make_audio(0.04, seed=i)
 
     next(pipe.stream(make_image(), microphone(), first_window=5, generator=generator(), output_type="pt", **OPTIONS))
-    assert len(heard) == 6  # five frames and one of look-ahead
+    assert len(received) == 6  # five frames and one of look-ahead
     with pytest.raises(ValueError, match=r"`first_window` must be a whole number in \[4, 10\], got 3"):
         talk(pipe, first_window=3)
 
@@ -289,7 +289,7 @@ def test_a_region_leaves_the_rest_as_it_is(pipe, region):
     assert (change[:, :5].max() > 1e-5) == (region == "pose")
 
 
-def test_options_of_driving_change_the_pictures(pipe):
+def test_options_of_driving_change_the_frames(pipe):
     portrait = pipe.prepare_portrait(make_image(), box=BOX)
 
     def frames(**options):
@@ -332,7 +332,7 @@ def test_a_saved_template_moves_another_portrait(pipe, tmp_path):
     torch.testing.assert_close(lips[..., :6], other.motion[:, None, :6].expand_as(lips[..., :6]), rtol=0, atol=1e-5)
 
 
-def test_animate_by_a_video_file_keeps_its_rate_and_sound(pipe, tmp_path):
+def test_animate_by_a_video_file_keeps_its_rate_and_audio(pipe, tmp_path):
     with VideoWriter(tmp_path / "drive.mp4", "30000/1001", (88, 96), (make_audio(0.2), 16_000)) as writer:
         for frame in driving_frames():
             writer.write(frame)
@@ -341,7 +341,7 @@ def test_animate_by_a_video_file_keeps_its_rate_and_sound(pipe, tmp_path):
     assert out.sampling_rate == 48_000 and np.abs(out.audio).max() > 0.1
 
 
-def test_retarget_changes_one_picture(pipe):
+def test_retarget_changes_one_image(pipe):
     portrait = pipe.prepare_portrait(make_image(), box=BOX)
     own = np.asarray(pipe.retarget(portrait), np.float32)
     for options in ({"eyes": 0.05}, {"lips": 0.4}, {"expression": {"brow": 1.0}}, {"rotation_deg": (15, 0, 0)}):
@@ -355,7 +355,7 @@ def test_retarget_changes_one_picture(pipe):
 # --- a renderer alone, other components, bad input --------------------------------------------------------------------
 
 
-def test_a_renderer_alone_animates_and_says_that_it_cannot_talk(pipe, tmp_path):
+def test_a_renderer_alone_animates_and_rejects_audio(pipe, tmp_path):
     parts = {name: make_moda_components()[name] for name in RENDERER}
     LivePortraitPipeline(**parts).save_pretrained(tmp_path / "renderer")
     alone = LivePortraitPipeline.from_pretrained(tmp_path / "renderer")
@@ -381,12 +381,12 @@ def test_a_renderer_alone_animates_and_says_that_it_cannot_talk(pipe, tmp_path):
         ({"renderer": None}, "`renderer` must be a LivePortraitRenderer, got NoneType"),
     ],
 )
-def test_components_that_do_not_fit_are_told(change, message):
+def test_components_that_do_not_fit_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         ModaTalkingHeadPipeline(**{**make_moda_components(), **change})
 
 
-def test_weights_of_another_class_are_told(tmp_path):
+def test_weights_of_another_class_are_rejected(tmp_path):
     ModaTalkingHeadPipeline(**make_moda_components()).save_pretrained(tmp_path / "model")
     name = "diffusion_pytorch_model.safetensors"
     shutil.copy(tmp_path / "model" / "face_analyzer" / name, tmp_path / "model" / "renderer" / name)
@@ -397,8 +397,8 @@ def test_weights_of_another_class_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": "nowhere.png"}, "`image` must be an existing picture file"),
-        ({"audio": "nowhere.wav"}, "`audio` must be an existing sound or video file"),
+        ({"image": "nowhere.png"}, "`image` must be an existing image file"),
+        ({"audio": "nowhere.wav"}, "`audio` must be an existing audio or video file"),
         ({"image": np.full((96, 96, 3), 128, np.uint8), "box": None}, "`image` must show a face, but none was found"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number in .1, 1,000., got 0"),
         ({"head_motion": -1}, "`head_motion` must be a number"),
@@ -409,7 +409,7 @@ def test_weights_of_another_class_are_told(tmp_path):
         ({"callback_on_step_end": 3}, "`callback_on_step_end` must be callable"),
     ],
 )
-def test_bad_input_is_told_before_any_heavy_work(pipe, changes, message):
+def test_bad_input_is_rejected_before_any_heavy_work(pipe, changes, message):
     heavy = []
     modules = (pipe.audio_encoder, pipe.motion_generator, pipe.renderer.appearance_feature_extractor)
     handles = [module.register_forward_pre_hook(lambda *_: heavy.append(1)) for module in modules]
@@ -453,7 +453,7 @@ def test_components_of_foreign_classes_are_neither_imported_nor_run(tmp_path, mo
     assert not (tmp_path / "ran").exists()
 
 
-def test_lent_components_are_safetensors_alone(tmp_path):
+def test_shared_components_are_safetensors_only(tmp_path):
     whole, thin = tmp_path / "whole", tmp_path / "thin"
     ModaTalkingHeadPipeline(**make_moda_components()).save_pretrained(whole)
     shutil.copytree(whole, thin)
@@ -466,8 +466,8 @@ def test_lent_components_are_safetensors_alone(tmp_path):
         ModaTalkingHeadPipeline.from_pretrained(thin)
 
 
-def test_a_folder_borrows_what_another_model_has(tmp_path, caplog):
-    """As `moda-small` has face analyzer, pictures and sound from `vasa-small`; saved again it is whole."""
+def test_a_folder_loads_missing_components_from_another_model(tmp_path, caplog):
+    """As `moda-small` has face analyzer and audio encoder from `vasa-small`; a saved copy is complete."""
     whole, thin, again = tmp_path / "whole", tmp_path / "thin", tmp_path / "again"
     pipe = ModaTalkingHeadPipeline(**make_moda_components())
     pipe.set_progress_bar_config(disable=True)
@@ -490,4 +490,4 @@ def test_a_folder_borrows_what_another_model_has(tmp_path, caplog):
     torch.testing.assert_close(talk(loaded).motion, expected.motion)
     torch.testing.assert_close(talk(saved).motion, expected.motion)
     with pytest.raises(ValueError, match="must be an embedded model, a folder or a repository"):
-        ModaTalkingHeadPipeline.from_pretrained(thin)  # the one that lent is gone
+        ModaTalkingHeadPipeline.from_pretrained(thin)  # the other model is gone

@@ -31,7 +31,7 @@ _avatars = {}
 
 
 def avatar(seed=0):
-    """One of a few people, made once. Not to be changed by tests."""
+    """One of a few avatars, made once. Tests must not change it."""
     if seed not in _avatars:
         _avatars[seed] = make_avatar(seed)
     return _avatars[seed]
@@ -53,10 +53,10 @@ def call(pipe, who=None, audio=None, **changes):
     return pipe(avatar() if who is None else who, make_audio(0.8) if audio is None else audio, **options)
 
 
-def whose(image):
-    """The avatars that stand for the pictures of the shared tests."""
+def choose_avatar(image):
+    """The avatars that replace the images of the shared tests."""
     if isinstance(image, list):
-        return [whose(one) for one in image]
+        return [choose_avatar(one) for one in image]
     return avatar(next((seed for seed in range(3) if np.array_equal(image, make_image(seed))), 0))
 
 
@@ -72,10 +72,10 @@ class TestVasa3DAvatarPipeline(PipelineTesterMixin):
         return make_vasa1_components()
 
     def call(self, pipe, image=None, audio=None, **changes):
-        return super().call(pipe, whose(make_image() if image is None else image), audio, **changes)
+        return super().call(pipe, choose_avatar(make_image() if image is None else image), audio, **changes)
 
     def stream(self, pipe, chunks, image=None, **changes):
-        return super().stream(pipe, chunks, whose(make_image() if image is None else image), **changes)
+        return super().stream(pipe, chunks, choose_avatar(make_image() if image is None else image), **changes)
 
     def test_save_and_load_in_a_fresh_process(self, tmp_path):
         pipe = self.make_pipeline()
@@ -100,15 +100,15 @@ class TestVasa3DAvatarPipeline(PipelineTesterMixin):
 
 
 @pytest.mark.parametrize(("fps", "frames"), [(25, 33), ("30000/1001", 40), ("60", 79), (12.5, 17)])
-def test_sound_and_pictures_are_equally_long_at_any_rate(pipe, fps, frames):
+def test_audio_and_frames_are_equally_long_at_any_rate(pipe, fps, frames):
     out = call(pipe, audio=make_audio(1.31), fps=fps)
     assert len(out.frames) == frames
     assert abs(len(out.frames) / out.fps - len(out.audio) / out.sampling_rate) <= 1 / out.fps
     assert out.motion.shape == (1, 33, 10) and out.motion_fps == 25
 
 
-def test_frames_are_the_avatars_own_pictures(pipe):
-    """What comes out is what `forward` and `render` give for the motion that comes out."""
+def test_frames_are_those_of_the_renderer(pipe):
+    """The frames are what `forward` and `render` give for the returned motion."""
     out = call(pipe, background=(0.2, 0.4, 0.6))
     who = avatar()
     gaussians = who(out.motion[0]).gaussians
@@ -120,7 +120,7 @@ def test_frames_are_the_avatars_own_pictures(pipe):
 
 
 def test_motion_is_vasa1s_about_the_portraits_own_pose(pipe):
-    """The same motion as the 2D face makes of this sound, from where the person was in the portrait."""
+    """The same motion as the 2D pipeline generates from this audio, from the portrait's own pose."""
     portrait = pipe.talking_face.prepare_portrait(make_image(), box=(20, 20, 70, 76))
     flat = pipe.talking_face(
         portrait, make_audio(0.8), num_inference_steps=2, generator=generator(), output_type="latent"
@@ -146,7 +146,7 @@ def test_output_size_is_free_and_only_changes_the_resolution(pipe):
     assert (shrunk - small.frames).abs().mean() < 0.05
 
 
-def test_saved_video_is_whole_and_says_what_it_is(pipe, tmp_path):
+def test_saved_video_is_complete_and_marked_as_synthetic(pipe, tmp_path):
     pipe.model_name = "vasa3d-tiny"
     try:
         out = call(pipe, audio=make_audio(1.31), fps="30000/1001", output_type="pil")
@@ -178,7 +178,7 @@ def test_talk_to_file_writes_what_a_call_makes(pipe, tmp_path):
     assert read_provenance(tmp_path / "out.mp4") is None
 
 
-def test_frames_drawn_side_by_side_or_in_groups_are_the_same(pipe):
+def test_frames_rendered_in_parallel_or_in_batches_are_the_same(pipe):
     before, expected = torch.get_num_threads(), call(pipe)
     try:
         for threads, batch_size in ((1, None), (3, None), (2, 7)):
@@ -236,7 +236,7 @@ def test_each_video_of_a_batch_begins_its_own_path(pipe):
     torch.testing.assert_close(batch.frames[0], batch.frames[1], rtol=0, atol=1e-3)
 
 
-def test_camera_that_is_a_function_is_asked_as_late_as_can_be(pipe):
+def test_a_camera_function_is_called_as_late_as_possible(pipe):
     asked = []
 
     def camera(seconds):
@@ -258,12 +258,12 @@ def test_render_of_a_calls_motion_gives_its_frames(pipe, tmp_path):
     again = pipe.render(avatar(), out.motion, fps=30, output_size=32, output_type="pt")
     torch.testing.assert_close(again.frames, out.frames, rtol=0, atol=1e-3)
     out.save(tmp_path / "motion.safetensors")
-    sound = make_audio(0.8)
+    audio = make_audio(0.8)
     saved = pipe.render(
-        avatar(), tmp_path / "motion.safetensors", fps=30, output_size=32, audio=sound, output_type="pt"
+        avatar(), tmp_path / "motion.safetensors", fps=30, output_size=32, audio=audio, output_type="pt"
     )
     assert torch.equal(saved.frames, again.frames)
-    np.testing.assert_array_equal(saved.audio, sound)
+    np.testing.assert_array_equal(saved.audio, audio)
     moved = pipe.render(avatar(1), out.motion, relative=True, output_type="latent").motion
     torch.testing.assert_close(moved[:, 0], avatar(1).own_motion[None])
 
@@ -283,7 +283,7 @@ def test_animate_relative_and_absolute(pipe):
     assert relative.frames.shape == (6, 3, 32, 32) and relative.fps == 25
 
 
-def test_animate_by_a_video_file_keeps_its_rate_and_sound(pipe, tmp_path):
+def test_animate_by_a_video_file_keeps_its_rate_and_audio(pipe, tmp_path):
     with VideoWriter(tmp_path / "drive.mp4", "30000/1001", (88, 96), (make_audio(0.2), 16_000)) as writer:
         for frame in driving_frames():
             writer.write(frame)
@@ -358,7 +358,7 @@ def test_broken_sequence_leaves_nothing(pipe, tmp_path):
     who = make_avatar()
     with torch.no_grad():
         who.colors[5] = float("nan")
-    with pytest.raises(ValueError, match="`gaussians` must hold finite numbers, but its colors has others"):
+    with pytest.raises(ValueError, match="`gaussians` must hold finite numbers, but colors has NaN or infinity"):
         pipe.export_sequence(who, motion, tmp_path / "frames")
     assert not list(tmp_path.iterdir())
 
@@ -460,7 +460,7 @@ INSIDE = orbit_cameras(0.0, distance=3.0)
         ({"callback_on_step_end": 3}, "`callback_on_step_end` must be callable, got int"),
     ],
 )
-def test_bad_input_is_told_before_any_heavy_work(pipe, changes, message):
+def test_bad_input_is_rejected_before_any_heavy_work(pipe, changes, message):
     heavy = []
     modules = (pipe.audio_encoder, pipe.motion_transformer, avatar().deform_face.hidden)
     handles = [module.register_forward_pre_hook(lambda *_: heavy.append(1)) for module in modules]
@@ -475,14 +475,14 @@ def test_bad_input_is_told_before_any_heavy_work(pipe, changes, message):
     assert not heavy
 
 
-def test_stream_tells_bad_input_at_once(pipe):
+def test_stream_rejects_bad_input_at_once(pipe):
     with pytest.raises(ValueError, match="`camera` must stay outside"):
         pipe.stream(avatar(), [make_audio(0.3)], camera=INSIDE)
     with pytest.raises(ValueError, match="`avatar` must be one of"):
         pipe.stream("nobody", [make_audio(0.3)])
 
 
-def test_avatars_of_other_motion_are_told(pipe, tmp_path):
+def test_avatars_of_other_motion_are_rejected(pipe, tmp_path):
     other = make_avatar(motion_space="vasa1-paper")
     message = "`motion_space` must be 'vasa1-paper', for which this avatar was fitted, got 'vasa1'"
     for use in (lambda: call(pipe, other), lambda: pipe.add_avatar("other", other), lambda: pipe.contact_sheet(other)):
@@ -497,7 +497,7 @@ def test_avatars_of_other_motion_are_told(pipe, tmp_path):
         pipe.render(avatar(), torch.zeros(3, 34))
 
 
-def test_unfitted_and_badly_named_avatars_are_told(pipe):
+def test_unfitted_and_badly_named_avatars_are_rejected(pipe):
     grey = Vasa3DGaussianAvatar.from_head(avatar().head, motion_dim=10, hidden_size=16)
     with pytest.raises(ValueError, match="`avatar` must be fitted, this one does not know its portrait's pose"):
         call(pipe, grey)
@@ -532,7 +532,7 @@ def cut_off(folder):
         (lambda folder: (folder / "diffusion_pytorch_model.safetensors").unlink(), "diffusion_pytorch_model"),
     ],
 )
-def test_spoilt_avatars_are_told(pipe, saved, tmp_path, spoil, message):
+def test_damaged_avatars_are_rejected(pipe, saved, tmp_path, spoil, message):
     folder = tmp_path / "anna"
     shutil.copytree(saved / "whole" / "avatars" / "anna", folder)
     spoil(folder)
@@ -540,7 +540,7 @@ def test_spoilt_avatars_are_told(pipe, saved, tmp_path, spoil, message):
         pipe.load_avatar(folder)
 
 
-def test_what_is_no_pipeline_is_told(tmp_path):
+def test_a_folder_without_a_pipeline_is_rejected(tmp_path):
     for make in (lambda: None, lambda: (tmp_path / "model_index.json").write_text("{")):
         make()
         with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must hold a whole pipeline"):
@@ -587,19 +587,19 @@ def test_embedded_avatars_talk(embedded):
 
 
 @needs_weights
-def test_portraits_that_no_avatar_can_be_made_of_are_told(embedded):
+def test_portraits_that_no_avatar_can_be_made_of_are_rejected(embedded):
     with pytest.raises(ValueError, match="`image` must show a face, but none was found"):
         embedded.fit(np.full((256, 256, 3), 128, np.uint8))
-    with pytest.raises(ValueError, match="`image` must be a picture file, but 'nowhere.png' does not exist"):
+    with pytest.raises(ValueError, match="`image` must be an image file, but 'nowhere.png' does not exist"):
         embedded.fit("nowhere.png")
     with pytest.raises(ValueError, match="`preset` must be one of"):
         embedded.fit(ASSETS / "portrait.jpg", preset="slow")
     portrait = embedded.talking_face.prepare_portrait(ASSETS / "portrait.jpg")
     turned = portrait.motion.clone()
     turned[:, 0] = -0.9
-    picture = embedded.talking_face.render(portrait, turned).frames[0]
+    image = embedded.talking_face.render(portrait, turned).frames[0]
     with pytest.raises(ValueError, match="`image` must show the face turned by less than 0.7 radians, got 0.7"):
-        embedded.fit(picture)
+        embedded.fit(image)
 
 
 def test_a_portrait_must_be_fitted_first(pipe, tmp_path):

@@ -76,7 +76,7 @@ class TestLoad:
         for length in (1, 10, 40, 100, 500, len(data) // 2):
             path = tmp_path / f"cut.{suffix}"
             path.write_bytes(data[:length])
-            with pytest.raises(ValueError, match="`image` must be a (picture file|whole picture)"):
+            with pytest.raises(ValueError, match="`image` must be a(n image file|n intact image file)"):
                 processor.load(path)
 
     @pytest.mark.parametrize(("tile", "quarter_turns"), [(64, 0), (64, 1), (128, 0), (128, 3)])
@@ -95,7 +95,7 @@ class TestLoad:
         data = (tmp_path / "IMG_1.jpg").read_bytes()
         for length in (12, 100, 400, len(data) - 2000):
             (tmp_path / "cut.heic").write_bytes(data[:length])
-            with pytest.raises(ValueError, match="`image` must be a whole picture"):
+            with pytest.raises(ValueError, match="`image` must be an? (intact|whole)"):
                 processor.load(tmp_path / "cut.heic")
 
     @pytest.mark.parametrize("suffix", ["jxl", "avif"])
@@ -121,7 +121,7 @@ class TestLoad:
         monkeypatch.setattr("subprocess.check_call", lambda *a, **k: started.append(a))
         eps = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n"
         (tmp_path / "portrait.jpg").write_text(eps)
-        with pytest.raises(ValueError, match="`image` must be a picture file"):
+        with pytest.raises(ValueError, match="`image` must be an image file"):
             processor.load(tmp_path / "portrait.jpg")
         assert not started
 
@@ -189,12 +189,12 @@ class TestLoad:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ("missing.png", r"`image` must be a picture file, but '.*missing.png' does not exist"),
-            (".", r"`image` must be a picture file, but '.*' is a folder"),
-            ("text.png", r"`image` must be a picture file \(.*JPEG.*\), but '.*text.png' is none"),
-            ("empty.png", "`image` must be a picture file"),
-            ("cut.jpg", r"`image` must be a whole picture, but '.*cut.jpg' is damaged"),
-            ("cut.png", r"`image` must be a whole picture, but '.*cut.png' is damaged"),
+            ("missing.png", r"`image` must be an image file, but '.*missing.png' does not exist"),
+            (".", r"`image` must be an image file, but '.*' is a folder"),
+            ("text.png", r"`image` must be an image file \(.*JPEG.*\), but '.*text.png' is not"),
+            ("empty.png", "`image` must be an image file"),
+            ("cut.jpg", r"`image` must be an intact image file, but '.*cut.jpg' is damaged"),
+            ("cut.png", r"`image` must be an intact image file, but '.*cut.png' is damaged"),
         ],
     )
     def test_broken_files(self, processor, tmp_path, given, message):
@@ -236,7 +236,7 @@ class TestChoose:
         faces = [face_at(100, 100, 200, 220), face_at(300, 50, 360, 120)]
         with caplog.at_level(logging.WARNING):
             assert processor.choose(faces, (400, 500)) is faces[0]
-        assert "2 faces were found (0: 120 px, 1: 70 px); the largest is taken. Choose with `face=`." in caplog.text
+        assert "2 faces were found (0: 120 px, 1: 70 px); the largest is used. Choose with `face=1`." in caplog.text
         caplog.clear()
         assert processor.choose(faces, (400, 500), face=1) is faces[1]
         assert not caplog.text
@@ -249,7 +249,11 @@ class TestChoose:
             ([face_at(10, 10, 90, 90)], "left", "`face` must be 0 to 0, as 1 were found, but is 'left'"),
             ([face_at(10, 10, 30, 35)], None, "`image` must show a face of at least 32 pixels, but it has only 25"),
             ([face_at(-40, 10, 60, 110)], None, "`image` must show the whole face, but 39% of it is cut off"),
-            ([face_at(100, 10, 180, 110, yaw=-1.2)], None, "at most 60 degrees aside, but this one is turned 69"),
+            (
+                [face_at(100, 10, 180, 110, yaw=-1.2)],
+                None,
+                "at most 60 degrees, but this one is turned by 69",
+            ),
         ],
     )
     def test_faces_that_cannot_be_animated(self, processor, faces, face, message):
@@ -313,7 +317,7 @@ class TestCrop:
 
     def test_paste_back_into_another_picture_is_refused(self, processor):
         crop = processor.crop(torch.zeros(3, 150, 200), box=(50, 50, 100, 100))
-        with pytest.raises(ValueError, match=r"`image` must be the cropped picture, \(150, 200\), but is \(100, 200\)"):
+        with pytest.raises(ValueError, match=r"`image` must be the cropped image, \(150, 200\), but is \(100, 200\)"):
             processor.paste_back(torch.zeros(3, 100, 200), crop.image, crop)
         with pytest.raises(ValueError, match=r"`crop_image` must be \(\[batch,\] 3, size, size\), but is \(3, 20"):
             processor.paste_back(torch.zeros(3, 150, 200), torch.zeros(3, 20, 30), crop)

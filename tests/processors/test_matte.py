@@ -52,9 +52,9 @@ def test_bad_input():
     picture, _, distance = portrait()
     with pytest.raises(ValueError, match="`image` must be"):
         cut_out(picture[:, :-1], distance < 10, distance < 40)
-    with pytest.raises(ValueError, match="`sure` must hold a pixel"):
+    with pytest.raises(ValueError, match="`sure` must contain a pixel"):
         cut_out(picture, distance < 0, distance < 40)
-    with pytest.raises(ValueError, match="`sure` must hold a pixel"):
+    with pytest.raises(ValueError, match="`sure` must contain a pixel"):
         cut_out(picture, distance < 10, distance < 1000)
 
 

@@ -1,7 +1,10 @@
 """What every talking-face pipeline must do, as one mixin, and the tiny real components to do it with."""
 
 import copy
+import dataclasses
 import inspect
+import itertools
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -32,13 +35,13 @@ from vasa_hf import (
     VasaAudioProcessor,
 )
 from vasa_hf.models.motion_denoiser_joyvasa import joyvasa_scheduler
-from vasa_hf.training.train_motion_transformer import make_scheduler
+from vasa_hf.training.recipes.motion_transformer import make_scheduler
 
 BOX = (20, 20, 70, 76)
 
 
 def make_image(seed=0, size=(96, 88)):
-    """A picture with structure at several scales, uint8 `(height, width, 3)`."""
+    """An image with structure at several scales, uint8 `(height, width, 3)`."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]] / 16.0
     waves = [np.sin(rng.uniform(-1, 1) * x + rng.uniform(-1, 1) * y + rng.uniform(0, 6)) for _ in range(3)]
@@ -47,7 +50,7 @@ def make_image(seed=0, size=(96, 88)):
 
 
 def make_audio(seconds, seed=0, rate=16_000):
-    """A voice-like sound: harmonics under a slow envelope; float32 `(samples,)`."""
+    """A voice-like audio: harmonics under a slow envelope; float32 `(samples,)`."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
     tone = sum(np.sin(2 * np.pi * 130 * k * time) / k for k in range(1, 6))
@@ -93,7 +96,7 @@ def make_audio_encoder():
 
 
 def make_moda_components():
-    """The same for MoDA: windows of 10 frames that share 3, pictures of 32 pixels."""
+    """The same for MoDA: windows of 10 frames that share 3, images of 32 pixels."""
     torch.manual_seed(0)
     renderer = LivePortraitRenderer(
         image_size=32,
@@ -124,7 +127,7 @@ def make_moda_components():
         overlap=3,
     )
     with torch.no_grad():
-        # Parts that start at zero would hide broken paths, and random keypoints would leave the picture.
+        # Parts that start at zero would hide broken paths, and random keypoints would leave the image.
         for parameter in generator.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
         for parameter in renderer.parameters():
@@ -193,7 +196,7 @@ def make_vasa1_components(source_passthrough=True):
         motion_dim=10, audio_dim=16, hidden_size=16, num_layers=2, num_heads=2, window=10, context=3
     )
     with torch.no_grad():
-        # Parts that start at zero would hide broken paths, and motion of unit size would leave the picture.
+        # Parts that start at zero would hide broken paths, and motion of unit size would leave the image.
         for parameter in (*transformer.parameters(), *autoencoder.target_warp.parameters()):
             parameter.add_(0.05 * torch.randn_like(parameter))
         transformer.motion_std.copy_(torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 1, 1, 1, 1]))
@@ -213,6 +216,22 @@ def call(pipe, image=None, audio=None, **changes):
     """A short video of a made-up face and voice, as tensors; `changes` are options of the call."""
     options = {"output_type": "pt", "generator": generator(), "num_inference_steps": 2, "box": BOX, **changes}
     return pipe(make_image() if image is None else image, make_audio(0.8) if audio is None else audio, **options)
+
+
+class Watch:
+    """Records the keyword arguments of every pass through a module."""
+
+    def __init__(self, module):
+        self.calls = []
+        self.handle = module.register_forward_pre_hook(
+            lambda _, args, kwargs: self.calls.append(kwargs), with_kwargs=True
+        )
+
+    def __enter__(self):
+        return self.calls
+
+    def __exit__(self, *_):
+        self.handle.remove()
 
 
 class WatchedOffload:
@@ -323,6 +342,19 @@ class PipelineTesterMixin:
         assert isinstance(as_tuple, tuple)
         assert torch.equal(as_tuple[0], self.call(pipe).frames)
 
+    @pytest.mark.parametrize("name", ["__call__", "stream", "animate", "render"])
+    def test_signatures_show_the_systems_own_options(self, name):
+        kind = self.pipeline_class
+        options = (kind.controls_type if name in ("__call__", "stream") else kind.transfer_type), kind.view_type
+        parameters = inspect.signature(getattr(kind, name)).parameters
+        for field in itertools.chain(*map(dataclasses.fields, options)):
+            assert parameters[field.name].default == field.default
+            assert parameters[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert "options" not in parameters and ("avatar" in parameters) == (kind.subject_name == "avatar")
+        if name != "stream":  # its docstring refers to that of `__call__`
+            documented = re.findall(r"^ {4}(\w+) \(", inspect.getdoc(getattr(kind, name)), flags=re.MULTILINE)
+            assert documented == list(parameters)[1:]
+
     def test_output_types_agree(self):
         pipe = self.make_pipeline()
         audio = make_audio(0.4)
@@ -336,7 +368,7 @@ class PipelineTesterMixin:
         assert torch.equal(latent.frames, self.call(pipe, audio=audio).motion[0])
 
     def test_batch_equals_single(self):
-        """Also where the sounds have unequal lengths and end within different windows."""
+        """Also where the audios have unequal lengths and end in different windows."""
         pipe = self.make_pipeline()
         pipe.cpu_bfloat16 = False  # parts of other lengths are rounded otherwise
         images = [make_image(0), make_image(1), make_image(2)]
@@ -355,14 +387,14 @@ class PipelineTesterMixin:
                 batch.motion[i, length:], batch.motion[i, length - 1 :][:1].expand_as(batch.motion[i, length:])
             )
 
-    def test_one_image_goes_with_many_sounds_and_the_other_way_round(self):
+    def test_one_image_with_many_audios_and_one_audio_with_many_images(self):
         pipe = self.make_pipeline()
-        sounds = [make_audio(0.4, 0), make_audio(0.4, 1)]
-        out = self.call(pipe, make_image(), sounds)
+        audios = [make_audio(0.4, 0), make_audio(0.4, 1)]
+        out = self.call(pipe, make_image(), audios)
         assert len(out.videos) == 2 and out.motion.shape[0] == 2
-        out = self.call(pipe, [make_image(0), make_image(1)], sounds[0])
+        out = self.call(pipe, [make_image(0), make_image(1)], audios[0])
         assert len(out.videos) == 2 and (out.frames[0] - out.frames[1]).abs().max() > 0.1
-        out = self.call(pipe, [make_image()], sounds[0])
+        out = self.call(pipe, [make_image()], audios[0])
         assert isinstance(out.frames, list) and len(out.frames) == 1
 
     @pytest.mark.parametrize("fps", [25, "30000/1001", 10, 60])
@@ -373,26 +405,26 @@ class PipelineTesterMixin:
         chunks = list(self.stream(pipe, [audio[i : i + 1000] for i in range(0, len(audio), 1000)], fps=fps))
         # The same operations on the same numbers: nothing may differ.
         assert torch.equal(torch.cat([chunk.frames for chunk in chunks]), offline.frames)
-        sound = np.concatenate([chunk.audio for chunk in chunks])
-        np.testing.assert_array_equal(sound[: len(audio)], audio[: len(sound)])
-        assert abs(len(sound) / 16_000 - len(offline.frames) / offline.fps) < 1e-4
+        streamed = np.concatenate([chunk.audio for chunk in chunks])
+        np.testing.assert_array_equal(streamed[: len(audio)], audio[: len(streamed)])
+        assert abs(len(streamed) / 16_000 - len(offline.frames) / offline.fps) < 1e-4
         assert all(len(chunk.frames) == chunk.motion.shape[1] for chunk in chunks)
 
     def test_frames_come_before_the_audio_has_ended(self):
         pipe = self.make_pipeline()
-        heard = []
+        received = []
 
         def microphone():
             for i in range(40):
-                heard.append(i)
+                received.append(i)
                 yield make_audio(0.1, seed=i)
 
         chunks = self.stream(pipe, microphone())
-        assert not heard  # nothing is listened to before it is asked for
+        assert not received  # no audio is read before a frame is requested
         next(chunks)
         # A window of 10 frames and 1 of look-ahead are 0.44 s.
-        assert len(heard) == 5
-        assert sum(len(chunk.frames) for chunk in chunks) > 90 and len(heard) == 40
+        assert len(received) == 5
+        assert sum(len(chunk.frames) for chunk in chunks) > 90 and len(received) == 40
 
     def test_callback_sees_every_step_and_may_change_latents(self):
         pipe, seen = self.make_pipeline(), []

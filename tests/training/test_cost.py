@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
+from vasa_hf.models.face_autoencoder_vasa1 import TINY_CONFIG, Vasa1FaceAutoencoder
 from vasa_hf.training.cost import days, face_autoencoder_cost, motion_transformer_cost
-from vasa_hf.training.loop import LoopOptions, parse_options
-from vasa_hf.training.train_face_autoencoder import TINY_CONFIG, FaceAutoencoderOptions
-from vasa_hf.training.train_motion_transformer import MotionTransformerOptions
+from vasa_hf.training.options import LoopOptions, parse_options
+from vasa_hf.training.recipes.face_autoencoder import FaceAutoencoderOptions
+from vasa_hf.training.recipes.motion_transformer import MotionTransformerOptions
 
 
 def test_counted_arithmetic_is_that_of_a_real_step():

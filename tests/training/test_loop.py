@@ -11,10 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vasa_hf.training.ema import ExponentialMovingAverage
-from vasa_hf.training.loop import LoopOptions, Player, checkpoints, configs, learning_rate_at, parse_options, train
-from vasa_hf.training.train_face_autoencoder import FaceAutoencoderOptions
-from vasa_hf.training.train_motion_transformer import MotionTransformerOptions
-from vasa_hf.training.train_motion_transformer_moda import ModaMotionOptions
+from vasa_hf.training.loop import Player, checkpoints, learning_rate_at, train
+from vasa_hf.training.options import LoopOptions
 
 
 class Points(torch.utils.data.Dataset):
@@ -177,36 +175,6 @@ def test_resume_without_checkpoint_says_so(tmp_path):
         run(tmp_path, resume=True)
 
 
-def test_options_from_the_command_line():
-    chosen = parse_options(LoopOptions, ["--batch-size", "3", "--max-minutes", "1.5", "--cpu", "--output", "x"])
-    assert (chosen.batch_size, chosen.max_minutes, chosen.cpu, chosen.output) == (3, 1.5, True, "x")
-    assert parse_options(LoopOptions, []) == LoopOptions()
-    with pytest.raises(SystemExit):
-        parse_options(LoopOptions, ["--no-such-option", "1"])
-
-
-def test_a_config_sets_options_and_the_command_line_has_the_last_word(tmp_path):
-    (tmp_path / "mine.json").write_text(json.dumps({"batch_size": 3, "cpu": True}))
-    chosen = parse_options(LoopOptions, ["--config", str(tmp_path / "mine.json"), "--batch-size", "5"])
-    assert (chosen.batch_size, chosen.cpu) == (5, True)
-    (tmp_path / "wrong.json").write_text(json.dumps({"batchsize": 3}))
-    for config, message in ((str(tmp_path / "wrong.json"), "batchsize"), ("no_such_config", "paper_")):
-        with pytest.raises(ValueError, match=message):
-            parse_options(LoopOptions, ["--config", config])
-
-
-@pytest.mark.parametrize("name", sorted(configs()))
-def test_the_configs_of_the_package_fit_their_trainings(name):
-    stage = name.split("_", 1)[1]
-    options = {
-        "face_autoencoder": FaceAutoencoderOptions,
-        "motion_transformer": MotionTransformerOptions,
-        "motion_transformer_moda": ModaMotionOptions,
-    }[stage]
-    chosen = parse_options(options, ["--config", name])
-    assert chosen.preset == name.split("_")[0]
-
-
 def test_ema_forgets_the_start_and_reloads():
     net = nn.Linear(2, 2)
     average = ExponentialMovingAverage(net, decay=0.9)
@@ -229,7 +197,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from tests.training.test_loop import Points
-from vasa_hf.training.loop import LoopOptions, Player, train
+from vasa_hf.training.loop import Player, train
+from vasa_hf.training.options import LoopOptions
 
 def generator_loss(modules, batch, step):
     fake = modules["generator"](batch["x"])

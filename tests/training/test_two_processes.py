@@ -15,12 +15,12 @@ from tests.testing_utils.face_data import make_face_data
 ROOT = Path(__file__).parents[2]
 
 
-def launch(processes, module, *arguments, log=None):
+def launch(processes, recipe, *arguments, log=None):
     """Run a training and return its log."""
     log = Path(arguments[arguments.index("--output") + 1]) / "log.jsonl" if log is None else log
     # `accelerate launch --cpu` starts one process, whatever is asked for; torchrun starts them, accelerate finds them.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    command += ["-m", module, *arguments]
+    command += ["-m", "vasa_hf.training", recipe, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(a) for a in command], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -35,7 +35,7 @@ def test_face_autoencoder_on_two_processes_has_the_losses_of_one(tmp_path):
         common = ["--data", data, "--cache", tmp_path / "cache", "--output", tmp_path / f"run{processes}"]
         common += ["--preset", "tiny", "--stage", "renderer", "--batch-size", batch, "--max-steps", 120, "--cpu"]
         common += ["--log-every", 1, "--sample-every", 0, "--warmup-steps", 10, "--learning-rate", 2e-3]
-        logs[processes] = launch(processes, "vasa_hf.training.train_face_autoencoder", *common)
+        logs[processes] = launch(processes, "face_autoencoder", *common)
         assert len(logs[processes]) == 120
     for name in ("generator_loss", "l1", "flow"):
         for part in (slice(0, 30), slice(90, 120)):
@@ -54,10 +54,8 @@ def test_an_avatar_on_two_processes_has_the_losses_of_one(tmp_path):
     for processes, batch in ((1, 2), (2, 1)):
         output = tmp_path / f"run{processes}"
         settings = [f"{name}={value}" for name, value in {**changes, "batch_size": batch}.items()]
-        arguments = [portrait, "--output", output, "--seed", 0, "--device", "cpu", "--set", *settings]
-        logs[processes] = launch(
-            processes, "vasa_hf.training.train_gaussian_avatar", *arguments, log=output / "fit" / "log.jsonl"
-        )
+        arguments = ["--image", portrait, "--output", output, "--seed", 0, "--device", "cpu", "--set", *settings]
+        logs[processes] = launch(processes, "gaussian_avatar", *arguments, log=output / "fit" / "log.jsonl")
     one, two = logs[1][:8], logs[2][:8]
     assert [line["gaussians"] for line in one] == [line["gaussians"] for line in two]
     assert one[-1]["gaussians"] > one[0]["gaussians"]

@@ -1,1 +1,1 @@
-"""Speed, latency and memory, for `vasa-hf bench`: `runs.py` is shared, the other files are one measurement each."""
+"""Speed, latency and memory for `vasa-hf bench`: shared code in `runs.py`, one measurement in each other file."""

@@ -1,20 +1,21 @@
-"""What `vasa-hf bench 3d` measures: how fast an avatar is deformed, rendered, and both; the first frame; memory.
+"""The measurement of `vasa-hf bench 3d`: speed of deformation and rendering, latency of the first frame, memory.
 
-On a CPU with 20 000 Gaussians at 256 x 256, on CUDA with 200 000 at 512 x 512 (VASA-3D §4.1). The motion is that of a
-voice; an avatar of another number of Gaussians is covered anew with as many, which costs what a fitted one costs.
+On a CPU with 20 000 Gaussians at 256 x 256, on CUDA with 200 000 at 512 x 512 (VASA-3D §4.1). Speech drives the
+avatar. An avatar with another number of Gaussians gets that many new ones, which take as long as fitted ones.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from vasa_hf.bench import runs
 from vasa_hf.bench.memory import peak_memory_mb
 
-SIZES = {"cpu": (256, 20_000), "cuda": (512, 200_000)}  # side of the picture, Gaussians
+SIZES = {"cpu": (256, 20_000), "cuda": (512, 200_000)}  # side of the image, Gaussians
 FRAMES = {"cpu": 50, "cuda": 512}
 
 
@@ -32,8 +33,8 @@ def measure(
 
     Args:
         model (`str`): Name for `from_pretrained` of the pipeline.
-        avatar (`str`, *optional*): Name or folder; the first of the embedded ones if left out.
-        output_size (`int`, *optional*): Side of the pictures; see `SIZES`.
+        avatar (`str`, *optional*): Name or folder; by default the first embedded one.
+        output_size (`int`, *optional*): Side of the frames; see `SIZES`.
         num_gaussians (`int`, *optional*): See `SIZES`.
         num_inference_steps (`int`): Denoising steps.
         fit (`str`, *optional*): Also fit an avatar to the package's portrait, with this preset.
@@ -41,10 +42,10 @@ def measure(
         threads (`int`, *optional*): CPU threads.
 
     Returns:
-        `dict`: Times in seconds, rates in frames a second, memory in megabytes.
+        `dict`: Times in seconds, rates in frames per second, memory in megabytes.
 
     Raises:
-        ValueError: If there is no avatar, or an argument is unfit.
+        ValueError: If there is no avatar, or an argument is out of range.
     """
     pipe, facts = runs.load_pipeline("Vasa3DAvatarPipeline", model, device, threads)
     import numpy as np
@@ -53,14 +54,14 @@ def measure(
     kind = torch.device(device).type
     size, count = output_size or SIZES[kind][0], num_gaussians or SIZES[kind][1]
     if avatar is None and not pipe.avatars:
-        raise ValueError(f"`avatar` must be given: {model!r} has none of its own.")
-    who = with_gaussians(pipe.load_avatar(avatar or pipe.avatars[0]), count).to(device).eval()
+        raise ValueError(f"`avatar` must be given: {model!r} contains none.")
+    subject = resize_avatar(pipe.load_avatar(avatar or pipe.avatars[0]), count).to(device).eval()
     (voice, rate), shortest = runs.load_voice(), max(pipe.motion_transformer.config.context, 1)
     settings = {"num_inference_steps": num_inference_steps, "output_size": size}
 
-    def first_frame(**options: Any) -> float:
+    def time_first_frame(**options: Any) -> float:
         begun = time.perf_counter()
-        chunks = pipe.stream(who, (voice, rate), generator=runs.seeded(), **settings, **options)
+        chunks = pipe.stream(subject, (voice, rate), generator=runs.make_generator(), **settings, **options)
         next(chunks)
         spent = time.perf_counter() - begun
         chunks.close()
@@ -73,13 +74,13 @@ def measure(
         "output_size": size,
         "num_inference_steps": num_inference_steps,
         **facts,
-        "first_frame_cold_seconds": first_frame(),
-        "first_frame_seconds": min(first_frame() for _ in range(3)),
-        "first_frame_short_seconds": min(first_frame(first_window=shortest) for _ in range(3)),
+        "first_frame_cold_seconds": time_first_frame(),
+        "first_frame_seconds": min(time_first_frame() for _ in range(3)),
+        "first_frame_short_seconds": min(time_first_frame(first_window=shortest) for _ in range(3)),
     }
-    motion = pipe(who, (voice, rate), generator=runs.seeded(), output_type="latent", **settings).motion[0]
+    motion = pipe(subject, (voice, rate), generator=runs.make_generator(), output_type="latent", **settings).motion[0]
     motion = motion[torch.from_numpy(np.resize(np.arange(len(motion)), FRAMES[kind]))].to(device)
-    result["frames_per_second"] = _speeds(pipe, who, motion, size)
+    result["frames_per_second"] = _measure_speeds(pipe, subject, motion, size)
     result["peak_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20 if kind == "cuda" else peak_memory_mb()
     if fit is not None:
         begun = time.perf_counter()
@@ -88,25 +89,25 @@ def measure(
     return result
 
 
-def _speeds(pipe: Any, who: Any, motion: Any, size: int) -> dict[str, float]:
-    """Frames a second of deformation alone, rendering alone, and of the pipeline's own way of doing both."""
+def _measure_speeds(pipe: Any, avatar: Any, motion: Any, size: int) -> dict[str, float]:
+    """Frames per second of deformation alone, of rendering alone, and of `pipe.render`, which does both."""
     import torch
 
     from vasa_hf.gaussians.render import render
 
-    rest, camera = who.rest_state(), who.portrait_camera
-    parts = motion.split(1 if motion.device.type == "cpu" else 16)
+    rest, camera = avatar.rest_state(), avatar.portrait_camera
+    chunks = motion.split(1 if motion.device.type == "cpu" else 16)
     with torch.no_grad():
-        posed = [who(part, rest=rest).gaussians for part in parts[:10]]
+        posed = [avatar(chunk, rest=rest).gaussians for chunk in chunks[:10]]
     works: dict[str, Callable[[], Any]] = {
-        "deformation": lambda: [who(part, rest=rest) for part in parts],
-        "rendering": lambda: [render(posed[i % 10], camera, size) for i in range(len(parts))],
-        "both": lambda: pipe.render(who, motion, output_size=size, output_type="pt"),
+        "deformation": lambda: [avatar(chunk, rest=rest) for chunk in chunks],
+        "rendering": lambda: [render(posed[i % 10], camera, size) for i in range(len(chunks))],
+        "both": lambda: pipe.render(avatar, motion, output_size=size, output_type="pt"),
     }
     speeds = {}
     for name, work in works.items():
         with torch.no_grad():
-            work()  # what is compiled or allocated once
+            work()  # warm-up: compilation and allocation
             runs.synchronize(motion.device)
             begun = time.perf_counter()
             work()
@@ -115,12 +116,12 @@ def _speeds(pipe: Any, who: Any, motion: Any, size: int) -> dict[str, float]:
     return speeds
 
 
-def with_gaussians(avatar: Any, num_gaussians: int) -> Any:
-    """An avatar with the same head and networks, covered anew with so many Gaussians; itself if it has as many.
+def resize_avatar(avatar: Any, num_gaussians: int) -> Any:
+    """Return an avatar with the same head and networks and a new set of Gaussians; `avatar` if the number fits.
 
     Args:
         avatar (`Vasa3DGaussianAvatar`): Any.
-        num_gaussians (`int`): How many.
+        num_gaussians (`int`): Number of Gaussians.
     """
     import torch
 
@@ -133,7 +134,7 @@ def with_gaussians(avatar: Any, num_gaussians: int) -> Any:
     rows = {*avatar.gaussian_parameters, "triangles"}
     kept = {name: value for name, value in avatar.state_dict().items() if name not in rows}
     new.load_state_dict(kept, strict=False)
-    # The old Gaussians' colours by triangle, so that one sees who it is.
+    # Mean colours of the old Gaussians by triangle, so that the person can be recognised.
     total = torch.zeros(len(avatar.head.faces), 4).index_add(
         0, avatar.triangles, torch.cat([avatar.colors.detach(), torch.ones(len(avatar.triangles), 1)], 1)
     )
@@ -142,24 +143,18 @@ def with_gaussians(avatar: Any, num_gaussians: int) -> Any:
     return new
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results of `runs.compare` as text, one column each."""
-    rows = {
-        "threads": "threads",
-        "Gaussians": "num_gaussians",
-        "output size": "output_size",
-        "import, s": "import_seconds",
-        "load, s": "load_seconds",
-        "first frame after load, s": "first_frame_cold_seconds",
-        "first frame again, s": "first_frame_seconds",
-        "with a short window, s": "first_frame_short_seconds",
-        **{f"{name}, frames/s": f"frames_per_second.{name}" for name in ("deformation", "rendering", "both")},
-        "peak memory, MB": "peak_memory_mb",
-    }
-    first = results[0]
-    if "fit_seconds" in first:
-        rows["fit, s"] = "fit_seconds"
-    return runs.table(f"{first['model']} on {first['device']}, {first['num_inference_steps']} steps", results, rows)
+ROWS = {
+    "Gaussians": "num_gaussians",
+    "output size": "output_size",
+    **runs.LOADING_ROWS,
+    "first frame after load, s": "first_frame_cold_seconds",
+    "first frame again, s": "first_frame_seconds",
+    "with a short window, s": "first_frame_short_seconds",
+    **{f"{name}, frames/s": f"frames_per_second.{name}" for name in ("deformation", "rendering", "both")},
+    "peak memory, MB": "peak_memory_mb",
+    "fit, s": "fit_seconds",
+}
+format_results = partial(runs.format_pipeline_results, rows=ROWS)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How much memory a process has taken."""
+"""Memory of the process."""
 
 import sys
 from pathlib import Path
 
 
 def peak_memory_mb() -> float | None:
-    """Largest resident memory of this process so far; `None` where the system does not tell."""
+    """Return the peak of this process's resident memory; `None` where the system does not report it."""
     try:
-        # The other count, on Linux, begins with the memory of the process that started this one.
+        # On Linux, `getrusage` starts from the memory of the parent process.
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 2**10
     except (OSError, StopIteration):

@@ -1,7 +1,7 @@
-"""What `vasa-hf bench renderer` measures: LivePortrait's renderer, as its authors' code runs it and as ours does.
+"""The measurement of `vasa-hf bench renderer`: LivePortrait's renderer against a plain run of the same weights.
 
-The plain run has the same weights and steps as the public code: batch norms on their own, every keypoint's grid built
-and sampled, the generator's label enlarged for each norm, channels first. The ways are measured in turn in one process.
+The plain run takes the steps of the public code: separate batch norms, a sampling grid for every keypoint, the
+generator's label enlarged for each norm, channels first. The variants run in turn in one process.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     from vasa_hf import LivePortraitRenderer
 
-WAYS = ("plain", "ours", "optimised")
+VARIANTS = ("plain", "ours", "optimised")
 
 
-def plain_warp(renderer: LivePortraitRenderer, feature_3d: Tensor, kp_source: Tensor, kp_driving: Tensor) -> Tensor:
-    """W, step by step as the public code takes them; first result of `LivePortraitRenderer.warp`.
+def warp_plainly(renderer: LivePortraitRenderer, feature_3d: Tensor, kp_source: Tensor, kp_driving: Tensor) -> Tensor:
+    """W in the steps of the public code; the first result of `LivePortraitRenderer.warp`.
 
     Args:
-        renderer (`LivePortraitRenderer`): Whose weights.
+        renderer (`LivePortraitRenderer`): Source of the weights.
         feature_3d (`torch.Tensor` of shape `(batch, channels, depth, h, w)`): Appearance.
         kp_source (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints of the source.
-        kp_driving (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints to reach.
+        kp_driving (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints of the result.
     """
     import torch
     from torch.nn import functional as F  # noqa: N812
@@ -67,16 +67,16 @@ def plain_warp(renderer: LivePortraitRenderer, feature_3d: Tensor, kp_source: Te
     return warping.fourth(flat) * occlusion
 
 
-def plain_decode(renderer: LivePortraitRenderer, feature: Tensor) -> Tensor:
-    """G, step by step as the public code takes them.
+def decode_plainly(renderer: LivePortraitRenderer, feature: Tensor) -> Tensor:
+    """G in the steps of the public code.
 
     Args:
-        renderer (`LivePortraitRenderer`): Whose weights.
-        feature (`torch.Tensor` of shape `(batch, channels, h, w)`): From `plain_warp`.
+        renderer (`LivePortraitRenderer`): Source of the weights.
+        feature (`torch.Tensor` of shape `(batch, channels, h, w)`): From `warp_plainly`.
     """
     from torch.nn import functional as F  # noqa: N812
 
-    def normed(norm: Any, x: Tensor) -> Tensor:
+    def normalise(norm: Any, x: Tensor) -> Tensor:
         normal = F.instance_norm(x)
         activations = norm.mlp_shared(F.interpolate(feature, x.shape[2:], mode="nearest"))
         return normal * (1 + norm.mlp_gamma(activations)) + norm.mlp_beta(activations)
@@ -84,9 +84,9 @@ def plain_decode(renderer: LivePortraitRenderer, feature: Tensor) -> Tensor:
     x = renderer.spade_generator.fc(feature)
     for block, doubled in renderer.spade_generator.blocks:
         x = F.interpolate(x, scale_factor=2) if doubled else x
-        skip = x if block.conv_s is None else block.conv_s(normed(block.norm_s, x))
-        x = block.conv_0(F.leaky_relu(normed(block.norm_0, x), 0.2))
-        x = skip + block.conv_1(F.leaky_relu(normed(block.norm_1, x), 0.2))
+        skip = x if block.conv_s is None else block.conv_s(normalise(block.norm_s, x))
+        x = block.conv_0(F.leaky_relu(normalise(block.norm_0, x), 0.2))
+        x = skip + block.conv_1(F.leaky_relu(normalise(block.norm_1, x), 0.2))
     return renderer.spade_generator.conv_img(F.leaky_relu(x, 0.2)).sigmoid()
 
 
@@ -101,15 +101,15 @@ def measure(
     """Measure this process. Call it once, first thing.
 
     Args:
-        model (`str`, *optional*): Folder of a `LivePortraitRenderer`; random weights of official size if left out.
-        config (`dict`, *optional*): Of the random weights.
+        model (`str`, *optional*): Folder of a `LivePortraitRenderer`; by default random weights of official size.
+        config (`dict`, *optional*): Configuration of the random weights.
         batch (`int`): Frames at a time.
-        repeats (`int`): How often each way is taken; the fastest counts.
-        device (`str`): Where to run; only on a CPU is there an optimised way.
+        repeats (`int`): Runs of each variant; the fastest counts.
+        device (`str`): Where to run; the optimised variant needs a CPU.
         threads (`int`, *optional*): CPU threads.
 
     Returns:
-        `dict`: Seconds for a frame of each part and way, largest differences from the plain run, memory in megabytes.
+        `dict`: Seconds per frame of each stage and variant, maximal differences from the plain run, memory in MB.
 
     Raises:
         ValueError: If `batch` or `repeats` is less than 1.
@@ -130,15 +130,15 @@ def measure(
     image = torch.rand(batch, 3, size, size, device=device)
     kp_source, kp_driving = 0.3 * torch.randn(2, batch, 21, 3, device=device)
     cpu = torch.device(device).type == "cpu"
-    ways: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]] = {
-        "plain": (lambda *inputs: plain_warp(renderer, *inputs), lambda out: plain_decode(renderer, out)),
+    variants: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]] = {
+        "plain": (lambda *inputs: warp_plainly(renderer, *inputs), lambda out: decode_plainly(renderer, out)),
         "ours": (lambda *inputs: renderer.warp(*inputs)[0], renderer.decode),
     }
     if cpu:
-        ways["optimised"] = ways["ours"]
+        variants["optimised"] = variants["ours"]
     seconds: dict[str, float] = {}
 
-    def timed(name: str, run: Callable[[], Tensor]) -> Tensor:
+    def measure_time(name: str, run: Callable[[], Tensor]) -> Tensor:
         runs.synchronize(device)
         begun = time.perf_counter()
         result = run()
@@ -147,27 +147,26 @@ def measure(
         seconds[name] = min(spent, seconds.get(name, spent))
         return result
 
-    pictures, peaks = {}, {}
+    images, peaks = {}, {}
     with torch.no_grad():
         for _ in range(repeats + 1):
-            feature_3d = timed("appearance", lambda: renderer.encode_appearance(image))
-            timed("motion", lambda: renderer.extract_motion(image).kp)
-        for way, (warp, decode) in ways.items():
+            feature_3d = measure_time("appearance", lambda: renderer.encode_appearance(image))
+            measure_time("motion", lambda: renderer.extract_motion(image).kp)
+        for variant, (warp, decode) in variants.items():
             prepare = time.perf_counter()
             if cpu:
-                renderer.optimize_for_inference(way == "optimised")
-            if way == "optimised":
+                renderer.optimize_for_inference(variant == "optimised")
+            if variant == "optimised":
                 prepare_seconds = time.perf_counter() - prepare
-            warmed = decode(warp(feature_3d, kp_source, kp_driving))  # what is compiled or allocated once
-            pictures[way] = warmed
-            peaks[way] = peak_memory_mb()
+            images[variant] = decode(warp(feature_3d, kp_source, kp_driving))  # warm-up
+            peaks[variant] = peak_memory_mb()
         for _ in range(repeats):
-            for way, (warp, decode) in ways.items():
-                if cpu and (way == "optimised") != (renderer._fast is not None):
-                    renderer.optimize_for_inference(way == "optimised")
+            for variant, (warp, decode) in variants.items():
+                if cpu and (variant == "optimised") != (renderer._fast is not None):
+                    renderer.optimize_for_inference(variant == "optimised")
                     decode(warp(feature_3d, kp_source, kp_driving))
-                out = timed(f"{way} warp", lambda warp=warp: warp(feature_3d, kp_source, kp_driving))
-                timed(f"{way} decode", lambda decode=decode, out=out: decode(out))
+                out = measure_time(f"{variant} warp", lambda warp=warp: warp(feature_3d, kp_source, kp_driving))
+                measure_time(f"{variant} decode", lambda decode=decode, out=out: decode(out))
     result = {
         "model": model or "random weights",
         "parameters": sum(p.numel() for p in renderer.parameters()),
@@ -178,34 +177,35 @@ def measure(
         "output_size": renderer.output_size,
         "seconds": seconds,
         "differences": {
-            way: (picture - pictures["plain"]).abs().max().item() for way, picture in pictures.items() if way != "plain"
+            variant: (other - images["plain"]).abs().max().item()
+            for variant, other in images.items()
+            if variant != "plain"
         },
         "peak_memory_mb": peaks,
     }
     return {**result, "prepare_seconds": prepare_seconds} if cpu else result
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results of `runs.compare` as text, one column each."""
+def format_results(results: Sequence[dict[str, Any]]) -> str:
+    """Results of `runs.compare` as a text table, a column for each."""
     first = results[0]
-    ways = [way for way in WAYS if f"{way} warp" in first["seconds"]]
+    variants = [variant for variant in VARIANTS if f"{variant} warp" in first["seconds"]]
 
-    def frame_seconds(result: dict[str, Any], way: str) -> float:
-        return result["seconds"][f"{way} warp"] + result["seconds"][f"{way} decode"]
+    def frame_seconds(result: dict[str, Any], variant: str) -> float:
+        return result["seconds"][f"{variant} warp"] + result["seconds"][f"{variant} decode"]
 
     rows: dict[str, str | Callable[[dict[str, Any]], float]] = {"threads": "threads"}
     rows |= {f"{name}, s": f"seconds.{name}" for name in ("appearance", "motion")}
-    for way in ways:
-        rows |= {f"{way}: {part}, s": f"seconds.{way} {part}" for part in ("warp", "decode")}
-        rows[f"{way}: a frame, s"] = partial(frame_seconds, way=way)
-        if way != "plain":
-            rows[f"{way}: times as fast"] = lambda r, way=way: frame_seconds(r, "plain") / frame_seconds(r, way)
-    if "prepare_seconds" in first:
-        rows["optimising, s"] = "prepare_seconds"
-    rows |= {f"peak memory, {way}, MB": f"peak_memory_mb.{way}" for way in ways}
+    for name in variants:
+        rows |= {f"{name}: {stage}, s": f"seconds.{name} {stage}" for stage in ("warp", "decode")}
+        rows[f"{name}: a frame, s"] = partial(frame_seconds, variant=name)
+        if name != "plain":
+            rows[f"{name}: times as fast"] = lambda r, name=name: frame_seconds(r, "plain") / frame_seconds(r, name)
+    rows["optimising, s"] = "prepare_seconds"
+    rows |= {f"peak memory, {name}, MB": f"peak_memory_mb.{name}" for name in variants}
     title = f"{first['parameters'] / 1e6:.1f}M parameters on {first['device']}, batch {first['batch']}"
-    text = runs.table(f"{title}, {first['image_size']} -> {first['output_size']}", results, rows)
-    off = [f"{way}: off by at most {first['differences'][way]:.0e} of 1" for way in ways if way != "plain"]
+    text = runs.format_table(f"{title}, {first['image_size']} -> {first['output_size']}", results, rows)
+    off = [f"{name}: off by at most {first['differences'][name]:.0e} of 1" for name in variants if name != "plain"]
     return "\n".join([text, *off])
 
 

@@ -1,6 +1,6 @@
-"""What the measurements share: fresh processes, loading a pipeline, and the table of the results.
+"""Shared by the measurements: fresh processes, loading of a pipeline, the table of the results.
 
-Each measurement runs in a fresh process, so that peak memory and loading mean something and threads can be compared.
+Each measurement runs in a fresh process, because peak memory, loading and thread counts belong to a process.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import vasa_hf
 
 ASSETS = Path(vasa_hf.__file__).parent / "assets"
 PORTRAIT = ASSETS / "portrait.jpg"
+LOADING_ROWS = {"import, s": "import_seconds", "load, s": "load_seconds"}  # of `load_pipeline`, for a table
 
 
 def compare(threads: Sequence[int | None], module: str, **settings: Any) -> list[dict[str, Any]]:
     """Run a module's `measure` in a fresh process for each number of threads.
 
     Args:
-        threads (`Sequence[int | None]`): Numbers of CPU threads; `None` leaves it to torch.
+        threads (`Sequence[int | None]`): Numbers of CPU threads; `None` for torch's default.
         module (`str`): Full name of the module, such as `vasa_hf.bench.talking`.
         **settings: Arguments of `measure`.
 
@@ -34,14 +35,14 @@ def compare(threads: Sequence[int | None], module: str, **settings: Any) -> list
         `list[dict]`: One result for each number, see `measure`.
 
     Raises:
-        ValueError: If a measurement fails; holds the end of its messages.
+        ValueError: If a measurement fails; with the last line of its messages.
     """
     results = []
     for count in threads:
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as the command line has it
         if count is not None:
             environment["OMP_NUM_THREADS"] = str(count)
-        # The package is imported from where this one was, also when it is not installed.
+        # The same package, even if it is not installed.
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(Path(vasa_hf.__file__).parents[1]), *filter(None, [environment.get("PYTHONPATH")])]
         )
@@ -55,12 +56,12 @@ def compare(threads: Sequence[int | None], module: str, **settings: Any) -> list
 
 
 def print_measurement(measure: Callable[..., dict[str, Any]]) -> None:
-    """Measure with the settings of the command line, as `compare` gives them, and print the result as JSON."""
+    """Call `measure` with the settings that `compare` put on the command line, and print the result as JSON."""
     print(json.dumps(measure(**json.loads(sys.argv[1]))))
 
 
 def load_pipeline(name: str, model: str, device: str, threads: int | None) -> tuple[Any, dict[str, Any]]:
-    """Load a pipeline, and measure how long that takes.
+    """Load a pipeline and measure the time.
 
     Args:
         name (`str`): Public name of its class.
@@ -85,45 +86,55 @@ def load_pipeline(name: str, model: str, device: str, threads: int | None) -> tu
 
 
 def load_voice() -> tuple[Any, int]:
-    """The demo's voice, `(samples,)`, and its sample rate."""
+    """Load the demo's voice, `(samples,)`, and its sample rate."""
     from vasa_hf.media import load_audio
 
     samples, rate = load_audio(ASSETS / "voice.flac")
     return samples[0], rate
 
 
-def seeded() -> Any:
-    """A `torch.Generator` that is the same for each run."""
+def make_generator() -> Any:
+    """Make a `torch.Generator` with a fixed seed."""
     import torch
 
     return torch.Generator().manual_seed(0)
 
 
 def synchronize(device: Any) -> None:
-    """Wait until a GPU has finished; nothing to wait for elsewhere."""
+    """Wait until a GPU has finished; does nothing for a CPU."""
     import torch
 
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def table(title: str, results: Sequence[dict[str, Any]], rows: Mapping[str, str | Callable]) -> str:
-    """Results of `compare` as text, one column each.
+def format_table(title: str, results: Sequence[dict[str, Any]], rows: Mapping[str, str | Callable]) -> str:
+    """Results of `compare` as a text table, a column for each.
 
     Args:
         title (`str`): The first line.
         results (`Sequence[dict]`): One for each column.
-        rows (`Mapping`): Heading -> key in a result, with points for keys in it, or a function of a result.
+        rows (`Mapping`):
+            Heading -> key in a result, with dots for nested keys, or a function of a result. Keys that a result lacks
+            are left out.
     """
     lines = [title]
     for heading, key in rows.items():
-        values = [key(result) if callable(key) else reduce(getitem, key.split("."), result) for result in results]
-        lines.append(f"{heading:<28}" + "".join(f"{cell(value):>12}" for value in values))
+        if callable(key) or key.split(".")[0] in results[0]:
+            values = [key(result) if callable(key) else reduce(getitem, key.split("."), result) for result in results]
+            lines.append(f"{heading:<28}" + "".join(f"{format_value(value):>12}" for value in values))
     return "\n".join(lines)
 
 
-def cell(value: Any) -> str:
-    """A number of a table."""
+def format_pipeline_results(results: Sequence[dict[str, Any]], rows: Mapping[str, str]) -> str:
+    """Results of a pipeline's measurement as a text table, see `format_table`."""
+    first = results[0]
+    title = f"{first['model']} on {first['device']}, {first['num_inference_steps']} steps"
+    return format_table(title, results, {"threads": "threads", **rows})
+
+
+def format_value(value: Any) -> str:
+    """A number of the table."""
     if value is None:
         return "unknown"
     if isinstance(value, int):

@@ -1,10 +1,10 @@
-"""What `vasa-hf bench` measures: load time, latency of the first frame, speed by stage, real-time factor, memory."""
+"""The measurement of `vasa-hf bench`: load time, latency of the first frame, speed by stage, memory."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from vasa_hf.bench import runs
 from vasa_hf.bench.memory import peak_memory_mb
 
 STAGES = ("audio", "motion", "decode", "write")
-MOST_FRAMES = 250  # decoded and written for the speed of these stages
+MAX_FRAMES = 250  # frames that are decoded and written to measure these stages
 
 
 def measure(
@@ -28,7 +28,7 @@ def measure(
 
     Args:
         model (`str`): Name for `from_pretrained`.
-        seconds (`float`): Length of the voice: the demo's, again and again.
+        seconds (`float`): Length of the speech: the demo's, repeated.
         num_inference_steps (`int`): Denoising steps.
         output_size (`int`, *optional*): Side of the face's square.
         device (`str`): Where to run.
@@ -36,12 +36,11 @@ def measure(
         pipeline (`str`): Public name of its class.
 
     Returns:
-        `dict`: Times in seconds, rates in frames a second at 25 frames a second of video, memory in megabytes.
+        `dict`: Times in seconds, rates in frames per second, memory in megabytes.
     """
     if seconds < 1:
         raise ValueError(f"`seconds` must be at least 1, got {seconds}.")
     pipe, facts = runs.load_pipeline(pipeline, model, device, threads)
-    # The peak of loading is not that of running; both count for the process.
     import numpy as np
     import torch
 
@@ -59,9 +58,9 @@ def measure(
         **facts,
     }
 
-    # A user's first call, cold, with the portrait still to be found and encoded.
+    # The first call of a user, which also finds and encodes the portrait.
     started = time.perf_counter()
-    chunks = pipe.stream(image, (voice, rate), generator=runs.seeded(), **options)
+    chunks = pipe.stream(image, (voice, rate), generator=runs.make_generator(), **options)
     portrait_ready = time.perf_counter()
     first = next(chunks)
     result["portrait_seconds"] = portrait_ready - started
@@ -73,11 +72,11 @@ def measure(
         sound = Path(folder) / "voice.wav"
         save_wav(sound, voice, rate)
         started = time.perf_counter()
-        pipe.talk_to_file(Path(folder) / "all.mp4", image, sound, generator=runs.seeded(), **options)
+        pipe.talk_to_file(Path(folder) / "all.mp4", image, sound, generator=runs.make_generator(), **options)
         total = time.perf_counter() - started
         result["total_seconds"] = total
         result["real_time_factor"] = total / seconds
-        # Before the stages are measured one by one, which keeps more in memory than a run does.
+        # Before the single stages, which keep more in memory than a whole run.
         result["peak_memory_mb"] = peak_memory_mb()
 
         stage_seconds = dict.fromkeys(STAGES, 0.0)
@@ -91,40 +90,36 @@ def measure(
                 pipe.audio_processor.window_features(pipe.audio_encoder, samples, first_frame, window)
         stage_seconds["audio"] = time.perf_counter() - started
         started = time.perf_counter()
-        motion = pipe(portrait, (voice, rate), generator=runs.seeded(), **{**options, "output_type": "latent"}).motion
+        latent = {**options, "output_type": "latent"}
+        motion = pipe(portrait, (voice, rate), generator=runs.make_generator(), **latent).motion
         stage_seconds["motion"] = max(time.perf_counter() - started - stage_seconds["audio"], 1e-9)
-        # One after the other: in a run, frames are written while the next ones are decoded.
+        # In sequence; a whole run writes frames while the next ones are decoded.
         started = time.perf_counter()
-        parts = pipe.decode_frames(portrait, motion[0, :MOST_FRAMES])
-        pictures = [np.asarray(picture) for part in parts for picture in pipe.postprocess(part, "pil")]
+        chunks = pipe.decode_frames(portrait, motion[0, :MAX_FRAMES])
+        frames = [np.asarray(frame) for chunk in chunks for frame in pipe.postprocess(chunk, "pil")]
         stage_seconds["decode"] = time.perf_counter() - started
         started = time.perf_counter()
-        with VideoWriter(Path(folder) / "stages.mp4", 25, pictures[0].shape[1::-1]) as writer:
-            for picture in pictures:
-                writer.write(picture)
+        with VideoWriter(Path(folder) / "stages.mp4", 25, frames[0].shape[1::-1]) as writer:
+            for frame in frames:
+                writer.write(frame)
         stage_seconds["write"] = time.perf_counter() - started
-    counts = {"audio": num_frames, "motion": num_frames, "decode": len(pictures), "write": len(pictures)}
+    counts = {"audio": num_frames, "motion": num_frames, "decode": len(frames), "write": len(frames)}
     result["frames_per_second"] = {stage: counts[stage] / stage_seconds[stage] for stage in STAGES}
     return result
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results of `runs.compare` as text, one column each."""
-    rows = {
-        "threads": "threads",
-        "output size": "output_size",
-        "voice, s": "audio_seconds",
-        "import, s": "import_seconds",
-        "load, s": "load_seconds",
-        "find and encode portrait, s": "portrait_seconds",
-        "first frame after load, s": "first_frame_seconds",
-        **{f"{stage}, frames/s": f"frames_per_second.{stage}" for stage in STAGES},
-        "all, s": "total_seconds",
-        "real-time factor": "real_time_factor",
-        "peak memory, MB": "peak_memory_mb",
-    }
-    first = results[0]
-    return runs.table(f"{first['model']} on {first['device']}, {first['num_inference_steps']} steps", results, rows)
+ROWS = {
+    "output size": "output_size",
+    "voice, s": "audio_seconds",
+    **runs.LOADING_ROWS,
+    "find and encode portrait, s": "portrait_seconds",
+    "first frame after load, s": "first_frame_seconds",
+    **{f"{stage}, frames/s": f"frames_per_second.{stage}" for stage in STAGES},
+    "all, s": "total_seconds",
+    "real-time factor": "real_time_factor",
+    "peak memory, MB": "peak_memory_mb",
+}
+format_results = partial(runs.format_pipeline_results, rows=ROWS)
 
 
 if __name__ == "__main__":

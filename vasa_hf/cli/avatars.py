@@ -24,7 +24,7 @@ _FIT_EXAMPLES = """examples:
   vasa-hf fit me.jpg -o me/
   vasa-hf fit me.jpg -o me/ --preset fast-gpu --device cuda --audio hello.wav --video clip.mp4
   vasa-hf fit me.jpg -o me/ --preset paper --device cuda --set sds=stabilityai/stable-diffusion-2-1
-  vasa-hf fit me.jpg -o me/ --resume        # go on where it was stopped
+  vasa-hf fit me.jpg -o me/ --resume        # continue a fit that was stopped
 """
 _TALK_EXAMPLES = """examples:
   vasa-hf talk3d me/ hello.wav -o out.mp4
@@ -34,24 +34,24 @@ where path.json holds [[SECONDS, AZIMUTH, ELEVATION, DISTANCE], ...], in degrees
 """
 _VIEW_EXAMPLES = """examples:
   vasa-hf view me/ --audio hello.wav
-  vasa-hf view me/ --port 8090 --host 0.0.0.0        # lets other machines look
+  vasa-hf view me/ --port 8090 --host 0.0.0.0        # for other machines too
 """
 
 
 def add_commands(command: Any) -> None:
     """Add this module's commands to the parser."""
     fit = command("fit", _fit, "make a 3D avatar of the person in a portrait (VASA-3D)", _FIT_EXAMPLES)
-    fit.add_argument("image", help="portrait: a picture file")
+    fit.add_argument("image", help="portrait: an image file")
     fit.add_argument("-o", "--output", required=True, metavar="AVATAR_DIR", help="folder to write, new or empty")
     fit.add_argument(
-        "--preset", default="fast", choices=PRESETS, help="fast: minutes on two CPU cores; the others want a GPU"
+        "--preset", default="fast", choices=PRESETS, help="fast: minutes on two CPU cores; the others need a GPU"
     )
-    fit.add_argument("--resume", action="store_true", help="go on with the fit that was stopped in that folder")
-    fit.add_argument("--face", type=int, help="which face of the picture, 0 is the largest")
-    driving = fit.add_argument_group("what it learns from", "motion of these; by default the package's own voice")
-    driving.add_argument("--audio", action="append", metavar="SPEECH", help="sound file; may be given again")
-    driving.add_argument("--video", action="append", metavar="CLIP", help="video of a face; may be given again")
-    making = fit.add_argument_group("making")
+    fit.add_argument("--resume", action="store_true", help="continue the fit that was stopped in that folder")
+    fit.add_argument("--face", type=int, help="which face of the image, 0 is the largest")
+    driving = fit.add_argument_group("training motion", "by default from the package's own voice")
+    driving.add_argument("--audio", action="append", metavar="SPEECH", help="audio file; may be repeated")
+    driving.add_argument("--video", action="append", metavar="CLIP", help="video of a face; may be repeated")
+    making = fit.add_argument_group("settings")
     making.add_argument(
         "--set",
         action="append",
@@ -59,31 +59,31 @@ def add_commands(command: Any) -> None:
         metavar="NAME=VALUE",
         help="change a setting, such as iterations=500; see vasa_hf/training/avatar/presets.py",
     )
-    making.add_argument("--seed", type=int, help="same seed, same fit where no clock ends it")
+    making.add_argument("--seed", type=int, help="same seed, same fit, if no time limit ends it")
     making.add_argument("--threads", type=int, help="CPU threads")
     shared.add_model_options(making, MODEL)
 
-    talk = command("talk3d", _talk3d, "make a video of an avatar that talks, seen from any side", _TALK_EXAMPLES)
+    talk = command("talk3d", _talk3d, "make a video of a talking avatar, seen from any side", _TALK_EXAMPLES)
     talk.add_argument("avatar", help="folder that `fit` wrote, name of an embedded avatar, or Hub repository")
-    talk.add_argument("audio", help="voice: a sound file, or a video with sound")
+    talk.add_argument("audio", help="voice: an audio file, or a video with audio")
     talk.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
     shared.add_control_options(talk)
-    shared.add_making_options(talk, MODEL)
-    picture = talk.add_argument_group("picture")
+    shared.add_sampling_options(talk, MODEL)
+    picture = talk.add_argument_group("video")
     picture.add_argument("--camera", default="fixed", help="fixed, orbit, or a file of keyframes (%(default)s)")
-    picture.add_argument("--fps", default="25", help="frames a second, such as 30 or 30000/1001 (%(default)s)")
-    picture.add_argument("--size", type=int, default=256, help="side of the picture in pixels (%(default)s)")
+    picture.add_argument("--fps", default="25", help="frames per second, such as 30 or 30000/1001 (%(default)s)")
+    picture.add_argument("--size", type=int, default=256, help="side of the image in pixels (%(default)s)")
     _add_background(picture, "white")
     shared.add_video_options(picture)
 
     view = command("view", _view, "look at an avatar in the browser while it talks", _VIEW_EXAMPLES)
     view.add_argument("avatar", help="folder that `fit` wrote, name of an embedded avatar, or Hub repository")
-    view.add_argument("--audio", metavar="SPEECH", help="what it says (the voice that comes with the package)")
-    view.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
-    view.add_argument("--port", type=int, default=8080, help="0 takes a free one (%(default)s)")
-    view.add_argument("--size", type=int, default=384, help="height of moving pictures in pixels (%(default)s)")
+    view.add_argument("--audio", metavar="SPEECH", help="its speech (the voice that comes with the package)")
+    view.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    view.add_argument("--port", type=int, default=8080, help="port; 0: any free one (%(default)s)")
+    view.add_argument("--size", type=int, default=384, help="height of the frames in pixels (%(default)s)")
     _add_background(view, "0.93,0.93,0.93")
-    shared.add_making_options(view, MODEL)
+    shared.add_sampling_options(view, MODEL)
 
 
 def _add_background(parser: Any, default: str) -> None:
@@ -91,15 +91,15 @@ def _add_background(parser: Any, default: str) -> None:
     parser.add_argument("--background", default=default, metavar="R,G,B", help=f"in [0, 1], or {names} (%(default)s)")
 
 
-def _background(text: str) -> Sequence[float]:
-    """A colour's name, or three numbers."""
+def _parse_background(text: str) -> Sequence[float]:
+    """Parse the name of a colour, or three numbers."""
     if text not in COLORS and not (text[:1].isdigit() or text[:1] == "."):
         raise ValueError(f"`background` must be R,G,B in [0, 1] or one of {', '.join(COLORS)}, got {text!r}.")
-    return COLORS.get(text) or shared.numbers("background", text, 3)
+    return COLORS.get(text) or shared.parse_numbers("background", text, 3)
 
 
-def _camera(text: str) -> Any:
-    """`fixed`, `orbit`, or what a JSON file of keyframes holds."""
+def _load_camera(text: str) -> Any:
+    """Return `fixed`, `orbit`, or the keyframes of a JSON file."""
     if text in ("fixed", "orbit"):
         return text
     if not os.path.isfile(text):
@@ -117,7 +117,7 @@ def _fit(options: argparse.Namespace) -> int:
     named = {f"{kind}[{i}]": p for kind in ("audio", "video") for i, p in enumerate(getattr(options, kind) or [])}
     shared.check_files(image=options.image, **named)
     _check_fit_folder(options.output, options.resume)
-    settings = [_setting(text) for text in options.set]
+    settings = [_parse_setting(text) for text in options.set]
     changes = dict(settings)
     if len(changes) < len(settings):
         raise ValueError(f"`set` must give each setting once, got {[name for name, _ in settings]}.")
@@ -128,7 +128,7 @@ def _fit(options: argparse.Namespace) -> int:
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     import torch
 
-    with closing(_Progress(pipe)) as show, _removed_if_refused(options.output):
+    with closing(_Progress(pipe)) as show, _remove_if_refused(options.output):
         pipe.fit(
             options.image,
             preset=options.preset,
@@ -145,8 +145,8 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _removed_if_refused(folder: str) -> Iterator[None]:
-    """Leave no new folder after an error of the input; frames that are all made are kept, for `--resume`."""
+def _remove_if_refused(folder: str) -> Iterator[None]:
+    """Remove a new folder after bad input, unless all training frames are in it: `--resume` needs them."""
     is_new = not os.path.exists(folder)
     try:
         yield
@@ -157,7 +157,7 @@ def _removed_if_refused(folder: str) -> Iterator[None]:
 
 
 class _Progress:
-    """One bar for each stage of a fit, with the losses, and a line for each new preview."""
+    """A progress bar for each stage of a fit, with the losses, and a line for each new preview."""
 
     def __init__(self, pipe: Any):
         self.pipe, self.bar, self.stage, self.preview = pipe, None, None, None
@@ -177,13 +177,13 @@ class _Progress:
             self.bar.write(f"vasa-hf: preview: {progress.preview}", file=sys.stderr)
 
     def close(self) -> None:
-        """End the bar."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
 def _check_fit_folder(folder: str, resume: bool) -> None:
-    """Tell before the work that a fit would not go on, or go over another avatar."""
+    """Raise `ValueError` if there is no fit to resume, or if another avatar would be overwritten."""
     stopped = os.path.isfile(os.path.join(folder, "fit", "settings.json"))
     if os.path.isfile(folder):
         raise ValueError(f"`output` must be a folder, got the file {folder!r}.")
@@ -193,16 +193,16 @@ def _check_fit_folder(folder: str, resume: bool) -> None:
         raise ValueError(f"`output` holds a fit that was stopped: add --resume, or delete {folder!r}.")
     place = os.path.abspath(folder)
     if not os.path.isdir(place):
-        while not os.path.isdir(os.path.dirname(place)):  # the first of the folders that are to be made
+        while not os.path.isdir(os.path.dirname(place)):  # the first of the folders to create
             place = os.path.dirname(place)
         check_writable("output", place)
     held = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    if not resume and held - {"fit"}:  # stopped at its very beginning, a fit leaves that folder empty
+    if not resume and held - {"fit"}:  # a fit that was stopped at once leaves that folder empty
         raise ValueError(f"`output` must be a new or empty folder, {folder!r} holds {sorted(held)[0]!r}.")
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE`; the value is JSON where it can be."""
+def _parse_setting(text: str) -> tuple[str, Any]:
+    """Parse `NAME=VALUE`; the value as JSON if it is valid JSON."""
     name, separator, value = text.partition("=")
     if not separator:
         raise ValueError(f"`set` must be NAME=VALUE, got {text!r}.")
@@ -215,9 +215,9 @@ def _setting(text: str) -> tuple[str, Any]:
 def _talk3d(options: argparse.Namespace) -> int:
     from vasa_hf.media.ffmpeg import parse_fps
 
-    settings = shared.control_settings(options) | {
-        "camera": _camera(options.camera),
-        "background": _background(options.background),
+    settings = shared.read_controls(options) | {
+        "camera": _load_camera(options.camera),
+        "background": _parse_background(options.background),
         "fps": parse_fps(options.fps),
         "output_size": options.size,
     }
@@ -227,7 +227,7 @@ def _talk3d(options: argparse.Namespace) -> int:
 
 def _view(options: argparse.Namespace) -> int:
     own_voice = os.path.join(os.path.dirname(os.path.abspath(vasa_hf.__file__)), "assets", "voice.flac")
-    audio, background = options.audio or own_voice, _background(options.background)
+    audio, background = options.audio or own_voice, _parse_background(options.background)
     shared.check_files(audio=audio)
     shared.check_seed(options.seed)
     from vasa_hf.viewer import AvatarViewer, free_port
@@ -237,7 +237,7 @@ def _view(options: argparse.Namespace) -> int:
     pipe.set_progress_bar_config(disable=True)
     avatar = pipe.load_avatar(options.avatar)
     _, sound, rate = pipe.prepare_audio(audio)
-    seed, _ = shared.seeded(options)
+    seed, _ = shared.choose_seed(options)
 
     def speak(**controls: Any) -> Any:
         import torch

@@ -1,4 +1,4 @@
-"""The command `convert`: other projects' checkpoints become safetensors that this package loads."""
+"""The command `convert`: public checkpoints to safetensors that this package loads."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _EXAMPLES = """examples:
 then
   vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --model joyvasa
 
-Nothing that a checkpoint pickles is run. A table tells what became of every tensor; unless all fit, nothing is written.
+Checkpoints are read without unpickling, so no foreign code runs. A table shows where every tensor went; if one does
+not fit, nothing is written.
 """
-# Number of sources of each kind.
+# Number of source files of each kind.
 _SOURCES = {"liveportrait": 1, "moda": 1, "joyvasa": 1, "syncnet": 1, "lpips": 2, "flame": 1}
-# Options that not every kind has, and the kinds that do.
+# Options of some kinds only, and those kinds.
 _OPTIONS = {
     "animals": ("liveportrait",),
     "renderer": ("moda", "joyvasa"),
@@ -36,20 +37,20 @@ _OPTIONS = {
 def add_commands(command: Any) -> None:
     """Add this module's command to the parser."""
     convert = command(
-        "convert", _convert, "turn a public checkpoint into safetensors, without running what it pickles", _EXAMPLES
+        "convert", _convert, "convert a public checkpoint to safetensors, without unpickling it", _EXAMPLES
     )
-    convert.add_argument("kind", choices=_SOURCES, help="what it is")
+    convert.add_argument("kind", choices=_SOURCES, help="the checkpoint's model")
     convert.add_argument(
-        "source", nargs="+", help="folder, Hub repository or file; for lpips the backbone's, then the linear layers'"
+        "source", nargs="+", help="folder, Hub repository or file; lpips: backbone, then linear layers"
     )
-    convert.add_argument("destination", help="new folder to write; for flame a .safetensors file")
+    convert.add_argument("destination", help="new folder to write; flame: a .safetensors file")
     convert.add_argument("--animals", action="store_true", default=None, help="liveportrait: the weights for animals")
-    convert.add_argument("--renderer", help="moda, joyvasa: LivePortrait's weights, if they are not in the source")
-    convert.add_argument("--statistics", metavar="MEAN.pt", help="moda: statistics of the motion, from MoDA's code")
+    convert.add_argument("--renderer", help="moda, joyvasa: LivePortrait's weights, if the source has none")
+    convert.add_argument("--statistics", metavar="MEAN.pt", help="moda: motion statistics from MoDA's code")
     convert.add_argument(
-        "--positional-encoding", help="joyvasa: single_row as the public weights have it (the default), or per_frame"
+        "--positional-encoding", help="joyvasa: single_row, as in the public weights (the default), or per_frame"
     )
-    convert.add_argument("--quiet", action="store_true", help="print counts alone, not every tensor")
+    convert.add_argument("--quiet", action="store_true", help="print counts only, not every tensor")
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -58,7 +59,7 @@ def _convert(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name) is not None}
     for name in given:
         if options.kind not in _OPTIONS[name]:
-            raise ValueError(f"`{name}` is no option for {options.kind}, but for {' and '.join(_OPTIONS[name])}.")
+            raise ValueError(f"`{name}` is an option of {' and '.join(_OPTIONS[name])}, not of {options.kind}.")
     if len(options.source) != _SOURCES[options.kind]:
         raise ValueError(
             f"`source` must be {_SOURCES[options.kind]} file(s) for {options.kind}, got {len(options.source)}."
@@ -67,7 +68,7 @@ def _convert(options: argparse.Namespace) -> int:
     convert = getattr(import_module(f"vasa_hf.convert.{options.kind}"), f"convert_{options.kind}")
     try:
         result = convert(*options.source, options.destination, **given)
-    except ConversionError as error:  # an error is one line: the table goes before it
+    except ConversionError as error:  # the table first: an error is one line
         print(error.table, file=sys.stderr)
         raise ValueError(error.summary) from error
     print(result.brief() if options.quiet and isinstance(result, ConversionReport) else result)

@@ -40,66 +40,65 @@ def add_commands(command: Any) -> None:
         "  vasa-hf bench renderer --threads 1\n"
         "  vasa-hf bench marks --data data --limit 24 --unmarked 1200\n",
     )
-    help_text = "pictures by VASA-1 or MoDA, avatars, LivePortrait's renderer at official size, or how the invisible "
-    help_text += "mark lasts (%(default)s)"
+    help_text = "VASA-1, MoDA, avatars, LivePortrait's renderer at official size, or the watermark (%(default)s)"
     choices = ("2d", "moda", "3d", "renderer", "marks")
     bench.add_argument("what", nargs="?", choices=choices, default="2d", help=help_text)
     bench.add_argument("--seconds", type=float, help="2d, moda: length of the voice (10)")
     bench.add_argument("--threads", metavar="N,M", help="numbers of CPU threads to compare, each in a fresh process")
     bench.add_argument("--steps", type=int, help="2d, moda, 3d: denoising steps (10)")
-    bench.add_argument("--size", type=int, help="2d, 3d: side of the picture in pixels (3d: 256, on CUDA 512)")
+    bench.add_argument("--size", type=int, help="2d, 3d: side of the image in pixels (3d: 256, on CUDA 512)")
     bench.add_argument("--avatar", metavar="NAME", help="3d: name or folder (the first of the embedded ones)")
-    bench.add_argument("--gaussians", type=int, help="3d: cover the avatar anew with so many (20000, on CUDA 200000)")
+    bench.add_argument("--gaussians", type=int, help="3d: number of Gaussians (20000, on CUDA 200000)")
     bench.add_argument("--fit", metavar="PRESET", help="3d: also fit the package's portrait, such as fast; minutes")
     bench.add_argument("--batch", type=int, help="renderer: frames at a time (1)")
-    bench.add_argument("--repeats", type=int, help="renderer: how often each way is taken; the fastest counts (3)")
-    bench.add_argument("--data", metavar="DIR", help="marks: folder of unmarked videos and pictures (synthetic ones)")
-    bench.add_argument("--limit", type=int, help="marks: videos to mark and to treat (24)")
-    bench.add_argument("--unmarked", type=int, help="marks: videos and pictures to test for false alarms (1000)")
+    bench.add_argument("--repeats", type=int, help="renderer: runs of each variant; the fastest counts (3)")
+    bench.add_argument("--data", metavar="DIR", help="marks: folder of unmarked videos and images (synthetic ones)")
+    bench.add_argument("--limit", type=int, help="marks: number of videos to mark and distort (24)")
+    bench.add_argument("--unmarked", type=int, help="marks: number of videos and images without a mark (1000)")
     bench.add_argument("--json", action="store_true", help="as JSON")
     shared.add_model_options(bench, None)
 
     judge = command(
         "eval",
         _eval,
-        "judge a model on a folder of clips, portraits and voices; write the papers' tables with its row in them",
+        "evaluate a model on a folder of clips, portraits and voices; write the papers' tables with its row added",
         "examples:\n"
         "  vasa-hf eval --data data/eval --output results\n"
         "  vasa-hf eval --data data/eval --output results --parts self,audio --limit 5\n"
         "  vasa-hf eval --data data/eval --output results --pipeline vasa3d --avatars me/,anna\n"
         "  vasa-hf eval --data data/eval --output results --pipeline moda --parts audio,speed\n"
         "  vasa-hf eval --output results --remake\n"
-        "\nexit status: 0 if every asked-for metric was computed, 1 if not (the tables say why)\n",
+        "\nexit status: 0 if every requested metric was computed, 1 if not (the tables say why)\n",
     )
-    judge.add_argument("--data", metavar="DIR", help="folder with clips/, portraits/, speech/, and labels if there are")
+    judge.add_argument("--data", metavar="DIR", help="folder with clips/, portraits/, speech/, and optional labels")
     judge.add_argument("--output", required=True, metavar="DIR", help="folder for tables, rows, plots and sheets")
     judge.add_argument(
         "--pipeline",
         dest="model",
         default="vasa-small",
-        help="what to judge; also moda, and vasa3d: avatars (%(default)s)",
+        help="model to evaluate; moda and vasa3d (avatars) are short names (%(default)s)",
     )
-    judge.add_argument("--avatars", metavar="A,B", help="names or folders of avatars (those of the pipeline)")
+    judge.add_argument("--avatars", metavar="A,B", help="names or folders of avatars (all of the pipeline)")
     judge.add_argument(
         "--parts", metavar="A,B", help="self, cross, audio, silence, ablations, controls, speed, studies; avatars (all)"
     )
-    judge.add_argument("--metrics", metavar="A,B", help="only these, by their names in table.csv")
-    judge.add_argument("--limit", type=int, metavar="N", help="at most so many clips, portraits and voices")
-    judge.add_argument("--samples", type=int, default=3, help="videos for each sound (%(default)s)")
-    judge.add_argument("--seed", type=int, default=0, help="of their random numbers (%(default)s)")
+    judge.add_argument("--metrics", metavar="A,B", help="only these metrics, by their names in table.csv")
+    judge.add_argument("--limit", type=int, metavar="N", help="maximal number of clips, portraits and voices")
+    judge.add_argument("--samples", type=int, default=3, help="videos per audio file (%(default)s)")
+    judge.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     judge.add_argument("--threads", type=int, help="CPU threads")
     judge.add_argument("--device", default="cpu", help="such as cpu or cuda (%(default)s)")
-    judge.add_argument("--no-sheets", dest="sheets", action="store_false", help="write no pictures of frames")
-    judge.add_argument("--remake", action="store_true", help="only make the tables anew from the rows in the folder")
-    networks = judge.add_argument_group("networks of metrics", "those of the model's folder are used if it has them")
-    networks.add_argument("--mediapipe", metavar="FILE", help="measure faces by MediaPipe: its face_landmarker.task")
+    judge.add_argument("--no-sheets", dest="sheets", action="store_false", help="write no sheets of frames")
+    judge.add_argument("--remake", action="store_true", help="only write the tables again from the rows in the folder")
+    networks = judge.add_argument_group("networks of metrics", "by default those in the model's folder")
+    networks.add_argument("--mediapipe", metavar="FILE", help="measure faces with MediaPipe: its face_landmarker.task")
     networks.add_argument("--recognizer", metavar="NAME", help="face recogniser: folder, or vision model of the Hub")
-    networks.add_argument("--sync-expert", metavar="DIR", help="our sync expert")
-    networks.add_argument("--capp", metavar="DIR", help="our CAPP")
-    networks.add_argument("--syncnet", metavar="DIR", help="SyncNet, converted by vasa_hf.convert.syncnet")
-    networks.add_argument("--lpips", metavar="DIR", help="LPIPS, converted by vasa_hf.convert.lpips")
-    networks.add_argument("--fid-network", metavar="FILE", help="Inception: TorchScript")
-    networks.add_argument("--fvd-network", metavar="FILE", help="I3D: TorchScript")
+    networks.add_argument("--sync-expert", metavar="DIR", help="this project's sync expert")
+    networks.add_argument("--capp", metavar="DIR", help="this project's CAPP")
+    networks.add_argument("--syncnet", metavar="DIR", help="SyncNet, from `vasa-hf convert syncnet`")
+    networks.add_argument("--lpips", metavar="DIR", help="LPIPS, from `vasa-hf convert lpips`")
+    networks.add_argument("--fid-network", metavar="FILE", help="Inception as TorchScript")
+    networks.add_argument("--fvd-network", metavar="FILE", help="I3D as TorchScript")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -156,7 +155,7 @@ def _info(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from vasa_hf.bench import avatars, marks, renderer, runs, talking
 
-    threads = None if options.threads is None else shared.numbers("threads", options.threads)
+    threads = None if options.threads is None else shared.parse_numbers("threads", options.threads)
     for count in threads or ():
         shared.check_threads(int(count) if count == int(count) else count)
     shared_options = {"num_inference_steps": options.steps, "output_size": options.size}
@@ -165,16 +164,15 @@ def _bench(options: argparse.Namespace) -> int:
     only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **shared_options}
     only["renderer"] = {"batch": options.batch, "repeats": options.repeats}
     only["marks"] = {"data": options.data, "limit": options.limit, "unmarked": options.unmarked}
-    theirs = only[options.what].keys()
-    others = {name: value for kind in only.values() for name, value in kind.items() if name not in theirs}
-    typed = {"num_inference_steps": "steps", "output_size": "size"}
-    if strange := [typed.get(name, name) for name, value in others.items() if value is not None]:
-        raise ValueError(f"`{strange[0]}` has no meaning for {options.what!r}.")
+    own = only[options.what]
+    others = {name: value for kind in only.values() for name, value in kind.items() if name not in own}
+    if unused := [name for name, value in others.items() if value is not None]:
+        raise ValueError(f"`{unused[0]}` has no effect with {options.what!r}.")
     for name in ("limit", "unmarked"):
         if (count := getattr(options, name)) is not None and count < 0:
             raise ValueError(f"`{name}` must be at least 0, got {count}.")
     shared.find_device(options.device)
-    settings = {**only[options.what], "model": options.model}
+    settings = {**own, "model": options.model}
     if options.what == "moda":
         settings |= {"model": options.model or "moda-small", "pipeline": "ModaTalkingHeadPipeline"}
     if options.what == "3d":
@@ -186,7 +184,7 @@ def _bench(options: argparse.Namespace) -> int:
         device=options.device,
         **{name: value for name, value in settings.items() if value is not None},
     )
-    print(json.dumps(results) if options.json else module.table(results))
+    print(json.dumps(results) if options.json else module.format_results(results))
     return 0
 
 
@@ -208,7 +206,7 @@ def _eval(options: argparse.Namespace) -> int:
             raise ValueError("`data` must be given: --data DIR (or --remake).")
         if not os.path.isdir(options.data):
             raise ValueError(f"`data` must be an existing folder, got {options.data!r}.")
-        pipe, avatars, model, reference = _what_to_judge(options)
+        pipe, avatars, model, reference = _load_evaluated(options)
         detector = None
         if options.mediapipe is not None:
             from vasa_hf import MediaPipeFaceAnalyzer
@@ -236,19 +234,19 @@ def _eval(options: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
-def _what_to_judge(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str, Any]:
-    """The pipeline; of one of avatars, functions that load each of them; where metric networks lie; the reference."""
+def _load_evaluated(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str, Any]:
+    """Load the pipeline; return it, loaders of avatars by name, the model with the metrics' networks, the reference."""
     options.model = {"vasa3d": "vasa3d-small", "moda": "moda-small"}.get(options.model, options.model)
     folder = resolve(options.model)
     about = read_index(folder)
     if about.get("_class_name") != "Vasa3DAvatarPipeline":
         if options.avatars is not None:
-            raise ValueError(f"`avatars` are judged by --pipeline vasa3d, got {options.model!r}.")
+            raise ValueError(f"`avatars` needs --pipeline vasa3d, got {options.model!r}.")
         own = about.get("_class_name") not in ("ModaTalkingHeadPipeline", "JoyVasaTalkingHeadPipeline")
         pipe = shared.load_pipeline(options, "VasaTalkingFacePipeline" if own else "ModaTalkingHeadPipeline")
         if own:
             return pipe, None, options.model, None
-        options.model = _REFERENCE  # the sync expert and CAPP know VASA-1's motion and sound
+        options.model = _REFERENCE  # the sync expert and CAPP read VASA-1's motion and audio
         return pipe, None, _REFERENCE, shared.load_pipeline(options)
 
     from vasa_hf.evaluation.avatars import load_eval_avatar

@@ -1,4 +1,4 @@
-"""The command `prepare`: training clips of a folder of videos."""
+"""The command `prepare`: training clips from a folder of videos."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ def add_commands(command: Any) -> None:
     ready = command(
         "prepare",
         _prepare,
-        "make training clips of a folder of videos: find faces, filter, crop, label, write shards",
+        "make training clips from a folder of videos: find faces, filter, crop, label, write shards",
         "examples:\n"
         "  vasa-hf prepare videos -o shards --workers 4\n"
         "  vasa-hf prepare videos -o shards --filters loose --set min_face=100 --set frontal_deg=45\n"
         "  vasa-hf prepare --check shards\n"
         "  vasa-hf prepare --unpack shards -o data     # the layout that the trainers read\n"
-        "\nA run may be stopped; the same command goes on. Exit status of --check: 0 if all is well, 1 if not.\n",
+        "\nThe same command continues a run that was stopped. Exit status of --check: 0 if all shards are valid.\n",
     )
-    ready.add_argument("videos", nargs="?", help="folder of videos; its first folders name the people")
-    ready.add_argument("-o", "--output", metavar="DIR", help="folder for the shards, or for what is unpacked")
+    ready.add_argument("videos", nargs="?", help="folder of videos; its subfolders name the people")
+    ready.add_argument("-o", "--output", metavar="DIR", help="folder for the shards or the unpacked clips")
     ready.add_argument("--check", metavar="DIR", help="compare shards with their manifest")
     ready.add_argument("--unpack", metavar="DIR", help="write clips/*.mp4, clips.npz and identities.csv from shards")
     ready.add_argument("--filters", default="strict", help="strict: for motion, loose: for appearance (%(default)s)")
     ready.add_argument(
         "--set", action="append", default=[], metavar="NAME=NUMBER", help="change a filter, see vasa_hf/data/filters.py"
     )
-    ready.add_argument("--min-seconds", type=float, help="least length of a clip (3)")
-    ready.add_argument("--max-seconds", type=float, help="longer ones are cut (10)")
+    ready.add_argument("--min-seconds", type=float, help="minimal length of a clip (3)")
+    ready.add_argument("--max-seconds", type=float, help="maximal length; longer clips are cut (10)")
     ready.add_argument("--size", type=int, default=256, help="side of the clips in pixels (%(default)s)")
-    ready.add_argument("--crop-scale", type=float, default=2.0, help="side over that of the face (%(default)s)")
+    ready.add_argument("--crop-scale", type=float, default=2.0, help="side relative to the face (%(default)s)")
     ready.add_argument("--crf", type=int, default=18, help="quality of H.264, 0 to 51 (%(default)s)")
-    ready.add_argument("--identity", default="folder", help="who is who: folder or video (%(default)s)")
-    ready.add_argument("--model", default="vasa-small", help="with the networks that look and listen (%(default)s)")
-    ready.add_argument("--mediapipe", metavar="FILE", help="find faces by MediaPipe: its face_landmarker.task")
+    ready.add_argument("--identity", default="folder", help="one person per folder or per video (%(default)s)")
+    ready.add_argument("--model", default="vasa-small", help="model whose networks label the clips (%(default)s)")
+    ready.add_argument("--mediapipe", metavar="FILE", help="find faces with MediaPipe: its face_landmarker.task")
     ready.add_argument("--clips-per-shard", type=int, default=1000, help="(%(default)s)")
     ready.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
     ready.add_argument("--engine", default="local", help="local, or ray for a cluster (%(default)s)")
@@ -69,7 +69,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from vasa_hf.data.filters import Filters
     from vasa_hf.data.prepare import PrepareSettings
 
-    changes = {name: value for text in options.set for name, value in shared.weights("set", text).items()}
+    changes = {name: value for text in options.set for name, value in shared.parse_weights("set", text).items()}
     for name in ("min_seconds", "max_seconds"):
         if getattr(options, name) is not None:
             changes[name] = getattr(options, name)

@@ -1,4 +1,4 @@
-"""Publishing: `push` (a model with its card, to the Hugging Face Hub)."""
+"""The command `push`: publish a model with its card on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _EXAMPLES = """examples:
   vasa-hf push vasa-small me/vasa-small
 
 The folder needs a card (README.md with `license` and `library_name` in its metadata) and may hold safetensors, JSON,
-text, pictures, sound and video only. Log in first: `hf auth login`, or HF_TOKEN. Loading: from_pretrained("me/...").
+text, images, audio and video only. Log in first: `hf auth login`, or HF_TOKEN. Loading: from_pretrained("me/...").
 """
 
 
 def add_commands(command: Any) -> None:
     """Add this module's commands to the parser."""
     push = command("push", _push, "publish a model or an avatar, with its card, on the Hugging Face Hub", _EXAMPLES)
-    push.add_argument("name", help="folder that was saved, or name of an embedded model")
-    push.add_argument("repo", help="USER/NAME on the Hub; made if it does not exist")
+    push.add_argument("name", help="saved folder, or name of an embedded model")
+    push.add_argument("repo", help="USER/NAME on the Hub; created if it does not exist")
     push.add_argument("--private", action="store_true", help="only you and your organisation can see it")
-    push.add_argument("--revision", metavar="BRANCH", help="branch, made if it does not exist (the main one)")
+    push.add_argument("--revision", metavar="BRANCH", help="branch, created if it does not exist (main)")
 
 
 def _push(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Commands about pictures and videos: `talk`, `demo`, `animate`, `crop`, `inspect`."""
+"""Commands for images and videos: `talk`, `demo`, `animate`, `crop`, `inspect`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ANIMATE_EXAMPLES = """examples:
 
 
 class _System(NamedTuple):
-    """Public name of a pipeline, its embedded weights, what reads its options, and whether it has keypoints."""
+    """A pipeline's public name, its embedded weights, the function that reads its options, has it keypoints."""
 
     pipeline: str
     model: str
@@ -38,8 +38,8 @@ class _System(NamedTuple):
 
 
 _SYSTEMS = {
-    "vasa1": _System("VasaTalkingFacePipeline", "vasa-small", shared.control_settings, False),
-    "moda": _System("ModaTalkingHeadPipeline", "moda-small", shared.keypoint_settings, True),
+    "vasa1": _System("VasaTalkingFacePipeline", "vasa-small", shared.read_controls, False),
+    "moda": _System("ModaTalkingHeadPipeline", "moda-small", shared.read_keypoint_controls, True),
 }
 _REGIONS = ("all", "expression", "pose", "lips", "eyes")
 
@@ -47,8 +47,8 @@ _REGIONS = ("all", "expression", "pose", "lips", "eyes")
 def add_commands(command: Any) -> None:
     """Add this module's commands to the parser."""
     talk = command("talk", _talk, "make a talking video from a portrait and a voice", _TALK_EXAMPLES)
-    talk.add_argument("image", help="portrait: a picture file")
-    talk.add_argument("audio", help="voice: a sound file, or a video with sound")
+    talk.add_argument("image", help="portrait: an image file")
+    talk.add_argument("audio", help="voice: an audio file, or a video with audio")
     talk.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
     _add_talk_options(talk)
 
@@ -62,26 +62,28 @@ def add_commands(command: Any) -> None:
     _add_talk_options(demo)
 
     animate = command(
-        "animate", _animate, "let a portrait do what the face of a video, or a saved motion, does", _ANIMATE_EXAMPLES
+        "animate", _animate, "animate a portrait by the face of a video or by a saved motion", _ANIMATE_EXAMPLES
     )
-    animate.add_argument("image", help="portrait: a picture file")
-    animate.add_argument("driving", help="video of a face, or motion saved before (.safetensors)")
+    animate.set_defaults(arguments={"motion": "driving"})
+    animate.add_argument("image", help="portrait: an image file")
+    animate.add_argument("driving", help="video of a face, or saved motion (.safetensors)")
     animate.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
     driving = animate.add_argument_group("driving")
-    driving.add_argument(
-        "--absolute", action="store_true", help="take pose and expression as they are, not their change"
-    )
+    driving.add_argument("--absolute", action="store_true", help="copy pose and expression, not their change")
     driving.add_argument("--driving-face", type=int, help="which face of the video, 0 is the largest")
     driving.add_argument("--driving-box", metavar="X0,Y0,X1,Y1", help="its box in the first frame, in pixels")
-    driving.add_argument("--region", choices=_REGIONS, help="moda: what is driven (all)")
+    driving.add_argument("--region", choices=_REGIONS, help="moda: part of the face that is animated (all)")
     driving.add_argument(
-        "--expression-friendly", action="store_true", default=None, help="moda: fit to the face's size"
+        "--expression-friendly",
+        action="store_true",
+        default=None,
+        help="moda: adapt the motion to the face's size",
     )
     driving.add_argument("--eyes", type=float, metavar="RATIO", help="moda: openness of the eyes, such as 0.3")
     driving.add_argument("--lips", type=float, metavar="RATIO", help="moda: openness of the lips, such as 0.1")
     shared.add_edit_options(animate)
     _add_picture_options(animate, None)
-    making = animate.add_argument_group("making")
+    making = animate.add_argument_group("models")
     _add_system(making, "moda")
     making.add_argument("--threads", type=int, help="CPU threads")
     shared.add_model_options(making, None)
@@ -89,46 +91,47 @@ def add_commands(command: Any) -> None:
     crop = command(
         "crop",
         _crop,
-        "find the faces of a picture and cut one out, as `talk` would",
+        "find the faces in an image and crop one, as `talk` does",
         "examples:\n  vasa-hf crop group.jpg\n  vasa-hf crop group.jpg -o face.png --face 1 --preview seen.png\n",
     )
-    crop.add_argument("image", help="a picture file")
-    crop.add_argument("-o", "--output", metavar="OUT.png", help="picture of the square to write")
-    crop.add_argument("--preview", metavar="OUT.png", help="write the picture with boxes, landmarks and the square")
+    crop.add_argument("image", help="an image file")
+    crop.add_argument("-o", "--output", metavar="OUT.png", help="file for the crop")
+    crop.add_argument("--preview", metavar="OUT.png", help="file for the image with boxes, landmarks and the crop")
     crop.add_argument("--size", type=int, default=256, help="side of the square in pixels (%(default)s)")
-    crop.add_argument("--json", action="store_true", help="print what was found as JSON")
+    crop.add_argument("--json", action="store_true", help="print the faces as JSON")
     shared.add_face_options(crop)
     shared.add_model_options(crop)
 
     inspect = command(
         "inspect",
         _inspect,
-        "tell whether a video or picture says, or shows, that it was made by vasa_hf",
+        "check whether the metadata, the watermark or a C2PA manifest say that vasa_hf made a video or image",
         "examples:\n  vasa-hf inspect out.mp4\n  vasa-hf inspect frame.jpg --json\n"
-        "\nexit status: 0 whatever was found (see `found` in the JSON), 2 if the file cannot be read\n",
+        "\nexit status: 0 whatever is found (`found` in the JSON), 2 if the file cannot be read\n",
     )
-    inspect.add_argument("video", help="a video or picture file")
+    inspect.set_defaults(arguments={"path": "video"})
+    inspect.add_argument("video", help="a video or image file")
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_system(parser: Any, default: str) -> None:
-    parser.add_argument("--system", choices=list(_SYSTEMS), default=default, help="whose models (%(default)s)")
+    parser.add_argument("--system", choices=list(_SYSTEMS), default=default, help="models (%(default)s)")
 
 
 def _add_talk_options(parser: argparse.ArgumentParser) -> None:
     _add_system(parser, "vasa1")
     shared.add_control_options(parser)
     shared.add_edit_options(parser)
-    shared.add_making_options(parser, None)
+    shared.add_sampling_options(parser, None)
     _add_picture_options(parser, "25")
 
 
 def _add_picture_options(parser: argparse.ArgumentParser, fps: str | None) -> None:
-    picture = parser.add_argument_group("picture")
-    picture.add_argument("--fps", default=fps, help=f"frames a second, such as 30 or 30000/1001 ({fps or 'its own'})")
+    picture = parser.add_argument_group("video")
+    picture.add_argument("--fps", default=fps, help=f"frames per second, such as 30 or 30000/1001 ({fps or 'its own'})")
     picture.add_argument("--size", type=int, help="side of the face's square in pixels, such as 256 or 512")
     shape = picture.add_mutually_exclusive_group()
-    shape.add_argument("--paste-back", action="store_true", help="the whole picture, the face put back into it")
+    shape.add_argument("--paste-back", action="store_true", help="the whole image with the face in it")
     shape.add_argument("--crop", dest="paste_back", action="store_false", help="the face's square (default)")
     shared.add_face_options(picture)
     shared.add_video_options(picture)
@@ -141,7 +144,7 @@ def _picture_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "fps": None if options.fps is None else parse_fps(options.fps),
         "face": options.face,
-        "box": None if options.box is None else shared.numbers("box", options.box, 4),
+        "box": None if options.box is None else shared.parse_numbers("box", options.box, 4),
         "output_size": options.size,
         "paste_back": options.paste_back,
     }
@@ -150,7 +153,7 @@ def _picture_settings(options: argparse.Namespace) -> dict[str, Any]:
 def _talk(options: argparse.Namespace) -> int:
     system = _SYSTEMS[options.system]
     options.model = options.model or system.model
-    # What can be seen to be wrong without torch is told at once.
+    # Checks that need no torch come first.
     settings = system.settings(options) | _picture_settings(options)
     shared.check_files(image=options.image, audio=options.audio)
     return shared.talk_to_file(options, system.pipeline, lambda _: options.image, settings)
@@ -161,24 +164,24 @@ def _animate(options: argparse.Namespace) -> int:
     shared.check_faces(options, "", "driving_")
     shared.check_target("output", options.output, ".mp4")
     if options.motion is not None:
-        shared.check_target("motion", options.motion, ".safetensors")
+        shared.check_target("--motion", options.motion, ".safetensors")
     credentials = shared.find_credentials(options)
     system = _SYSTEMS[options.system]
     options.model = options.model or system.model
     settings = {"relative": not options.absolute, **_picture_settings(options)}
     own = {"region": options.region, "eye_ratio": options.eyes, "lip_ratio": options.lips}
-    own = {**own, "expression_friendly": options.expression_friendly, **shared.edit_settings(options)}
+    own = {**own, "expression_friendly": options.expression_friendly, **shared.read_edits(options)}
     own = {name: value for name, value in own.items() if value is not None}
     if own and not system.has_keypoints:
         raise ValueError(f"`{next(iter(own))}` needs --system moda.")
     pipe = shared.load_pipeline(options, system.pipeline)
     if options.driving.lower().endswith(".safetensors"):
         if own.pop("expression_friendly", None) or options.driving_face is not None or options.driving_box:
-            raise ValueError("`driving` must be a video for --expression-friendly, --driving-face and --driving-box.")
+            raise ValueError("`driving` must be a video with --expression-friendly, --driving-face or --driving-box.")
         settings["fps"] = settings["fps"] or 25
         result = pipe.render(options.image, options.driving, **settings, **own)
     else:
-        box = None if options.driving_box is None else shared.numbers("driving-box", options.driving_box, 4)
+        box = None if options.driving_box is None else shared.parse_numbers("driving_box", options.driving_box, 4)
         face = {"driving_face": options.driving_face, "driving_box": box}
         result = pipe.animate(options.image, options.driving, **settings, **face, **own)
     result.save(options.output, provenance=not options.no_provenance, crf=options.crf, credentials=credentials)
@@ -200,8 +203,8 @@ def _crop(options: argparse.Namespace) -> int:
             shared.check_target(name, path, ".png")
     shared.check_faces(options, "")
     if not os.path.isfile(options.image):
-        raise ValueError(f"`image` must be an existing picture file, got {options.image!r}.")
-    box = None if options.box is None else shared.numbers("box", options.box, 4)
+        raise ValueError(f"`image` must be an existing file, got {options.image!r}.")
+    box = None if options.box is None else shared.parse_numbers("box", options.box, 4)
     device = shared.find_device(options.device)
     folder = resolve(options.model)
 

@@ -1,1 +1,1 @@
-"""Original checkpoints of other projects, brought into this one's classes and safetensors."""
+"""Conversion of public checkpoints to this project's classes and safetensors."""

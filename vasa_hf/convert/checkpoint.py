@@ -1,8 +1,8 @@
-"""Reading other projects' checkpoints safely, and judging them tensor by tensor; the converters share it.
+"""Safe reading of public checkpoints, and checks of every tensor; shared by the converters.
 
-A checkpoint is a folder, a file or a repository of the Hub. Pickles are read by names on a list alone, and each name
-stands for a holder of ours: no foreign class is imported and nothing that a file says is run. What was read is held
-against what the model needs; unless all fits, nothing is written.
+A checkpoint is a folder, a file or a repository of the Hub. Pickles may only contain names on a list, and each name
+stands for a holder in this file: no other class is imported, so no foreign code runs. All tensors are compared with
+those of the model; if one does not fit, nothing is written.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-# --- where it is ------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def locate(source: str | os.PathLike, wanted: Sequence[str]) -> Path:
-    """The folder of a checkpoint; of a repository of the Hub, the wanted files are downloaded or in the cache.
+    """Find the folder of a checkpoint; for a repository of the Hub, download the files or use the cache.
 
     Args:
         source (`str` or `os.PathLike`): A folder, or `owner/name` of a repository.
         wanted (`Sequence[str]`): Patterns of the files to download.
 
     Raises:
-        ValueError: If there is no such place, or the repository cannot be reached.
+        ValueError: If the folder does not exist, or the repository cannot be reached.
     """
     name = os.fspath(source)
     if os.path.isdir(name):
@@ -47,24 +47,24 @@ def locate(source: str | os.PathLike, wanted: Sequence[str]) -> Path:
 
 
 def find(folder: Path, patterns: Sequence[str]) -> Path | None:
-    """The first file of a folder that one of the patterns names, best pattern first; None without any.
+    """Find the first file of a folder that matches one of the patterns, best pattern first; None without any.
 
     Args:
-        folder (`pathlib.Path`): Where to look.
+        folder (`pathlib.Path`): The folder.
         patterns (`Sequence[str]`): Relative paths, with `*` for any name.
     """
     return next((file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()), None)
 
 
-def need(folder: Path, patterns: Sequence[str]) -> Path:
-    """As `find`, but the file must be there.
+def require(folder: Path, patterns: Sequence[str]) -> Path:
+    """Find a file as `find`, which must exist.
 
     Args:
-        folder (`pathlib.Path`): Where to look.
+        folder (`pathlib.Path`): The folder.
         patterns (`Sequence[str]`): Relative paths, with `*` for any name.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it does not exist.
     """
     path = find(folder, patterns)
     if path is None:
@@ -72,26 +72,26 @@ def need(folder: Path, patterns: Sequence[str]) -> Path:
     return path
 
 
-# --- what stands for the classes that a pickle may name ---------------------------------------------------------------
+# --- holders of the classes in a pickle -------------------------------------------------------------------------------
 
 
 class Namespace:
     """Holder of an `argparse.Namespace`: options by name."""
 
-    # torch's own unpickler goes by these names, too.
+    # torch's unpickler uses these names, too.
     __module__, __qualname__ = "argparse", "Namespace"
 
 
 class Text(str):
-    """Holder of a path of any system: its parts, joined."""
+    """Holder of a path of any system: its joined parts."""
 
     def __new__(cls, *parts: str) -> Text:
-        """Join the parts that a path is made of."""
+        """Join the parts of a path."""
         return str.__new__(cls, "/".join(str(part).strip("/") for part in parts))
 
 
 class Dtype:
-    """Holder of a `numpy.dtype`: plain numbers alone."""
+    """Holder of a `numpy.dtype` of plain numbers."""
 
     __module__, __qualname__ = "numpy", "dtype"
 
@@ -104,13 +104,13 @@ class Dtype:
         self.order = ">" if state[1] == ">" else "<"
 
     def numpy(self) -> np.dtype:
-        """The type itself."""
+        """Return the type."""
         code = self.code.lstrip("<>=|")
         return np.dtype(code if code[1:] == "1" else self.order + code)
 
 
 class Array:
-    """Holder of a `numpy.ndarray`, or of anything else that comes to one `value`."""
+    """Holder of a `numpy.ndarray`, or of another object with one `value`."""
 
     __module__, __qualname__ = "numpy", "ndarray"
     value: Any = None
@@ -142,8 +142,8 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def plain(thing: Any) -> Any:
-    """What a holder holds; other things stay as they are."""
+def unwrap(thing: Any) -> Any:
+    """Return the value of a holder; other objects are returned unchanged."""
     return thing.value if isinstance(thing, Array) else thing
 
 
@@ -159,8 +159,8 @@ for _module in ("pathlib", "pathlib._local"):
     }
 
 
-def _under(name: str, holder: Any) -> Any:
-    """The holder under the name that a pickle has for it, for torch's unpickler."""
+def _rename_holder(name: str, holder: Any) -> Any:
+    """Make a holder with the name in the pickle, for torch's unpickler."""
     module, _, own = name.rpartition(".")
     if (holder.__module__, holder.__qualname__) == (module, own):
         return holder
@@ -179,55 +179,55 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in self.allowed:
-            raise ValueError(f"`source` must hold arrays of numbers alone, but asks for {module}.{name}.")
+            raise ValueError(f"`source` must contain only arrays of numbers, but needs {module}.{name}.")
         return self.allowed[f"{module}.{name}"]
 
     def persistent_load(self, pid: object) -> Any:
-        raise ValueError("`source` must hold all of its content, but refers to another file.")
+        raise ValueError("`source` must be complete, but refers to another file.")
 
 
 def read_pickle(path: str | os.PathLike, allowed: Mapping[str, Any] = ARRAYS) -> dict[str, Any]:
-    """A pickled dict of arrays, read without running anything that the file says.
+    """Read a pickled dict of arrays without running code of the file.
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        allowed (`Mapping[str, Any]`, *optional*): Names that it may ask for, and what stands for each.
+        allowed (`Mapping[str, Any]`, *optional*): Allowed names, and the holder of each.
 
     Raises:
-        ValueError: If the file is absent, is no pickled dict, or asks for a name that is not on the list.
+        ValueError: If the file does not exist, is no pickled dict, or needs a name that is not on the list.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"`source` must be a pickled file, but there is none at {str(path)!r}.")
+        raise ValueError(f"`source` must be an existing pickled file, got {str(path)!r}.")
     with open(path, "rb") as file:
         unpickler = _Unpickler(file, encoding="latin1")
         unpickler.allowed = allowed
-        content = _explained(path, unpickler.load, "a pickle of arrays")
+        content = _explain_errors(path, unpickler.load, "a pickle of arrays")
     if not isinstance(content, dict):
         raise ValueError(f"`source` must hold a dict of arrays, but {path.name!r} holds a {type(content).__name__}.")
-    return {str(name): plain(value) for name, value in content.items()}
+    return {str(name): unwrap(value) for name, value in content.items()}
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """What torch or safetensors saved: tensors, arrays and plain options, in dicts; nothing that the file says is run.
+    """Read a checkpoint of torch or safetensors: tensors, arrays and plain options, without running code of the file.
 
     Args:
-        path (`str` or `os.PathLike`): `.safetensors`, or any other name for what `torch.save` wrote.
+        path (`str` or `os.PathLike`): `.safetensors`, or a file of `torch.save` with any other name.
 
     Returns:
-        `dict`: As it was saved; arrays have become tensors.
+        `dict`: The contents, with arrays as tensors.
 
     Raises:
-        ValueError: If the file is absent, is no checkpoint, or asks for a class that is not on the list.
+        ValueError: If the file does not exist, is no checkpoint, or needs a class that is not on the list.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"`source` must be a checkpoint file, but there is none at {str(path)!r}.")
+        raise ValueError(f"`source` must be an existing checkpoint file, got {str(path)!r}.")
     if path.suffix == ".safetensors":
-        return _explained(path, lambda: load_file(path), "safetensors")
-    holders = [_under(name, holder) for name, holder in (ARRAYS | OPTIONS).items()]
+        return _explain_errors(path, lambda: load_file(path), "safetensors")
+    holders = [_rename_holder(name, holder) for name, holder in (ARRAYS | OPTIONS).items()]
     with torch.serialization.safe_globals(holders):
-        content = _explained(
+        content = _explain_errors(
             path, lambda: torch.load(path, map_location="cpu", weights_only=True), "a checkpoint of tensors alone"
         )
     if not isinstance(content, dict):
@@ -238,32 +238,32 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 def _tensors(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): _tensors(inner) for name, inner in value.items()}
-    value = plain(value)
+    value = unwrap(value)
     return torch.from_numpy(np.array(value)) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _explained(path: Path, read: Callable[[], Any], what: str) -> Any:
+def _explain_errors(path: Path, read: Callable[[], Any], what: str) -> Any:
     try:
         return read()
     except Exception as error:  # a bad file may fail in any way
         if isinstance(error, ValueError) and str(error).startswith("`source`"):
             raise
-        # torch's own message would have the reader load the file without a check.
+        # torch's message recommends to load the file without a check.
         asked = re.search(r"GLOBAL (\S+)|WeightsUnpickler error: (.*)", str(error))
-        reason = f"it asks for {asked[1]}" if asked and asked[1] else asked[2] if asked else str(error)
+        reason = f"it needs {asked[1]}" if asked and asked[1] else asked[2] if asked else str(error)
         reason = (reason or type(error).__name__).splitlines()[0]
         raise ValueError(f"`source` must be {what}, but {path.name!r} is not: {reason}") from error
 
 
 def state_dict(content: dict[str, Any], name: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint, wherever a trainer may have put them.
+    """Return the tensors of a checkpoint, from its usual keys.
 
     Args:
         content (`dict[str, Any]`): From `read_checkpoint`.
-        name (`str`): Of the file, for the message.
+        name (`str`): Name of the file, for messages.
 
     Raises:
-        ValueError: If there is anything else than tensors.
+        ValueError: If a value is not a tensor.
     """
     inner = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     if not inner or not all(torch.is_tensor(value) for value in inner.values()):
@@ -271,7 +271,7 @@ def state_dict(content: dict[str, Any], name: str) -> dict[str, Tensor]:
     return dict(inner)
 
 
-# --- judging ----------------------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -279,10 +279,10 @@ class TensorRow:
     """One tensor.
 
     Args:
-        name (`str`): As the source has it.
-        expected (`tuple[int, ...]`, *optional*): Its shape in the model; None: it has no place there.
-        found (`tuple[int, ...]`, *optional*): Its shape in the source; None: it is not there.
-        outcome (`str`): `converted`, one of `MISFITS`, or why it does not matter.
+        name (`str`): Name in the source.
+        expected (`tuple[int, ...]`, *optional*): Shape in the model; None if the model does not have it.
+        found (`tuple[int, ...]`, *optional*): Shape in the source; None if it is missing.
+        outcome (`str`): `converted`, one of `MISFITS`, or the reason why it is not needed.
     """
 
     name: str
@@ -296,12 +296,12 @@ MISFITS = ("missing", "extra", "shape", "not finite", "no numbers")
 
 @dataclass
 class ConversionReport:
-    """What became of each tensor.
+    """Outcome of a conversion.
 
     Args:
-        rows (`list[TensorRow]`, *optional*): One a tensor.
-        notes (`list[str]`, *optional*): What else the user should know.
-        problems (`list[str]`, *optional*): What else does not fit.
+        rows (`list[TensorRow]`, *optional*): One per tensor.
+        notes (`list[str]`, *optional*): Notes for the user.
+        problems (`list[str]`, *optional*): Other mismatches.
     """
 
     rows: list[TensorRow] = field(default_factory=list)
@@ -310,7 +310,7 @@ class ConversionReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor has found its place."""
+        """Whether everything fits."""
         return not self.problems and not self.misfits
 
     @property
@@ -319,11 +319,11 @@ class ConversionReport:
         return [row for row in self.rows if row.outcome in MISFITS]
 
     def names(self, outcome: str) -> list[str]:
-        """Names of the tensors with this outcome."""
+        """Return the names of the tensors with an outcome."""
         return [row.name for row in self.rows if row.outcome == outcome]
 
     def summary(self) -> str:
-        """Counts in one line."""
+        """Return the counts in one line."""
         counts = {outcome: len(self.names(outcome)) for outcome in ("converted", *MISFITS)}
         aside = len(self.rows) - sum(counts.values())
         said = [f"{counts.pop('converted')} tensors converted"]
@@ -331,10 +331,10 @@ class ConversionReport:
         return ", ".join(said + [f"{aside} not needed"] * bool(aside))
 
     def table(self, rows: Sequence[TensorRow] | None = None) -> str:
-        """Name, expected shape, found shape and outcome of each tensor, in columns.
+        """Format name, expected shape, found shape and outcome of each tensor in columns.
 
         Args:
-            rows (`Sequence[TensorRow]`, *optional*): Some of the rows; all by default.
+            rows (`Sequence[TensorRow]`, *optional*): Rows to format; by default all.
         """
         cells = [("tensor", "expected", "found", "outcome")]
         cells += [
@@ -346,19 +346,19 @@ class ConversionReport:
         )
 
     def check(self, what: str) -> None:
-        """Raise `ConversionError` unless all fits.
+        """Raise `ConversionError` unless everything fits.
 
         Args:
             what (`str`): The model, for the message.
 
         Raises:
-            ConversionError: With the table of what does not fit.
+            ConversionError: With a table of the mismatches.
         """
         if not self.complete:
             raise ConversionError(what, self)
 
     def brief(self) -> str:
-        """All but the table."""
+        """Return the report without the table."""
         return "\n".join([self.summary(), *self.notes, *self.problems])
 
     def __str__(self) -> str:
@@ -366,11 +366,11 @@ class ConversionReport:
 
 
 class ConversionError(ValueError):
-    """A checkpoint that does not fit.
+    """Error for a checkpoint that does not fit.
 
     Args:
-        what (`str`): The model that it should be.
-        report (`ConversionReport`): What does not fit.
+        what (`str`): The expected model.
+        report (`ConversionReport`): The mismatches.
     """
 
     def __init__(self, what: str, report: ConversionReport):
@@ -391,25 +391,25 @@ def match(
     may_lack: Callable[[str], str | None] = lambda name: None,
     may_have: Callable[[str], str | None] = lambda name: None,
 ) -> ConversionReport:
-    """Hold tensors against what a model needs.
+    """Compare tensors with the expected shapes.
 
     Args:
-        expected (`Mapping[str, Sequence[int]]`): Shapes by the names that the source should have.
-        found (`Mapping[str, torch.Tensor | np.ndarray]`): What the source has.
-        may_lack (`Callable`, *optional*): Of an expected name that may be absent it says why; of others, None.
-        may_have (`Callable`, *optional*): Of a name without a place that may be there it says why; of others, None.
+        expected (`Mapping[str, Sequence[int]]`): Shapes by the names in the source.
+        found (`Mapping[str, torch.Tensor | np.ndarray]`): Tensors of the source.
+        may_lack (`Callable`, *optional*): Returns the reason why an expected name may be absent, or None.
+        may_have (`Callable`, *optional*): Returns the reason why an unexpected name may be present, or None.
     """
     report = ConversionReport()
     for name, shape in expected.items():
         value = found.get(name)
-        outcome = (may_lack(name) or "missing") if value is None else _judged(value, tuple(shape))
+        outcome = (may_lack(name) or "missing") if value is None else _judge(value, tuple(shape))
         report.rows.append(TensorRow(name, tuple(shape), getattr(value, "shape", None), outcome))
     for name in sorted(found.keys() - expected.keys()):
         report.rows.append(TensorRow(name, None, getattr(found[name], "shape", None), may_have(name) or "extra"))
     return report
 
 
-def _judged(value: Any, shape: tuple[int, ...]) -> str:
+def _judge(value: Any, shape: tuple[int, ...]) -> str:
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         finite = bool(np.isfinite(value).all())
     elif torch.is_tensor(value):

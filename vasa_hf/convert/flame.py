@@ -1,10 +1,10 @@
-"""FLAME's head (`generic_model.pkl`, `flame2023.pkl`, ...) as one safetensors file for `vasa_hf.head.flame`.
+"""FLAME's head (`generic_model.pkl`, `flame2023.pkl`, ...) to one safetensors file for `vasa_hf.head.flame`.
 
-FLAME is under its own licence: get the file at https://flame.is.tue.mpg.de; what is converted stays under that licence.
-The file is a pickle of numpy arrays, scipy.sparse matrices and chumpy objects. It is read by names on a list alone,
-and each name stands for a holder of ours: no foreign class is imported and nothing that the file says is run.
+FLAME has its own licence: get the file at https://flame.is.tue.mpg.de; the converted file keeps that licence. The file
+is a pickle of numpy arrays, scipy.sparse matrices and chumpy objects. Only names on a list are allowed, and each name
+stands for a holder in this file: no other class is imported, so no foreign code runs.
 
-Not tried on the real files, which need that licence: the tests write files in their format.
+Not tested with the real files, which need that licence: the tests write files in their format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from safetensors.numpy import save_file
 
 from vasa_hf.convert import checkpoint
-from vasa_hf.convert.checkpoint import ARRAYS, Array, ConversionReport, plain, read_pickle
+from vasa_hf.convert.checkpoint import ARRAYS, Array, ConversionReport, read_pickle, unwrap
 from vasa_hf.head.flame import FORMAT, complete
 from vasa_hf.head.parametric import PARENTS
 
@@ -27,7 +27,7 @@ VERSIONS = ("2017", "2019", "2020", "2023", "unknown")
 
 @dataclasses.dataclass
 class FlameSizes:
-    """How large the arrays are.
+    """Sizes of the arrays.
 
     Attributes:
         vertices (`int`): FLAME's 5023.
@@ -42,7 +42,7 @@ class FlameSizes:
     expressions: int = 100
 
     def shape_of(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each array of the file."""
+        """Return the shape of each array of the file."""
         joints = len(PARENTS)
         return {
             "v_template": (self.vertices, 3),
@@ -62,29 +62,29 @@ class _Chumpy(Array):
     """Holder of a `chumpy.ch.Ch`: an array under the name `x`."""
 
     def __setstate__(self, state: dict) -> None:
-        self.value = plain(state["x"])
+        self.value = unwrap(state["x"])
 
 
 class _Select(Array):
-    """Holder of a `chumpy.reordering.Select`: some entries of another one."""
+    """Holder of a `chumpy.reordering.Select`: some entries of another array."""
 
     def __setstate__(self, state: dict) -> None:
-        picked = np.asarray(plain(state["a"])).ravel()[np.asarray(plain(state["idxs"])).ravel()]
+        picked = np.asarray(unwrap(state["a"])).ravel()[np.asarray(unwrap(state["idxs"])).ravel()]
         shape = state.get("preferred_shape")
-        self.value = picked if shape is None else picked.reshape(tuple(plain(shape)))
+        self.value = picked if shape is None else picked.reshape(tuple(unwrap(shape)))
 
 
 class _Sparse(Array):
-    """Holder of a compressed matrix, made dense."""
+    """Holder of a compressed matrix, converted to a dense one."""
 
     by_column = True
 
     def __setstate__(self, state: dict) -> None:
         rows, columns = (int(side) for side in state.get("_shape", state.get("shape")))
-        data, index, start = (np.asarray(plain(state[name])) for name in ("data", "indices", "indptr"))
+        data, index, start = (np.asarray(unwrap(state[name])) for name in ("data", "indices", "indptr"))
         lines = columns if self.by_column else rows
         if len(start) != lines + 1 or len(index) != len(data) or (np.diff(start) < 0).any() or start[-1] != len(data):
-            raise ValueError("`source` holds a sparse matrix whose parts do not fit together.")
+            raise ValueError("`source` must hold valid sparse matrices, but the sizes of one do not match.")
         line = np.repeat(np.arange(lines), np.diff(start))
         self.value = np.zeros((rows, columns))
         np.add.at(self.value, (index, line) if self.by_column else (line, index), data)
@@ -118,14 +118,14 @@ for _kind, _holder in (("csc", _Sparse), ("csr", _SparseByRow)):
 
 
 def match(content: dict[str, object], sizes: FlameSizes) -> tuple[dict[str, np.ndarray], ConversionReport]:
-    """Check each array and bring it into the form that is saved: float32, and triangles as int32.
+    """Check each array and convert it to the saved type: float32, and int32 for triangles.
 
     Args:
-        content (`dict`): What `read_pickle` returned.
-        sizes (`FlameSizes`): What the arrays must be like.
+        content (`dict`): From `read_pickle`.
+        sizes (`FlameSizes`): Expected sizes.
 
     Returns:
-        `tuple`: arrays by FLAME's names, none unless all fit, and the report.
+        `tuple`: arrays by FLAME's names, empty unless all fit, and the report.
     """
     shapes = sizes.shape_of()
     report = checkpoint.match(shapes, content, may_have=lambda name: "not needed")
@@ -157,8 +157,8 @@ def _inconsistencies(table: np.ndarray, found: dict[str, np.ndarray], sizes: Fla
     return problems
 
 
-def version_of(source: str | os.PathLike) -> str:
-    """FLAME's files do not say their version; their usual names and folders do (`FLAME2020/generic_model.pkl`)."""
+def guess_version(source: str | os.PathLike) -> str:
+    """Guess FLAME's version from the usual names of file and folder (`FLAME2020/generic_model.pkl`)."""
     name = "/".join(Path(source).resolve().parts[-2:])
     return next((version for version in VERSIONS[:-1] if version in name), "unknown")
 
@@ -170,24 +170,24 @@ def convert_flame(
     sizes: FlameSizes | None = None,
     register: bool = True,
 ) -> ConversionReport:
-    """Convert a FLAME file to safetensors: FLAME's arrays in its own units and axes, and where our landmarks are on it.
+    """Convert a FLAME file to safetensors: FLAME's arrays in its units and axes, and the vertices of the landmarks.
 
     Args:
         source (`str` or `os.PathLike`): `generic_model.pkl`, `flame2023.pkl`, `flame2023_no_jaw.pkl`, ...
-        destination (`str` or `os.PathLike`): The `.safetensors` file to write; nothing is written unless all fits.
-        version (`str`, *optional*): One of `VERSIONS`; by default what the file's name says.
+        destination (`str` or `os.PathLike`): The `.safetensors` file to write; only written if everything fits.
+        version (`str`, *optional*): One of `VERSIONS`; by default guessed from the file's name.
         sizes (`FlameSizes`, *optional*): FLAME's by default.
-        register (`bool`, *optional*, defaults to `True`): Find landmarks, regions and named expressions now, which
-            takes some seconds; else they are found whenever the head is loaded.
+        register (`bool`, *optional*, defaults to `True`): Compute landmarks, regions and named expressions now, which
+            takes some seconds; otherwise they are computed whenever the head is loaded.
 
     Returns:
         `ConversionReport`.
 
     Raises:
-        ValueError: If the file cannot be read safely or an array is missing, of another shape or senseless.
+        ValueError: If the file cannot be read safely, or an array is missing, of another shape or invalid.
     """
     sizes, destination = sizes or FlameSizes(), Path(destination)
-    version = version_of(source) if version is None else version
+    version = guess_version(source) if version is None else version
     if version not in VERSIONS:
         raise ValueError(f"`version` must be one of {', '.join(VERSIONS)}, but is {version!r}.")
     if destination.suffix != ".safetensors":
@@ -199,7 +199,7 @@ def convert_flame(
         try:
             found, distance_cm = complete(tensors, sizes.shapes)
         except ValueError as error:
-            raise ValueError(f"`source` is no FLAME head, nothing was written: {error}") from error
+            raise ValueError(f"`source` must be a FLAME head, nothing was written: {error}") from error
         arrays |= {name: value.numpy() for name, value in found.items()}
         report.notes.append(f"landmarks found: {distance_cm:.2f} cm from their vertices in the mean")
     about = {

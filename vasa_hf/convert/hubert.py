@@ -1,4 +1,4 @@
-"""HuBERT encoders of other projects, checked tensor by tensor."""
+"""HuBERT encoders of public checkpoints."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import Tensor
 from transformers import HubertConfig, HubertModel
 
-from vasa_hf.convert.checkpoint import ConversionReport, match, need, read_checkpoint, state_dict
+from vasa_hf.convert.checkpoint import ConversionReport, match, read_checkpoint, require, state_dict
 
 _SPELLINGS = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
 
 
-def own_spelling(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The two spellings of weight norm as one, that of torch from 2.0 on; and no prefix of parallel training."""
+def normalise_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of weight norm as in torch 2.0 and later, and remove prefixes of parallel training."""
     renamed = {}
     for name, value in state.items():
         name = name.removeprefix("module.")
@@ -25,11 +25,11 @@ def own_spelling(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hubert_config(state: Mapping[str, Tensor], prefix: str = "") -> HubertConfig:
-    """Configuration of a HuBERT from its tensors; what no tensor tells is as in chinese-hubert-base.
+    """Read the configuration of a HuBERT from its tensors; the rest is as in chinese-hubert-base.
 
     Args:
-        state (`Mapping[str, torch.Tensor]`): Tensors by the names of `own_spelling`.
-        prefix (`str`, defaults to `""`): Before the names of those of the encoder.
+        state (`Mapping[str, torch.Tensor]`): Tensors by the names of `normalise_names`.
+        prefix (`str`, defaults to `""`): Prefix of the encoder's names.
     """
     shapes = {name.removeprefix(prefix): tuple(value.shape) for name, value in state.items() if name.startswith(prefix)}
     names = [f"feature_extractor.conv_layers.{index}.conv.weight" for index in range(7)]
@@ -50,18 +50,18 @@ def hubert_config(state: Mapping[str, Tensor], prefix: str = "") -> HubertConfig
 
 
 def read_hubert(folder: Path) -> tuple[HubertModel, ConversionReport]:
-    """The encoder of a folder in transformers' layout; its weights are in it only if the report is complete.
+    """Read the encoder of a folder in transformers' layout; the weights are only loaded if the report is complete.
 
     Args:
         folder (`pathlib.Path`): With `config.json`, and `model.safetensors` or `pytorch_model.bin`.
 
     Raises:
-        ValueError: If a file is absent or cannot be read safely.
+        ValueError: If a file is missing or cannot be read safely.
     """
-    file = need(folder, ("model.safetensors", "pytorch_model.bin"))
-    state = own_spelling(state_dict(read_checkpoint(file), file.name))
+    file = require(folder, ("model.safetensors", "pytorch_model.bin"))
+    state = normalise_names(state_dict(read_checkpoint(file), file.name))
     state = {name.removeprefix("hubert."): value for name, value in state.items()}
-    config = need(folder, ("config.json",))
+    config = require(folder, ("config.json",))
     model = HubertModel(HubertConfig.from_json_file(config)).eval()
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     report = match(expected, state)

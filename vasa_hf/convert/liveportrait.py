@@ -1,11 +1,11 @@
-"""LivePortrait's weights (`KwaiVGI/LivePortrait`, MIT) as `LivePortraitRenderer`.
+"""LivePortrait's weights (`KwaiVGI/LivePortrait`, MIT) to `LivePortraitRenderer`.
 
     base_models/{appearance_feature_extractor,motion_extractor,warping_module,spade_generator}.pth
     retargeting_models/stitching_retargeting_module.pth       three networks, names with the prefix `module.`
 
-or the same as safetensors (`Kijai/LivePortrait_safetensors`), where the three networks are told apart by prefixes.
-Sizes are read from the tensors. The generator's spectral norm is folded: weight = weight_orig / (u W v) with the u and
-v that are stored, as the public code uses them; one more power iteration would give another scale.
+or the same as safetensors (`Kijai/LivePortrait_safetensors`), where prefixes distinguish the three networks. Sizes are
+read from the tensors. The generator's spectral norm is folded: weight = weight_orig / (u W v) with the stored u and v,
+as in the public code; another power iteration would change the scale.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vasa_hf.convert.checkpoint import ConversionReport, find, locate, match, need, read_checkpoint, state_dict
+from vasa_hf.convert.checkpoint import ConversionReport, find, locate, match, read_checkpoint, require, state_dict
 from vasa_hf.convert.writing import check_destination, save_pipeline
 from vasa_hf.geometry.crops import STANDARD_RAISE
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
@@ -28,17 +28,17 @@ from vasa_hf.processors.image import FaceImageProcessor
 
 NETWORKS = ("appearance_feature_extractor", "motion_extractor", "warping_module", "spade_generator")
 RETARGETING = "stitching_retargeting_module"
-# Our name -> that in the file, to which the mirror adds `_module.`.
+# Name in the model -> name in the file, to which the mirror adds `_module.`.
 PARTS = {"stitching": "retarget_shoulder", "retargeting_lip": "retarget_mouth", "retargeting_eye": "retarget_eye"}
-# Where the files lie: in LivePortrait's repository, in what is downloaded for JoyVASA, and in MoDA's copy.
+# Folders of the files in LivePortrait's repository, in JoyVASA's downloads, and in MoDA's copy.
 FOLDERS = ("liveportrait", "pretrained_weights/liveportrait", "decode/v1/first_stage", ".")
 ANIMALS, _ANIMAL_VERSIONS = "liveportrait_animals", ("base_models_v1.1", "base_models")
 _ENDINGS = (".pth", ".safetensors")
 _NORMALISED = re.compile(r"(spade_generator\.(?:G_middle_|up_)\d+\.conv_[01s])\.weight")
 
 
-def wanted(animals: bool = False) -> list[str]:
-    """Patterns of the files that a repository must give."""
+def list_files(animals: bool = False) -> list[str]:
+    """List patterns of the files to download from a repository."""
     networks = [f"{folder}/{name}" for name in NETWORKS for folder in _network_folders(animals)]
     names = networks + [f"{folder}/{RETARGETING}" for folder in _retargeting_folders()]
     return [f"{name.removeprefix('./')}{suffix}" for name in names for suffix in _ENDINGS]
@@ -50,15 +50,15 @@ def convert_liveportrait(
     """Convert LivePortrait's weights to a folder for `LivePortraitPipeline.from_pretrained`.
 
     Args:
-        source (`str` or `os.PathLike`): `KwaiVGI/LivePortrait`, or a folder laid out like it or like its mirror.
-        destination (`str` or `os.PathLike`): New folder; nothing is written unless every tensor fits.
-        animals (`bool`, defaults to `False`): Take the weights for animals; their stitching network is the human one.
+        source (`str` or `os.PathLike`): `KwaiVGI/LivePortrait`, or a folder with the same layout or its mirror's.
+        destination (`str` or `os.PathLike`): New folder; only written if every tensor fits.
+        animals (`bool`, defaults to `False`): Use the weights for animals; their stitching network is the human one.
 
     Raises:
-        ValueError: If a file is absent or cannot be read safely, or a tensor is missing, unknown or of another shape.
+        ValueError: If a file is missing or cannot be read safely, or a tensor is missing, unknown or of another shape.
     """
     check_destination(destination)
-    renderer, report = read_renderer(locate(source, wanted(animals)), animals)
+    renderer, report = read_renderer(locate(source, list_files(animals)), animals)
     report.check("LivePortrait")
     save_pipeline(
         destination, "LivePortraitPipeline", {"renderer": renderer, "image_processor": image_processor(renderer)}
@@ -66,19 +66,19 @@ def convert_liveportrait(
     return report
 
 
-def place_of_renderer(folder: Path, renderer: str | os.PathLike | None) -> Path:
-    """Where the renderer of another project's generator is.
+def locate_renderer(folder: Path, renderer: str | os.PathLike | None) -> Path:
+    """Find the renderer for another project's motion generator.
 
     Args:
         folder (`pathlib.Path`): The generator's folder.
-        renderer (`str` or `os.PathLike`, *optional*): What `convert_liveportrait` takes.
+        renderer (`str` or `os.PathLike`, *optional*): Source for `convert_liveportrait`.
 
     Raises:
-        ValueError: If none is named, and none is in the folder.
+        ValueError: If none is given, and none is in the folder.
     """
     if renderer is not None:
-        return locate(renderer, wanted())
-    if find(folder, wanted()) is None:
+        return locate(renderer, list_files())
+    if find(folder, list_files()) is None:
         raise ValueError(
             f"`renderer` must be LivePortrait's weights, such as KwaiVGI/LivePortrait: {str(folder)!r} has none."
         )
@@ -86,31 +86,31 @@ def place_of_renderer(folder: Path, renderer: str | os.PathLike | None) -> Path:
 
 
 def image_processor(renderer: LivePortraitRenderer) -> FaceImageProcessor:
-    """Crops as LivePortrait has them: upright, 2.3 times the landmarks, moved up by an eighth.
+    """Make a processor with LivePortrait's crops: upright, 2.3 times the landmark box, shifted up by an eighth.
 
-    # Not in the paper, and other landmarks than LivePortrait's: theirs and ours span the same part of a face.
+    # Not in the paper: other landmarks than LivePortrait's, which span the same part of a face.
     """
     return FaceImageProcessor(size=renderer.output_size, scale=2.3, shift=(0.0, STANDARD_RAISE - 0.125), upright=True)
 
 
 def read_renderer(folder: Path, animals: bool = False) -> tuple[LivePortraitRenderer, ConversionReport]:
-    """The renderer of a folder; its weights are in it only if the report is complete.
+    """Read the renderer of a folder; the weights are only loaded if the report is complete.
 
     Args:
         folder (`pathlib.Path`): See `convert_liveportrait`.
-        animals (`bool`, defaults to `False`): See there.
+        animals (`bool`, defaults to `False`): See `convert_liveportrait`.
     """
     state: dict[str, Tensor] = {}
     for network in NETWORKS:
-        file = need(folder, [f"{at}/{network}{end}" for at in _network_folders(animals) for end in _ENDINGS])
+        file = require(folder, [f"{at}/{network}{end}" for at in _network_folders(animals) for end in _ENDINGS])
         tensors = state_dict(read_checkpoint(file), file.name)
         state |= {f"{network}.{name}": value for name, value in tensors.items()}
-    file = need(folder, [f"{at}/{RETARGETING}{end}" for at in _retargeting_folders() for end in _ENDINGS])
+    file = require(folder, [f"{at}/{RETARGETING}{end}" for at in _retargeting_folders() for end in _ENDINGS])
     state |= retargeting_networks(read_checkpoint(file))
-    model = LivePortraitRenderer(**sizes(state)).eval()
+    model = LivePortraitRenderer(**read_sizes(state)).eval()
     report = match(official_shapes(model), state, may_lack=_counter)
     if report.complete:
-        model.load_state_dict(own_names(state, model))
+        model.load_state_dict(rename_tensors(state, model))
     return model, report
 
 
@@ -125,7 +125,7 @@ def _retargeting_folders() -> list[str]:
 
 
 def retargeting_networks(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors of the three small networks by our prefixes; a name that belongs to none of them stays as it is.
+    """Rename the tensors of the three small networks by the model's prefixes; unknown names do not change.
 
     Args:
         content (`Mapping[str, Any]`): A dict of state dicts, or a flat one with prefixes.
@@ -135,22 +135,22 @@ def retargeting_networks(content: Mapping[str, Any]) -> dict[str, Tensor]:
         inner = value if isinstance(value, dict) else {"": value}
         for rest, tensor in inner.items():
             if not torch.is_tensor(tensor):
-                raise ValueError(f"`source` must hold tensors alone, but {name!r} of {RETARGETING} has something else.")
+                raise ValueError(f"`source` must hold only tensors, but {name!r} of {RETARGETING} is something else.")
             found[_own_prefix(name, rest)] = tensor
     return found
 
 
 def _own_prefix(name: str, rest: str) -> str:
-    for own, theirs in PARTS.items():
-        if name == theirs:
+    for own, official in PARTS.items():
+        if name == official:
             return f"{own}.{rest.replace('module.', '')}"
-        if name.startswith(f"{theirs}_module."):
-            return f"{own}.{name.removeprefix(f'{theirs}_module.').replace('module.', '')}"
+        if name.startswith(f"{official}_module."):
+            return f"{own}.{name.removeprefix(f'{official}_module.').replace('module.', '')}"
     return f"{RETARGETING}.{name}{'.' if rest else ''}{rest}"
 
 
 def official_shapes(model: LivePortraitRenderer) -> dict[str, tuple[int, ...]]:
-    """Shapes that the files must have, by `network.name`: the generator's convolutions with their spectral norm."""
+    """Shapes in the files, by `network.name`: the generator's convolutions have their spectral norm."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, value in model.state_dict().items():
         shape = tuple(value.shape)
@@ -162,19 +162,19 @@ def official_shapes(model: LivePortraitRenderer) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def own_names(state: Mapping[str, Tensor], model: LivePortraitRenderer) -> dict[str, Tensor]:
-    """Tensors for the model: as they are, or with the spectral norm folded; counters that are absent are zero."""
+def rename_tensors(state: Mapping[str, Tensor], model: LivePortraitRenderer) -> dict[str, Tensor]:
+    """Rename tensors for the model and fold the spectral norm; missing counters are zero."""
     tensors = {}
     for name, own in model.state_dict().items():
         if found := _NORMALISED.fullmatch(name):
-            tensors[name] = folded(*(state[f"{found[1]}.weight_{part}"] for part in ("orig", "u", "v")))
+            tensors[name] = fold_spectral_norm(*(state[f"{found[1]}.weight_{part}"] for part in ("orig", "u", "v")))
         else:
             tensors[name] = state.get(name, torch.zeros_like(own))
     return tensors
 
 
-def folded(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """A weight `(out, ...)` over its spectral norm by the stored vectors `(out,)` and `(prod(...),)`."""
+def fold_spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Divide a weight `(out, ...)` by its spectral norm, with the stored vectors `(out,)` and `(prod(...),)`."""
     matrix, u, v = weight.flatten(1).double(), u.double(), v.double()
     return (weight.double() / (u @ (matrix @ v))).float()
 
@@ -183,8 +183,8 @@ def _counter(name: str) -> str | None:
     return "not needed" if name.endswith("num_batches_tracked") else None
 
 
-def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Configuration of the renderer, from the tensors; what is missing is as in the public weights."""
+def read_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the configuration of the renderer from the tensors; the rest is as in the public weights."""
 
     def side(name: str, dim: int, default: int) -> int:
         return state[name].shape[dim] if name in state and state[name].ndim > dim else default

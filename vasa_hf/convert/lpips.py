@@ -1,4 +1,4 @@
-"""The public LPIPS weights as one safetensors file.
+"""The public LPIPS weights to one safetensors file.
 
     python -m vasa_hf.convert.lpips alexnet-owt-7be5be79.pth alex.pth FOLDER
 
@@ -25,7 +25,7 @@ def convert_lpips(backbone: str | os.PathLike, linear: str | os.PathLike, destin
     Args:
         backbone (`str` or `os.PathLike`): State dict with `features.N.weight` and `features.N.bias`.
         linear (`str` or `os.PathLike`): State dict with `lin0.model.1.weight` to `lin4.model.1.weight`.
-        destination (`str` or `os.PathLike`): Folder; made if need be.
+        destination (`str` or `os.PathLike`): Folder; created if it does not exist.
 
     Raises:
         ValueError: If a file cannot be read or tensors are missing or of another shape.

@@ -1,7 +1,6 @@
-"""The public SyncNet weights (`syncnet_v2.model`) as safetensors of `models.syncnet.SyncNet`.
+"""The public SyncNet weights (`syncnet_v2.model`) to safetensors of `models.syncnet.SyncNet`.
 
-The file is a pickle of tensors. It is read with `weights_only=True`, which builds tensors and nothing else; a file that
-asks for more is refused.
+The file is a pickle of tensors, read with `weights_only=True`: a file with other objects raises `ValueError`.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from vasa_hf.convert.checkpoint import ConversionReport, match, read_checkpoint,
 from vasa_hf.convert.writing import new_folder
 from vasa_hf.models.syncnet import SyncNet
 
-# Our names of the parts -> those of the public code; the places inside the sequences are the same.
+# Names in the model -> names in the public code; the indices in the sequences are the same.
 PARTS = {"audio_convs": "netcnnaud", "audio_head": "netfcaud", "face_convs": "netcnnlip", "face_head": "netfclip"}
 PREFIXES = ("module.", "__S__.", "model.")
 
 
 def official_name(name: str) -> str:
-    """The public code's name of a tensor of ours."""
+    """Return the public code's name of a tensor of the model."""
     part, _, rest = name.partition(".")
     return f"{PARTS[part]}.{rest}"
 
 
-def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names that they had before some trainer wrapped the model."""
+def remove_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes of wrappers used in training."""
     found = {}
     for name, value in state.items():
         for prefix in PREFIXES:
@@ -44,7 +43,7 @@ def official_shapes(model: SyncNet) -> dict[str, tuple[int, ...]]:
 
 
 def _counter(name: str) -> str | None:
-    # Written by newer versions of torch alone; not used when judging.
+    # Only newer versions of torch save it; not used in evaluation mode.
     return "not needed" if name.endswith("num_batches_tracked") else None
 
 
@@ -55,14 +54,14 @@ def convert_syncnet(
 
     Args:
         source (`str` or `os.PathLike`): `syncnet_v2.model`.
-        destination (`str` or `os.PathLike`): New folder; nothing is written unless every tensor fits.
-        model (`SyncNet`, *optional*): Where the tensors go, defaults to the public size.
+        destination (`str` or `os.PathLike`): New folder; only written if every tensor fits.
+        model (`SyncNet`, *optional*): Model to load the tensors into, defaults to the public size.
 
     Raises:
         ValueError: If the file cannot be read safely or a tensor is missing, unknown or of another shape.
     """
     model = SyncNet() if model is None else model
-    state = without_prefixes(state_dict(read_checkpoint(source), Path(source).name))
+    state = remove_prefixes(state_dict(read_checkpoint(source), Path(source).name))
     report = match(official_shapes(model), state, may_lack=_counter)
     report.check("SyncNet")
     own = model.state_dict()

@@ -1,4 +1,4 @@
-"""What the converters write: a folder that is whole or not there, laid out as diffusers' pipelines are."""
+"""Writing of converted models: a complete folder or none, in the layout of diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vasa_hf.files import sweep, temporary_prefix
 from vasa_hf.hub import resolve
 
 COMPONENTS = ("audio_encoder", "audio_processor", "image_processor", "motion_generator", "renderer", "scheduler")
-# No checkpoint brings a part that finds faces and may be passed on: ours is copied.
+# No checkpoint contains a face detector with a free licence: the embedded one is copied.
 FACE_ANALYZER = ("vasa-small/face_analyzer", ["vasa_hf.models.face_analyzer", "FaceAnalyzer"])
 
 
 @contextmanager
 def new_folder(destination: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write into that gets its name when all is written; it is gone if something fails.
+    """Make a temporary folder that is renamed on success and removed on failure.
 
     Args:
-        destination (`str` or `os.PathLike`): Its name: new, or an empty folder.
+        destination (`str` or `os.PathLike`): Final name: new, or an empty folder.
 
     Raises:
-        ValueError: If there is something already.
+        ValueError: If the folder is not empty.
     """
     check_destination(destination)
     destination = Path(destination).absolute()
@@ -37,7 +37,7 @@ def new_folder(destination: str | os.PathLike) -> Iterator[Path]:
     sweep(destination.parent, hidden=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{temporary_prefix()}", dir=destination.parent))
     try:
-        # One that `mkdtemp` makes lets nobody else in.
+        # A folder of `mkdtemp` has no permissions for other users.
         (whole := partial / destination.name).mkdir()
         yield whole
         if destination.is_dir():
@@ -48,13 +48,13 @@ def new_folder(destination: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_destination(destination: str | os.PathLike) -> None:
-    """Tell before the work that there is something already.
+    """Raise `ValueError`, before any work, if the destination is not empty.
 
     Args:
         destination (`str` or `os.PathLike`): Folder to write.
 
     Raises:
-        ValueError: Unless it is new or an empty folder.
+        ValueError: If it is neither new nor an empty folder.
     """
     destination = Path(destination)
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):

@@ -36,7 +36,7 @@ class MotionData:
         audio (`numpy.ndarray` of shape `(frames, audio_dim)`): Audio features.
         offsets (`numpy.ndarray` of shape `(clips + 1,)`): Clip `i` owns frames `offsets[i]:offsets[i + 1]`.
         person (`numpy.ndarray` of shape `(clips,)`): Number of the person in each clip.
-        speaks (`numpy.ndarray` of shape `(clips,)`): Whether the clip has sound that belongs to the face.
+        speaks (`numpy.ndarray` of shape `(clips,)`): Whether the clip has audio that belongs to the face.
         silence (`numpy.ndarray` of shape `(recordings, frames, audio_dim)`): Features of near-silent recordings.
         quiet (`numpy.ndarray` of shape `(frames,)`, *optional*): Whether nobody is heard.
         translates (`numpy.ndarray` of shape `(clips,)`, *optional*):
@@ -94,7 +94,7 @@ class MotionData:
             )
         return cls(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
-    def joined(self, others: Sequence[MotionData]) -> MotionData:
+    def join(self, others: Sequence[MotionData]) -> MotionData:
         """These clips and then those of others, whose people are other people.
 
         Args:
@@ -141,7 +141,7 @@ class MotionPriors:
         neutral (`numpy.ndarray` of shape `(dynamics_dim,)`): z_dyn of a calm face with the mouth shut and open eyes.
         blink (`numpy.ndarray` of shape `(dynamics_dim,)`): What shutting both eyes adds to z_dyn.
         gaze (`numpy.ndarray` of shape `(2, dynamics_dim)`):
-            Change of z_dyn by one radian of yaw (> 0 to the picture's left, as for heads) and of pitch (> 0 down).
+            Change of z_dyn by one radian of yaw (> 0 to the image's left, as for heads) and of pitch (> 0 down).
         emotion (`numpy.ndarray` of shape `(emotions, dynamics_dim)`): What each emotion adds to z_dyn at weight 1.
     """
 
@@ -153,7 +153,7 @@ class MotionPriors:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> MotionPriors:
-        """Read a safetensors file whose tensors bear the attributes' names."""
+        """Read a safetensors file whose tensors have the attributes' names."""
         tensors = load_file(path)
         if unknown := set(tensors) - {item.name for item in fields(cls)}:
             raise ValueError(f"`path`: {Path(path).name} holds unknown tensors {sorted(unknown)}.")
@@ -237,7 +237,7 @@ def motion_from_labels(
     neutral = codes[(clips.mouth[:, 0] < 0.01) & (openness > 0.85)].median(0).values
     neutral[gaze:] = 0.0
     flip = torch.block_diag(torch.diag(torch.tensor([-1.0, 1, -1, -1, 1, 1])), model.tensors["mirror"])
-    # Here yaw > 0 is to the picture's left.
+    # Here yaw > 0 is to the image's left.
     directions = model.gaze_directions() * torch.tensor([[-1.0], [1.0]]) * torch.tensor(GAZE_STRENGTH)[:, None]
     emotion = None if head is None else model.emotion_directions(head)[1].numpy()
     return motion.numpy(), MotionPriors(flip.numpy(), neutral.numpy(), blink.numpy(), directions.numpy(), emotion)

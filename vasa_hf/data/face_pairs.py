@@ -2,7 +2,7 @@
 
 Reads the folder layout `clips/*.mp4 + clips.npz + identities.csv` (or shards of it) and, where they are, portraits
 `portraits/*.jpg + portraits.npz` and rendered faces (`data/synthetic/rendered_faces.py`). Frames are decoded once into
-a memory-mapped array, or, where the disk has no room for that (196 kB a frame), each time they are drawn.
+a memory-mapped array, or, where the disk has no room for that (196 kB per frame), each time they are drawn.
 """
 
 import csv
@@ -27,7 +27,7 @@ def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path | No
     Args:
         data (`Path`): Folder that holds `folder`.
         labels (`FaceLabels`): Names and frame counts.
-        folder (`str`): `clips` or `portraits`, of videos or pictures.
+        folder (`str`): `clips` or `portraits`, of videos or images.
         target (`Path`, *optional*): The `.npy` file; used as it is when it exists. Without it frames stay in memory.
         size (`int`): Side of the frames.
 
@@ -146,7 +146,7 @@ class FacePairs(Dataset):
         self.portraits = FaceLabels.load(portrait_labels) if portrait_labels.exists() else None
         if self.portraits is None and portrait_share:
             raise ValueError(f"`portrait_share` must be 0 where there are no portraits, got {portrait_share}.")
-        # Weights in training mean by z_dyn what this model says: keep it with them, never fit it anew beside them.
+        # Weights in training mean by z_dyn what this model says: keep it with them, never fit it again next to them.
         if dynamics is None:
             self.dynamics = LandmarkDynamics.fit(self.clips, people, self.portraits)
         else:

@@ -48,7 +48,7 @@ _LOUD_ENOUGH = 1e-3  # root mean square of a frame, full scale = 1
 class Filters:
     """Thresholds of what is kept.
 
-    `Filters.named("strict")` is for motion from speech, `"loose"` for appearance, which needs no sound (GAIA §A.1: "we
+    `Filters.named("strict")` is for motion from speech, `"loose"` for appearance, which needs no audio (GAIA §A.1: "we
     use a loose threshold for the filtration policies for training the VAE model").
 
     Attributes:
@@ -57,18 +57,18 @@ class Filters:
         min_presence (`float`): Least certainty of the analyzer that there is a face.
         min_face (`float`): Least larger side of the landmark box, in pixels of the source.
         max_people (`int`): Most faces of about the same size.
-        max_cut_off (`float`): Largest share of landmarks beyond the picture.
+        max_cut_off (`float`): Largest share of landmarks beyond the image.
         frontal_deg (`float`): Range around 180 degrees of the eye-nose angle, see `frontal_deviation`.
         max_jump (`float`): Largest move of landmarks or box between frames, of the box's larger side.
         min_lips (`float`): Least height of the lips' heat maps.
         min_sharpness (`float`): Least `FaceFrames.sharpness`.
         max_blocks (`float`): Largest `FaceFrames.blocks`.
         min_bits (`float`): Least bits that the file spends on a pixel.
-        min_change (`float`): Least mean change of the picture from frame to frame within a second; a photograph's is 0.
-        max_pause (`float`): Longest pause of the speech in seconds; 0 leaves sound and lips alone.
+        min_change (`float`): Least mean change of the image from frame to frame within a second; a photograph's is 0.
+        max_pause (`float`): Longest pause of the speech in seconds; 0 leaves audio and lips alone.
         min_lip_motion (`float`): Least standard deviation of the lip gap within `max_pause`, in outer eye distances.
         min_sync (`float`): Least sync confidence by the expert; 0 does not ask.
-        max_offset (`int`): Largest shift of sound against lips, in frames.
+        max_offset (`int`): Largest shift of audio against lips, in frames.
     """
 
     min_seconds: float = 3.0
@@ -140,7 +140,7 @@ def frontal_deviation(
         roll (`torch.Tensor` of shape `(...)`): Roll of the head in radians.
 
     Returns:
-        `torch.Tensor` of shape `(...)`: positive if the face turns to the picture's left.
+        `torch.Tensor` of shape `(...)`: positive if the face turns to the image's left.
     """
     left, right, nose = (points[..., row, :] for row in rows(33, 263, 4))
     to_left = torch.atan2(nose[..., 1] - left[..., 1], nose[..., 0] - left[..., 0])
@@ -188,7 +188,7 @@ def speaking(samples: Tensor | None, num_frames: int) -> Tensor:
 
     Args:
         samples (`torch.Tensor` of shape `(n,)`, *optional*): Mono at 16 kHz; nobody is heard without it.
-        num_frames (`int`): Frames at 25 a second.
+        num_frames (`int`): Frames at 25 per second.
     """
     if samples is None:
         return torch.zeros(num_frames, dtype=torch.bool)
@@ -208,7 +208,7 @@ def frame_reasons(
     Args:
         faces (`FaceFrames`): All frames of a video.
         speech (`torch.Tensor` of shape `(frames,)`): See `speaking`.
-        size (`tuple` of two `int`): Width and height of the picture.
+        size (`tuple` of two `int`): Width and height of the image.
         bits (`float`): Bits that the file spends on a pixel.
         filters (`Filters`): Thresholds.
     """

@@ -56,7 +56,7 @@ def fit_emotions(
         folders (`list[Path]`): Labelled data as in `data/README.md`; portraits are used where there are any.
         head (`str` or `Path`): `ict_facekit.npz`.
         cache (`Path`): Folder of decoded frames, `<folder>_clips.npy` and `<folder>_portraits.npy`.
-        stride (`int`, defaults to 6): Of clips, every so many frames.
+        stride (`int`, defaults to 6): Of clips, every this many frames.
     """
     parts: dict[str, list[Tensor]] = {"codes": [], "scores": [], "person": [], "pose": [], "in_clip": []}
     people_so_far = 0
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--dynamics", required=True, help="landmark_dynamics.safetensors")
     parser.add_argument("--cache", type=Path, required=True, help="folder of decoded frames")
     parser.add_argument("--output", help="where to write the priors; defaults to --priors")
-    parser.add_argument("--stride", type=int, default=6, help="of clips, every so many frames")
+    parser.add_argument("--stride", type=int, default=6, help="of clips, every this many frames")
     options = parser.parse_args()
     model, classifier = LandmarkDynamics.load(options.dynamics), EmotionClassifier.load(options.classifier)
     priors = MotionPriors.load(options.priors)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vasa_hf.data.clip_files import ClipFile, list_clips
 from vasa_hf.data.shards import training_folder
 from vasa_hf.geometry.keypoints import MOTION_DIM
 from vasa_hf.models.motion_transformer_moda import EMOTIONS
@@ -115,14 +116,14 @@ class KeypointClips(Dataset):
 
 @torch.no_grad()
 def encode_clips(pipeline: str | os.PathLike, folder: str | os.PathLike, cpu: bool = False) -> KeypointData:
-    """Read the motion and the sound of all clips with a pipeline's renderer and audio encoder.
+    """Read the motion and the audio of all clips with a pipeline's renderer and audio encoder.
 
     # Not in the paper: emotions come from a classifier there; here from a file, or they are unknown.
 
     Args:
         pipeline (`str` or `os.PathLike`): Pipeline folder with `renderer`, `audio_encoder` and `audio_processor`.
-        folder (`str` or `os.PathLike`): Shards, or a folder with `clips/*.mp4`: square face crops with sound at 25
-            frames a second; `emotions.csv` (clip,emotion) with MoDA's names, if there is one.
+        folder (`str` or `os.PathLike`): Shards, or a folder with `clips/*.mp4`: square face crops with audio at 25
+            frames per second; `emotions.csv` (clip,emotion) with MoDA's names, if there is one.
         cpu (`bool`, defaults to `False`): Use the CPU even if there is a GPU.
 
     Raises:
@@ -130,26 +131,20 @@ def encode_clips(pipeline: str | os.PathLike, folder: str | os.PathLike, cpu: bo
     """
     from transformers import AutoModel
 
-    from vasa_hf.media.video import VideoReader
     from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
     from vasa_hf.processors.audio import VasaAudioProcessor
 
     folder = training_folder(folder)
-    names = sorted(path.stem for path in (folder / "clips").glob("*.mp4"))
-    if not names:
-        raise ValueError(f"`folder` must hold clips/*.mp4, but {folder.name!r} has none.")
+    clips = list_clips(folder)
     emotions = read_emotions(folder / "emotions.csv")
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
     renderer = LivePortraitRenderer.from_pretrained(pipeline, subfolder="renderer").to(device).eval()
     encoder = AutoModel.from_pretrained(pipeline, subfolder="audio_encoder").to(device).eval()
     processor = VasaAudioProcessor.from_pretrained(pipeline, subfolder="audio_processor")
     motions, audios, offsets, keypoints = [], [], [0], []
-    for name in names:
-        reader = VideoReader(folder / "clips" / f"{name}.mp4", fps=processor.fps)
-        motion, kp = read_motion(renderer, reader)
-        samples = processor.load(reader.path) if reader.has_audio else np.zeros(0, np.float32)
-        length = len(motion) * processor.samples_per_frame
-        samples = torch.from_numpy(np.pad(samples, (0, length))[:length])[None]
+    for clip in clips:
+        motion, kp = read_motion(renderer, clip)
+        samples = torch.from_numpy(clip.read_audio(len(motion)))[None]
         audio = torch.cat(
             [
                 processor.window_features(encoder, samples, start, min(80, len(motion) - start))
@@ -166,31 +161,17 @@ def encode_clips(pipeline: str | os.PathLike, folder: str | os.PathLike, cpu: bo
         audio=torch.cat(audios),
         offsets=torch.tensor(offsets),
         keypoints=torch.stack(keypoints),
-        emotion=torch.tensor([emotions.get(name, NO_EMOTION) for name in names]),
+        emotion=torch.tensor([emotions.get(clip.path.stem, NO_EMOTION) for clip in clips]),
     )
 
 
-def read_motion(renderer, frames) -> tuple[Tensor, Tensor]:
-    """Motion `(frames, 70)` and canonical keypoints `(frames, 63)` of pictures `(height, width, 3)`, uint8."""
-    motions, keypoints, batch, device = [], [], [], next(renderer.parameters()).device
-    side = renderer.config.image_size
-
-    def flush() -> None:
-        images = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(device).float() / 255
-        images = torch.nn.functional.interpolate(
-            images, (side, side), mode="bilinear", antialias=True, align_corners=False
-        )
-        motion = renderer.extract_motion(images.to(renderer.dtype))
+def read_motion(renderer, clip: ClipFile) -> tuple[Tensor, Tensor]:
+    """Motion `(frames, 70)` and canonical keypoints `(frames, 63)` of a clip."""
+    device, motions, keypoints = next(renderer.parameters()).device, [], []
+    for images in clip.read_frames(renderer.config.image_size, _BATCH):
+        motion = renderer.extract_motion(images.to(device, renderer.dtype))
         motions.append(motion.to_vector().float().cpu())
         keypoints.append(motion.kp.flatten(1).float().cpu())
-        batch.clear()
-
-    for frame in frames:
-        batch.append(frame)
-        if len(batch) == _BATCH:
-            flush()
-    if batch:
-        flush()
     return torch.cat(motions), torch.cat(keypoints)
 
 

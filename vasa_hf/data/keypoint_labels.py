@@ -16,7 +16,7 @@ from vasa_hf.data.landmark_dynamics import LandmarkDynamics
 from vasa_hf.geometry.keypoints import KeypointMotion, euler_degrees
 from vasa_hf.geometry.rotations import matrix_from_euler
 
-# Landmark (MediaPipe's numbering) of each keypoint; left and right as in the picture.
+# Landmark (MediaPipe's numbering) of each keypoint; left and right as in the image.
 ANCHORS = (
     10,  # 0 forehead
     105,  # 1 left brow

@@ -56,7 +56,7 @@ def emotion_offsets(dynamics: LandmarkDynamics, head: str | os.PathLike) -> Tens
     )
 
 
-def faces_of(folder: str | os.PathLike, dynamics: LandmarkDynamics) -> tuple[Tensor, Tensor]:
+def load_faces(folder: str | os.PathLike, dynamics: LandmarkDynamics) -> tuple[Tensor, Tensor]:
     """Faces that motion can be put onto: one a clip, and all portraits if there are any.
 
     Args:
@@ -80,7 +80,7 @@ def faces_of(folder: str | os.PathLike, dynamics: LandmarkDynamics) -> tuple[Ten
 
 
 class KeypointSequences(Dataset):
-    """Windows of keypoint motion with sound: `dataset[i]` is a pure function of the seed and `i`.
+    """Windows of keypoint motion with audio: `dataset[i]` is a pure function of the seed and `i`.
 
     A sample is a dict: `motion` (window, 70) of LivePortrait's numbers, not normalised, `previous_motion` (70,),
     `audio` (window, 1, A), `keypoints` (63,), `emotion` () int64 in 0..8, `frame_mask` (window,) bool, `drop_audio` and
@@ -88,7 +88,7 @@ class KeypointSequences(Dataset):
 
     Args:
         data (`MotionData`): Clips and talkers, motion of width 34.
-        faces (`tuple[torch.Tensor, torch.Tensor]`): As `faces_of` gives them.
+        faces (`tuple[torch.Tensor, torch.Tensor]`): As `load_faces` gives them.
         dynamics (`LandmarkDynamics`): Meaning of z_dyn.
         priors (`MotionPriors`): Known directions.
         emotions (`torch.Tensor` of shape `(8, 28)`, *optional*): As `emotion_offsets` gives them; none without it.

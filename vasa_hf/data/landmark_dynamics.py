@@ -185,7 +185,7 @@ class LandmarkDynamics:
         Args:
             labels (`FaceLabels`): Labels of the clips.
             people (`list[str]`): One person's name per clip.
-            portraits (`FaceLabels`, *optional*): Labels of single pictures.
+            portraits (`FaceLabels`, *optional*): Labels of single images.
         """
         ids, canonical = labels.ids, labels.canonical
         shape = unposed_landmarks(labels)  # [F, 162, 2]
@@ -301,7 +301,7 @@ class LandmarkDynamics:
         return self._neutral_shapes(shape, labels, person)[person]
 
     def move(self, landmarks: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Where landmarks of one picture go when pose and dynamics change.
+        """Where landmarks of one image go when pose and dynamics change.
 
         Args:
             landmarks (`torch.Tensor` of shape `(batch, 162, 2)`): Source landmarks, fractions of the crop.
@@ -320,7 +320,7 @@ class LandmarkDynamics:
         return moved[..., :2] * target[:, 5, None, None] + target[:, None, 3:5]
 
     def gaze_directions(self, yaw_rad_per_width: float = 2.5) -> Tensor:
-        """Change of z_dyn per radian of gaze yaw (first row, to the picture's right) and pitch (down).
+        """Change of z_dyn per radian of gaze yaw (first row, to the image's right) and pitch (down).
 
         Args:
             yaw_rad_per_width (`float`): Radians for one eye width of iris travel: irises lie 0.4 eye widths before the

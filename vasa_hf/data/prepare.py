@@ -147,7 +147,7 @@ def find_videos(folder: str | os.PathLike, identity: str = "folder", skip: Path 
     plains = [plain.lower() for _, plain, _ in found.values()]
     sources = []
     for name, (path, plain, person) in found.items():
-        if len(plain) > 64 or plains.count(plain.lower()) > 1:  # a.mp4 beside a.mov
+        if len(plain) > 64 or plains.count(plain.lower()) > 1:  # a.mp4 next to a.mov
             plain = f"{plain[:54]}_{sha256(name.encode()).hexdigest()[:8]}"
         sources.append(Source(path, name, plain, person))
     return sorted(sources, key=lambda source: source.key)
@@ -224,7 +224,7 @@ class _Video:
         filters = self.settings.filters
         self.reader = VideoReader(source.path, FPS)
         self.faces = follow_faces(preparer.analyzer, self.reader)
-        if self.reader.damage:  # smeared pictures look like faces, too
+        if self.reader.damage:  # smeared images look like faces, too
             raise ValueError(f"`path` must be a whole video, but {source.path!r} is damaged: {self.reader.damage}")
         self.samples = load_voice(source.path, len(self.faces)) if self.reader.has_audio else None
         self.speech = speaking(self.samples, len(self.faces))
@@ -358,7 +358,7 @@ def best_confidence(score: SyncScore, max_offset: int) -> float:
 
 
 def load_voice(path: str | os.PathLike, num_frames: int) -> Tensor:
-    """Sound of a video as mono at 16 kHz, `(640 * num_frames,)`: cut, or filled up with silence.
+    """Audio of a video as mono at 16 kHz, `(640 * num_frames,)`: cut, or filled up with silence.
 
     Read block by block; of the original only a second is held at a time.
 
@@ -377,10 +377,10 @@ def load_voice(path: str | os.PathLike, num_frames: int) -> Tensor:
 
 
 def bits_a_pixel(path: str | os.PathLike, num_frames: int, size: tuple[int, int]) -> float:
-    """Bits of the coded picture over the pixels that it shows in `num_frames` frames of `size` at 25 a second."""
+    """Bits of the coded image over the pixels that it shows in `num_frames` frames of `size` at 25 per second."""
     command = [ffmpeg_path(), *READ_OPTIONS, "-i", input_url(path), "-map", "0:V:0", "-c", "copy", "-f", "null", "-"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-    sizes = re.findall(rb"video:\s*(\d+)\s*(?:kB|KiB)", done.stderr)  # the sound may be the larger part of a file
+    sizes = re.findall(rb"video:\s*(\d+)\s*(?:kB|KiB)", done.stderr)  # the audio may be the larger part of a file
     num_bytes = int(sizes[-1]) * 1024 if sizes else os.path.getsize(path)
     return num_bytes * 8 / (num_frames * size[0] * size[1])
 

@@ -160,7 +160,7 @@ def kept_keys(report: dict[str, Any]) -> list[str]:
 
 
 def _finished(output: Path, retry: bool) -> set[str]:
-    """Names of the videos that need not be prepared: their clips are in shards, or lie beside their report."""
+    """Names of the videos that need not be prepared: their clips are in shards, or lie next to their report."""
     packed = set(ShardIndex.scan(output).keys())
     done = set()
     for report in _reports(output):

@@ -2,9 +2,9 @@
 
 ```
 clip-000000.tar     <key>.json   what it is and where it comes from (identity, fps, size, source, seconds, ...)
-                    <key>.mp4    square face crop, 25 frames a second
+                    <key>.mp4    square face crop, 25 frames per second
                     <key>.npz    labels of its frames; `FaceLabels.load` reads it
-                    <key>.wav    16 kHz mono, 16 bits: 640 samples a frame
+                    <key>.wav    16 kHz mono, 16 bits: 640 samples per frame
 index.npz           where each file of each clip begins: random access without reading the tars
 manifest.json       name, bytes, sha256 and number of clips of each shard, and what the maker adds
 ```
@@ -420,7 +420,7 @@ class ShardIndex(Sequence):
         return {"key": self._keys[self.row(key)].decode()} | {name: decode(name, files[name]) for name in files}
 
     def frames(self, key: str | int) -> np.ndarray:
-        """Pictures of one clip, uint8 RGB `(frames, height, width, 3)`."""
+        """Images of one clip, uint8 RGB `(frames, height, width, 3)`."""
         from vasa_hf.media.video import VideoReader
 
         with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
@@ -474,7 +474,7 @@ def check(folder: str | os.PathLike) -> list[str]:
 
 
 def _wrong_clip(clip: Mapping[str, Any]) -> list[str]:
-    """Labels and sound that do not have the number of frames which the metadata tell."""
+    """Labels and audio that do not have the number of frames which the metadata tell."""
     frames = clip.get("json", {}).get("frames")
     if frames is None:
         return []
@@ -487,7 +487,7 @@ def _wrong_clip(clip: Mapping[str, Any]) -> list[str]:
 
 
 def unpack(shards: str | os.PathLike, folder: str | os.PathLike) -> int:
-    """Write the layout that the trainers read: `clips/*.mp4` with sound, `clips.npz`, `identities.csv`.
+    """Write the layout that the trainers read: `clips/*.mp4` with audio, `clips.npz`, `identities.csv`.
 
     Clips that are there are left alone, so it may be stopped and run again.
 
@@ -551,7 +551,7 @@ def _merged(labels: list[dict[str, np.ndarray]], keys: list[str]) -> dict[str, n
 
 
 def _join(video: bytes, sound: bytes, target: Path) -> None:
-    """Put picture and sound into one MP4; the picture is not encoded again."""
+    """Put image and audio into one MP4; the image is not encoded again."""
     with staging(target) as part:
         (part / "picture.mp4").write_bytes(video)
         (part / "sound.wav").write_bytes(sound)

@@ -6,7 +6,7 @@ frames 25/s -> small copies -> cuts -> shots
             -> every frame: the followed face, upright at 128² -> landmarks, pose, presence, sharpness, certain lips
 ```
 
-Frames come one at a time and only eight are kept: memory grows with the video by its numbers alone, about 2 kB a frame.
+Frames come one at a time and only eight are kept: memory grows with the video by its numbers only, 2 kB per frame.
 
 # Not in the papers: VASA-1 §4 names a tool of another paper for its data, GAIA §A.1 "an open-source detector".
 """
@@ -48,7 +48,7 @@ class FaceFrames:
         sharpness (`torch.Tensor` of shape `(frames,)`):
             Variance of the Laplacian over that of the brightness, of the face at 128²: 0 is a plain blur.
         blocks (`torch.Tensor` of shape `(frames,)`):
-            Steps at the borders of 8x8 blocks over those elsewhere, in the picture's own pixels: 1 without blocks.
+            Steps at the borders of 8x8 blocks over those elsewhere, in the image's own pixels: 1 without blocks.
         lips_seen (`torch.Tensor` of shape `(frames,)`):
             Mean height of the lips' heat maps: a covered mouth halves it. NaN where the analyzer tells none.
         change (`torch.Tensor` of shape `(frames,)`): Mean difference from the frame before in the face's square.
@@ -127,7 +127,7 @@ class CutFinder:
 
 
 def shrunk(frame: np.ndarray, size: int = 16) -> np.ndarray:
-    """Mean colours of `size`² cells (fewer pixels where the picture is large), float32 in [0, 1]."""
+    """Mean colours of `size`² cells (fewer pixels where the image is large), float32 in [0, 1]."""
     height, width = frame.shape[:2]
     part = frame[:: max(1, height // (size * 8)), :: max(1, width // (size * 8))]
     height, width = part.shape[0] // size * size, part.shape[1] // size * size
@@ -325,7 +325,7 @@ def lip_heights(analyzer: Any) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def cut_square(
@@ -351,7 +351,7 @@ def cut_square(
 
 
 def sharpness(crops: Tensor) -> Tensor:
-    """Variance of the Laplacian over that of the brightness, of pictures `(batch, 3, size, size)`: `(batch,)`."""
+    """Variance of the Laplacian over that of the brightness, of images `(batch, 3, size, size)`: `(batch,)`."""
     grey = crops.mean(1, keepdim=True)
     size = grey.shape[-1]
     grey = grey[..., size // 8 : -size // 8, size // 8 : -size // 8]  # the face without what is around it
@@ -362,7 +362,7 @@ def sharpness(crops: Tensor) -> Tensor:
 def blockiness(frame: np.ndarray, box: Tensor) -> float:
     """Mean step across the borders of 8x8 blocks over that at other places, within a box; 1 without blocks.
 
-    Only a picture that was never scaled after it was coded has its blocks there.
+    Only an image that was never scaled after it was coded has its blocks there.
     """
     height, width = frame.shape[:2]
     x0, y0, x1, y1 = (int(v) for v in box.tolist())

@@ -1,4 +1,4 @@
-"""An avatar as the evaluation uses it: seen from any side, with and without VAS deformation."""
+"""Avatars for the evaluation: rendered from any side, with and without VAS deformation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vasa_hf.processors.image import open_picture
+from vasa_hf.processors.image import open_image
 
 BACKGROUND = (0.9, 0.9, 0.9)  # one of those that avatars are fitted on
 
 
 @dataclass
 class EvalAvatar:
-    """One avatar, as the evaluation uses it.
+    """One avatar and its portrait.
 
     Attributes:
-        cutout (`PIL.Image.Image`): The portrait's crop, RGBA, transparent where the person is not.
-        background (three `float`): RGB in [0, 1] of all pictures.
+        cutout (`PIL.Image.Image`): The portrait's crop, RGBA, with a transparent background.
+        background (three `float`): RGB in [0, 1] of all frames.
         show (`Callable`):
             `show(motion, azimuth_deg, deform) -> frames (frames, 3, size, size)` in [0, 1]; azimuth 0 is the portrait's
-            camera, and without `deform` there is G' alone.
+            camera; without `deform` it renders G'.
     """
 
     cutout: Image.Image
@@ -35,30 +35,30 @@ class EvalAvatar:
     show: Callable[[Tensor, float, bool], Tensor]
 
     def portrait(self) -> Image.Image:
-        """The portrait on the background."""
+        """Compose the portrait and the background."""
         plain = Image.new("RGBA", self.cutout.size, tuple(round(255 * value) for value in self.background))
         return Image.alpha_composite(plain, self.cutout.convert("RGBA")).convert("RGB")
 
 
 def load_eval_avatar(pipe: Any, name: str, folder: str | os.PathLike, size: int) -> EvalAvatar:
-    """Make an avatar ready to be judged.
+    """Load an avatar and its portrait.
 
     Args:
         pipe (`Vasa3DAvatarPipeline`): Loads and renders it.
-        name (`str`): Of the avatar, or its folder.
-        folder (`str` or `os.PathLike`): Where its files are, among them `portrait.png`, the cut-out portrait.
-        size (`int`): Side of the pictures.
+        name (`str`): Name of the avatar, or its folder.
+        folder (`str` or `os.PathLike`): Folder of its files, with `portrait.png`, the portrait without background.
+        size (`int`): Side of the frames.
 
     Raises:
-        ValueError: If the avatar cannot be loaded, or its portrait is not there.
+        ValueError: If the avatar cannot be loaded, or its portrait is missing.
     """
     full, path = pipe.load_avatar(name), Path(folder) / "portrait.png"
     if not path.is_file():
         raise ValueError(f"{path.name} is not in the avatar's folder {str(folder)!r}; `vasa-hf fit` writes it there.")
-    cutout = open_picture(path)
+    cutout = open_image(path)
     cutout.load()
     if cutout.mode != "RGBA" or cutout.width != cutout.height:
-        raise ValueError(f"{path.name} must be a square RGBA picture, got {cutout.mode} of {cutout.size} pixels.")
+        raise ValueError(f"{path.name} must be a square RGBA image, got {cutout.mode} of {cutout.size} pixels.")
     base = copy.deepcopy(full)  # the same without VAS deformation: G' is its G''
     for field in (base.deform_face, base.deform_neck):
         for parameter in field.out.parameters():

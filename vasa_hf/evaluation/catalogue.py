@@ -1,4 +1,4 @@
-"""Names, units and directions of all metrics, and the numbers that the papers print."""
+"""Names, units and directions of all metrics, and the numbers of the papers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Metric:
 
     Attributes:
         label (`str`): Heading.
-        better (`int`): 1 if more is better, -1 if less is, 0 if neither.
-        decimals (`int`): Digits behind the point.
-        about (`str`): One sentence for the foot of the table.
-        needs (`str`, *optional*): Network it needs: a key of `evaluate`'s `networks`.
-        trivial (`tuple[str, ...]`): Baselines that are perfect in it by construction, and so no yardstick.
+        better (`int`): 1 if higher is better, -1 if lower is better, 0 for neither.
+        decimals (`int`): Digits after the decimal point.
+        about (`str`): One sentence for the legend of the table.
+        needs (`str`, *optional*): Network of the metric: a key of `evaluate`'s `networks`.
+        trivial (`tuple[str, ...]`): Baselines that are perfect by construction and not compared with.
     """
 
     label: str
@@ -28,7 +28,7 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Label with an arrow to what is better."""
+        """Label with an arrow in the better direction."""
         return self.label + {1: " ↑", -1: " ↓", 0: ""}[self.better]
 
 
@@ -42,11 +42,11 @@ TRUTH = "true frames"
 FULL, BASE = "VASA-3D, G'' (ours)", "VASA-3D, G' (ours, base deformation alone)"
 STILL, VASA1 = "one frame of the avatar, held", "VASA-1, same motion and portrait"
 NO_CONTROL = "control ignored"
-NOT_DEFINED = "not defined here"  # beginning of the reasons that are no failure
+NOT_DEFINED = "not defined here"  # prefix of reasons that are no failure
 
 METRICS: dict[str, Metric] = {
     "psnr": Metric("PSNR dB", 1, 2, "peak signal-to-noise ratio of the whole crop"),
-    "psnr_face": Metric("PSNR face dB", 1, 2, "the same inside the true landmarks' box"),
+    "psnr_face": Metric("PSNR face dB", 1, 2, "the same inside the box of the true landmarks"),
     "ssim": Metric("SSIM", 1, 3, "structural similarity, Gaussian window of 11 pixels"),
     "l1": Metric("L1", -1, 4, "mean absolute difference of colours in [0, 1]"),
     "lpips": Metric("LPIPS", -1, 3, "with the public weights", "lpips"),
@@ -55,7 +55,7 @@ METRICS: dict[str, Metric] = {
         "mouth sharpness",
         1,
         2,
-        "mean absolute Laplacian inside the true inner lips over the true one, frames with lips at least 0.1 apart",
+        "mean absolute Laplacian inside the true inner lips relative to the true frames, lips at least 0.1 apart",
         None,
         (COPY, WARP),
     ),
@@ -70,7 +70,7 @@ METRICS: dict[str, Metric] = {
         "mouth flicker",
         -1,
         2,
-        "second difference over time of the pixels of squares that follow the mouth, over that of real frames",
+        "second difference over time of pixels in squares that follow the mouth, relative to real frames",
         None,
         (COPY, WARP),
     ),
@@ -78,7 +78,7 @@ METRICS: dict[str, Metric] = {
         "teeth when shut",
         -1,
         3,
-        "share of frames with lips that should be shut in which the line between them is whiter than the lips",
+        "share of frames with lips that should be closed in which the line between them is whiter than the lips",
         None,
         (COPY,),
     ),
@@ -95,50 +95,54 @@ METRICS: dict[str, Metric] = {
     "identity": Metric(
         "identity", 1, 3, "cosine of identity embeddings to the source", "face_recognizer", (COPY, WARP, STILL)
     ),
-    "identity_30": Metric("identity ±30°", 1, 3, "the same of views from 30° to both sides", "face_recognizer"),
-    "identity_45": Metric("identity ±45°", 1, 3, "the same of views from 45° to both sides", "face_recognizer"),
-    "akd": Metric("AKD px", -1, 2, "mean landmark distance at 256², our detector on both", None, (WARP,)),
-    "akd_labels": Metric("AKD to labels px", -1, 2, "the same against the data's own labels", None, (WARP,)),
+    "identity_30": Metric("identity ±30°", 1, 3, "the same for views from 30° to both sides", "face_recognizer"),
+    "identity_45": Metric("identity ±45°", 1, 3, "the same for views from 45° to both sides", "face_recognizer"),
+    "akd": Metric("AKD px", -1, 2, "mean landmark distance at 256², the same detector on both", None, (WARP,)),
+    "akd_labels": Metric("AKD to labels px", -1, 2, "the same against the labels of the data", None, (WARP,)),
     "pose_error": Metric("pose error °", -1, 2, "angle to the true head rotation", None, (WARP,)),
     "lip_correlation": Metric("lip corr.", 1, 3, "correlation of the lip gap with the true one", None, (WARP,)),
-    "gaze_error": Metric("gaze error °", -1, 2, "angle to the wanted or true gaze (E_θg)", None, (WARP, COPY)),
+    "gaze_error": Metric("gaze error °", -1, 2, "angle to the requested or true gaze (E_θg)", None, (WARP, COPY)),
     "distance_error": Metric("distance error", -1, 3, "relative error of the head's size (E_s)", None, (WARP, COPY)),
     "msi": Metric("MSI", 1, 3, "1 / variance of the landmarks' acceleration at 256²", None, (COPY, LOUD, STILL)),
     "smoothness": Metric("smoothness", 1, 4, "1 - difference from the neighbours' mean", None, (COPY,)),
-    "delta_pose": Metric("ΔP °", 0, 3, "head rotation a frame"),
-    "lip_gap": Metric("lip gap", 0, 3, "mean gap of the inner lips over the distance of the outer eye corners"),
-    "blink_rate": Metric("blinks/min", 0, 1, "lids closing and opening again, by our detector"),
+    "delta_pose": Metric("ΔP °", 0, 3, "head rotation per frame"),
+    "lip_gap": Metric("lip gap", 0, 3, "mean gap of the inner lips relative to the distance of the outer eye corners"),
+    "blink_rate": Metric("blinks/min", 0, 1, "lids that close and open again"),
     "closed_in_silence": Metric(
-        "closed in pauses", 1, 3, "share of frames 0.2 s or more from any sound with shut lips", None, (COPY, LOUD)
+        "closed in pauses", 1, 3, "share of frames 0.2 s or more from any speech with closed lips", None, (COPY, LOUD)
     ),
     "sync_c": Metric("S_C", 1, 3, "SyncNet confidence", "syncnet"),
     "sync_d": Metric("S_D", -1, 3, "SyncNet distance", "syncnet"),
     "expert_c": Metric(
-        "S_C (ours)", 1, 3, "our sync expert's confidence with the sound where it is; not SyncNet's", "sync_expert"
+        "S_C (ours)",
+        1,
+        3,
+        "confidence of this project's sync expert with unshifted audio; not SyncNet's",
+        "sync_expert",
     ),
-    "expert_d": Metric("S_D (ours)", -1, 3, "its distance, likewise", "sync_expert"),
-    "expert_offset": Metric("offset frames", -1, 2, "how far off it finds the sound", "sync_expert"),
-    "capp_paper": Metric("CAPP (VASA-1's)", 1, 3, "the paper's own network, not published", "nobody"),
+    "expert_d": Metric("S_D (ours)", -1, 3, "its distance with unshifted audio", "sync_expert"),
+    "expert_offset": Metric("offset frames", -1, 2, "the audio offset with its smallest distance", "sync_expert"),
+    "capp_paper": Metric("CAPP (VASA-1's)", 1, 3, "the network of the paper, which is not published", "nobody"),
     "expert_c_shuffled": Metric(
-        "S_C (ours), wrong sound", 0, 3, "its confidence with a stranger's sound", "sync_expert"
+        "S_C (ours), wrong audio", 0, 3, "its confidence with audio of another person", "sync_expert"
     ),
-    "capp": Metric("CAPP (ours)", 1, 3, "audio-pose alignment by our network", "capp"),
-    "capp_shuffled": Metric("CAPP (ours), wrong sound", 0, 3, "with a stranger's sound: about 0", "capp"),
-    "found": Metric("face found", 1, 3, "share of frames in which our detector sees a face", None, (COPY, STILL)),
-    "gaze_yaw_slope": Metric("gaze yaw slope", 0, 2, "measured over asked change; 1 is right"),
-    "gaze_pitch_slope": Metric("gaze pitch slope", 0, 2, "likewise"),
-    "iris_yaw_slope": Metric("iris yaw slope", 0, 2, "the same by matching the irises' pixels"),
-    "iris_pitch_slope": Metric("iris pitch slope", 0, 2, "likewise"),
-    "gaze_control_error": Metric("gaze error °", -1, 2, "mean |measured - asked| over the asked directions"),
-    "distance_slope": Metric("distance slope", 0, 2, "measured over asked change of the log of the head's size"),
-    "distance_control_error": Metric("distance error", -1, 3, "mean |log measured - log asked|"),
-    "emotion_change": Metric("emotion change", 1, 3, "rise of the asked expression's score over neutral"),
-    "emotion_hit": Metric("emotion hits", 1, 2, "share of emotions whose own score rises most"),
-    "rtf": Metric("RTF", -1, 3, "seconds from a picture's and a sound's file to the video's, over the sound's seconds"),
-    "first_frame": Metric("first frame s", -1, 2, "seconds from the same to the first frame of a stream"),
+    "capp": Metric("CAPP (ours)", 1, 3, "audio-pose alignment by this project's network", "capp"),
+    "capp_shuffled": Metric("CAPP (ours), wrong audio", 0, 3, "with audio of another person: about 0", "capp"),
+    "found": Metric("face found", 1, 3, "share of frames in which the detector finds a face", None, (COPY, STILL)),
+    "gaze_yaw_slope": Metric("gaze yaw slope", 0, 2, "measured over requested change; 1 is right"),
+    "gaze_pitch_slope": Metric("gaze pitch slope", 0, 2, "the same for pitch"),
+    "iris_yaw_slope": Metric("iris yaw slope", 0, 2, "the same by matching the pixels of the irises"),
+    "iris_pitch_slope": Metric("iris pitch slope", 0, 2, "the same for pitch"),
+    "gaze_control_error": Metric("gaze error °", -1, 2, "mean |measured - requested| over the requested directions"),
+    "distance_slope": Metric("distance slope", 0, 2, "measured over requested change of the log of the head's size"),
+    "distance_control_error": Metric("distance error", -1, 3, "mean |log measured - log requested|"),
+    "emotion_change": Metric("emotion change", 1, 3, "increase of the requested expression's score over neutral"),
+    "emotion_hit": Metric("emotion hits", 1, 2, "share of emotions whose own score increases most"),
+    "rtf": Metric("RTF", -1, 3, "seconds from image and audio files to the video file, per second of audio"),
+    "first_frame": Metric("first frame s", -1, 2, "seconds from the same files to the first frame of a stream"),
 }
 
-# Part -> its metrics. `capp_paper` is there for the papers' rows.
+# Part -> its metrics. `capp_paper` is for the papers' rows.
 MOVING = ("msi", "smoothness", "delta_pose", "blink_rate", "teeth_when_shut", "found")
 SYNC = ("sync_c", "sync_d", "expert_c", "expert_d", "expert_offset", "capp_paper", "capp")
 PARTS: dict[str, tuple[str, ...]] = {
@@ -173,9 +177,9 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("akd", "pose_error", "lip_correlation", "gaze_error", "msi", "delta_pose", "found"),
     ),
 }
-ASKED = ("gaze_error", "distance_error")  # against what was asked for
-CONTROL_PARTS = ("ablations", "controls")  # for pipelines that gaze where they are told
-AVATAR_PARTS = ("avatars",)  # for `Vasa3DAvatarPipeline`; the others are for pipelines of talking faces
+CONTROL_METRICS = ("gaze_error", "distance_error")  # against the requested values
+CONTROL_PARTS = ("ablations", "controls")  # for pipelines with a gaze control
+AVATAR_PARTS = ("avatars",)  # for `Vasa3DAvatarPipeline`; all others are for talking faces
 TITLES = {
     "self": "Self-reconstruction",
     "cross": "Cross-reenactment",
@@ -189,156 +193,118 @@ TITLES = {
 }
 
 
-def _rows(names: str, table: dict[str, tuple]) -> dict[str, dict[str, float]]:
-    columns = names.split()
-    return {
-        system: {name: value for name, value in zip(columns, values, strict=True) if value is not None}
-        for system, values in table.items()
-    }
+# Numbers of the papers, on their data with their networks: part | paper | table | metrics, and a row for each system.
+_PAPERS = """
+self | GAIA | Table 2 | fid lpips psnr akd msi
+  FOMM  23.843 0.196 22.669 2.16 0.839
+  HeadGAN  21.499 0.278 18.555 2.99 0.835
+  face-vid2vid  18.604 0.184 23.681 2.195 0.813
+  GAIA  15.73 0.167 23.942 1.442 0.856
+cross | GAIA | Table 2 | fid akd msi
+  FOMM  45.951 3.404 0.838
+  HeadGAN  90.746 5.964 0.788
+  face-vid2vid  28.093 3.63 0.853
+  GAIA  15.2 2.003 1.102
+audio | VASA-1 | Table 1, OneMin-32 | sync_c sync_d capp_paper delta_pose fvd
+  MakeItTalk  -0.123 14.34 0.002 0.19 304.83
+  Audio2Head  5.992 8.211 0.205 0.239 209.77
+  SadTalker  5.501 8.85 0.383 0.252 214.51
+  VASA-1  7.957 6.635 0.465 0.316 105.88
+  real video  7.192 7.254 0.559 0.405 29.25
+audio | VASA-1 | Table 1, VoxCeleb2 | sync_c sync_d capp_paper delta_pose
+  VASA-1  8.841 6.312 0.468 0.304
+  real video  7.64 7.189 0.588 0.505
+audio | GAIA | Table 3 | sync_d msi fid
+  SadTalker  8.606 1.165 22.322
+  GAIA  8.528 1.181 22.924
+audio | MoDA | Table 1, HDTF | fvd fid identity sync_c sync_d smoothness
+  EchoMimic  207.987 29.633 0.887 2.744 11.805 0.9939
+  JoyHallo  256.226 44.842 0.852 7.36 7.984 0.9944
+  Hallo  216.573 34.35 0.878 7.087 7.941 0.995
+  Hallo2  229.806 34.426 0.871 7.102 7.976 0.9951
+  Ditto  243.491 32.2 0.943 6.102 8.79 0.997
+  JoyVASA  229.634 32.584 0.953 5.255 9.6 0.9968
+  MoDA with ALSE  191.292 30.449 0.925 8.183 7.065 0.997
+  MoDA  174.622 28.182 0.927 7.369 7.744 0.9971
+  real video  - - 0.86 7.267 7.586 0.9959
+audio | MoDA | Table 1, CelebV-HQ | fvd fid identity sync_c sync_d smoothness
+  EchoMimic  258.451 47.169 0.837 2.61 11.216 0.9946
+  JoyHallo  282.081 57.247 0.813 6.041 8.418 0.9945
+  Hallo  245.101 44.411 0.851 5.629 8.384 0.9952
+  Hallo2  242.352 46.615 0.851 5.671 8.397 0.9953
+  Ditto  302.525 46.996 0.915 4.681 9.28 0.9973
+  JoyVASA  271.231 44.574 0.918 5.171 8.632 0.9971
+  MoDA with ALSE  205.307 44.201 0.916 6.552 7.635 0.9972
+  MoDA  205.442 44.071 0.913 5.878 8.135 0.9972
+  real video  - - 0.861 5.837 7.989 0.9964
+audio | MoDA | Table 2 | identity sync_c sync_d
+  EchoMimic  0.87 2.292 12.13
+  JoyHallo  0.825 7.0 8.167
+  Hallo  0.848 6.051 8.73
+  Hallo2  0.849 6.386 8.523
+  Ditto  0.923 6.107 9.04
+  JoyVASA  0.924 5.569 9.368
+  MoDA with ALSE  0.896 7.71 7.469
+  MoDA  0.895 6.862 8.088
+audio | MoDA | Table 3 | fid fvd sync_c sync_d
+  MoDA by cross-attention  47.365 232.291 5.331 8.692
+  MoDA, four streams throughout  44.548 221.631 5.535 8.465
+  MoDA, motion joins emotion and identity  48.358 216.982 5.511 8.527
+  MoDA  44.071 205.442 5.878 8.135
+speed | MoDA | Table 2 | rtf
+  EchoMimic  48.657
+  JoyHallo  59.735
+  Hallo  59.19
+  Hallo2  60.305
+  Ditto  0.792
+  JoyVASA  1.717
+  MoDA  0.846
+ablations | VASA-1 | | sync_c sync_d capp_paper delta_pose fvd gaze_error distance_error
+  λ_A = 0, λ_g = 0  7.087 7.391 0.414 0.291 117.425 5.73 0.004
+  λ_A = 0, λ_g = 1  7.134 7.345 0.421 0.29 116.547 5.329 0.004
+  λ_A = 0, λ_g = 2  7.108 7.386 0.414 0.298 117.784 5.064 0.005
+  λ_A = 0.5, λ_g = 1  7.957 6.635 0.465 0.316 105.884 5.253 0.005
+  λ_A = 1, λ_g = 1  8.218 6.437 0.474 0.342 104.886 5.333 0.005
+  λ_A = 2, λ_g = 1  8.295 6.397 0.455 0.395 104.293 5.531 0.005
+  λ_A = 0.5, λ_g = 1, 10 steps  8.293 6.363 0.523 0.243 117.06 5.469 0.006
+  real video  7.192 7.254 0.559 0.405 29.244 - -
+avatars | VASA-3D | Table 1 | psnr l1 ssim lpips sync_c sync_d
+  basic, G' alone  25.74 0.0228 0.8544 0.0768 6.6347 8.1265
+  + VAS deformation  27.19 0.0195 0.8654 0.0695 6.9636 7.905
+  + L_sds  27.23 0.0195 0.8653 0.0707 6.9581 7.9191
+  + L_consist  27.33 0.0192 0.8672 0.0706 6.9429 7.9221
+  + L_cas  26.62 0.0209 0.8472 0.0657 6.9145 7.9422
+  VASA-1's frames  - - - - 7.1517 7.777
+avatars | VASA-3D | Table 2 | fid sync_c sync_d identity
+  VASA-1  5.24 8.142 6.9237 0.8154
+  VASA-3D  7.45 8.121 6.93 0.7874
+avatars | VASA-3D | Table A | psnr psnr_face l1 ssim lpips sync_c sync_d
+  GAGAvatar  25.74 30.53 0.0257 0.8695 0.0829 5.502 8.693
+  GPAvatar  24.91 29.41 0.0288 0.8583 0.1016 4.785 9.256
+  Real3DPortrait  23.78 28.04 0.0338 0.8481 0.1091 4.971 9.179
+  Voodoo3D  23.43 28.39 0.0343 0.838 0.1209 4.307 9.5
+  Portrait4D-v2  23.19 27.55 0.0356 0.8325 0.0946 5.823 8.53
+  VASA-3D  26.21 31.11 0.0255 0.8741 0.076 6.453 7.996
+  real video  - - - - - 6.673 7.802
+  VASA-1  25.93 31.01 0.0261 0.8544 0.0809 6.302 8.061
+"""
 
 
-# What the papers print, on their own data with their own networks. None: not given.
-PAPERS: dict[str, dict[str, dict[str, float]]] = {
-    "self": _rows(
-        "fid lpips psnr akd msi",
-        {
-            "FOMM (GAIA, Table 2)": (23.843, 0.196, 22.669, 2.160, 0.839),
-            "HeadGAN (GAIA, Table 2)": (21.499, 0.278, 18.555, 2.990, 0.835),
-            "face-vid2vid (GAIA, Table 2)": (18.604, 0.184, 23.681, 2.195, 0.813),
-            "GAIA (Table 2)": (15.730, 0.167, 23.942, 1.442, 0.856),
-        },
-    ),
-    "cross": _rows(
-        "fid akd msi",
-        {
-            "FOMM (GAIA, Table 2)": (45.951, 3.404, 0.838),
-            "HeadGAN (GAIA, Table 2)": (90.746, 5.964, 0.788),
-            "face-vid2vid (GAIA, Table 2)": (28.093, 3.630, 0.853),
-            "GAIA (Table 2)": (15.200, 2.003, 1.102),
-        },
-    ),
-    "audio": {
-        **_rows(
-            "sync_c sync_d capp_paper delta_pose fvd",
-            {
-                "MakeItTalk (VASA-1, Table 1, OneMin-32)": (-0.123, 14.340, 0.002, 0.190, 304.83),
-                "Audio2Head (VASA-1, Table 1, OneMin-32)": (5.992, 8.211, 0.205, 0.239, 209.77),
-                "SadTalker (VASA-1, Table 1, OneMin-32)": (5.501, 8.850, 0.383, 0.252, 214.51),
-                "VASA-1 (Table 1, OneMin-32)": (7.957, 6.635, 0.465, 0.316, 105.88),
-                "real video (VASA-1, Table 1, OneMin-32)": (7.192, 7.254, 0.559, 0.405, 29.25),
-                "VASA-1 (Table 1, VoxCeleb2)": (8.841, 6.312, 0.468, 0.304, None),
-                "real video (VASA-1, Table 1, VoxCeleb2)": (7.640, 7.189, 0.588, 0.505, None),
-            },
-        ),
-        **_rows(
-            "sync_d msi fid",
-            {"SadTalker (GAIA, Table 3)": (8.606, 1.165, 22.322), "GAIA (Table 3)": (8.528, 1.181, 22.924)},
-        ),
-        **_rows(
-            "fvd fid identity sync_c sync_d smoothness",
-            {
-                "EchoMimic (MoDA, Table 1, HDTF)": (207.987, 29.633, 0.887, 2.744, 11.805, 0.9939),
-                "JoyHallo (MoDA, Table 1, HDTF)": (256.226, 44.842, 0.852, 7.360, 7.984, 0.9944),
-                "Hallo (MoDA, Table 1, HDTF)": (216.573, 34.350, 0.878, 7.087, 7.941, 0.9950),
-                "Hallo2 (MoDA, Table 1, HDTF)": (229.806, 34.426, 0.871, 7.102, 7.976, 0.9951),
-                "Ditto (MoDA, Table 1, HDTF)": (243.491, 32.200, 0.943, 6.102, 8.790, 0.9970),
-                "JoyVASA (MoDA, Table 1, HDTF)": (229.634, 32.584, 0.953, 5.255, 9.600, 0.9968),
-                "MoDA with ALSE (Table 1, HDTF)": (191.292, 30.449, 0.925, 8.183, 7.065, 0.9970),
-                "MoDA (Table 1, HDTF)": (174.622, 28.182, 0.927, 7.369, 7.744, 0.9971),
-                "real video (MoDA, Table 1, HDTF)": (None, None, 0.860, 7.267, 7.586, 0.9959),
-                "EchoMimic (MoDA, Table 1, CelebV-HQ)": (258.451, 47.169, 0.837, 2.610, 11.216, 0.9946),
-                "JoyHallo (MoDA, Table 1, CelebV-HQ)": (282.081, 57.247, 0.813, 6.041, 8.418, 0.9945),
-                "Hallo (MoDA, Table 1, CelebV-HQ)": (245.101, 44.411, 0.851, 5.629, 8.384, 0.9952),
-                "Hallo2 (MoDA, Table 1, CelebV-HQ)": (242.352, 46.615, 0.851, 5.671, 8.397, 0.9953),
-                "Ditto (MoDA, Table 1, CelebV-HQ)": (302.525, 46.996, 0.915, 4.681, 9.280, 0.9973),
-                "JoyVASA (MoDA, Table 1, CelebV-HQ)": (271.231, 44.574, 0.918, 5.171, 8.632, 0.9971),
-                "MoDA with ALSE (Table 1, CelebV-HQ)": (205.307, 44.201, 0.916, 6.552, 7.635, 0.9972),
-                "MoDA (Table 1, CelebV-HQ)": (205.442, 44.071, 0.913, 5.878, 8.135, 0.9972),
-                "real video (MoDA, Table 1, CelebV-HQ)": (None, None, 0.861, 5.837, 7.989, 0.9964),
-            },
-        ),
-        **_rows(
-            "identity sync_c sync_d",
-            {
-                "EchoMimic (MoDA, Table 2)": (0.870, 2.292, 12.130),
-                "JoyHallo (MoDA, Table 2)": (0.825, 7.000, 8.167),
-                "Hallo (MoDA, Table 2)": (0.848, 6.051, 8.730),
-                "Hallo2 (MoDA, Table 2)": (0.849, 6.386, 8.523),
-                "Ditto (MoDA, Table 2)": (0.923, 6.107, 9.040),
-                "JoyVASA (MoDA, Table 2)": (0.924, 5.569, 9.368),
-                "MoDA with ALSE (Table 2)": (0.896, 7.710, 7.469),
-                "MoDA (Table 2)": (0.895, 6.862, 8.088),
-            },
-        ),
-        **_rows(
-            "fid fvd sync_c sync_d",
-            {
-                "MoDA by cross-attention (Table 3)": (47.365, 232.291, 5.331, 8.692),
-                "MoDA, four streams throughout (Table 3)": (44.548, 221.631, 5.535, 8.465),
-                "MoDA, motion joins emotion and identity (Table 3)": (48.358, 216.982, 5.511, 8.527),
-                "MoDA (Table 3)": (44.071, 205.442, 5.878, 8.135),
-            },
-        ),
-    },
-    "speed": _rows(
-        "rtf",
-        {
-            "EchoMimic (MoDA, Table 2)": (48.657,),
-            "JoyHallo (MoDA, Table 2)": (59.735,),
-            "Hallo (MoDA, Table 2)": (59.190,),
-            "Hallo2 (MoDA, Table 2)": (60.305,),
-            "Ditto (MoDA, Table 2)": (0.792,),
-            "JoyVASA (MoDA, Table 2)": (1.717,),
-            "MoDA (Table 2)": (0.846,),
-        },
-    ),
-    "ablations": _rows(
-        "sync_c sync_d capp_paper delta_pose fvd gaze_error distance_error",
-        {
-            "VASA-1, λ_A = 0, λ_g = 0": (7.087, 7.391, 0.414, 0.291, 117.425, 5.730, 0.004),
-            "VASA-1, λ_A = 0, λ_g = 1": (7.134, 7.345, 0.421, 0.290, 116.547, 5.329, 0.004),
-            "VASA-1, λ_A = 0, λ_g = 2": (7.108, 7.386, 0.414, 0.298, 117.784, 5.064, 0.005),
-            "VASA-1, λ_A = 0.5, λ_g = 1": (7.957, 6.635, 0.465, 0.316, 105.884, 5.253, 0.005),
-            "VASA-1, λ_A = 1, λ_g = 1": (8.218, 6.437, 0.474, 0.342, 104.886, 5.333, 0.005),
-            "VASA-1, λ_A = 2, λ_g = 1": (8.295, 6.397, 0.455, 0.395, 104.293, 5.531, 0.005),
-            "VASA-1, λ_A = 0.5, λ_g = 1, 10 steps": (8.293, 6.363, 0.523, 0.243, 117.060, 5.469, 0.006),
-            "VASA-1, real video": (7.192, 7.254, 0.559, 0.405, 29.244, None, None),
-        },
-    ),
-    "avatars": {
-        **_rows(
-            "psnr l1 ssim lpips sync_c sync_d",
-            {
-                "basic, G' alone (VASA-3D, Table 1)": (25.74, 0.0228, 0.8544, 0.0768, 6.6347, 8.1265),
-                "+ VAS deformation (VASA-3D, Table 1)": (27.19, 0.0195, 0.8654, 0.0695, 6.9636, 7.9050),
-                "+ L_sds (VASA-3D, Table 1)": (27.23, 0.0195, 0.8653, 0.0707, 6.9581, 7.9191),
-                "+ L_consist (VASA-3D, Table 1)": (27.33, 0.0192, 0.8672, 0.0706, 6.9429, 7.9221),
-                "+ L_cas (VASA-3D, Table 1)": (26.62, 0.0209, 0.8472, 0.0657, 6.9145, 7.9422),
-                "VASA-1's frames (VASA-3D, Table 1)": (None, None, None, None, 7.1517, 7.7770),
-            },
-        ),
-        **_rows(
-            "fid sync_c sync_d identity",
-            {
-                "VASA-1 (VASA-3D, Table 2)": (5.24, 8.142, 6.9237, 0.8154),
-                "VASA-3D (Table 2)": (7.45, 8.121, 6.9300, 0.7874),
-            },
-        ),
-        **_rows(
-            "psnr psnr_face l1 ssim lpips sync_c sync_d",
-            {
-                "GAGAvatar (VASA-3D, Table A)": (25.74, 30.53, 0.0257, 0.8695, 0.0829, 5.502, 8.693),
-                "GPAvatar (VASA-3D, Table A)": (24.91, 29.41, 0.0288, 0.8583, 0.1016, 4.785, 9.256),
-                "Real3DPortrait (VASA-3D, Table A)": (23.78, 28.04, 0.0338, 0.8481, 0.1091, 4.971, 9.179),
-                "Voodoo3D (VASA-3D, Table A)": (23.43, 28.39, 0.0343, 0.8380, 0.1209, 4.307, 9.500),
-                "Portrait4D-v2 (VASA-3D, Table A)": (23.19, 27.55, 0.0356, 0.8325, 0.0946, 5.823, 8.530),
-                "VASA-3D (Table A)": (26.21, 31.11, 0.0255, 0.8741, 0.0760, 6.453, 7.996),
-                "real video (VASA-3D, Table A)": (None, None, None, None, None, 6.673, 7.802),
-                "VASA-1 (VASA-3D, Table A)": (25.93, 31.01, 0.0261, 0.8544, 0.0809, 6.302, 8.061),
-            },
-        ),
-    },
-}
+def _read_papers(text: str) -> dict[str, dict[str, dict[str, float]]]:
+    papers: dict[str, dict[str, dict[str, float]]] = {}
+    for line in text.strip().splitlines():
+        if not line.startswith(" "):
+            part, paper, table, metrics = (field.strip() for field in line.split("|"))
+            continue
+        system, values = line.strip().split("  ")
+        source = table if system.startswith(paper) else f"{paper}, {table}"
+        system = f"{system} ({source})" if table else f"{paper}, {system}"
+        row = zip(metrics.split(), values.split(), strict=True)
+        papers.setdefault(part, {})[system] = {name: float(value) for name, value in row if value != "-"}
+    return papers
+
+
+PAPERS = _read_papers(_PAPERS)
 # Table 4's settings: audio scale, gaze scale, steps.
 ABLATIONS = (
     (0.0, 0.0, 50),
@@ -352,7 +318,7 @@ ABLATIONS = (
 
 
 def check_names(parts: Sequence[str] | None, metrics: Sequence[str] | None) -> None:
-    """Raise `ValueError` for a name that is no part, or no metric."""
+    """Raise `ValueError` for an unknown part or metric."""
     for argument, names, known in (("parts", parts, PARTS), ("metrics", metrics, METRICS)):
         for name in names or ():
             if name not in known:

@@ -1,10 +1,10 @@
-"""The folder that `vasa-hf eval` reads: clips, portraits, speech, and labels where there are some.
+"""The data folder of `vasa-hf eval`: clips, portraits, speech, and optional labels.
 
 ```
-clips/*.mp4            talking people; with clips.npz beside it they are face crops already, and their labels are used
-portraits/*.jpg        faces that shall be driven (optional)
-speech/*.flac          voices without pictures (optional)
-identities.csv         clip,identity (optional): which clips show the same person
+clips/*.mp4            talking people; with a clips.npz next to the folder: face crops with labels
+portraits/*.jpg        faces to animate (optional)
+speech/*.flac          voices without video (optional)
+identities.csv         clip,identity (optional): clips of the same person
 ```
 """
 
@@ -39,8 +39,8 @@ class Clip:
         name (`str`): File name without suffix.
         frames (`torch.Tensor` of shape `(frames, 3, size, size)`): RGB in [0, 1].
         samples (`torch.Tensor` of shape `(n,)` or `None`): Mono at 16 kHz, cut to the frames.
-        silent_because (`str`): Why there are no samples.
-        labels (`FaceTrack` or `None`): The data's own landmarks and poses.
+        silent_because (`str`): Reason why there are no samples.
+        labels (`FaceTrack` or `None`): Landmarks and poses of the data.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Clip:
 
 
 class EvalData:
-    """What a folder holds.
+    """The contents of a data folder.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
-        limit (`int`, *optional*): Take so many clips, portraits and voices at most, evenly spread.
+        limit (`int`, *optional*): Maximal number of clips, portraits and voices, evenly spread.
 
     Raises:
         ValueError: If the folder does not exist or holds neither clips nor portraits nor speech.
@@ -77,16 +77,16 @@ class EvalData:
         self._labels = _read_labels(self.folder / "clips.npz")
 
     def load_clip(self, path: Path, size: int, analyzer, audio_processor) -> Clip:
-        """Read one clip as face crops of `size`, at 25 frames a second and 16 kHz.
+        """Read one clip as face crops of `size`, at 25 frames per second and 16 kHz.
 
         Args:
             path (`Path`): One of `clips`.
             size (`int`): Side of the crops.
             analyzer (`FaceAnalyzer`): Finds the face of a clip without labels.
-            audio_processor (`VasaAudioProcessor`): Resamples the sound.
+            audio_processor (`VasaAudioProcessor`): Resamples the audio.
 
         Raises:
-            ValueError: If it cannot be read, shows no face, or does not fit its labels.
+            ValueError: If it cannot be read, shows no face, or does not match its labels.
         """
         frames = list(VideoReader(path, 25))
         labels = self._labels.get(path.stem)
@@ -97,7 +97,7 @@ class EvalData:
                 raise ValueError(f"the clip has {len(frames)} frames, its labels {len(labels)}.")
             if frames[0].shape[0] != frames[0].shape[1]:
                 raise ValueError(f"a labelled clip must be square face crops, got {frames[0].shape[:2]} pixels.")
-            frames = torch.stack([picture(frame, size) for frame in frames[: len(labels)]])
+            frames = torch.stack([to_tensor(frame, size) for frame in frames[: len(labels)]])
             labels = labels[: len(frames)]
         samples, because = None, ""
         try:
@@ -107,20 +107,20 @@ class EvalData:
         return Clip(path.stem, frames, samples, because, labels)
 
 
-def picture(array: np.ndarray, size: int) -> Tensor:
-    """A square uint8 picture `(height, width, 3)` as `(3, size, size)` in [0, 1]."""
+def to_tensor(array: np.ndarray, size: int) -> Tensor:
+    """Convert a square uint8 image `(height, width, 3)` to `(3, size, size)` in [0, 1]."""
     if array.shape[:2] != (size, size):
         array = np.asarray(Image.fromarray(array).resize((size, size), Image.Resampling.LANCZOS))
     return torch.from_numpy(np.array(array)).permute(2, 0, 1).float() / 255
 
 
 def to_uint8(frames: Tensor) -> list[np.ndarray]:
-    """Frames `(n, 3, size, size)` in [0, 1] as uint8 pictures."""
+    """Convert frames `(n, 3, size, size)` in [0, 1] to uint8 images."""
     return list((frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy())
 
 
 def load_samples(path: str | os.PathLike, audio_processor) -> Tensor:
-    """The sound of a file, mono at 16 kHz, `(n,)`."""
+    """Load the audio of a file, mono at 16 kHz, `(n,)`."""
     return torch.from_numpy(audio_processor.load(load_audio(path))).reshape(-1)
 
 
@@ -148,7 +148,7 @@ def _read_labels(path: Path) -> dict[str, FaceTrack]:
 
 
 def _cut_faces(frames: list[np.ndarray], size: int, analyzer) -> Tensor:
-    """One still standard crop around the face of the first frame that has one, cut out of all frames."""
+    """Cut all frames by the standard crop around the face in the first frame that shows one."""
     for frame in frames[:: max(1, len(frames) // 8)]:
         if faces := analyzer.detect(frame):
             matrix = standard_crop(faces[0].box)

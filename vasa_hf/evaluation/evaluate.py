@@ -1,6 +1,6 @@
-"""`vasa-hf eval`: generate, score, and write the tables of the papers with our rows in them.
+"""`vasa-hf eval`: generate, score, and write the tables of the papers with new rows.
 
-Each protocol writes `rows/NAME.csv`, one row for every number of every video. The tables are made from these alone.
+Each protocol writes `rows/NAME.csv`, one row for every number of every video. The tables are made from these files.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from vasa_hf.evaluation.run import Evaluation
 def evaluate(
     pipeline, data: str | os.PathLike, output: str | os.PathLike, parts: Sequence[str] | None = None, **settings: Any
 ) -> list[str]:
-    """Judge a pipeline and write `table.md`, `card.md`, `table.csv`, `table.json`, plots and sheets.
+    """Evaluate a pipeline and write `table.md`, `card.md`, `table.csv`, `table.json`, plots and sheets.
 
     Args:
-        pipeline (`VasaTalkingFacePipeline` or another with its methods): What is judged.
+        pipeline (`VasaTalkingFacePipeline` or another with its methods): The pipeline.
         data (`str` or `os.PathLike`): See `EvalData`.
-        output (`str` or `os.PathLike`): Folder; rows of parts made before stay there and come into the tables, too.
-        parts (`Sequence[str]`, *optional*): Of `PARTS`; all that are for such a pipeline by default.
-        **settings: Of `Evaluation`.
+        output (`str` or `os.PathLike`): Folder; rows that it has for other parts are added to the tables.
+        parts (`Sequence[str]`, *optional*): Names in `PARTS`; by default all that suit the pipeline.
+        **settings: Arguments of `Evaluation`.
 
     Returns:
-        `list[str]`: Asked-for metrics without a single number; empty if all is well.
+        `list[str]`: Requested metrics without any number; empty on success.
     """
     check_names(parts, settings.get("metrics"))
     gaze = "gaze" in pipeline.control_names()
@@ -52,14 +52,14 @@ def evaluate(
 def missing_metrics(
     output: str | os.PathLike, parts: Sequence[str] | None = None, metrics: Sequence[str] | None = None
 ) -> list[str]:
-    """Asked-for metrics that have not a single number, as `part: metric`.
+    """List requested metrics without any number, as `part: metric`.
 
-    Without `metrics`, those are asked for whose networks, and whose labels, are there.
+    Without `metrics`, all whose networks and labels exist are requested.
 
     Args:
         output (`str` or `os.PathLike`): Folder with `rows/`.
-        parts (`Sequence[str]`, *optional*): Of `PARTS`; those that have rows by default.
-        metrics (`Sequence[str]`, *optional*): Of `METRICS`.
+        parts (`Sequence[str]`, *optional*): Names in `PARTS`; by default those with rows.
+        metrics (`Sequence[str]`, *optional*): Names in `METRICS`.
     """
     rows, missing = tables.read_rows(output), []
     parts = parts or sorted({row["part"] for row in rows})

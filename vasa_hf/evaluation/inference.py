@@ -1,4 +1,4 @@
-"""The detector made quicker: the same network, the same numbers but for rounding."""
+"""A faster face detector: the same network, equal results up to rounding."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 
-class Pointwise(nn.Module):
-    """A 1x1 convolution as a product of matrices: torch's own is slow where channels lie beside each other.
+class PointwiseConv(nn.Module):
+    """A 1x1 convolution as a matrix product: torch's convolution is slow with channels last.
 
     Args:
-        convolution (`torch.nn.Conv2d`): With a kernel, a stride and groups of 1.
-        channels_last (`bool`): How the result shall lie in memory.
+        convolution (`torch.nn.Conv2d`): With kernel size, stride and groups of 1.
+        channels_last (`bool`): Memory format of the result.
     """
 
     def __init__(self, convolution: nn.Conv2d, channels_last: bool):
@@ -27,16 +27,15 @@ class Pointwise(nn.Module):
         """[B, Cin, H, W] -> [B, Cout, H, W]."""
         if self.channels_last:
             return F.linear(hidden_states.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
-        places = hidden_states.flatten(2)
-        weight = self.weight.expand(len(places), -1, -1)
-        return torch.baddbmm(self.bias[:, None], weight, places).unflatten(2, hidden_states.shape[2:])
+        pixels = hidden_states.flatten(2)
+        weight = self.weight.expand(len(pixels), -1, -1)
+        return torch.baddbmm(self.bias[:, None], weight, pixels).unflatten(2, hidden_states.shape[2:])
 
 
-def quick_detector(analyzer):
-    """A copy of a face analyzer that is a fifth quicker on a CPU; the analyzer stays as it is.
+def optimize_detector(analyzer):
+    """Return a copy of a face analyzer that is a fifth faster on a CPU.
 
-    Normalisations are folded into their convolutions; channels lie beside each other in memory but for the heat maps,
-    whose places do.
+    Normalisations are folded into convolutions; the memory format is channels last, except for the heat maps.
 
     Args:
         analyzer (`FaceAnalyzer`): In evaluation mode.
@@ -46,6 +45,6 @@ def quick_detector(analyzer):
         network = fuse(getattr(quick, name))
         for path, layer in list(network.named_modules()):
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
-                network.set_submodule(path, Pointwise(layer, channels_last=path != "heat"))
+                network.set_submodule(path, PointwiseConv(layer, channels_last=path != "heat"))
         setattr(quick, name, network.to(memory_format=torch.channels_last))
     return quick

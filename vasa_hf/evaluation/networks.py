@@ -1,4 +1,4 @@
-"""The networks that metrics need: the project's own, converted ones, and TorchScript files of others."""
+"""Networks of metrics: this project's, converted ones, and TorchScript files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vasa_hf.models.lpips import Lpips
 def load_networks(
     folder: str | os.PathLike, device: str | torch.device = "cpu", **paths: str | os.PathLike | None
 ) -> dict[str, Any]:
-    """Networks of metrics: those that are named, else those in the model's folder; others are absent.
+    """Load the networks of metrics: from the given paths, else from the model's folder.
 
     Args:
-        folder (`str` or `os.PathLike`): Folder of a pipeline; may hold `face_recognizer`, `sync_expert` and `capp`.
+        folder (`str` or `os.PathLike`): Folder of a pipeline, with `face_recognizer`, `sync_expert` or `capp` or none.
         device (`str` or `torch.device`): Where to run them.
         **paths: `recognizer`, `sync_expert`, `capp`, `syncnet`, `lpips`, `fid_network` and `fvd_network`.
 
     Raises:
-        ValueError: If a named one is not there.
+        ValueError: If a path does not exist.
     """
     networks: dict[str, Any] = {}
     own = {"face_recognizer": FaceRecognizer, "sync_expert": SyncExpert, "capp": Capp}
@@ -51,11 +51,11 @@ def load_torchscript(path: str | os.PathLike, what: str, device: str | torch.dev
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        what (`str`): What it is for, as the message should say.
+        what (`str`): Name of the argument, for messages.
         device (`str` or `torch.device`): Where to run it.
 
     Raises:
-        ValueError: If it is not there or no TorchScript file.
+        ValueError: If it does not exist or is no TorchScript file.
     """
     if not os.path.isfile(path):
         raise ValueError(f"`{what}` must be an existing TorchScript file, got {os.fspath(path)!r}.")
@@ -66,12 +66,12 @@ def load_torchscript(path: str | os.PathLike, what: str, device: str | torch.dev
 
 
 def load_i3d(path: str | os.PathLike, device: str | torch.device = "cpu"):
-    """I3D as a function of clips in [-1, 1], from StyleGAN-V's TorchScript file (`i3d_torchscript.pt`)."""
+    """Load I3D as a function of clips in [-1, 1], from StyleGAN-V's TorchScript file (`i3d_torchscript.pt`)."""
     network = load_torchscript(path, "fvd_network", device)
     return lambda clips: network(clips.to(device), rescale=False, resize=False, return_features=True)
 
 
 def load_inception(path: str | os.PathLike, device: str | torch.device = "cpu"):
-    """Inception as a function of pictures in [-1, 1], from the StyleGANs' file (`inception-2015-12-05.pt`)."""
+    """Load Inception as a function of images in [-1, 1], from StyleGAN's file (`inception-2015-12-05.pt`)."""
     network = load_torchscript(path, "fid_network", device)
-    return lambda pictures: network((pictures.to(device) * 127.5 + 128).clamp(0, 255).byte(), return_features=True)
+    return lambda images: network((images.to(device) * 127.5 + 128).clamp(0, 255).byte(), return_features=True)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: frames side by side for each video, bars of every part, curves of the studies."""
+"""Figures of an evaluation: frames side by side for each video, bars of every part, curves of the studies."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ SHEET_SIDE, SHEET_ROWS = 160, 4
 
 
 def write_sheet(
-    path: str | os.PathLike, source: Tensor, driven: Tensor | None, made: Tensor, truth: Tensor | None
+    path: str | os.PathLike, source: Tensor, driving: Tensor | None, generated: Tensor, truth: Tensor | None
 ) -> None:
-    """Write frames side by side: source, driving, made, and difference from the truth, four moments from top to bottom.
+    """Write four moments of a video from top to bottom: source, driving or true, generated, and difference frames.
 
     Args:
         path (`str` or `os.PathLike`): A `.jpg` file.
         source (`torch.Tensor` of shape `(1, 3, size, size)`): The portrait, in [0, 1].
-        driven (`torch.Tensor` of shape `(frames, 3, size, size)`, *optional*): Driving frames.
-        made (`torch.Tensor` of shape `(frames, 3, size, size)`): What came out.
-        truth (`torch.Tensor` of shape `(frames, 3, size, size)`, *optional*): What should have.
+        driving (`torch.Tensor` of shape `(frames, 3, size, size)`, *optional*): Driving frames.
+        generated (`torch.Tensor` of shape `(frames, 3, size, size)`): Generated frames.
+        truth (`torch.Tensor` of shape `(frames, 3, size, size)`, *optional*): True frames.
     """
-    places = torch.linspace(0, len(made) - 1, min(SHEET_ROWS, len(made))).round().long()
-    columns = {"source": source.expand(len(places), -1, -1, -1), "made": made[places]}
-    if driven is not None:
-        name = "driving" if truth is None else "truth"
-        columns = {"source": columns["source"], name: driven[places], "made": columns["made"]}
+    rows = torch.linspace(0, len(generated) - 1, min(SHEET_ROWS, len(generated))).round().long()
+    columns = {"source": source.expand(len(rows), -1, -1, -1)}
+    if driving is not None:
+        columns["driving" if truth is None else "truth"] = driving[rows]
+    columns["generated"] = generated[rows]
     if truth is not None:
-        columns["difference x 4"] = ((made[places] - truth[places]).abs() * 4).clamp(0, 1)
+        columns["difference x 4"] = ((generated[rows] - truth[rows]).abs() * 4).clamp(0, 1)
     side, head = SHEET_SIDE, 14
-    sheet = Image.new("RGB", (side * len(columns), head + side * len(places)), "white")
+    sheet = Image.new("RGB", (side * len(columns), head + side * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (name, frames) in enumerate(columns.items()):
         draw.text((column * side + 4, 1), name, fill="black")
         for row, frame in enumerate(frames):
             array = (frame.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            picture = Image.fromarray(np.ascontiguousarray(array)).resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (column * side, head + row * side))
+            image = Image.fromarray(np.ascontiguousarray(array)).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(image, (column * side, head + row * side))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with staging(path) as folder:
         sheet.save(folder / Path(path).name, quality=88)
 
 
 def draw_plots(folder: Path, summary: Sequence[dict[str, Any]]) -> None:
-    """Draw bars of every part with intervals, and the curves of the studies; needs matplotlib.
+    """Draw bars with intervals for every part, and the curves of the studies; needs matplotlib.
 
     Args:
-        folder (`Path`): Where the PNG files go; made if need be.
+        folder (`Path`): Folder for the PNG files; created if it does not exist.
         summary (`Sequence[dict]`): See `tables.summarize`.
     """
     try:
@@ -93,7 +93,7 @@ def draw_plots(folder: Path, summary: Sequence[dict[str, Any]]) -> None:
                     if not math.isnan(entry["low"]):
                         axis.plot([entry["low"], entry["high"]], [place, place], color="black", linewidth=1)
             values = [entry["value"] for entry in mine.values()]
-            if min(values) > 0 and max(values) > 100 * min(values):  # a still face has an all but infinite MSI
+            if min(values) > 0 and max(values) > 100 * min(values):  # the MSI of a still face is nearly infinite
                 axis.set_xscale("log")
             axis.set_title(METRICS[name].heading, fontsize=8)
             axis.set_yticks(range(len(systems)), [s[:32] for s in systems] if axis in axes[::across] else [])

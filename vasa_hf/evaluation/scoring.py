@@ -1,4 +1,4 @@
-"""Scores of single videos: which metric needs what, one number each or the reason why there is none."""
+"""Scores of single videos: the inputs of each metric, and its value or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vasa_hf.metrics.sync import SyncScore, expert_sync, syncnet_crops, syncnet_
 # Rows of the lower lip (outer and inner) and the chin; of the outer eye corners.
 LOWER_FACE = rows(17, 84, 314, 181, 405, 91, 321, 14, 87, 317, 178, 402, 88, 318, 152, 148, 377, 176, 400)
 EYE_CORNERS = rows(33, 263)
-# Networks see every so many frames: neighbours are nearly alike.
+# Networks measure every fifth frame: neighbours are nearly equal.
 NETWORK_STRIDE = 5
 
 ABSENT = {
@@ -40,25 +40,25 @@ ABSENT = {
 
 
 @dataclass
-class Case:
-    """One video to be scored, and what it is compared with. What is `None` leaves its metrics without a number.
+class VideoSample:
+    """One video to score, and its references. Metrics of a field that is `None` have no value.
 
     Attributes:
         frames (`torch.Tensor` of shape `(frames, 3, size, size)`): RGB in [0, 1].
         track (`FaceTrack`): The face in them.
-        truth (`torch.Tensor` of the same shape): What they should be.
+        truth (`torch.Tensor` of the same shape): The true frames.
         truth_track (`FaceTrack`): The face in the true (or driving) frames, by the same detector.
-        driving (`torch.Tensor` of the same shape): The real frames of `truth_track` where these are not `truth`.
-        labels (`FaceTrack`): The data's own labels of the true frames.
-        source (`torch.Tensor` of shape `(1, 3, size, size)`): The picture of the person.
-        samples (`torch.Tensor` of shape `(n,)`): The sound, mono at 16 kHz.
-        audio_features (`torch.Tensor` of shape `(frames, dim)`): The audio encoder's.
-        wrong_samples (`torch.Tensor` of shape `(n,)`): A stranger's sound.
-        wrong_features (`torch.Tensor` of shape `(frames, dim)`): The audio encoder's of it.
-        latent (`torch.Tensor` of shape `(frames, channels)`): The motion that was rendered, or that was found.
+        driving (`torch.Tensor` of the same shape): The real frames of `truth_track` if these are not `truth`.
+        labels (`FaceTrack`): Labels of the true frames in the data.
+        source (`torch.Tensor` of shape `(1, 3, size, size)`): The portrait.
+        samples (`torch.Tensor` of shape `(n,)`): The audio, mono at 16 kHz.
+        audio_features (`torch.Tensor` of shape `(frames, dim)`): Features of the audio encoder.
+        other_samples (`torch.Tensor` of shape `(n,)`): Audio of another person.
+        other_features (`torch.Tensor` of shape `(frames, dim)`): Its features.
+        latent (`torch.Tensor` of shape `(frames, channels)`): The rendered or encoded motion.
         wanted_gaze (`torch.Tensor` of shape `(2,)` or `(frames, 2)`): Radians.
         wanted_scale (`torch.Tensor` of shape `(frames,)` or `float`): Size of the head, fraction of the frame.
-        lacks (`dict`): Name of what is missing -> why.
+        lacks (`dict`): Name of a missing field -> reason.
     """
 
     frames: Tensor | None = None
@@ -70,8 +70,8 @@ class Case:
     source: Tensor | None = None
     samples: Tensor | None = None
     audio_features: Tensor | None = None
-    wrong_samples: Tensor | None = None
-    wrong_features: Tensor | None = None
+    other_samples: Tensor | None = None
+    other_features: Tensor | None = None
     latent: Tensor | None = None
     wanted_gaze: Tensor | None = None
     wanted_scale: Tensor | float | None = None
@@ -79,10 +79,10 @@ class Case:
     kept: dict[str, Any] = field(default_factory=dict)
 
     def get(self, name: str) -> Any:
-        """An attribute that is needed.
+        """Return a field.
 
         Raises:
-            ValueError: If it is not there; says why.
+            ValueError: If it is missing, with the reason.
         """
         value = getattr(self, name)
         if value is None:
@@ -94,25 +94,25 @@ class Scorer:
     """Scores videos and keeps the rows.
 
     Args:
-        networks (`dict`): Metric networks by the names in `ABSENT`; those left out are absent.
-        metrics (`set[str]`, *optional*): Only these.
+        networks (`dict`): Networks of metrics, by the names in `ABSENT`.
+        metrics (`set[str]`, *optional*): Only these metrics.
     """
 
     def __init__(self, networks: dict[str, Any], metrics: set[str] | None = None):
         self.networks, self.metrics = networks, metrics
         self.rows: list[dict[str, Any]] = []
         self.features: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        # Several metrics and systems look at the same pictures. `forget` lets go of these.
+        # Several metrics and systems measure the same frames. `forget` frees them.
         self.embeds, self.maps = lru_cache(None)(self._embeds), lru_cache(None)(self._maps)
         self.region_maps = lru_cache(None)(self._region_maps)
         self.measure = lru_cache(None)(lambda function, frames, track: function(frames, track))
 
     def wants(self, *names: str) -> bool:
-        """Whether one of these metrics is asked for."""
+        """Whether one of these metrics is requested."""
         return self.metrics is None or bool(self.metrics & set(names))
 
     def record(self, role: str, system: str, item: str, sample: int | str, values: dict[str, Any]) -> None:
-        """Keep numbers, or the reasons why there are none, of one video (item "*": of all)."""
+        """Add rows with values, or with the reasons why there are none, of one video (item "*": of all)."""
         for name, value in values.items():
             number = isinstance(value, float | int) and math.isfinite(value)
             if not number and not isinstance(value, str):
@@ -121,12 +121,12 @@ class Scorer:
             self.rows.append({**row, "value": float(value) if number else "", "why": "" if number else value})
 
     @torch.no_grad()
-    def score(self, names: tuple[str, ...], case: Case) -> dict[str, float | str]:
-        """Numbers of one video, or reasons.
+    def score(self, names: tuple[str, ...], video: VideoSample) -> dict[str, float | str]:
+        """Return the values of one video, or reasons.
 
         Args:
-            names (`tuple[str, ...]`): Metrics of single videos; others of the catalogue are passed over.
-            case (`Case`): The video.
+            names (`tuple[str, ...]`): Metrics; those that are not of single videos are skipped.
+            video (`VideoSample`): The video.
         """
         values: dict[str, float | str] = {}
         for name in names:
@@ -134,40 +134,40 @@ class Scorer:
                 continue
             needed = METRICS[name].needs
             if needed is not None and self.networks.get(needed) is None:
-                continue  # said once, by `absent`
+                continue  # `absent` gives the reason once
             try:
-                values[name] = SCORES[name](self, case)
+                values[name] = SCORES[name](self, video)
             except ValueError as error:
                 values[name] = " ".join(str(error).split())
         return values
 
     def absent(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Reasons for the metrics whose network is missing."""
+        """Return the reasons of metrics whose network is missing."""
         wanted = {name: METRICS[name].needs for name in names if self.wants(name)}
         return {name: ABSENT[need] for name, need in wanted.items() if need and self.networks.get(need) is None}
 
     @torch.no_grad()
     def _embeds(self, frames: Tensor) -> Tensor:
-        """Identity embeddings of some frames, `(some, dim)`."""
-        still = frames.stride(0) == 0  # one picture, expanded
+        """Compute identity embeddings of every fifth frame, `(n, dim)`."""
+        still = frames.stride(0) == 0  # one image, expanded
         embeds = self.networks["face_recognizer"]((frames[:1] if still else frames[::NETWORK_STRIDE]) * 2 - 1)
         return embeds.float().cpu().expand(-(-len(frames) // NETWORK_STRIDE), -1)
 
     @torch.no_grad()
     def _maps(self, frames: Tensor) -> list[Tensor]:
-        """Feature maps of some frames; one of each if they are one picture, expanded."""
+        """Compute feature maps of every fifth frame; of one frame if all are one expanded image."""
         some = frames[:1] if frames.stride(0) == 0 else frames[::NETWORK_STRIDE]
         return self.networks["face_recognizer"].feature_maps(some * 2 - 1)
 
     @torch.no_grad()
     def _region_maps(self, cut: Callable[[Tensor, Tensor], Tensor], frames: Tensor, track: FaceTrack) -> list[Tensor]:
-        """Feature maps of a region of some of the frames in which `track` has a face."""
+        """Compute feature maps of a region in every fifth frame with a face."""
         found = track.found[::NETWORK_STRIDE]
         crops = cut(frames[::NETWORK_STRIDE][found], track.landmarks[::NETWORK_STRIDE][found])
         return self.networks["face_recognizer"].feature_maps(crops * 2 - 1)
 
     def forget(self) -> None:
-        """Let go of the pictures that were looked at."""
+        """Free the frames that were measured."""
         self.embeds.cache_clear()
         self.maps.cache_clear()
         self.region_maps.cache_clear()
@@ -178,7 +178,7 @@ class Scorer:
         """Keep features of a video for the metrics of sets.
 
         Args:
-            system (`str`): Whose they are.
+            system (`str`): The system that generated them.
             frames (`torch.Tensor` of shape `(frames, 3, size, size)`): RGB in [0, 1].
         """
         kept = self.features[system]
@@ -208,98 +208,98 @@ class Scorer:
             self.record(role, system, "*", "*", values)
 
 
-def _true_track(case: Case) -> FaceTrack:
-    """Labels where there are some."""
-    return case.labels if case.labels is not None else case.get("truth_track")
+def _true_track(video: VideoSample) -> FaceTrack:
+    """Return the labels if there are any, else the track of the true frames."""
+    return video.labels if video.labels is not None else video.get("truth_track")
 
 
-def _face_mask(case: Case) -> Tensor:
-    return image.box_mask(_true_track(case).boxes, case.frames.shape[-1])
+def _face_mask(video: VideoSample) -> Tensor:
+    return image.box_mask(_true_track(video).boxes, video.frames.shape[-1])
 
 
 def _mean(values: Tensor) -> float:
     return float(values[torch.isfinite(values)].mean()) if torch.isfinite(values).any() else math.inf
 
 
-def _some(case: Case, *names: str) -> list[Tensor]:
-    return [case.get(name)[::NETWORK_STRIDE] for name in names]
+def _some(video: VideoSample, *names: str) -> list[Tensor]:
+    return [video.get(name)[::NETWORK_STRIDE] for name in names]
 
 
-def _sync(scorer: Scorer, case: Case, kind: str) -> SyncScore:
-    if kind not in case.kept:
-        samples = case.get("samples")
+def _sync(scorer: Scorer, video: VideoSample, kind: str) -> SyncScore:
+    if kind not in video.kept:
+        samples = video.get("samples")
         if kind == "sync_expert":
-            case.kept[kind] = expert_sync(scorer.networks[kind], case.get("latent"), samples)
+            video.kept[kind] = expert_sync(scorer.networks[kind], video.get("latent"), samples)
         else:
-            frames = (case.get("frames") * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            boxes = case.get("track").boxes.numpy() * frames.shape[1]
-            case.kept[kind] = syncnet_score(scorer.networks[kind], syncnet_crops(frames, boxes), samples)
-    return case.kept[kind]
+            frames = (video.get("frames") * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            boxes = video.get("track").boxes.numpy() * frames.shape[1]
+            video.kept[kind] = syncnet_score(scorer.networks[kind], syncnet_crops(frames, boxes), samples)
+    return video.kept[kind]
 
 
-def _capp(scorer: Scorer, case: Case, heard: str) -> float:
-    pose, features = case.get("track").pose, case.get(heard)
+def _capp(scorer: Scorer, video: VideoSample, name: str) -> float:
+    pose, features = video.get("track").pose, video.get(name)
     frames = min(len(pose), len(features))
     return capp_score(scorer.networks["capp"], pose[:frames], features[:frames])
 
 
-def _wrong_sync(scorer: Scorer, case: Case) -> float:
-    latent, samples = case.get("latent"), case.get("wrong_samples")
+def _wrong_sync(scorer: Scorer, video: VideoSample) -> float:
+    latent, samples = video.get("latent"), video.get("other_samples")
     return expert_sync(scorer.networks["sync_expert"], latent, samples).aligned_confidence
 
 
-def _gaze(scorer: Scorer, case: Case) -> float:
-    wanted = case.wanted_gaze if case.wanted_gaze is not None else case.get("truth_track").gaze
-    return motion.gaze_error(case.get("track"), wanted)
+def _gaze(scorer: Scorer, video: VideoSample) -> float:
+    wanted = video.wanted_gaze if video.wanted_gaze is not None else video.get("truth_track").gaze
+    return motion.gaze_error(video.get("track"), wanted)
 
 
-def _distance(scorer: Scorer, case: Case) -> float:
-    wanted = case.wanted_scale if case.wanted_scale is not None else case.get("truth_track").scale
-    return motion.distance_error(case.get("track"), wanted)
+def _distance(scorer: Scorer, video: VideoSample) -> float:
+    wanted = video.wanted_scale if video.wanted_scale is not None else video.get("truth_track").scale
+    return motion.distance_error(video.get("track"), wanted)
 
 
 def _if_defined(measure: Callable[..., float], *given: Any) -> float:
-    """A measure of frames that a video need not have, such as those with an open mouth."""
+    """Call a measure of frames that a video may lack, such as those with an open mouth."""
     try:
         return measure(*given)
     except ValueError as error:
         raise ValueError(f"{NOT_DEFINED}: {error}") from error
 
 
-def _ratio(made: float, real: float) -> float:
+def _ratio(generated: float, real: float) -> float:
     if real == 0:
-        raise ValueError(f"{NOT_DEFINED}: the real frames have none of it")
-    return made / real
+        raise ValueError(f"{NOT_DEFINED}: it is 0 in the real frames")
+    return generated / real
 
 
-def _sharpness(scorer: Scorer, case: Case, function: Callable[[Tensor, FaceTrack], float]) -> float:
-    videos, track = (case.get("frames"), case.get("truth")), _true_track(case)
+def _sharpness(scorer: Scorer, video: VideoSample, function: Callable[[Tensor, FaceTrack], float]) -> float:
+    videos, track = (video.get("frames"), video.get("truth")), _true_track(video)
     return _ratio(*(_if_defined(scorer.measure, function, video, track) for video in videos))
 
 
-def _region_distance(scorer: Scorer, case: Case, cut: Callable[[Tensor, Tensor], Tensor]) -> float:
-    videos, track = (case.get("frames"), case.get("truth")), _true_track(case)
+def _region_distance(scorer: Scorer, video: VideoSample, cut: Callable[[Tensor, Tensor], Tensor]) -> float:
+    videos, track = (video.get("frames"), video.get("truth")), _true_track(video)
     return _mean(image.feature_distance(*(scorer.region_maps(cut, video, track) for video in videos)))
 
 
-def _flicker(scorer: Scorer, case: Case) -> float:
-    """Each video by the track of its own, both of one detector."""
-    made, track = case.get("frames"), case.get("track")
-    real = case.truth if case.truth is not None else case.get("driving")
-    pairs = ((made, track), (real, case.get("truth_track")))
+def _flicker(scorer: Scorer, video: VideoSample) -> float:
+    """Measure each video with its own track of the same detector."""
+    made, track = video.get("frames"), video.get("track")
+    real = video.truth if video.truth is not None else video.get("driving")
+    pairs = ((made, track), (real, video.get("truth_track")))
     return _ratio(*(_if_defined(scorer.measure, regions.mouth_flicker, *pair) for pair in pairs))
 
 
-def _teeth(scorer: Scorer, case: Case) -> float:
-    """Lips should be shut when the true or driving ones are; with a sound alone, when our detector sees them shut."""
-    frames = case.get("frames")
-    if case.truth is not None:
-        return _if_defined(regions.teeth_on_shut_lips, frames, _true_track(case))
-    wanted = case.truth_track if case.samples is None else None
-    return _if_defined(regions.teeth_on_shut_lips, frames, case.get("track"), wanted)
+def _teeth(scorer: Scorer, video: VideoSample) -> float:
+    """Lips should be closed when the true or driving ones are; with audio alone, when the detector says so."""
+    frames = video.get("frames")
+    if video.truth is not None:
+        return _if_defined(regions.teeth_on_shut_lips, frames, _true_track(video))
+    wanted = video.truth_track if video.samples is None else None
+    return _if_defined(regions.teeth_on_shut_lips, frames, video.get("track"), wanted)
 
 
-SCORES: dict[str, Callable[[Scorer, Case], float]] = {
+SCORES: dict[str, Callable[[Scorer, VideoSample], float]] = {
     "psnr": lambda s, c: _mean(image.psnr(c.get("frames"), c.get("truth"))),
     "psnr_face": lambda s, c: _mean(image.psnr(c.get("frames"), c.get("truth"), _face_mask(c))),
     "ssim": lambda s, c: _mean(image.ssim(c.get("frames"), c.get("truth"))),
@@ -333,18 +333,18 @@ SCORES: dict[str, Callable[[Scorer, Case], float]] = {
     "expert_offset": lambda s, c: float(abs(_sync(s, c, "sync_expert").offset_frames)),
     "expert_c_shuffled": _wrong_sync,
     "capp": lambda s, c: _capp(s, c, "audio_features"),
-    "capp_shuffled": lambda s, c: _capp(s, c, "wrong_features"),
+    "capp_shuffled": lambda s, c: _capp(s, c, "other_features"),
 }
 
 
 def loudness_track(source: FaceTrack, samples: Tensor, num_frames: int, most: float = 0.15) -> FaceTrack:
-    """A face that holds still but for the lower lip and the jaw, which fall with the loudness of each frame.
+    """Make a still face whose lower lip and jaw fall with the loudness of each frame.
 
     Args:
-        source (`FaceTrack`): Of one frame.
+        source (`FaceTrack`): Track of one frame.
         samples (`torch.Tensor` of shape `(n,)`): Mono at 16 kHz.
         num_frames (`int`): Frames to make.
-        most (`float`): Lip gap at the loudest frame, over the distance of the outer eye corners.
+        most (`float`): Lip gap at the loudest frame, relative to the distance of the outer eye corners.
     """
     level = motion.loudness(samples, num_frames)
     gap = most * (level / level.max().clamp_min(1e-6)).sqrt()
@@ -357,7 +357,7 @@ def loudness_track(source: FaceTrack, samples: Tensor, num_frames: int, most: fl
 
 
 def fit_lip_motion(latents: list[Tensor], gaps: list[Tensor]) -> Tensor:
-    """What opening the mouth by one outer eye distance adds to a motion vector, `(channels,)`: least squares.
+    """Fit the change of a motion vector when the mouth opens by one outer eye distance, `(channels,)`: least squares.
 
     Args:
         latents (`list` of `torch.Tensor` of shape `(frames, channels)`): Motion of real clips.
@@ -369,7 +369,7 @@ def fit_lip_motion(latents: list[Tensor], gaps: list[Tensor]) -> Tensor:
 
 
 def other_motion(values: Tensor, num_frames: int) -> Tensor:
-    """So many frames of another clip; a shorter one runs forth and back."""
+    """Take `num_frames` of another clip; a shorter one runs forward and backward."""
     if len(values) >= num_frames:
         return values[:num_frames]
     there_and_back = torch.cat([values, values.flip(0)[1:-1]]) if len(values) > 2 else values

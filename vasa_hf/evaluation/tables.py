@@ -1,4 +1,4 @@
-"""Rows to tables: Markdown, CSV and JSON, with confidence intervals and the reasons for what is not there."""
+"""Rows to tables: Markdown, CSV and JSON, with confidence intervals and the reasons of missing values."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from vasa_hf.media.ffmpeg import staging
 COLUMNS = ("part", "role", "system", "item", "sample", "metric", "value", "why")
 ROLES = ("model", "share", "baseline", "truth", "paper")
 NOTES = {
-    "self": "Source: the first frame of each clip; judged: all others, made from the clip's own motion.",
-    "cross": "Each portrait makes the absolute movements of one clip of somebody else (its first 75 frames). The true "
-    "frames' row is the driving clips'. AKD includes the difference of the two faces' shapes; FID is against the "
-    "portraits.",
-    "audio": "Every clip's sound on its own first frame, and every voice in pieces of 3 s, on another portrait each "
-    "time; several samples of each sound, all frames made and measured. Gaze and distance: the camera and the "
-    "portrait's own were asked for. Our sync expert sees the generated motion, of true frames the encoded one; head "
-    "poses are measured in the frames. Baselines make no pictures.",
-    "silence": "20 s without a sound on two portraits (or on clips' first frames), all frames measured.",
-    "ablations": "First 10 s of each voice on one portrait, with gaze 0.25, -0.25 rad to the side and 0.15 down asked "
-    "for. Sync, CAPP and ΔP are of the generated motion; gaze and distance are measured in every tenth frame.",
-    "controls": "Four portraits, 2 s of one voice, the same random numbers for each setting; measured by our detector "
-    "in every tenth frame. Gaze ±0.3 rad to the sides, ±0.2 up and down; distance 0.8 and 1.25; six emotions at 1.",
-    "speed": "The first 10 s of up to four voices on one portrait, after loading: portrait found and encoded, sound "
-    "read, motion, pictures, the file written. The papers' rows are on a GPU that MoDA does not name.",
-    "studies": "How the learned metrics answer to shifted sound, scaled movement, and other clips' sound.",
-    "avatars": "VASA-1 and the avatar make the same motions (of voices, and of clips' faces, that no fit has seen, the "
-    "first 3 s of each) of the same portrait on the same plain background; VASA-1's frames are the truth, and its row "
-    "the upper bound. Our sync expert sees the motion that VASA-1's encoder finds in the frames. Identity is to the "
-    "portrait. Tables 1 and 2 of the paper are against VASA-1's frames, Table A against real videos.",
+    "self": "Source: the first frame of each clip; measured: all others, generated from the clip's own motion.",
+    "cross": "Each portrait with the absolute motion of the first 75 frames of another person's clip. The row of true "
+    "frames is that of the driving clips. AKD includes the difference between the shapes of the faces; FID is against "
+    "the portraits.",
+    "audio": "The audio of every clip with its own first frame, and every voice in windows of 3 s, each with another "
+    "portrait; several samples of each, all frames measured. Requested gaze: the camera; requested distance: the "
+    "portrait's. The sync expert measures the generated motion, and for true frames the encoded motion; head poses are "
+    "measured in the frames. Baselines have no frames.",
+    "silence": "20 s of silence with two portraits (or with first frames of clips), all frames measured.",
+    "ablations": "The first 10 s of each voice with one portrait; requested gaze 0.25, -0.25 rad to the side and 0.15 "
+    "down. Sync, CAPP and ΔP are of the generated motion; gaze and distance are measured in every tenth frame.",
+    "controls": "Four portraits, 2 s of one voice, the same seed for each setting; measured by the detector in every "
+    "tenth frame. Gaze ±0.3 rad to the sides, ±0.2 up and down; distance 0.8 and 1.25; six emotions at 1.",
+    "speed": "The first 10 s of up to four voices with one portrait, after loading: find and encode the portrait, read "
+    "audio, generate motion, render frames, write the file. The papers' rows are on a GPU that MoDA does not name.",
+    "studies": "Response of the learned metrics to shifted audio, scaled motion, and the audio of other clips.",
+    "avatars": "VASA-1 and the avatar render the same motion (the first 3 s of voices and of clips that are in no "
+    "training data) of the same portrait on the same plain background; VASA-1's frames are the truth, and its row the "
+    "upper bound. The sync expert measures the motion that VASA-1's encoder finds in the frames. Identity is relative "
+    "to the portrait. Tables 1 and 2 of the paper are against VASA-1's frames, Table A against real videos.",
 }
 
 
@@ -52,7 +52,7 @@ def write_rows(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_rows(output: str | os.PathLike) -> list[dict[str, Any]]:
-    """All rows of a folder; `value` is a number or `None`.
+    """Read all rows of a folder; `value` is a number or `None`.
 
     Raises:
         ValueError: If there are none.
@@ -67,7 +67,7 @@ def read_rows(output: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def summarize(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry for each part, system and metric: mean over the items of the mean over samples, 95 % interval, reasons.
+    """Average each part, system and metric: mean over items of the mean over samples, 95 % interval, reasons.
 
     Returns:
         `list[dict]` with `part`, `role`, `system`, `metric`, `value` (or `None`), `low`, `high`, `items`, `why` (reason
@@ -77,7 +77,7 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     reasons: dict[tuple, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for row in rows:
         key = (row["part"], row["role"], row["system"], row["metric"])
-        groups[key]  # also those that have reasons alone
+        groups[key]  # also for groups that have only reasons
         if row["value"] is None:
             reasons[key][row["why"]].add(row["item"])
         else:
@@ -101,13 +101,13 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def bootstrap_interval(values, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of independent values; NaN for fewer than two.
+    """Return the percentile bootstrap interval of the mean of independent values; NaN for fewer than two.
 
     Args:
-        values (`Sequence[float]`): One a clip.
-        resamples (`int`): How often clips are drawn anew.
+        values (`Sequence[float]`): One value per clip.
+        resamples (`int`): Number of resamples.
         level (`float`): Coverage.
-        seed (`int`): Of the draws.
+        seed (`int`): Random seed.
     """
     values = torch.as_tensor(values, dtype=torch.float64)
     if len(values) < 2:
@@ -119,14 +119,14 @@ def bootstrap_interval(values, resamples: int = 1000, level: float = 0.95, seed:
 
 
 def shares_of_truth(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries of the role `share`: a model's mean over the true frames', over the items that both have.
+    """Make entries of the role `share`: the model's mean relative to that of the true frames, over common items.
 
-    Metrics without a row of true frames, and those in which its mean is not above 0, have none.
+    Only for metrics whose mean over the true frames exists and is above 0.
     """
-    truths = {(e["part"], e["metric"]): e for e in summary if e["role"] == "truth"}
+    references = {(e["part"], e["metric"]): e for e in summary if e["role"] == "truth"}
     shares = []
     for entry in summary:
-        truth = truths.get((entry["part"], entry["metric"]))
+        truth = references.get((entry["part"], entry["metric"]))
         if entry["role"] != "model" or truth is None:
             continue
         common = [item for item in entry["per_item"] if item in truth["per_item"]]
@@ -139,11 +139,11 @@ def shares_of_truth(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def below_baselines(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where a model is worse than a baseline that is a yardstick for the metric.
+    """List the metrics in which a model is worse than a baseline that is not trivial for the metric.
 
     Returns:
         `list[dict]` with `part`, `system`, `metric`, `baseline`, both values, and `certain`: whether the 95 % interval
-        of the paired difference keeps clear of 0 (`False` too where there are no pairs).
+        of the paired difference excludes 0 (`False` without pairs).
     """
     found = []
     baselines = [entry for entry in summary if entry["role"] == "baseline" and entry["value"] is not None]
@@ -156,16 +156,16 @@ def below_baselines(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             if not same or other["system"] in metric.trivial:
                 continue
             common = [item for item in entry["per_item"] if item in other["per_item"]]
-            mine, theirs = ([e["per_item"][item] for item in common] for e in (entry, other))
-            gaps = [metric.better * (a - b) for a, b in zip(mine, theirs, strict=True)]
+            model, baseline = ([e["per_item"][item] for item in common] for e in (entry, other))
+            gaps = [metric.better * (a - b) for a, b in zip(model, baseline, strict=True)]
             gap = sum(gaps) / len(gaps) if gaps else metric.better * (entry["value"] - other["value"])
             if gap < 0:
                 found.append(
                     {
                         **{name: entry[name] for name in ("part", "system", "metric")},
                         "baseline": other["system"],
-                        "value": sum(mine) / len(mine) if mine else entry["value"],
-                        "baseline_value": sum(theirs) / len(theirs) if theirs else other["value"],
+                        "value": sum(model) / len(model) if model else entry["value"],
+                        "baseline_value": sum(baseline) / len(baseline) if baseline else other["value"],
                         "certain": len(gaps) > 1 and bootstrap_interval(gaps)[1] < 0,
                     }
                 )
@@ -173,11 +173,11 @@ def below_baselines(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def remake(output: str | os.PathLike, plots: bool = True) -> None:
-    """Write `table.md`, `card.md`, `table.csv`, `table.json` and the plots from the rows that are there.
+    """Write `table.md`, `card.md`, `table.csv`, `table.json` and the plots from the rows of a folder.
 
     Args:
         output (`str` or `os.PathLike`): Folder with `rows/`.
-        plots (`bool`, defaults to `True`): Draw them, if matplotlib is installed.
+        plots (`bool`, defaults to `True`): Draw plots, if matplotlib is installed.
     """
     output = Path(output)
     rows = read_rows(output)
@@ -185,8 +185,8 @@ def remake(output: str | os.PathLike, plots: bool = True) -> None:
     summary += shares_of_truth(summary)
     verdicts = below_baselines(summary)
     facts = {path.stem: json.loads(path.read_text()) for path in sorted(output.glob("rows/*.json"))}
-    _write_text(output / "table.md", markdown(summary, verdicts, facts))
-    _write_text(output / "card.md", card(summary, verdicts))
+    _write_text(output / "table.md", format_markdown(summary, verdicts, facts))
+    _write_text(output / "card.md", format_card(summary, verdicts))
     flat = [{name: value for name, value in entry.items() if name != "per_item"} for entry in summary]
     for entry in flat:
         entry |= {name: None for name in ("low", "high") if math.isnan(entry[name])}
@@ -206,23 +206,23 @@ def remake(output: str | os.PathLike, plots: bool = True) -> None:
         draw_plots(output / "plots", [entry for entry in summary if entry["role"] != "share"])
 
 
-def markdown(
+def format_markdown(
     summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], facts: dict[str, dict[str, Any]]
 ) -> str:
-    """All parts as one Markdown text.
+    """Format all parts as one Markdown text.
 
     Args:
         summary (`Sequence[dict]`): See `summarize`.
         verdicts (`Sequence[dict]`): See `below_baselines`.
-        facts (`dict`): What each part's run tells of itself.
+        facts (`dict`): Facts about the run of each part.
     """
     lines = [
         "# Evaluation",
         "",
         "Mean over clips of the mean over samples, [95 % bootstrap interval over clips]. A share is the model's mean "
-        "over the true frames', of the clips that have both. ▼ marks a model below a trivial baseline. Networks that "
-        "look at pictures see every fifth frame. Papers' rows are on their own data, with their own networks and "
-        "detectors: beside ours, not against.",
+        "relative to that of the true frames, over the clips that have both. ▼ marks a model below a trivial baseline. "
+        "Networks measure every fifth frame. The papers' rows are on other data, with other networks and detectors: "
+        "they are not comparable with the rest.",
     ]
     for part in PARTS:
         entries = [entry for entry in summary if entry["part"] == part]
@@ -234,12 +234,12 @@ def markdown(
         lines += _reason_lines(entries)
         if part in facts:
             fact = facts[part]
-            text = f"Made with {fact['threads']} threads: {time_spent([fact])}; peak memory {fact['memory_mb']} MB."
+            text = f"{fact['threads']} threads: {format_time([fact])}; peak memory {fact['memory_mb']} MB."
             lines += ["", text]
             used = "".join(f", {name}: {what}" for name, what in fact.get("networks", {}).items())
-            lines += [f"Measured by {fact.get('detector', 'the analyzer')}{used}."]
+            lines += [f"Measured with {fact.get('detector', 'the analyzer')}{used}."]
     if len(facts) > 1:
-        lines += ["", "## Time", "", f"{', '.join(facts)}: {time_spent(list(facts.values()))}."]
+        lines += ["", "## Time", "", f"{', '.join(facts)}: {format_time(list(facts.values()))}."]
     used = {entry["metric"] for entry in summary if entry["metric"] in METRICS}
     lines += ["", "## Columns", ""]
     arrows = {1: "↑", -1: "↓", 0: ""}
@@ -247,20 +247,20 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def time_spent(facts: Sequence[dict[str, Any]]) -> str:
-    """Seconds by the clock and of the processor, for generating and for measuring apart, of some parts together.
+def format_time(facts: Sequence[dict[str, Any]]) -> str:
+    """Format the wall time and the CPU time of some parts, in total, for generation and for measurement.
 
     Args:
-        facts (`Sequence[dict]`): What the parts' runs tell of themselves, `rows/PART.json`.
+        facts (`Sequence[dict]`): Contents of `rows/PART.json`.
     """
     keys = ("seconds", "cpu_seconds", "generate", "generate_cpu_seconds", "score", "score_cpu_seconds")
     spent = [f"{sum(fact[key] for fact in facts):.0f} s" for key in keys]
     pairs = zip(("all", "generating", "measuring"), spent[::2], spent[1::2], strict=True)
-    return ", ".join(f"{what} {wall} ({worked} of processor time)" for what, wall, worked in pairs)
+    return ", ".join(f"{what} {wall} ({worked} of CPU time)" for what, wall, worked in pairs)
 
 
-def card(summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) -> str:
-    """The same, short enough for a model card: metrics down, systems across, no papers' rows.
+def format_card(summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) -> str:
+    """Format the same for a model card: metrics as rows, systems as columns, without the papers' rows.
 
     Args:
         summary (`Sequence[dict]`): See `summarize`.
@@ -340,34 +340,32 @@ def _verdict_lines(verdicts: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["", "Below a baseline:", ""]
     for verdict in verdicts:
         metric = _metric(verdict["metric"])
-        mine, theirs = (_number(verdict[name], metric.decimals) for name in ("value", "baseline_value"))
-        doubt = "" if verdict["certain"] else " (the interval of the difference holds 0, or there are no pairs)"
-        lines.append(
-            f"- {verdict['system']}, {metric.label}: {mine} against {theirs} of the {verdict['baseline']}{doubt}"
-        )
+        value, baseline = (_number(verdict[name], metric.decimals) for name in ("value", "baseline_value"))
+        doubt = "" if verdict["certain"] else " (the interval of the difference contains 0, or there are no pairs)"
+        lines.append(f"- {verdict['system']}, {metric.label}: {value}, {verdict['baseline']} {baseline}{doubt}")
     return lines
 
 
 def _reason_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """What could not be computed, the same reason told once for all metrics and systems."""
-    told: dict[str, tuple[set[str], set[str], set[str]]] = defaultdict(lambda: (set(), set(), set()))
+    """List the metrics that could not be computed, by reason."""
+    reasons: dict[str, tuple[set[str], set[str], set[str]]] = defaultdict(lambda: (set(), set(), set()))
     for entry in entries:
         for why, items in entry["why"].items():
             if why.startswith(NOT_DEFINED):
                 continue
-            metrics, systems, names = told[why]
+            metrics, systems, names = reasons[why]
             metrics.add(_metric(entry["metric"]).label)
             systems.add(entry["system"])
             names.update(items)
-    if not told:
+    if not reasons:
         return []
     lines = ["", "Not computed:", ""]
-    for why, (metrics, systems, names) in told.items():
+    for why, (metrics, systems, names) in reasons.items():
         where = (
             "" if names == {"*"} else f" ({len(names)} items: {', '.join(sorted(names)[:3])}{', …' * (len(names) > 3)})"
         )
-        whose = "" if names == {"*"} else f", {' and '.join(sorted(systems))}"
-        lines.append(f"- {', '.join(sorted(metrics))}{whose}: {why}{where}")
+        by = "" if names == {"*"} else f", {' and '.join(sorted(systems))}"
+        lines.append(f"- {', '.join(sorted(metrics))}{by}: {why}{where}")
     return lines
 
 
@@ -385,7 +383,7 @@ def _cell(entry: dict[str, Any] | None, metric: Metric) -> str:
 def _number(value: float | None, decimals: int) -> str:
     if value is None:
         return "–"
-    return f"{value:.{decimals}f}" if abs(value) < 1e5 else "∞"  # such as the stability of a picture that stands still
+    return f"{value:.{decimals}f}" if abs(value) < 1e5 else "∞"  # such as the stability of a still image
 
 
 def _metric(name: str) -> Metric:

@@ -1,1 +1,1 @@
-"""3D Gaussians: rendering, density control, binding to a mesh, files. Start at `render.py`."""
+"""3D Gaussians: rendering (start at `render.py`), density control, binding to a mesh, files."""

@@ -1,6 +1,6 @@
-r"""Gaussians bound to the triangles of a mesh: they follow it in position, rotation and size.
+r"""Gaussians bound to the triangles of a mesh: they follow its position, rotation and size.
 
-Each triangle has a frame; a Gaussian's own numbers are in the frame of its triangle:
+Each triangle has a frame; a Gaussian's parameters are in the frame of its triangle:
 
 ```
         v2                 origin    the triangle's centroid T
@@ -9,8 +9,7 @@ Each triangle has a frame; a Gaussian's own numbers are in the frame of its tria
      v0 --> v1
                            world: mean = k R mean + T,   quat = R quat,   scales = k scales
 ```
-Source: GaussianAvatars (Qian et al. 2024) §3.2-3.3, which VASA-3D §3.1 and Eq. 8 take over. Apart from the files that
-render, because it needs no camera, and from the head, because any mesh will do.
+Source: GaussianAvatars (Qian et al. 2024) §3.2-3.3, as in VASA-3D §3.1 and Eq. 8.
 """
 
 import dataclasses
@@ -70,12 +69,12 @@ def world_from_local(
     triangles: Tensor,  # [N]
     frames: TriangleFrames,
 ) -> Gaussians:
-    """Carry bound Gaussians along with their triangles.
+    """Transform bound Gaussians from the frames of their triangles to the world.
 
     Args:
         local (`Gaussians`): In the frames of their triangles; one set, or one for each deformation.
-        triangles (`torch.Tensor` of shape `(gaussians,)`): The face that each is bound to.
-        frames (`TriangleFrames`): Of one mesh, or of a batch of deformations.
+        triangles (`torch.Tensor` of shape `(gaussians,)`): The face of each Gaussian.
+        frames (`TriangleFrames`): Frames of one mesh, or of a batch of deformations.
 
     Returns:
         `Gaussians`: In the world, with a batch dimension if either had one.
@@ -95,7 +94,7 @@ def local_from_world(
     triangles: Tensor,  # [N]
     frames: TriangleFrames,
 ) -> Gaussians:
-    """Inverse of `world_from_local`; arguments alike."""
+    """Inverse of `world_from_local`, with the same arguments."""
     origin, rotation = frames.origin[..., triangles, :], frames.rotation[..., triangles, :, :]
     scale = frames.scale[..., triangles, None]
     means = (rotation.transpose(-1, -2) @ (gaussians.means - origin)[..., None])[..., 0] / scale
@@ -109,19 +108,19 @@ def place_on_mesh(
     faces: Tensor,  # [F, 3]
     count: int,
 ) -> tuple[Gaussians, Tensor]:
-    """New Gaussians all over a mesh: flat discs that together cover it, one at least on each face.
+    """Cover a mesh with new Gaussians: flat discs, at least one on each face.
 
-    Not in the papers, which start with one Gaussian in the middle of each face: here large faces get more of them,
-    spread evenly by a sequence of low discrepancy (R2, Roberts 2018).
+    Not in the papers, which start with one Gaussian in the middle of each face: here large faces get more, spread
+    evenly by a low-discrepancy sequence (R2, Roberts 2018).
 
     Args:
         vertices (`torch.Tensor` of shape `(vertices, 3)`): In world units.
         faces (`torch.Tensor` of shape `(faces, 3)`): Indices of the corners.
-        count (`int`): How many Gaussians; at least one for each face.
+        count (`int`): Number of Gaussians; at least one for each face.
 
     Returns:
         The Gaussians, grey and with opacity 0.9, in the frames of their triangles, and the triangles `(count,)`, in
-        rising order.
+        ascending order.
 
     Raises:
         ValueError: If `count` is less than the number of faces.
@@ -134,7 +133,7 @@ def place_on_mesh(
     numbers = 1 + torch.diff((portion * (count - len(faces))).round().long(), prepend=faces.new_zeros(1))
     triangles = torch.repeat_interleave(torch.arange(len(faces), device=faces.device), numbers)
     place = torch.arange(count, device=faces.device) - (numbers.cumsum(dim=0) - numbers)[triangles]
-    # Two coordinates in the unit square, the first 1/3; those beyond the diagonal are folded back into the triangle.
+    # Two coordinates in the unit square, the first 1/3; points beyond the diagonal are reflected into the triangle.
     square = (1 / 3 + place[:, None] * vertices.new_tensor([0.7548776662466927, 0.5698402909980532])) % 1
     square = torch.where(square.sum(dim=-1, keepdim=True) > 1, 1 - square, square)
     weights = torch.cat([1 - square.sum(dim=-1, keepdim=True), square], dim=-1)
@@ -154,8 +153,8 @@ def binding_losses(
 ) -> tuple[Tensor, Tensor]:
     """Regularisers that keep Gaussians near their triangle and not larger than it.
 
-    Source: GaussianAvatars §3.3, max(|mu|, 1) and max(s, 0.6), which have the gradients of these hinges; weights there
-    0.01 and 1. Give the Gaussians that are in the picture alone, as it does.
+    Source: GaussianAvatars §3.3, max(|mu|, 1) and max(s, 0.6), which have the gradients of these hinges; its weights
+    are 0.01 and 1. As there, pass only the Gaussians that are in the image.
 
     Args:
         means (`torch.Tensor` of shape `(gaussians, 3)`): In the frames of the triangles.
@@ -167,6 +166,6 @@ def binding_losses(
     count = max(len(means), 1)
     position = F.relu(means.norm(dim=-1) - POSITION_THRESHOLD).sum() / count
     excess = F.relu(scales - SCALING_THRESHOLD)
-    # The square root has no slope at 0, where most Gaussians are.
+    # The square root is not differentiable at 0, where most Gaussians are.
     scaling = (excess.square().sum(dim=-1) + 1e-12).sqrt().sub(1e-6).sum() / count
     return position, scaling

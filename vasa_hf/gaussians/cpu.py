@@ -1,7 +1,8 @@
-"""The fast rasterizer for the CPU: tiles, early stop, all of torch's threads, analytic gradients.
+"""The fast rasterizer for the CPU: tiles, early stop, as many threads as torch, analytic gradients.
 
-The loops are in `cpu_kernels.py`. Threads are Python's, because the compiled kernels release the GIL: unlike numba's
-own they may be used by several callers at once, and after a fork. The result does not depend on their number.
+The loops are in `cpu_kernels.py`. The threads are Python's, because the compiled kernels release the GIL: unlike
+numba's threads they can be used by several callers at once, and after a fork. The result does not depend on their
+number.
 """
 
 import itertools
@@ -31,11 +32,10 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)  # a forked process has none of its parent's threads
 
 
-def _in_threads(work: Callable[[int, int], None]) -> None:
+def _run_in_threads(work: Callable[[int, int], None]) -> None:
     """Call `work(part, parts)` for all parts, in as many threads as torch uses.
 
-    There are more parts than threads, and each thread takes the next one when it is done: none waits long for another
-    that has the processor to share.
+    There are more parts than threads, and an idle thread takes the next part: no thread waits long for a slow one.
     """
     global _pool, _pool_size
     workers = torch.get_num_threads()
@@ -54,24 +54,24 @@ def _in_threads(work: Callable[[int, int], None]) -> None:
     waiting = [_pool.submit(take_parts) for _ in range(workers - 1)]
     take_parts()
     for result in waiting:
-        if not result.cancel():  # one that has not begun has nothing left to do
+        if not result.cancel():  # a thread that has not started has nothing left to do
             result.result()
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """float32 arrays of tensors, without a copy where they are contiguous."""
+    """Convert tensors to float32 arrays, without a copy if they are contiguous."""
     return [tensor.detach().float().contiguous().numpy() for tensor in tensors]
 
 
 def _camera_numbers(camera: Cameras, size: tuple[int, int]) -> np.ndarray:
-    """The 16 numbers of a camera in the order of the kernels."""
+    """Pack a camera into 16 numbers, in the order of the kernels."""
     matrix, intrinsics = camera.camera_from_world[0], camera.intrinsics(size)[0]
     parts = [matrix[:3, :3].reshape(-1), matrix[:3, 3], intrinsics.diagonal()[:2], intrinsics[:2, 2]]
     return _arrays(torch.cat(parts))[0]
 
 
 class _Rasterize(torch.autograd.Function):
-    """Gaussians with RGB -> planes of a picture, for one camera."""
+    """Gaussians with RGB -> planes of an image, for one camera."""
 
     @staticmethod
     def forward(
@@ -97,24 +97,24 @@ class _Rasterize(torch.autograd.Function):
             first, last = count * part // parts, count * (part + 1) // parts
             kernels.project(first, last, *inputs, camera, width, height, near_plane, splats, boxes, radii)
 
-        _in_threads(project)
+        _run_in_threads(project)
         tiles_x, tiles_y = -(-width // kernels.TILE), -(-height // kernels.TILE)
         starts, ids = kernels.bin_tiles(kernels.depth_order(splats, radii), boxes, tiles_x, tiles_y)
-        picture, rest = np.empty((5, height, width), np.float32), np.empty((height, width), np.float32)
+        image, rest = np.empty((5, height, width), np.float32), np.empty((height, width), np.float32)
         last = np.empty((height, width), np.int32)
-        _in_threads(lambda *part: kernels.blend(*part, splats, boxes, starts, ids, tiles_x, picture, rest, last))
+        _run_in_threads(lambda *part: kernels.blend(*part, splats, boxes, starts, ids, tiles_x, image, rest, last))
 
         ctx.geometry, ctx.lists, ctx.kept = (inputs[:3], camera, size), (boxes, starts, ids, tiles_x), (rest, last)
         ctx.splats, ctx.radii = splats, radii
         ctx.dtypes = [tensor.dtype for tensor in (means, quats, scales, opacities, colors, probe)]
         radii_px = torch.from_numpy(radii)
         ctx.mark_non_differentiable(radii_px)
-        return torch.from_numpy(picture), radii_px
+        return torch.from_numpy(image), radii_px
 
     @staticmethod
-    def backward(ctx: Any, d_picture: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_image: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (inputs, camera, (height, width)), (boxes, starts, ids, tiles_x) = ctx.geometry, ctx.lists
-        (d_planes,) = _arrays(d_picture)
+        (d_planes,) = _arrays(d_image)
         splats, radii, count = ctx.splats, ctx.radii, len(ctx.radii)
         d_pairs = np.empty((len(ids), kernels.SPLAT_COLUMNS), np.float32)
         d_splats = np.zeros((count, kernels.SPLAT_COLUMNS), np.float32)
@@ -125,9 +125,9 @@ class _Rasterize(torch.autograd.Function):
             kernels.project_backward(first, last, *inputs, camera, width, height, splats, radii, d_splats, *d_inputs)
 
         lists = (boxes, starts, ids, tiles_x)
-        _in_threads(lambda *part: kernels.blend_backward(*part, splats, *lists, *ctx.kept, d_planes, d_pairs))
+        _run_in_threads(lambda *part: kernels.blend_backward(*part, splats, *lists, *ctx.kept, d_planes, d_pairs))
         kernels.sum_pairs(ids, d_pairs, d_splats)
-        _in_threads(project)
+        _run_in_threads(project)
         arrays = [*d_inputs, d_splats[:, 5], d_splats[:, 6:9], d_splats[:, :2]]
         gradients = [torch.from_numpy(value).to(dtype) for value, dtype in zip(arrays, ctx.dtypes, strict=True)]
         return *gradients, None, None, None
@@ -140,13 +140,13 @@ def render_planes(
     near: float,
     screen_probe: Tensor | None,  # [N, 2]
 ) -> tuple[Tensor, Tensor]:
-    """One picture of one set of Gaussians.
+    """Render one image of one set of Gaussians.
 
     Args:
         gaussians (`Gaussians`): Without a batch dimension.
         camera (`Cameras`): One camera.
         size (`tuple` of two `int`): Height and width.
-        near (`float`): Gaussians whose centre is nearer are left out, in world units.
+        near (`float`): Gaussians whose centre is nearer are skipped, in world units.
         screen_probe (`torch.Tensor` of shape `(gaussians, 2)`, *optional*): Added to the centres in pixels.
 
     Returns:

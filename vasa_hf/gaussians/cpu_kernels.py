@@ -1,16 +1,15 @@
 """The loops of the CPU rasterizer, compiled by numba: projection, tile lists, blending, and their gradients.
 
-Each kernel works on a part of the Gaussians or of the tiles and releases the GIL, so that threads can share a picture.
-All numbers are float32. The maths is that of `reference.py`; what differs is where work is left out:
+Each kernel works on a part of the Gaussians or of the tiles and releases the GIL, so that threads can share an image.
+All numbers are float32. The maths is that of `reference.py`, with less work:
 
 ```
-project    Gaussian -> one row of `splats` and its box of pixels        empty box: not in the picture
+project    Gaussian -> one row of `splats` and its box of pixels        empty box: not in the image
 bin_tiles  boxes -> for each 16x16 tile the Gaussians that touch it, nearest first
-blend      tile -> pixels; row by row within the box; stops when all pixels are finished
+blend      tile -> pixels; row by row within the box; stops when all pixels are opaque
 ```
-Columns of `splats`: centre x, y; conic xx, xy, yy; opacity; red, green, blue; depth. Their gradients have the same.
-Gradients are summed for each pair of Gaussian and tile, and then in the order of the tiles: the same for any number of
-threads.
+Columns of `splats`, and of their gradients: centre x, y; conic xx, xy, yy; opacity; red, green, blue; depth. Gradients
+are summed for each pair of Gaussian and tile, and then in the order of the tiles, independent of the number of threads.
 """
 
 import numpy as np
@@ -31,18 +30,18 @@ _TRANSMITTANCE_MIN, _MAX_EXTENT = _f32(scene.TRANSMITTANCE_MIN), _f32(scene.MAX_
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def _compiled(function):
-    """Compile at the first call, without the GIL, and keep the machine code on disk where that is possible."""
+def _compile(function):
+    """Compile at the first call, without the GIL, and cache the machine code on disk if possible."""
     try:
         return njit(function, nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written to
+    except RuntimeError:  # neither the package's folder nor the user's cache is writable
         return njit(function, nogil=True, fastmath=_FASTMATH, error_model="numpy")
 
 
 # --- projection -----------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@_compile
 def _rotation(quats, i, out):
     """Rotation matrix of a quaternion, row by row; returns the quaternion's length."""
     w, x, y, z = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
@@ -54,16 +53,16 @@ def _rotation(quats, i, out):
     return length
 
 
-@_compiled
+@_compile
 def _linearise(x, z, focal, center, pixels):
-    """Slope of the ray at which the camera is linearised, and whether it was held back at the frustum's margin."""
+    """Slope of the ray at which the camera is linearised, and whether it was clamped at the frustum's margin."""
     slope = x / z
     low = -(center + _MARGIN * pixels) / focal
     high = (pixels - center + _MARGIN * pixels) / focal
     return min(max(slope, low), high), slope < low or slope > high
 
 
-@_compiled
+@_compile
 def project(
     first, last, means, quats, scales, opacities, colors, probe, camera, width, height, near, splats, boxes, radii
 ):
@@ -131,7 +130,7 @@ def project(
 # --- tile lists -----------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@_compile
 def depth_order(splats, radii):
     """Indices of the visible Gaussians, nearest first, equal ones in their order: a radix sort of the floats' bits."""
     bits = splats[:, 9].copy().view(np.uint32)  # positive floats are ordered like their bits
@@ -160,7 +159,7 @@ def depth_order(splats, radii):
     return order
 
 
-@_compiled
+@_compile
 def bin_tiles(order, boxes, tiles_x, tiles_y):
     """Lists of the Gaussians that touch each tile: `ids[starts[tile] : starts[tile + 1]]`, nearest first."""
     starts = np.zeros(tiles_x * tiles_y + 1, np.int64)
@@ -187,8 +186,8 @@ def bin_tiles(order, boxes, tiles_x, tiles_y):
 
 # --- blending -------------------------------------------------------------------------------------------------------
 #
-# A row of a tile is 16 numbers, one vector of the processor: rows are worked on whole and without branches, and all
-# that belongs to a tile lies in one array, plane after plane, so that the compiler sees that nothing overlaps.
+# A row of a tile is 16 numbers, one vector of the CPU: rows are processed whole and without branches, and all data of a
+# tile is in one array, plane after plane, so that the compiler knows that nothing overlaps.
 
 _PIXELS = TILE * TILE
 #: exp(x) on [-0.7, 0] to 2e-9, by interpolation at Chebyshev's nodes.
@@ -198,7 +197,7 @@ _EXP = tuple(
 )
 
 
-@_compiled
+@_compile
 def _exp_minus(x):
     """exp(-x), for x in [0, 5.6] to a few float32 roundings: the polynomial of x / 8, squared three times."""
     y = min(max(x, _ZERO), _f32(6)) * _f32(-0.125)
@@ -208,12 +207,12 @@ def _exp_minus(x):
     return p * p
 
 
-@_compiled
-def blend(part, parts, splats, boxes, starts, ids, tiles_x, picture, rest, last):
-    """Blend every `parts`-th tile from `part` on into `picture`: red, green, blue, depth, alpha.
+@_compile
+def blend(part, parts, splats, boxes, starts, ids, tiles_x, image, rest, last):
+    """Blend every `parts`-th tile from `part` on into `image`: red, green, blue, depth, alpha.
 
-    Kept for the gradients: `rest`, the transmittance behind the last Gaussian that a pixel took, and `last`, that
-    Gaussian's place in its tile's list, -1 where there is none.
+    Saved for the gradients: `rest`, the transmittance behind the last Gaussian of a pixel, and `last`, the index of
+    that Gaussian in the list of its tile, -1 if there is none.
     """
     height, width = last.shape
     # Planes: transmittance, whether the pixel is open, red, green, blue, depth, last.
@@ -257,8 +256,8 @@ def blend(part, parts, splats, boxes, starts, ids, tiles_x, picture, rest, last)
             for column in range(left, right):
                 pixel = (row - top) * TILE + column - left
                 for plane in range(4):
-                    picture[plane, row, column] = planes[(2 + plane) * _PIXELS + pixel]
-                picture[4, row, column] = _ONE - planes[pixel]
+                    image[plane, row, column] = planes[(2 + plane) * _PIXELS + pixel]
+                image[4, row, column] = _ONE - planes[pixel]
                 rest[row, column] = planes[pixel]
                 last[row, column] = planes[6 * _PIXELS + pixel]
 
@@ -266,12 +265,12 @@ def blend(part, parts, splats, boxes, starts, ids, tiles_x, picture, rest, last)
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
-@_compiled
-def blend_backward(part, parts, splats, boxes, starts, ids, tiles_x, rest, last, d_picture, d_pairs):
+@_compile
+def blend_backward(part, parts, splats, boxes, starts, ids, tiles_x, rest, last, d_image, d_pairs):
     """Gradients with respect to the rows of `splats`, one row of `d_pairs` for each entry of `ids`.
 
-    Source: Kerbl et al. 2023, appendix C, back to front: with q = d color + d depth of a Gaussian and B what the
-    later ones add to the loss, dL/d alpha = T q - B / (1 - alpha).
+    Source: Kerbl et al. 2023, appendix C, back to front: with q = d color + d depth of a Gaussian and B the
+    contribution of later ones to the loss, dL/d alpha = T q - B / (1 - alpha).
     """
     height, width = last.shape
     # Planes: transmittance, B, last, gradients of red, green, blue, depth. Sums over each column: gradients of red,
@@ -286,10 +285,10 @@ def blend_backward(part, parts, splats, boxes, starts, ids, tiles_x, rest, last,
             for column in range(left, right):
                 pixel = (row - top) * TILE + column - left
                 planes[pixel] = rest[row, column]
-                planes[_PIXELS + pixel] = -d_picture[4, row, column] * rest[row, column]
+                planes[_PIXELS + pixel] = -d_image[4, row, column] * rest[row, column]
                 planes[2 * _PIXELS + pixel] = last[row, column]
                 for plane in range(4):
-                    planes[(3 + plane) * _PIXELS + pixel] = d_picture[plane, row, column]
+                    planes[(3 + plane) * _PIXELS + pixel] = d_image[plane, row, column]
                 final = max(final, int(last[row, column]))
         final += starts[tile]
         d_pairs[final + 1 : starts[tile + 1]] = _ZERO
@@ -345,7 +344,7 @@ def blend_backward(part, parts, splats, boxes, starts, ids, tiles_x, rest, last,
                 d_pairs[k, 6 + channel] = sums[channel * TILE]
 
 
-@_compiled
+@_compile
 def sum_pairs(ids, d_pairs, d_splats):
     """Add the gradients of all tiles to those of the Gaussians."""
     for k in range(len(ids)):
@@ -354,11 +353,11 @@ def sum_pairs(ids, d_pairs, d_splats):
             d_splats[i, column] += d_pairs[k, column]
 
 
-@_compiled
+@_compile
 def project_backward(
     first, last, means, quats, scales, camera, width, height, splats, radii, d_splats, d_means, d_quats, d_scales
 ):
-    """Carry gradients of rows of `splats` back to the means, quaternions and scales of Gaussians `first` to `last`."""
+    """Propagate gradients of rows of `splats` to the means, quaternions and scales of Gaussians `first` to `last`."""
     r, j, spread = np.empty(9, np.float32), np.empty(6, np.float32), np.empty((2, 3), np.float32)
     d_turned = np.empty((3, 3), np.float32)
     fx, fy, cx, cy = camera[12], camera[13], camera[14], camera[15]
@@ -397,7 +396,7 @@ def project_backward(
                 d_axis = j[a] * d0 + j[3 + a] * d1  # d (R(q) S)[a, c]
                 d_scales[i, c] += d_axis * r[3 * a + c]
                 d_turned[a, c] = d_axis * scale
-                # d (J R)[0, a] and [1, a], taken on to the entries of J.
+                # d (J R)[0, a] and [1, a], propagated to the entries of J.
                 along = scale * r[3 * a + c]
                 d_px += d0 * along * (camera[a] - slope_x * camera[6 + a])
                 d_sx -= d0 * along * px * camera[6 + a]
@@ -414,7 +413,7 @@ def project_backward(
             d_means[i, c] = camera[c] * d_x + camera[3 + c] * d_y + camera[6 + c] * d_z
 
 
-@_compiled
+@_compile
 def _quaternion_backward(quats, i, length, d, d_quats):
     """Gradient of the unnormalised quaternion from that of its rotation matrix."""
     w, x, y, z = quats[i, 0] / length, quats[i, 1] / length, quats[i, 2] / length, quats[i, 3] / length

@@ -1,4 +1,4 @@
-"""Rasterization by gsplat on a CUDA device. The only file that imports gsplat, and only when it is used."""
+"""Rasterization by gsplat on a CUDA device. The only file that imports gsplat, at the first use."""
 
 import math
 
@@ -18,18 +18,18 @@ def render_planes(
     near: float,
     screen_probe: Tensor | None,  # [C, N, 2]
 ) -> tuple[Tensor, Tensor]:
-    """All pictures of a batch at once; see `cpu.render_planes`, which makes one.
+    """Render all images of a batch at once; see `cpu.render_planes`, which renders one.
 
     Args:
         gaussians (`Gaussians`): One set for all cameras, or a batch with one set for each.
-        cameras (`Cameras`): One for each picture.
+        cameras (`Cameras`): One for each image.
         size (`tuple` of two `int`): Height and width.
-        near (`float`): Gaussians whose centre is nearer are left out, in world units.
-        screen_probe (`torch.Tensor` of shape `(pictures, gaussians, 2)`, *optional*): Added to the centres in pixels.
+        near (`float`): Gaussians whose centre is nearer are skipped, in world units.
+        screen_probe (`torch.Tensor` of shape `(images, gaussians, 2)`, *optional*): Added to the centres in pixels.
 
     Returns:
-        Red, green and blue over black, blended depth and alpha `(pictures, 5, height, width)`, and the radii
-        `(pictures, gaussians)`.
+        Red, green and blue over black, blended depth and alpha `(images, 5, height, width)`, and the radii
+        `(images, gaussians)`.
 
     Raises:
         ImportError: If gsplat is not installed.
@@ -39,7 +39,7 @@ def render_planes(
     except ImportError as error:
         raise ImportError("Rendering on CUDA needs gsplat: pip install gsplat") from error
 
-    (height, width), pictures = size, len(cameras)
+    (height, width), num_images = size, len(cameras)
     shared = gaussians.batch_size is None
     # A batch of sets is gsplat's batch with one camera each: [B, 1, N, ...]; one set has many cameras: [C, N, ...].
     extrinsics, intrinsics = cameras.camera_from_world.contiguous(), cameras.intrinsics(size).contiguous()
@@ -60,20 +60,20 @@ def render_planes(
         opacities=gaussians.opacities.contiguous(),
     )
     count = len(gaussians)
-    radii, means2d = radii.reshape(pictures, count, 2), means2d.reshape(pictures, count, 2)
-    depths, conics = depths.reshape(pictures, count), conics.reshape(pictures, count, 3)
+    radii, means2d = radii.reshape(num_images, count, 2), means2d.reshape(num_images, count, 2)
+    depths, conics = depths.reshape(num_images, count), conics.reshape(num_images, count, 3)
     if screen_probe is not None:
         means2d = means2d + screen_probe
     means, colors = gaussians.means, gaussians.colors
     if shared:
-        means, colors = means.expand(pictures, -1, -1), colors.expand(pictures, *colors.shape)
+        means, colors = means.expand(num_images, -1, -1), colors.expand(num_images, *colors.shape)
     rgb = view_colors(means, colors, cameras.position)
     features = torch.cat([rgb, depths[..., None]], dim=-1)
-    opacities = gaussians.opacities.expand(pictures, count).contiguous()
+    opacities = gaussians.opacities.expand(num_images, count).contiguous()
 
     tiles_x, tiles_y = math.ceil(width / TILE), math.ceil(height / TILE)
     _, intersections, ids = isect_tiles(means2d, radii, depths, TILE, tiles_x, tiles_y)
-    starts = isect_offset_encode(intersections, pictures, tiles_x, tiles_y)
+    starts = isect_offset_encode(intersections, num_images, tiles_x, tiles_y)
     blended, alpha = rasterize_to_pixels(
         means2d.contiguous(), conics.contiguous(), features, opacities, width, height, TILE, starts, ids
     )

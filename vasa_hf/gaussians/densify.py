@@ -1,14 +1,15 @@
-"""Adaptive density control: Gaussians are added where the picture still pulls at them, and useless ones removed.
+"""Adaptive density control: adds Gaussians where the image gradient is large, and removes useless ones.
 
 ```
-every step       observe            gradients of the screen positions (`screen_probe` of `render`) are summed up
-every interval   plan_density       which are cloned (pulled, small), split (pulled, large), pruned (faint or huge)
-                 apply_density      new parameters; the optimiser's state goes along
-now and then     reset_opacities    all become faint; those that are needed grow again, the others are pruned
+every step       observe            sums the gradients of the screen positions (`screen_probe` of `render`)
+every interval   plan_density       selects Gaussians to clone (large gradient, small), to split (large gradient,
+                                    large) and to prune (transparent or huge)
+                 apply_density      new parameters and optimiser state
+rarely           reset_opacities    makes all transparent; the needed ones recover, the others are pruned
 ```
-Parameters are those of the optimisation: `means`, `quats`, `scales` (logarithms), `opacities` (logits), `colors`,
-anything else with a row for each Gaussian. `means` and `scales` may be in the frames of triangles (`binding.py`):
-children inherit the triangle, and a face that has Gaussians keeps one at least.
+Parameters are those of the optimisation: `means`, `quats`, `scales` (logarithms), `opacities` (logits), `colors`, and
+any other with a row for each Gaussian. `means` and `scales` may be in the frames of triangles (`binding.py`): children
+inherit the triangle, and a face with Gaussians keeps at least one.
 
 Source: Kerbl et al. 2023 (3DGS) §5.2; bound to triangles: GaussianAvatars §3.3; schedule: VASA-3D appendix A.
 """
@@ -25,19 +26,19 @@ from vasa_hf.geometry.quaternions import matrix_from_quaternion
 
 @dataclasses.dataclass(frozen=True)
 class DensityConfig:
-    """When and how the number of Gaussians changes.
+    """Schedule and thresholds of density control.
 
     Args:
         start, stop, interval (`int`): Steps (VASA-3D appendix A).
-        max_gaussians (`int`): Never more than this (VASA-3D appendix A stops at the same number).
-        grow_gradient (`float`): Mean gradient of the screen position, in halves of the picture, from which on a
-            Gaussian is cloned or split (3DGS).
+        max_gaussians (`int`): Maximal number (VASA-3D appendix A).
+        grow_gradient (`float`): Mean gradient of the screen position, in halves of the image, above which a Gaussian
+            is cloned or split (3DGS).
         split_scale (`float`): Standard deviation, in fractions of the scene, above which it is split (3DGS).
         split_shrink (`float`): Children of a split are smaller by this factor (3DGS).
-        prune_opacity (`float`): Fainter Gaussians are removed (3DGS).
-        prune_scale (`float`): Larger ones are removed, in fractions of the scene (3DGS).
+        prune_opacity (`float`): Gaussians with a smaller opacity are removed (3DGS).
+        prune_scale (`float`): Larger Gaussians are removed, in fractions of the scene (3DGS).
         reset_interval (`int`): Steps between resets of opacity (GaussianAvatars).
-        reset_opacity (`float`): To which opacities are lowered (3DGS: 0.01).
+        reset_opacity (`float`): Opacity after a reset (3DGS: 0.01).
     """
 
     start: int = 10_000
@@ -63,11 +64,11 @@ class DensityConfig:
 
 @dataclasses.dataclass(eq=False)
 class DensityState:
-    """What has been observed since the last change.
+    """Observations since the last change.
 
     Args:
-        gradient (`torch.Tensor` of shape `(gaussians,)`): Summed lengths of the gradients, in halves of the picture.
-        count (`torch.Tensor` of shape `(gaussians,)`): In how many pictures each Gaussian was.
+        gradient (`torch.Tensor` of shape `(gaussians,)`): Summed lengths of the gradients, in halves of the image.
+        count (`torch.Tensor` of shape `(gaussians,)`): Number of images with each Gaussian.
     """
 
     gradient: Tensor
@@ -75,18 +76,18 @@ class DensityState:
 
     @classmethod
     def empty(cls, gaussians: int, device: torch.device | str = "cpu") -> "DensityState":
-        """Nothing observed yet."""
+        """Make a state without observations."""
         return cls(torch.zeros(gaussians, device=device), torch.zeros(gaussians, device=device))
 
 
 @dataclasses.dataclass(eq=False)
 class DensityPlan:
-    """Indices of the Gaussians that stay as they are, that get a twin besides, and that two children replace.
+    """Indices of the Gaussians to keep, to clone and to split.
 
     Args:
-        keep (`torch.Tensor` of shape `(kept,)`): Stay, with their optimiser state.
-        clone (`torch.Tensor` of shape `(cloned,)`): Some of `keep`.
-        split (`torch.Tensor` of shape `(split,)`): None of `keep`.
+        keep (`torch.Tensor` of shape `(kept,)`): Kept with their optimiser state.
+        clone (`torch.Tensor` of shape `(cloned,)`): Those of `keep` that get a copy.
+        split (`torch.Tensor` of shape `(split,)`): Replaced by two children; not in `keep`.
     """
 
     keep: Tensor
@@ -102,21 +103,21 @@ class DensityPlan:
 @torch.no_grad()
 def observe(
     state: DensityState,
-    probe_gradient: Tensor,  # [pictures, N, 2]
-    radii: Tensor,  # [pictures, N]
+    probe_gradient: Tensor,  # [images, N, 2]
+    radii: Tensor,  # [images, N]
     size: tuple[int, int],
 ) -> None:
-    """Add what one backward pass has shown to `state`.
+    """Add the observations of one backward pass to `state`.
 
     Args:
         state (`DensityState`): Changed in place.
-        probe_gradient (`torch.Tensor` of shape `(pictures, gaussians, 2)`):
-            `grad` of `screen_probe` for a loss that is a mean over the pictures.
-        radii (`torch.Tensor` of shape `(pictures, gaussians)`): Of the same `RenderOutput`.
-        size (`tuple` of two `int`): Height and width of the pictures.
+        probe_gradient (`torch.Tensor` of shape `(images, gaussians, 2)`):
+            `grad` of `screen_probe` for a loss that is a mean over the images.
+        radii (`torch.Tensor` of shape `(images, gaussians)`): Of the same `RenderOutput`.
+        size (`tuple` of two `int`): Height and width of the images.
     """
     height, width = size
-    # In halves of the picture, and as if each picture had been alone in the loss.
+    # In halves of the image, and as if each image were alone in the loss.
     halves = probe_gradient.new_tensor([width / 2, height / 2]) * len(probe_gradient)
     visible = radii > 0
     state.gradient += ((probe_gradient * halves).norm(dim=-1) * visible).sum(dim=0)
@@ -132,10 +133,10 @@ def plan_density(
     config: DensityConfig,
     triangles: Tensor | None = None,  # [N]
 ) -> DensityPlan:
-    """Decide what becomes of each Gaussian.
+    """Choose the Gaussians to keep, clone, split and prune.
 
     Args:
-        state (`DensityState`): What has been observed.
+        state (`DensityState`): Observations.
         scales (`torch.Tensor` of shape `(gaussians, 3)`): Standard deviations in the world, not logarithms.
         opacities (`torch.Tensor` of shape `(gaussians,)`): In [0, 1], not logits.
         scene_extent (`float`): Size of the scene in world units, such as the radius of the cameras' orbit.
@@ -148,10 +149,10 @@ def plan_density(
     largest = scales.amax(dim=-1)
     pruned = (opacities < config.prune_opacity) | (largest > config.prune_scale * scene_extent)
     if triangles is not None:
-        pruned &= ~_last_of_their_face(pruned, opacities, triangles)
+        pruned &= ~_select_last_of_faces(pruned, opacities, triangles)
     gradient = state.gradient / state.count.clamp_min(1)
     grown = (gradient > config.grow_gradient) & ~pruned
-    # Not in the papers: where not all may grow, those that are pulled at most. Each adds one.
+    # Not in the papers: if the budget is too small, the largest gradients grow. Each adds one Gaussian.
     budget = max(config.max_gaussians - int((~pruned).sum()), 0)
     if int(grown.sum()) > budget:
         chosen = torch.where(grown, gradient, -1.0).topk(budget).indices
@@ -161,9 +162,9 @@ def plan_density(
     return DensityPlan(*(mask.nonzero()[:, 0] for mask in (keep, clone, split)))
 
 
-def _last_of_their_face(pruned: Tensor, opacities: Tensor, triangles: Tensor) -> Tensor:
-    """Of each face that would lose all its Gaussians, the one that covers most."""
-    # By face, then those that stay, then by opacity: the first of each face shows whether and which one to save.
+def _select_last_of_faces(pruned: Tensor, opacities: Tensor, triangles: Tensor) -> Tensor:
+    """Select the most opaque Gaussian of each face that would lose all of them."""
+    # Sort by face, then kept before pruned, then by opacity: the first of each face is the one to save, if any.
     order = torch.argsort(opacities, descending=True, stable=True)
     order = order[torch.argsort(pruned[order].int(), stable=True)]
     order = order[torch.argsort(triangles[order], stable=True)]
@@ -184,17 +185,17 @@ def apply_density(
     triangles: Tensor | None = None,  # [N]
     generator: torch.Generator | None = None,
 ) -> tuple[dict[str, nn.Parameter], Tensor | None]:
-    """Carry out a plan.
+    """Apply a plan to the parameters and the optimiser.
 
     Args:
         plan (`DensityPlan`): Of `plan_density`.
         parameters (mapping of names to `torch.nn.Parameter`):
             With a row for each Gaussian; `means`, `quats`, `scales` (logarithms) at least.
         optimizer (`torch.optim.Optimizer`):
-            Changed in place: it holds the new parameters, with its state for those that stay, and zeros for new ones.
+            Changed in place: new parameters, with the old state for kept Gaussians and zeros for new ones.
         config (`DensityConfig`): For `split_shrink`.
         triangles (`torch.Tensor` of shape `(gaussians,)`, *optional*): Faces that the Gaussians are bound to.
-        generator (`torch.Generator`, *optional*): Of the places of the children of a split.
+        generator (`torch.Generator`, *optional*): Generator for the positions of split children.
 
     Returns:
         The new parameters, and the triangles of the new Gaussians.
@@ -212,7 +213,7 @@ def apply_density(
     fresh = torch.arange(len(source), device=source.device) >= len(plan.keep)
     rows = {name: value[source] for name, value in parameters.items()}
     children = slice(len(plan.keep) + len(plan.clone), None)
-    # Children of a split are drawn from their parent, taken as a distribution.
+    # Children of a split are sampled from their parent's distribution.
     spread = rows["scales"][children].exp()
     noise = torch.randn(spread.shape, generator=generator, device="cpu" if generator is None else generator.device)
     offset = matrix_from_quaternion(rows["quats"][children]) @ (spread * noise.to(spread))[..., None]
@@ -227,7 +228,7 @@ def apply_density(
 def _replace_parameter(
     optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, source: Tensor, fresh: Tensor
 ) -> None:
-    """Put `new` in the place of `old`, with the rows `source` of its state, zero where `fresh`."""
+    """Replace `old` by `new`, with the rows `source` of its state, zero where `fresh`."""
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
     state = optimizer.state.pop(old, None)
@@ -246,11 +247,11 @@ def reset_opacities(
     optimizer: torch.optim.Optimizer,
     config: DensityConfig,
 ) -> None:
-    """Lower all opacities to `reset_opacity` at most, in place, and forget the optimiser's momentum for them.
+    """Clamp all opacities to `reset_opacity`, in place, and reset the optimiser's state for them.
 
     Args:
         logits (`torch.nn.Parameter` of shape `(gaussians,)`): Opacities before the sigmoid.
-        optimizer (`torch.optim.Optimizer`): That of `logits`.
+        optimizer (`torch.optim.Optimizer`): The optimiser of `logits`.
         config (`DensityConfig`): For `reset_opacity`.
     """
     logits.clamp_(max=math.log(config.reset_opacity / (1 - config.reset_opacity)))

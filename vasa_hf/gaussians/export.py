@@ -1,9 +1,9 @@
-"""Gaussians as files that other programs show: `.ply` as 3DGS writes it, and the web viewers' `.splat`.
+"""Files of Gaussians for other programs: `.ply` as 3DGS writes it, and `.splat` of web viewers.
 
 ```
 .ply     binary little-endian, float32: x y z, nx ny nz (0), f_dc (constant harmonic), f_rest (the others, all of red
          first), opacity (logit), scale (logarithms), rot (quaternion wxyz)
-.splat   32 bytes each, large and opaque ones first: 3 float32 position, 3 float32 scale, 4 uint8 red, green, blue and
+.splat   32 bytes each, large and opaque first: 3 float32 position, 3 float32 scale, 4 uint8 red, green, blue and
          opacity, 4 uint8 quaternion wxyz as 128 + 128 q; no view dependence
 ```
 The axes stay those of `geometry/cameras.py` (y down), which are also those of most 3DGS files.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vasa_hf.gaussians.scene import SH_C0, SH_COEFFICIENTS, Gaussians
 
-#: Opacities and scales are kept this far from values whose logit or logarithm is infinite.
+#: Margins to opacities and scales whose logit or logarithm is infinite.
 _OPACITY_MARGIN, _MIN_SCALE = 1e-6, 1e-12
 _MAX_HEADER = 65536
 _PLY_TYPES = {
@@ -35,14 +35,14 @@ _SPLAT = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4),
 
 
 def save_gaussians(gaussians: Gaussians, path: str | os.PathLike) -> None:
-    """Write one set of Gaussians in the format that the file's name says.
+    """Write one set of Gaussians, in the format of the file's suffix.
 
     Args:
         gaussians (`Gaussians`): Without a batch dimension.
         path (`str` or `os.PathLike`): File to write, `.ply` or `.splat`.
 
     Raises:
-        ValueError: If the name ends otherwise, there is a batch of sets, or numbers are not finite.
+        ValueError: If the suffix is unknown, there is a batch of sets, or numbers are not finite.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SAVERS:
@@ -60,7 +60,7 @@ def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
     Raises:
         ValueError: If there is a batch of sets, or numbers are not finite.
     """
-    gaussians = _checked(gaussians)
+    gaussians = _check(gaussians)
     harmonics = gaussians.colors if gaussians.has_harmonics else (gaussians.colors[:, None] - 0.5) / SH_C0
     rest = harmonics[:, 1:].transpose(1, 2).flatten(1)  # [N, 3 * (K - 1)]
     opacities = gaussians.opacities[:, None].double().clamp(_OPACITY_MARGIN, 1 - _OPACITY_MARGIN)
@@ -118,7 +118,7 @@ def load_ply(path: str | os.PathLike) -> Gaussians:
         for index, name in enumerate(wanted):
             values[:, index] = table[name]
         if not np.isfinite(values).all():
-            raise ValueError(f"`path` must hold finite numbers, but {path} has others in {', '.join(wanted)}.")
+            raise ValueError(f"`path` must hold finite numbers, but {path} has NaN or infinity in {', '.join(wanted)}.")
         return torch.from_numpy(values)
 
     values = {name: columns(group) for name, group in groups.items()}
@@ -136,16 +136,16 @@ def save_splat(gaussians: Gaussians, path: str | os.PathLike) -> None:
     """Write one set of Gaussians for web viewers.
 
     Args:
-        gaussians (`Gaussians`): Without a batch dimension. Of spherical harmonics the constant one is kept.
+        gaussians (`Gaussians`): Without a batch dimension. Only the constant spherical harmonic is written.
         path (`str` or `os.PathLike`): File to write.
 
     Raises:
         ValueError: If there is a batch of sets, or numbers are not finite.
     """
-    gaussians = _checked(gaussians)
+    gaussians = _check(gaussians)
     rgb = gaussians.colors[:, 0] * SH_C0 + 0.5 if gaussians.has_harmonics else gaussians.colors
     quats = torch.nn.functional.normalize(gaussians.quats, dim=-1)
-    # Viewers may draw before all has come: what covers most comes first.
+    # Viewers may draw before the file is complete: the largest and most opaque come first.
     order = torch.argsort(gaussians.scales.prod(dim=-1) * gaussians.opacities, descending=True, stable=True)
     table = np.empty(len(gaussians), _SPLAT)
     table["means"], table["scales"] = gaussians.means[order].float().numpy(), gaussians.scales[order].float().numpy()
@@ -173,7 +173,7 @@ def load_splat(path: str | os.PathLike) -> Gaussians:
     table = np.frombuffer(data, _SPLAT)
     means, scales = torch.from_numpy(table["means"].copy()), torch.from_numpy(table["scales"].copy())
     if not (bool(torch.isfinite(means).all()) and bool(torch.isfinite(scales).all()) and bool((scales >= 0).all())):
-        raise ValueError(f"`path` must be a .splat, but the numbers in {path} are no positions and scales.")
+        raise ValueError(f"`path` must be a .splat, but {path} has invalid positions or scales.")
     rgba = torch.from_numpy(table["rgba"].astype(np.float32) / 255)
     quats = torch.from_numpy((table["quats"].astype(np.float32) - 128) / 128)
     return Gaussians(means, quats, scales, rgba[:, 3].contiguous(), rgba[:, :3].contiguous())
@@ -183,8 +183,8 @@ def load_splat(path: str | os.PathLike) -> Gaussians:
 SAVERS = {".ply": save_ply, ".splat": save_splat}
 
 
-def _checked(gaussians: Gaussians) -> Gaussians:
-    """One set of finite numbers on the CPU."""
+def _check(gaussians: Gaussians) -> Gaussians:
+    """Check that there is one set of finite numbers, and move it to the CPU."""
     if gaussians.batch_size is not None:
         raise ValueError(
             f"`gaussians` must be one set, got a batch of {gaussians.batch_size}; write one file for each."
@@ -192,12 +192,12 @@ def _checked(gaussians: Gaussians) -> Gaussians:
     gaussians = gaussians.map(lambda value: value.detach().cpu())
     for name, value in vars(gaussians).items():
         if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"`gaussians` must hold finite numbers, but its {name} has others.")
+            raise ValueError(f"`gaussians` must hold finite numbers, but {name} has NaN or infinity.")
     return gaussians
 
 
 def _write(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file, whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -212,7 +212,7 @@ def _not_gaussians(path: str | os.PathLike, reason: str) -> ValueError:
 
 
 def _ply_layout(data: bytes, path: str | os.PathLike) -> tuple[int, np.dtype, int]:
-    """Number of vertices, the fields of one, and where they begin."""
+    """Read the header: number of vertices, fields of a vertex, offset of the data."""
     if not data.startswith((b"ply\n", b"ply\r\n")):
         raise _not_gaussians(path, "it does not begin with 'ply'")
     end = data.find(b"end_header", 0, _MAX_HEADER)

@@ -1,4 +1,4 @@
-"""The rasterizer in plain torch: every Gaussian at every pixel, gradients by autograd. Slow; the tests compare with it.
+"""The rasterizer in plain torch: every Gaussian at every pixel, gradients by autograd. Slow; for tests.
 
 The maths is that of gsplat 1.5's classic rasterization:
 
@@ -28,7 +28,7 @@ from vasa_hf.gaussians.scene import (
 from vasa_hf.geometry.cameras import Cameras
 from vasa_hf.geometry.quaternions import matrix_from_quaternion
 
-#: Pairs of pixel and Gaussian worked on at a time, so that memory stays bounded.
+#: Pairs of pixel and Gaussian per chunk, which bounds the memory.
 CHUNK_PAIRS = 2**21
 
 
@@ -40,7 +40,7 @@ class Splats:
         means2d (`torch.Tensor` of shape `(gaussians, 2)`): Centres in pixels.
         conics (`torch.Tensor` of shape `(gaussians, 3)`): xx, xy and yy of the inverse covariances, 1 / pixels^2.
         depths (`torch.Tensor` of shape `(gaussians,)`): Along the camera's axis, in world units.
-        radii (`torch.Tensor` of shape `(gaussians,)`): Reach in whole pixels, 0 if left out; no gradient.
+        radii (`torch.Tensor` of shape `(gaussians,)`): Reach in whole pixels, 0 if skipped; no gradient.
     """
 
     means2d: Tensor
@@ -60,20 +60,20 @@ def project(
     Args:
         gaussians (`Gaussians`): Without a batch dimension.
         camera (`Cameras`): One camera.
-        size (`tuple` of two `int`): Height and width of the picture.
-        near (`float`): Gaussians whose centre is nearer are left out, in world units.
+        size (`tuple` of two `int`): Height and width of the image.
+        near (`float`): Gaussians whose centre is nearer are skipped, in world units.
     """
     height, width = size
     rotation, translation = camera.camera_from_world[0, :3, :3], camera.camera_from_world[0, :3, 3]
     intrinsics = camera.intrinsics(size)[0]
     centers = gaussians.means @ rotation.T + translation
     in_front = centers[:, 2] >= near
-    # What lies behind the camera must not bring infinities into the gradients of the rest.
+    # Points behind the camera would put infinities into the gradients of the others.
     centers = torch.where(in_front[:, None], centers, centers.new_tensor([0.0, 0.0, 1.0]))
     depths = centers[:, 2]
     means2d = centers[:, :2] / depths[:, None] * intrinsics.diagonal()[:2] + intrinsics[:2, 2]
 
-    slopes = []  # where the camera is linearised: not far beyond the edges, where the linearisation explodes
+    slopes = []  # where the camera is linearised: not far beyond the edges, where the linearisation diverges
     for axis, pixels in ((0, width), (1, height)):
         focal, middle = intrinsics[axis, axis], intrinsics[axis, 2]
         margin = FRUSTUM_MARGIN * 0.5 * pixels
@@ -109,8 +109,8 @@ def rasterize(
     Args:
         splats (`Splats`): Projected Gaussians.
         opacities (`torch.Tensor` of shape `(gaussians,)`): In [0, 1].
-        features (`torch.Tensor` of shape `(gaussians, features)`): What is blended, such as RGB.
-        size (`tuple` of two `int`): Height and width of the picture.
+        features (`torch.Tensor` of shape `(gaussians, features)`): Values to blend, such as RGB.
+        size (`tuple` of two `int`): Height and width of the image.
 
     Returns:
         The blended features `(features, height, width)`, over black, and alpha `(1, height, width)`.
@@ -134,8 +134,8 @@ def rasterize(
         weights = torch.where(after > TRANSMITTANCE_MIN, alpha * before, 0.0)
         blended.append(weights @ features)
         coverage.append(weights.sum(dim=1, keepdim=True))
-    picture = torch.cat([torch.cat(blended), torch.cat(coverage)], dim=1).T.reshape(-1, height, width)
-    return picture[:-1], picture[-1:]
+    image = torch.cat([torch.cat(blended), torch.cat(coverage)], dim=1).T.reshape(-1, height, width)
+    return image[:-1], image[-1:]
 
 
 def render_planes(
@@ -145,7 +145,7 @@ def render_planes(
     near: float,
     screen_probe: Tensor | None,  # [N, 2]
 ) -> tuple[Tensor, Tensor]:
-    """One picture of one set of Gaussians: see `cpu.render_planes`, which this defines."""
+    """Render one image of one set of Gaussians: the reference for `cpu.render_planes`."""
     splats = project(gaussians, camera, size, near)
     if screen_probe is not None:
         splats = dataclasses.replace(splats, means2d=splats.means2d + screen_probe)

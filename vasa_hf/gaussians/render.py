@@ -1,4 +1,4 @@
-"""`render`: the one function everyone calls to turn Gaussians into pictures."""
+"""`render`: Gaussians to images, on any backend."""
 
 from collections.abc import Sequence
 from operator import itemgetter
@@ -16,28 +16,28 @@ def render(
     gaussians: Gaussians,
     cameras: Cameras,
     size: int | tuple[int, int],
-    background: Tensor | Sequence[float] = (0.0, 0.0, 0.0),  # [3] or [pictures, 3]
+    background: Tensor | Sequence[float] = (0.0, 0.0, 0.0),  # [3] or [images, 3]
     near: float = NEAR_PLANE,
-    screen_probe: Tensor | None = None,  # [pictures, N, 2]
+    screen_probe: Tensor | None = None,  # [images, N, 2]
     backend: str | None = None,
 ) -> RenderOutput:
-    """Render Gaussians, with gradients to all that is not a camera.
+    """Render Gaussians, with gradients to everything except the cameras.
 
-    One set of Gaussians gives a picture for each camera. A batch of sets (the frames of an animation) gives a picture
-    for each set, seen by its own camera or all by one.
+    One set of Gaussians gives an image for each camera. A batch of sets (the frames of an animation) gives an image for
+    each set, with its own camera or one camera for all.
 
     Source: Kerbl et al. 2023 (3DGS), as gsplat 1.5 rasterizes ("classic").
 
     Args:
         gaussians (`Gaussians`): What to render.
         cameras (`Cameras`): One or more; constants, see `geometry/cameras.py`.
-        size (`int` or `tuple` of two `int`): Side, or height and width, of the pictures in pixels.
-        background (`torch.Tensor` of shape `(3,)` or `(pictures, 3)`, or three `float`, *optional*, defaults to black):
+        size (`int` or `tuple` of two `int`): Side, or height and width, of the images in pixels.
+        background (`torch.Tensor` of shape `(3,)` or `(images, 3)`, or three `float`, *optional*, defaults to black):
             RGB behind the Gaussians.
-        near (`float`, *optional*, defaults to 0.01): Gaussians whose centre is nearer are left out, in world units.
-        screen_probe (`torch.Tensor` of shape `(pictures, gaussians, 2)`, *optional*):
+        near (`float`, *optional*, defaults to 0.01): Gaussians whose centre is nearer are skipped, in world units.
+        screen_probe (`torch.Tensor` of shape `(images, gaussians, 2)`, *optional*):
             Zeros, added to the Gaussians' positions in pixels: after `backward()` its `grad` is the gradient with
-            respect to those positions, which density control looks at.
+            respect to those positions, for density control.
         backend (`str`, *optional*): `"cuda"` (gsplat), `"cpu"` (tiles, compiled) or `"reference"` (plain torch, slow).
             By default `"cuda"` for Gaussians on a CUDA device, else `"cpu"`.
 
@@ -45,35 +45,35 @@ def render(
         `RenderOutput`.
 
     Raises:
-        ValueError: If arguments do not fit together, or `backend` cannot work with the Gaussians' device.
+        ValueError: If arguments do not match, or `backend` does not support the Gaussians' device.
         ImportError: If the backend's library is not installed.
     """
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    pictures = _check_pictures(gaussians, cameras, sides)
+    num_images = _count_images(gaussians, cameras, sides)
     height, width = sides
-    # float32 at least, whatever a network under autocast has put out.
+    # At least float32: a network under autocast may return less.
     dtype = torch.promote_types(gaussians.means.dtype, torch.float32)
     gaussians = gaussians.to(dtype)
     means = gaussians.means
-    if screen_probe is not None and tuple(screen_probe.shape) != (pictures, len(gaussians), 2):
-        expected = (pictures, len(gaussians), 2)
+    if screen_probe is not None and tuple(screen_probe.shape) != (num_images, len(gaussians), 2):
+        expected = (num_images, len(gaussians), 2)
         raise ValueError(f"`screen_probe` must have shape {expected}, got {tuple(screen_probe.shape)}.")
     background = torch.as_tensor(background, dtype=means.dtype, device=means.device)
-    if tuple(background.shape) not in ((3,), (pictures, 3)):
-        raise ValueError(f"`background` must have shape (3,) or {(pictures, 3)}, got {tuple(background.shape)}.")
+    if tuple(background.shape) not in ((3,), (num_images, 3)):
+        raise ValueError(f"`background` must have shape (3,) or {(num_images, 3)}, got {tuple(background.shape)}.")
     backend = _choose_backend(backend, means.device)
     cameras = cameras.to(device=means.device, dtype=means.dtype)
 
     if len(gaussians) == 0:
-        planes, radii = means.new_zeros(pictures, 5, height, width), means.new_zeros(pictures, 0)
+        planes, radii = means.new_zeros(num_images, 5, height, width), means.new_zeros(num_images, 0)
     elif backend == "cuda":
         from vasa_hf.gaussians.cuda import render_planes
 
-        if len(cameras) < pictures:
-            cameras = Cameras(*(v.expand(pictures, *v.shape[1:]) for v in vars(cameras).values()))
+        if len(cameras) < num_images:
+            cameras = Cameras(*(v.expand(num_images, *v.shape[1:]) for v in vars(cameras).values()))
         planes, radii = render_planes(gaussians, cameras, (height, width), near, screen_probe)
     else:
-        planes, radii = _render_one_by_one(backend, gaussians, cameras, (height, width), near, screen_probe, pictures)
+        planes, radii = _render_one_by_one(backend, gaussians, cameras, (height, width), near, screen_probe, num_images)
 
     color, depth, alpha = planes.split((3, 1, 1), dim=1)
     color = color + (1 - alpha) * background.reshape(-1, 3, 1, 1)
@@ -87,15 +87,15 @@ def _render_one_by_one(
     size: tuple[int, int],
     near: float,
     screen_probe: Tensor | None,
-    pictures: int,
+    num_images: int,
 ) -> tuple[Tensor, Tensor]:
-    """Pictures from a backend that makes one at a time."""
+    """Render with a backend that renders one image at a time."""
     if backend == "cpu":
         from vasa_hf.gaussians.cpu import render_planes
     else:
         from vasa_hf.gaussians.reference import render_planes
     planes, radii = [], []
-    for index in range(pictures):
+    for index in range(num_images):
         one = gaussians if gaussians.batch_size is None else gaussians.map(itemgetter(index))
         camera = cameras[index if len(cameras) > 1 else 0]
         probe = None if screen_probe is None else screen_probe[index]
@@ -105,8 +105,8 @@ def _render_one_by_one(
     return torch.stack(planes), torch.stack(radii)
 
 
-def _check_pictures(gaussians: Gaussians, cameras: Cameras, size: tuple[int, ...]) -> int:
-    """How many pictures come out."""
+def _count_images(gaussians: Gaussians, cameras: Cameras, size: tuple[int, ...]) -> int:
+    """Check the arguments and return the number of images."""
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"`size` must be a positive whole number of pixels, or two of them, got {size}.")
     if len(cameras) == 0 or (gaussians.batch_size not in (None, len(cameras)) and len(cameras) != 1):

@@ -1,7 +1,7 @@
-"""What is rendered, what comes out, and the constants that all rasterizers share.
+"""Input and output of rendering, and the constants of all rasterizers.
 
-The axes are those of `geometry/cameras.py`. A Gaussian is an ellipsoid: its own axes, turned by `quats`, have the
-standard deviations `scales`. Colours are plain RGB or coefficients of spherical harmonics, as in 3D Gaussian Splatting
+The axes are those of `geometry/cameras.py`. A Gaussian is an ellipsoid: its axes, rotated by `quats`, have the standard
+deviations `scales`. Colours are plain RGB or coefficients of spherical harmonics, as in 3D Gaussian Splatting
 (3DGS): `rgb = max(0.5 + sum_k basis_k(direction) * coefficient_k, 0)`.
 """
 
@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: The classic rasterization of 3DGS as gsplat 1.5 has it. Compiled into `cpu_kernels.py`: after a change here, save
-#: that file anew, so that numba does not take the old machine code from its cache.
-NEAR_PLANE = 0.01  # Gaussians nearer than this are left out, in world units
+#: The classic rasterization of 3DGS as in gsplat 1.5. Compiled into `cpu_kernels.py`: after a change here, save that
+#: file again, so that numba does not use old machine code from its cache.
+NEAR_PLANE = 0.01  # Gaussians nearer than this are skipped, in world units
 LOW_PASS = 0.3  # added to the variances on the screen, in square pixels
-FRUSTUM_MARGIN = 0.3  # how far beyond the picture's edge the projection is linearised, in halves of the picture
+FRUSTUM_MARGIN = 0.3  # maximal distance from the image's edge at which the projection is linearised, in half images
 ALPHA_MIN = 1 / 255  # a Gaussian whose alpha at a pixel is below this is skipped there
 ALPHA_MAX = 0.999
-TRANSMITTANCE_MIN = 1e-4  # a pixel is finished before its transmittance falls to this
-MAX_EXTENT = 3.33  # standard deviations to which a Gaussian reaches; ALPHA_MIN at opacity 1
+TRANSMITTANCE_MIN = 1e-4  # blending of a pixel stops before its transmittance falls to this
+MAX_EXTENT = 3.33  # extent of a Gaussian in standard deviations; ALPHA_MIN at opacity 1
 SH_COEFFICIENTS = (1, 4, 9, 16)
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic
 
@@ -30,7 +30,7 @@ SH_C0 = 0.28209479177387814  # the constant spherical harmonic
 class Gaussians:
     """One set of Gaussians, or a batch of sets, such as the frames of an animation.
 
-    All fields have the same leading dimensions: none, or `batch`; expand what the frames share.
+    All fields have the same leading dimensions: none, or `batch`; expand the fields that frames share.
 
     Args:
         means (`torch.Tensor` of shape `([batch,] gaussians, 3)`): Centres, in world units.
@@ -41,7 +41,7 @@ class Gaussians:
             RGB in [0, 1], or 1, 4, 9 or 16 coefficients of spherical harmonics (degree 0 to 3) for each channel.
 
     Raises:
-        ValueError: If the shapes do not fit together.
+        ValueError: If the shapes do not match.
     """
 
     means: Tensor
@@ -83,22 +83,22 @@ class Gaussians:
         return Gaussians(*(function(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
     def to(self, *args: Any, **kwargs: Any) -> "Gaussians":
-        """The same Gaussians with another device or dtype, see `torch.Tensor.to`."""
+        """Return the Gaussians with another device or dtype, see `torch.Tensor.to`."""
         return self.map(lambda value: value.to(*args, **kwargs))
 
 
 @dataclasses.dataclass(eq=False)
 class RenderOutput:
-    """Rendered pictures.
+    """Rendered images.
 
     Args:
-        color (`torch.Tensor` of shape `(pictures, 3, height, width)`): RGB over the background; not clamped.
-        alpha (`torch.Tensor` of shape `(pictures, 1, height, width)`): Coverage in [0, 1).
-        depth (`torch.Tensor` of shape `(pictures, 1, height, width)`):
-            Mean distance along the camera's axis of what covers the pixel, in world units (gsplat's "ED"); 0 where
-            nothing does.
-        radii (`torch.Tensor` of shape `(pictures, gaussians)`):
-            How far each Gaussian reaches on the screen, in pixels; 0 if it is not in the picture. No gradient.
+        color (`torch.Tensor` of shape `(images, 3, height, width)`): RGB over the background; not clamped.
+        alpha (`torch.Tensor` of shape `(images, 1, height, width)`): Coverage in [0, 1).
+        depth (`torch.Tensor` of shape `(images, 1, height, width)`):
+            Mean distance along the camera's axis of the Gaussians at a pixel, in world units (gsplat's "ED"); 0 without
+            any.
+        radii (`torch.Tensor` of shape `(images, gaussians)`):
+            Extent of each Gaussian on the screen, in pixels; 0 if it is not in the image. No gradient.
     """
 
     color: Tensor
@@ -112,7 +112,7 @@ def view_colors(
     colors: Tensor,  # [..., N, 3] or [..., N, K, 3]
     camera_position: Tensor,  # [..., 3]
 ) -> Tensor:
-    """RGB of Gaussians as a camera sees them: `(..., gaussians, 3)`."""
+    """Compute the RGB of Gaussians for a camera position: `(..., gaussians, 3)`."""
     if colors.ndim == means.ndim:
         return colors
     directions = F.normalize(means - camera_position[..., None, :], dim=-1)

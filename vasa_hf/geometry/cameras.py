@@ -8,8 +8,8 @@ World and camera have the axes of `rotations.py`; a camera at azimuth 0 of an or
       |                                    A head at rest looks along -z, at the camera of azimuth 0.
       v y (down)
 
-Focal lengths and centres are fractions of the picture's width and height, so that a camera has no size of its own:
-one camera renders a preview and the final picture. The centre of the top-left pixel is (0.5, 0.5) pixels.
+Focal lengths and centres are fractions of the image's width and height, so that a camera is independent of the
+resolution: one camera renders a preview and the final image. The centre of the top-left pixel is (0.5, 0.5) pixels.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Not in the papers: a portrait lens; a head of 25 cm fills two thirds of the picture from 1 m.
+#: Not in the papers: a portrait lens; a head of 25 cm fills two thirds of the image from 1 m.
 DEFAULT_FOV_RAD = math.radians(20.0)
 
 
@@ -29,11 +29,11 @@ class Cameras:
 
     Args:
         camera_from_world (`torch.Tensor` of shape `(cameras, 4, 4)`): Rigid transformations of column vectors.
-        focal (`torch.Tensor` of shape `(cameras, 2)`): Focal lengths in fractions of the picture's width and height.
+        focal (`torch.Tensor` of shape `(cameras, 2)`): Focal lengths in fractions of the image's width and height.
         center (`torch.Tensor` of shape `(cameras, 2)`): Principal points in fractions of width and height.
 
     Raises:
-        ValueError: If the shapes do not fit together.
+        ValueError: If the shapes do not match.
     """
 
     camera_from_world: Tensor
@@ -52,7 +52,7 @@ class Cameras:
         return len(self.camera_from_world)
 
     def __getitem__(self, index: int | slice) -> "Cameras":
-        """A part of the batch, itself a batch: `cameras[2]` holds one camera."""
+        """Select some of the cameras, as a batch: `cameras[2]` holds one camera."""
         if isinstance(index, int):
             index = slice(index, index + 1 or None)
         return Cameras(self.camera_from_world[index], self.focal[index], self.center[index])
@@ -64,7 +64,7 @@ class Cameras:
         return -(rotation.transpose(-1, -2) @ translation)[..., 0]
 
     def intrinsics(self, size: tuple[int, int]) -> Tensor:
-        """Matrices in pixels for pictures of `size` (height, width): `(cameras, 3, 3)`, as OpenCV and gsplat use."""
+        """Matrices in pixels for images of `size` (height, width): `(cameras, 3, 3)`, as OpenCV and gsplat use."""
         matrix = torch.zeros_like(self.camera_from_world[:, :3, :3])
         height, width = size
         for axis, pixels in ((0, width), (1, height)):
@@ -78,14 +78,14 @@ class Cameras:
         points: Tensor,  # [N, 3] or [C, N, 3]
         size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """Where points of the world fall in pictures of `size` (height, width).
+        """Project points of the world to images of `size` (height, width).
 
         Args:
             points (`torch.Tensor` of shape `(points, 3)` or `(cameras, points, 3)`): World coordinates.
-            size (`tuple` of two `int`): Height and width of the pictures.
+            size (`tuple` of two `int`): Height and width of the images.
 
         Returns:
-            Pixels `(cameras, points, 2)` and depths `(cameras, points)`; pixels mean nothing where the depth is <= 0.
+            Pixels `(cameras, points, 2)` and depths `(cameras, points)`; pixels are invalid where the depth is <= 0.
         """
         rotation, translation = self.camera_from_world[:, :3, :3], self.camera_from_world[:, :3, 3]
         seen = points @ rotation.transpose(-1, -2) + translation[:, None]
@@ -93,12 +93,12 @@ class Cameras:
         return pixels[..., :2] / seen[..., 2:], seen[..., 2]
 
     def to(self, *args: Any, **kwargs: Any) -> "Cameras":
-        """The same cameras with another device or dtype, see `torch.Tensor.to`."""
+        """Return the cameras with another device or dtype, see `torch.Tensor.to`."""
         return Cameras(*(getattr(self, field.name).to(*args, **kwargs) for field in dataclasses.fields(self)))
 
 
 def concatenate_cameras(cameras: list[Cameras]) -> Cameras:
-    """One batch of several."""
+    """Concatenate several batches."""
     return Cameras(*(torch.cat([getattr(c, f.name) for c in cameras]) for f in dataclasses.fields(Cameras)))
 
 
@@ -107,12 +107,12 @@ def pinhole_cameras(
     fov_rad: float = DEFAULT_FOV_RAD,
     aspect: float = 1.0,
 ) -> Cameras:
-    """Cameras whose axis goes through the middle of the picture, with square pixels.
+    """Make cameras whose axis goes through the middle of the image, with square pixels.
 
     Args:
         camera_from_world (`torch.Tensor` of shape `(cameras, 4, 4)`): Extrinsics.
         fov_rad (`float`, *optional*, defaults to 20 degrees): Vertical field of view.
-        aspect (`float`, *optional*, defaults to 1.0): Width over height of the pictures.
+        aspect (`float`, *optional*, defaults to 1.0): Width over height of the images.
 
     Raises:
         ValueError: If the field of view is not between 0 and 180 degrees.
@@ -128,25 +128,25 @@ def look_at(
     position: Tensor,  # [..., 3]
     target: Tensor,  # [..., 3]
 ) -> Tensor:
-    """`camera_from_world` of cameras at `position` that see `target` in the middle, upright.
+    """`camera_from_world` of upright cameras at `position` with `target` in the middle of the image.
 
-    Straight from above or below, where upright means nothing, the picture's right is the world's x.
+    Straight from above or below, where upright is undefined, the image's right is the world's x.
 
     Args:
         position (`torch.Tensor` of shape `(..., 3)`): Optical centres.
-        target (`torch.Tensor` of shape `(..., 3)`): Points in the middle of the picture.
+        target (`torch.Tensor` of shape `(..., 3)`): Points in the middle of the image.
 
     Returns:
         `torch.Tensor` of shape `(..., 4, 4)`.
 
     Raises:
-        ValueError: If a camera stands on its target.
+        ValueError: If a camera is at its target.
     """
     position, target = torch.broadcast_tensors(position, target)
     forward = target - position
     distance = forward.norm(dim=-1, keepdim=True)
     if bool((distance <= 0).any()):
-        raise ValueError("`position` must differ from `target`, got a camera that stands on its target.")
+        raise ValueError("`position` must differ from `target`, got equal points.")
     forward = forward / distance
     down = torch.zeros_like(forward)
     down[..., 1] = 1.0
@@ -168,18 +168,18 @@ def orbit_cameras(
     fov_rad: float = DEFAULT_FOV_RAD,
     aspect: float = 1.0,
 ) -> Cameras:
-    """Cameras on a sphere around a point, all looking at it.
+    """Make cameras on a sphere around a point, all looking at it.
 
-    A positive azimuth moves the camera to the right of the first picture, so that the face seems to turn to the
-    picture's left, as with a positive yaw; a positive elevation moves it up.
+    A positive azimuth moves the camera to the right of the first image, so that the face seems to turn to the
+    image's left, as with a positive yaw; a positive elevation moves it up.
 
     Args:
-        azimuth_rad (`torch.Tensor` of shape `(cameras,)` or `float`): Angle around the vertical axis; 0 sees the face.
+        azimuth_rad (`torch.Tensor` of shape `(cameras,)` or `float`): Angle around the vertical axis; 0 is frontal.
         elevation_rad (`torch.Tensor` of shape `(cameras,)` or `float`, *optional*, defaults to 0.0): Angle upwards.
         distance (`torch.Tensor` of shape `(cameras,)` or `float`, *optional*, defaults to 1.0): In world units.
         target (`torch.Tensor` of shape `(3,)` or `(cameras, 3)`, *optional*, defaults to the origin): Centre.
         fov_rad (`float`, *optional*, defaults to 20 degrees): Vertical field of view.
-        aspect (`float`, *optional*, defaults to 1.0): Width over height of the pictures.
+        aspect (`float`, *optional*, defaults to 1.0): Width over height of the images.
 
     Raises:
         ValueError: If a distance is not positive, or the field of view not between 0 and 180 degrees.
@@ -192,3 +192,29 @@ def orbit_cameras(
     offset = torch.stack([azimuth.sin() * flat, -elevation.sin(), -azimuth.cos() * flat], dim=-1)
     target = torch.as_tensor(target, dtype=offset.dtype, device=offset.device)
     return pinhole_cameras(look_at(target + radius[:, None] * offset, target), fov_rad, aspect)
+
+
+def view_cameras(
+    portrait: Cameras,
+    center: Tensor,  # [3]
+    azimuth_deg: Tensor,  # [C]
+    elevation_deg: Tensor,  # [C]
+    distance: Tensor,  # [C]
+) -> Cameras:
+    """Move the portrait's camera around a point, which keeps its place in the image.
+
+    Args:
+        portrait (`Cameras`): One camera.
+        center (`torch.Tensor` of shape `(3,)`): The point, in the world.
+        azimuth_deg (`torch.Tensor` of shape `(cameras,)`): Angle around the vertical axis.
+        elevation_deg (`torch.Tensor` of shape `(cameras,)`): Angle upwards.
+        distance (`torch.Tensor` of shape `(cameras,)`): Over the portrait camera's own distance from the point.
+    """
+    matrix = portrait.camera_from_world[0]
+    # An orbit's camera at azimuth and elevation 0 has the axes of the world.
+    turn = orbit_cameras(azimuth_deg.deg2rad(), elevation_deg.deg2rad()).camera_from_world[:, :3, :3].to(matrix)
+    seen = matrix[:3, :3] @ center + matrix[:3, 3]  # the point as the portrait's camera sees it
+    result = torch.eye(4).to(matrix).repeat(len(turn), 1, 1)
+    result[:, :3, :3] = matrix[:3, :3] @ turn
+    result[:, :3, 3] = distance.to(matrix)[:, None] * seen - result[:, :3, :3] @ center
+    return Cameras(result, portrait.focal.expand(len(turn), 2), portrait.center.expand(len(turn), 2))

@@ -1,4 +1,4 @@
-"""Square face crops: where they lie, cutting them out, and putting them back. Pure tensors.
+"""Square face crops: position, cutting out, pasting back. Pure tensors.
 
 Two coordinate frames, both with x right and y down:
 
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: The standard crop: side over the larger side of the landmark box, and how far the centre is raised (of the side).
+#: The standard crop: side relative to the larger side of the landmark box, and upward shift relative to the side.
 STANDARD_SCALE = 2.0
 STANDARD_RAISE = 0.05
-#: A face box, in fractions of a square picture, whose standard crop is that very picture.
+#: A face box, in fractions of a square image, whose standard crop is the whole image.
 WHOLE_PICTURE_BOX = (0.25, 0.3, 0.75, 0.8)
-_BLUR_REACH = 0.02  # of the crop's side beyond the picture's edge, from where on all is blurred
+_BLUR_REACH = 0.02  # distance from the image's edge, relative to the crop's side, at which the blur is full
 
 
 def crop_matrix(
@@ -63,13 +63,13 @@ def standard_crop(
 ) -> Tensor:
     """`image_from_crop` of the standard square around a landmark box.
 
-    Not in the paper, which gives no crop: this is how the training clips were cropped.
+    Not in the paper, which gives no crop: this is the crop of the training clips.
 
     Args:
         box (`torch.Tensor` of shape `(..., 4)`): x0, y0, x1, y1 of the landmarks, in image pixels.
         scale (`float`, *optional*, defaults to 2.0): Side of the square over the larger side of the box.
         shift (`tuple` of two `float`, *optional*, defaults to `(0, 0)`):
-            Further move of the square, right and down, in fractions of its side, along its own (turned) axes.
+            Additional shift of the square, right and down, in fractions of its side, along its own (rotated) axes.
         angle_rad (`torch.Tensor` or `float`, *optional*, defaults to 0.0): Clockwise turn of the square.
 
     Returns:
@@ -96,7 +96,7 @@ def sampling_grid(
     size: int | tuple[int, int],
     image_size: tuple[int, int],
 ) -> Tensor:
-    """Grid for `grid_sample` (`align_corners=False`) that cuts crops of `size` out of pictures of `image_size`.
+    """Make a grid for `grid_sample` (`align_corners=False`) that cuts crops of `size` out of images of `image_size`.
 
     Sizes are one number or (height, width).
     """
@@ -115,14 +115,14 @@ def cut_crop(
     image_from_crop: Tensor,  # [3, 3]
     size: int,
 ) -> Tensor:
-    """Cut one square out of a picture of any size.
+    """Cut one square out of an image of any size.
 
-    Beyond the picture its edges go on, the farther the more blurred: stripes of replicated pixels draw the eye. Where
-    the crop is coarser than the picture, the part it covers is
-    shrunk with an antialias filter first, so that fine patterns fade instead of flickering.
+    Outside the image the edge pixels are repeated, with blur that grows with the distance, to avoid visible stripes. If
+    the crop is coarser than the image, the image is shrunk with an antialias filter first, so that fine patterns do not
+    flicker.
 
     Args:
-        image (`torch.Tensor` of shape `(channels, height, width)`): The picture.
+        image (`torch.Tensor` of shape `(channels, height, width)`): The image.
         image_from_crop (`torch.Tensor` of shape `(3, 3)`): See `crop_matrix`.
         size (`int`): Side of the result in pixels.
 
@@ -154,9 +154,9 @@ def crop_region(
     image_from_crop: Tensor,  # [3, 3]
     image_size: tuple[int, int],
 ) -> tuple[tuple[int, int, int, int], Tensor]:
-    """The part of a picture of `image_size` (height, width) that a crop touches, and the crop's matrix within it.
+    """Find the region of an image of `image_size` (height, width) that a crop touches, and the crop's matrix in it.
 
-    The part has a margin for an antialias filter. It is given as left, top, right, bottom in whole pixels.
+    The region has a margin for an antialias filter: left, top, right, bottom in whole pixels.
     """
     corners = transform_points(image_from_crop, image_from_crop.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]]))
     x0, y0, x1, y1 = landmark_box(corners).tolist()
@@ -174,7 +174,7 @@ def soft_square(
     points: Tensor,  # [..., 2]
     feather: float = 0.12,
 ) -> Tensor:
-    """Weight of the crop's picture at crop coordinates: 1 inside, 0 at and beyond the border, smooth over `feather`.
+    """Weight of the crop at crop coordinates: 1 inside, 0 at and beyond the border, smooth over `feather`.
 
     Not in the paper: VASA-1 does not paste back.
     """
@@ -186,13 +186,13 @@ def soft_square(
 
 @dataclasses.dataclass(frozen=True)
 class PasteWindow:
-    """Where and how a crop goes back into a picture; made once, used for every frame.
+    """Position and mask of a crop in its image; computed once, used for every frame.
 
     Attributes:
-        top, left (`int`): Corner of the touched part of the picture.
+        top, left (`int`): Corner of the image region that changes.
         grid (`torch.Tensor` of shape `(1, height, width, 2)`): For `grid_sample` from the crop.
         mask (`torch.Tensor` of shape `(1, height, width)`): Weight of the crop in [0, 1].
-        pixels_per_crop (`float`): Side of the crop in picture pixels.
+        pixels_per_crop (`float`): Side of the crop in image pixels.
     """
 
     top: int
@@ -207,10 +207,10 @@ def paste_window(
     image_size: tuple[int, int],
     feather: float = 0.12,
 ) -> PasteWindow:
-    """Prepare `paste` for a crop of pictures of `image_size` (height, width).
+    """Prepare `paste` for a crop of images of `image_size` (height, width).
 
     Raises:
-        ValueError: If the crop lies wholly outside the picture.
+        ValueError: If the crop lies wholly outside the image.
     """
     image_from_crop = image_from_crop.float()
     corners = transform_points(image_from_crop, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
@@ -219,7 +219,9 @@ def paste_window(
     left, top = max(math.floor(x0), 0), max(math.floor(y0), 0)
     right, bottom = min(math.ceil(x1), width), min(math.ceil(y1), height)
     if right <= left or bottom <= top:
-        raise ValueError(f"`image_from_crop` must meet the picture of {width}x{height} pixels, but lies outside of it.")
+        raise ValueError(
+            f"`image_from_crop` must overlap the image of {width}x{height} pixels, but lies outside of it."
+        )
     x, y = torch.arange(left, right) + 0.5, torch.arange(top, bottom) + 0.5
     pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     crop_from_image = torch.linalg.inv(image_from_crop.double()).float()
@@ -232,14 +234,14 @@ def changed_share(
     crop: Tensor,  # [C, S, S]
     own: Tensor,  # [C, S, S]
 ) -> Tensor:
-    """Where a crop differs from the picture's own crop: 0 where they are equal, 1 where they clearly differ.
+    """Mask where a crop differs from the image's own crop: 0 where they are equal, 1 where they clearly differ.
 
-    Not in the paper. The mean difference in cells of a 64th of the side counts: up to four steps of 8 bits not at all,
-    from fourteen fully; then for the cells around, too, so that a moving face has no still spots.
+    Not in the paper. The mean difference in cells of 1/64 of the side is used: the mask is 0 up to 4/255 and 1 from
+    14/255; it is then dilated by a cell, so that a moving face has no still spots.
 
     Args:
         crop (`torch.Tensor` of shape `(channels, size, size)`): New content in [-1, 1].
-        own (`torch.Tensor` of shape `(channels, size, size)`): What was cut from the picture, in [-1, 1].
+        own (`torch.Tensor` of shape `(channels, size, size)`): The crop of the image, in [-1, 1].
 
     Returns:
         `torch.Tensor` of shape `(1, size, size)`.
@@ -257,15 +259,15 @@ def paste(
     window: PasteWindow,
     own: Tensor | None = None,  # [C, S, S]
 ) -> Tensor:
-    """Put a crop back into the picture under the soft mask; pixels outside the mask stay exactly as they are.
+    """Blend a crop into the image under the soft mask; pixels outside the mask do not change.
 
     Args:
-        image (`torch.Tensor` of shape `(channels, height, width)`): The picture.
+        image (`torch.Tensor` of shape `(channels, height, width)`): The image.
         crop (`torch.Tensor` of shape `(channels, size, size)`): New content.
         window (`PasteWindow`): See `paste_window`.
-        own (`torch.Tensor` of shape `(channels, size, size)`, *optional*): What was cut from the picture. Where the
-            new content does not differ from it, the picture's pixels stay exactly as they are, too; where it hardly
-            differs, the difference is added to them, so that they keep the detail that the crop has lost.
+        own (`torch.Tensor` of shape `(channels, size, size)`, *optional*): The crop of the image. Where the new content
+            equals it, the image's pixels do not change either; where it hardly differs, the difference is added to
+            them, which keeps detail that the crop has lost.
 
     Returns:
         `torch.Tensor` of shape `(channels, height, width)`.

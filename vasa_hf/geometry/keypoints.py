@@ -1,6 +1,6 @@
-"""Implicit keypoints: how LivePortrait places its 21 points in a face, and how one face's motion drives another's.
+"""Implicit keypoints of LivePortrait: 21 points of a face, and the transfer of motion between faces.
 
-A face is canonical points, an expression's displacement of each, a head rotation, a scale and a translation::
+A face has canonical points, a displacement of each by the expression, a head rotation, a scale and a translation::
 
       . z (depth)
      /
@@ -8,8 +8,8 @@ A face is canonical points, an expression's displacement of each, a head rotatio
     |
     v y (down)              R = (R_z(roll) R_y(yaw) R_x(pitch)).T, angles in degrees, points are rows
 
-x and y span the renderer's picture from -1 to 1. What moves lips, eyes and brows was not designed but found in the
-trained renderer; the index groups below say what is known of it.
+x and y span the renderer's image from -1 to 1. The points of lips, eyes and brows were learned; the index groups below
+were found in the trained renderer.
 
 Source: LivePortrait §3.1-3.3 (Eq. 2, 4, 8, 9); the axes and the groups of points are those of the public weights.
 """
@@ -37,7 +37,7 @@ EYELID_KEYPOINTS = (13, 16)
 BROW_KEYPOINTS = (1, 2)
 REGIONS = ("all", "expression", "pose", "lips", "eyes")
 
-# Coordinates that another face's expression may set as they are: the others hold the shape of the face as well.
+# Coordinates that can be copied from another face: all others also contain the shape of the face.
 ABSOLUTE_COORDINATES = {
     "xyz": (1, 2, 6, *range(11, 21)),
     "y": (3, 4, 9),
@@ -49,13 +49,13 @@ LEFT_EYE, RIGHT_EYE, LIPS = ((6, 18), (0, 12)), ((30, 42), (24, 36)), ((90, 102)
 
 @dataclass
 class KeypointMotion:
-    """Faces as the motion extractor sees them, one a row.
+    """Motion of faces, one per row, as the motion extractor predicts it.
 
     Args:
-        kp (`torch.Tensor` of shape `(batch, 21, 3)`): Canonical keypoints, those of the person.
+        kp (`torch.Tensor` of shape `(batch, 21, 3)`): Canonical keypoints of the person.
         exp (`torch.Tensor` of shape `(batch, 21, 3)`): Displacement by the expression.
-        scale (`torch.Tensor` of shape `(batch, 1)`): Size in the picture.
-        t (`torch.Tensor` of shape `(batch, 3)`): Translation; its z is never applied.
+        scale (`torch.Tensor` of shape `(batch, 1)`): Size in the image.
+        t (`torch.Tensor` of shape `(batch, 3)`): Translation; its z is not used.
         pitch (`torch.Tensor` of shape `(batch,)`): Degrees.
         yaw (`torch.Tensor` of shape `(batch,)`): Degrees.
         roll (`torch.Tensor` of shape `(batch,)`): Degrees.
@@ -73,23 +73,23 @@ class KeypointMotion:
         return len(self.exp)
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> KeypointMotion:
-        """Some of the faces; an `int` would lose the batch axis and is refused."""
+        """Select some of the faces; an `int` would drop the batch axis and raises `ValueError`."""
         if isinstance(index, int):
             raise ValueError(f"`index` must keep the batch axis, such as {index}:{index + 1}, got {index}.")
         return KeypointMotion(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def to(self, *args: Any, **kwargs: Any) -> KeypointMotion:
-        """Every tensor moved or cast, as `torch.Tensor.to`."""
+        """Move or cast every tensor, see `torch.Tensor.to`."""
         return KeypointMotion(*(getattr(self, field.name).to(*args, **kwargs) for field in fields(self)))
 
     def expand(self, batch: int) -> KeypointMotion:
-        """One face for every row of a batch, without a copy."""
+        """Expand one face to a batch, without a copy."""
         tensors = (getattr(self, field.name) for field in fields(self))
         return KeypointMotion(*(value.expand(batch, *value.shape[1:]) for value in tensors))
 
     @classmethod
     def cat(cls, motions: Sequence[KeypointMotion]) -> KeypointMotion:
-        """Rows of several, one after another."""
+        """Concatenate the rows of several motions."""
         return cls(*(torch.cat([getattr(motion, field.name) for motion in motions]) for field in fields(cls)))
 
     @property
@@ -98,7 +98,7 @@ class KeypointMotion:
         return euler_matrix(self.pitch, self.yaw, self.roll)
 
     def to_vector(self) -> Tensor:
-        """The 70 numbers of MoDA and JoyVASA, `(batch, 70)`: expression, scale, translation, pitch, yaw, roll."""
+        """Convert to the 70 numbers of MoDA and JoyVASA, `(batch, 70)`: expression, scale, translation, angles."""
         angles = torch.stack([self.pitch, self.yaw, self.roll], -1)
         return torch.cat([self.exp.flatten(1), self.scale, self.t, angles], -1)
 
@@ -111,7 +111,7 @@ class KeypointMotion:
             kp (`torch.Tensor` of shape `(batch or 1, 21, 3)`): Canonical keypoints of the person.
 
         Raises:
-            ValueError: If a shape is another.
+            ValueError: If a shape is wrong.
         """
         if vector.ndim != 2 or vector.shape[1] != MOTION_DIM:
             raise ValueError(f"`vector` must have shape (batch, {MOTION_DIM}), got {tuple(vector.shape)}.")
@@ -123,11 +123,11 @@ class KeypointMotion:
 
 
 def head_pose_degrees(logits: Tensor) -> Tensor:
-    """Expected angle under the bins of a head-pose classifier.
+    """Decode the expected angle from the bins of a head-pose classifier.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch, 66)`): Logits of bins of 3 degrees; any other last size means that the
-            angles are decoded already, and they are returned as they are.
+        logits (`torch.Tensor` of shape `(batch, 66)`): Logits of bins of 3 degrees; a tensor of another size holds
+            decoded angles and is returned unchanged.
 
     Returns:
         `torch.Tensor` of shape `(batch,)` in degrees.
@@ -173,9 +173,9 @@ def euler_degrees(rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def transform_keypoints(motion: KeypointMotion) -> Tensor:
-    """Keypoints in the picture.
+    """Compute the keypoints in the image.
 
-    Source: LivePortrait Eq. 2. Deviation: none; the z of the translation is left out, as in the public code.
+    Source: LivePortrait Eq. 2. Deviation: none; the z of the translation is not used, as in the public code.
 
     Args:
         motion (`KeypointMotion`): Faces.
@@ -192,31 +192,31 @@ def _check_region(region: str) -> None:
         raise ValueError(f"`region` must be one of {REGIONS}, got {region!r}.")
 
 
-def _expression_in_region(source: Tensor, driven: Tensor, region: str) -> Tensor:
-    """The driven expression at the points of a region, the source's elsewhere."""
+def _expression_in_region(source: Tensor, driving: Tensor, region: str) -> Tensor:
+    """Return the driving expression at the points of a region, the source's elsewhere."""
     if region in ("all", "expression"):
-        return driven
+        return driving
     keep = torch.ones(NUM_KEYPOINTS, 1, dtype=torch.bool, device=source.device)
     keep[list({"pose": (), "lips": LIP_KEYPOINTS, "eyes": EYE_KEYPOINTS}[region])] = False
-    return torch.where(keep, source, driven)
+    return torch.where(keep, source, driving)
 
 
 def relative_motion(
     source: KeypointMotion, driving: KeypointMotion, first: KeypointMotion, region: str = "all"
 ) -> KeypointMotion:
-    """The source, moved as the driver has moved since its first frame.
+    """Move the source by the change of the driving face since its first frame.
 
     Source: LivePortrait Eq. 8 (`R = R_d,i R_d,0^T R_s`, and so on). Deviation: none.
 
     Args:
         source (`KeypointMotion`): The face to animate, one row or one for each frame.
-        driving (`KeypointMotion`): The driver's frames.
-        first (`KeypointMotion`): The driver's first frame, one row.
-        region (`str`, defaults to `"all"`): What is driven, one of `REGIONS`; the rest stays the source's. Scale
-            belongs to `"all"` alone.
+        driving (`KeypointMotion`): The driving frames.
+        first (`KeypointMotion`): The first driving frame, one row.
+        region (`str`, defaults to `"all"`): The part that moves, one of `REGIONS`; the rest keeps the source's motion.
+            Scale belongs to `"all"` only.
 
     Returns:
-        `KeypointMotion` with a row for each frame of the driver.
+        `KeypointMotion` with a row for each driving frame.
 
     Raises:
         ValueError: If `region` is unknown.
@@ -232,19 +232,19 @@ def relative_motion(
 
 
 def absolute_motion(source: KeypointMotion, driving: KeypointMotion, region: str = "all") -> KeypointMotion:
-    """The source with the driver's head pose and expression as they are, at its own scale.
+    """Copy the head pose and expression of the driving face to the source, at the source's scale.
 
-    Only coordinates that do not carry the shape of a face are taken, see `ABSOLUTE_COORDINATES`.
+    Only coordinates without the shape of a face are copied, see `ABSOLUTE_COORDINATES`.
 
     Source: the public code of LivePortrait. # Not in the paper.
 
     Args:
         source (`KeypointMotion`): The face to animate, one row or one for each frame.
-        driving (`KeypointMotion`): The driver's frames.
-        region (`str`, defaults to `"all"`): What is driven, one of `REGIONS`; the rest stays the source's.
+        driving (`KeypointMotion`): The driving frames.
+        region (`str`, defaults to `"all"`): The part that moves, one of `REGIONS`; the rest keeps the source's motion.
 
     Returns:
-        `KeypointMotion` with a row for each frame of the driver.
+        `KeypointMotion` with a row for each driving frame.
 
     Raises:
         ValueError: If `region` is unknown.
@@ -267,18 +267,18 @@ def emphasize_lips(
     rest: Tensor,  # [..., 70]
     largest: Tensor | float | None = None,
 ) -> Tensor:
-    """Let lips go further away from rest, more so the less they move in all: at most about five times as far.
+    """Amplify the motion of the lips away from rest, by at most about five times, more if they move little.
 
-    Source: MoDA's code, which takes for rest a frame of the silence that it appends to every sound. Not in the paper.
+    Source: MoDA's code, whose rest is a frame of the silence that it appends to every audio. Not in the paper.
 
     Args:
         motion (`torch.Tensor` of shape `(..., frames, 70)`): Normalised motion, all frames of a sequence.
         rest (`torch.Tensor` of shape `(..., 70)`): Normalised motion of a silent face.
         largest (`torch.Tensor` of shape `(..., 1, 1)` or `float`, *optional*):
-            Largest squared distance of the lips from rest; that of these frames if left out. A stream can't know it.
+            Largest squared distance of the lips from rest; by default that of these frames. A stream has to give it.
 
     Returns:
-        `torch.Tensor` of the shape of `motion`: other keypoints and the head are as they were.
+        `torch.Tensor` of the shape of `motion`: other keypoints and the head do not change.
     """
     lips = torch.tensor([3 * point + axis for point in LIP_KEYPOINTS for axis in range(3)], device=motion.device)
     away = motion[..., lips] - rest[..., None, lips]
@@ -291,7 +291,7 @@ def emphasize_lips(
 
 
 def hull_volume(points: Tensor) -> Tensor:
-    """Volume of the convex hull of a few points in general position (no four in one plane of the hull).
+    """Volume of the convex hull of some points in general position (no four in one plane of the hull).
 
     Args:
         points (`torch.Tensor` of shape `(batch, points, 3)`): At least 4 points.
@@ -304,7 +304,7 @@ def hull_volume(points: Tensor) -> Tensor:
     a, b, c = (centred[:, triples[:, i]] for i in range(3))  # [B, T, 3]
     normal = torch.linalg.cross(b - a, c - a)
     height = (normal * a).sum(-1)  # of the plane over the centre, which lies within
-    # A triple is a face of the hull if no point lies beyond its plane; the tolerance is for its own three.
+    # A triple is a face of the hull if no point lies beyond its plane; its own three points need the tolerance.
     beyond = torch.einsum("btx,bpx->btp", normal, centred) * height.sign()[..., None]
     slack = 1e-9 * normal.norm(dim=-1, keepdim=True) * centred.norm(dim=-1).amax(1)[:, None, None]
     face = (beyond <= height.abs()[..., None] + slack).all(-1)
@@ -312,7 +312,7 @@ def hull_volume(points: Tensor) -> Tensor:
 
 
 def expression_friendly_scale(kp_source: Tensor, kp_first: Tensor) -> Tensor:
-    """How much larger the source's face is than the driver's, for motions to be as large in proportion.
+    """Ratio of the face sizes of source and driving frames, to scale the motion in proportion.
 
     The driving keypoints are then `kp_source + (kp_driving - kp_first) * scale`.
 
@@ -320,7 +320,7 @@ def expression_friendly_scale(kp_source: Tensor, kp_first: Tensor) -> Tensor:
 
     Args:
         kp_source (`torch.Tensor` of shape `(batch, 21, 3)`): Transformed keypoints of the source.
-        kp_first (`torch.Tensor` of shape `(batch, 21, 3)`): Those of the driver's first frame.
+        kp_first (`torch.Tensor` of shape `(batch, 21, 3)`): Those of the first driving frame.
 
     Returns:
         `torch.Tensor` of shape `(batch, 1, 1)`.
@@ -336,7 +336,7 @@ def _openness(landmarks: Tensor, pairs: tuple[tuple[int, int], tuple[int, int]])
 
 
 def eye_ratios(landmarks: Tensor) -> Tensor:
-    """How open the eyes are: height by width, `(batch, 2)`, left then right.
+    """Openness of the eyes: height over width, `(batch, 2)`, left then right.
 
     Args:
         landmarks (`torch.Tensor` of shape `(batch, 203, 2)`): LivePortrait's landmarks, in pixels.
@@ -345,7 +345,7 @@ def eye_ratios(landmarks: Tensor) -> Tensor:
 
 
 def lip_ratio(landmarks: Tensor) -> Tensor:
-    """How open the lips are: height by width, `(batch, 1)`.
+    """Openness of the lips: height over width, `(batch, 1)`.
 
     Args:
         landmarks (`torch.Tensor` of shape `(batch, 203, 2)`): LivePortrait's landmarks, in pixels.

@@ -1,7 +1,7 @@
-"""Which face landmarks there are, and what can be measured from them. Pure tensors.
+"""Face landmarks, and measurements from them: pose, openness, gaze, expressions. Pure tensors.
 
-The 162 points are a subset of the 478 of MediaPipe's face mesh, in rising order of their mesh ids. "Left" and
-"right" are always the picture's, so the left eye belongs to the right half of the person's face.
+The 162 points are a subset of the 478 of MediaPipe's face mesh, in ascending order of their mesh ids. "Left" and
+"right" are those of the image, so the left eye belongs to the right half of the person's face.
 
 ```
           oval 10                     x to the right, y down, z away from the viewer
@@ -49,7 +49,7 @@ _MESH_IDS = {
 LANDMARK_IDS: tuple[int, ...] = tuple(sorted({i for ids in _MESH_IDS.values() for i in ids}))
 NUM_LANDMARKS = len(LANDMARK_IDS)
 _INDEX = {mesh_id: index for index, mesh_id in enumerate(LANDMARK_IDS)}
-#: Name of a part of the face -> its rows among the 162 points, in drawing order.
+#: Name of a part of the face -> its rows in the 162 points, in drawing order.
 GROUPS: dict[str, tuple[int, ...]] = {name: tuple(_INDEX[i] for i in ids) for name, ids in _MESH_IDS.items()}
 #: The groups that are closed outlines when drawn.
 CLOSED_GROUPS = ("lips_outer", "lips_inner", "left_eye", "right_eye", "left_brow", "right_brow", "oval")
@@ -57,14 +57,14 @@ EXPRESSIONS = ("angry", "disgusted", "fearful", "happy", "sad", "surprised")
 
 
 def rows(*mesh_ids: int) -> list[int]:
-    """Rows among the 162 points of MediaPipe mesh ids."""
+    """Rows of MediaPipe mesh ids in the 162 points."""
     return [_INDEX[i] for i in mesh_ids]
 
 
 def mirror_permutation(
     canonical: Tensor,  # [162, 3]
 ) -> Tensor:
-    """Order of the points after the picture has been mirrored, from the symmetry of the canonical face.
+    """Order of the points in the mirrored image, from the symmetry of the canonical face.
 
     Returns:
         `torch.Tensor` of shape `(162,)`: `mirrored_points = points_with_flipped_x[permutation]`.
@@ -110,15 +110,15 @@ def fit_pose(
     rotation: Tensor,  # [..., 3, 3]
     steps: int = 4,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Refine a head pose so that the canonical face, seen from afar, falls onto 2D points.
+    """Refine a head pose so that the projected canonical face matches 2D points (scaled orthography).
 
-    The unknown depths are filled in from the current pose and a similarity is fitted, in turns (scaled orthography).
+    Each step fills in the unknown depths from the current pose and fits a similarity.
 
     Args:
-        points (`torch.Tensor` of shape `(..., N, 2)`): Seen points, best those of `GROUPS["rigid"]` alone.
+        points (`torch.Tensor` of shape `(..., N, 2)`): Detected points, best only those of `GROUPS["rigid"]`.
         canonical (`torch.Tensor` of shape `(N, 3)`): The same points of the canonical face.
         rotation (`torch.Tensor` of shape `(..., 3, 3)`): First guess.
-        steps (`int`, *optional*, defaults to 4): How often depths are filled in.
+        steps (`int`, *optional*, defaults to 4): Number of iterations.
 
     Returns:
         rotation (`(..., 3, 3)`), translation (`(..., 3)`, its z is that of a face whose canonical origin lies at 0) and
@@ -137,7 +137,7 @@ def transform_pose(
     pose: Tensor,  # [..., 7]
     matrix: Tensor,  # [..., 3, 3]
 ) -> Tensor:
-    """Carry a pose (yaw, pitch, roll, tx, ty, tz, scale) through a picture similarity such as `crop_from_image`."""
+    """Transform a pose (yaw, pitch, roll, tx, ty, tz, scale) by an image similarity such as `crop_from_image`."""
     factor = matrix[..., :2, 0].norm(dim=-1)
     turn = torch.atan2(matrix[..., 1, 0], matrix[..., 0, 0])
     rotation = matrix_from_euler(torch.zeros_like(turn), torch.zeros_like(turn), turn) @ matrix_from_euler(
@@ -164,7 +164,7 @@ def eye_openness(points: Tensor) -> Tensor:
 
 
 def mouth_openness(points: Tensor) -> Tensor:
-    """Gap of the inner lips and width of the mouth over the distance of the outer eye corners, `(..., 2)`."""
+    """Gap of the inner lips and width of the mouth, relative to the distance of the outer eye corners, `(..., 2)`."""
     measures = torch.stack([_gap(points, 13, 14), _gap(points, 61, 291)], dim=-1)
     return measures / _gap(points, 33, 263).clamp_min(1e-6).unsqueeze(-1)
 
@@ -178,8 +178,8 @@ def iris_offset(points: Tensor) -> Tensor:
     return torch.stack(out, dim=-2)
 
 
-# In eye widths: how far the iris centre lies from the ball's centre (anatomy: 11.5 mm of 29 mm), how far the eye
-# corners lie before the ball's centre, and how high the iris stands above them when people look into the camera (both
+# In eye widths: distance of the iris centre from the eyeball's centre (anatomy: 11.5 mm of 29 mm), distance of the eye
+# corners in front of the eyeball's centre, and height of the iris above them when people look into the camera (both
 # fitted to the presenters of the training clips, who read from a screen in front of it).
 IRIS_RADIUS, _CORNER_DEPTH, _IRIS_RAISE = 0.40, 0.145, 0.073
 
@@ -188,10 +188,10 @@ def gaze_angles(
     points: Tensor,  # [..., 162, 2]
     pose: Tensor,  # [..., 7] or [..., 3]: yaw, pitch, roll first
 ) -> Tensor:
-    """Where the eyes look, from the irises: `(..., 2)` yaw and pitch in radians, (0, 0) is into the camera.
+    """Gaze from the irises: `(..., 2)` yaw and pitch in radians, (0, 0) is into the camera.
 
-    yaw > 0 looks to the picture's left, pitch > 0 down, as for the head. Mean of both eyes (an eye seen edge-on counts
-    less), head roll removed. Deviation: not in the paper, which takes gaze from a separate network.
+    yaw > 0 looks to the image's left, pitch > 0 down, as for the head. Mean of both eyes, weighted by their visible
+    width; head roll is removed. Deviation: not in the paper, which takes gaze from a separate network.
     """
     yaw, roll = pose[..., 0], pose[..., 2]
     offset = iris_offset(points)
@@ -211,14 +211,14 @@ def frontal_points(
     pose: Tensor,  # [..., 7]
     canonical: Tensor,  # [162, 3]
 ) -> Tensor:
-    """The points as seen from the front, in canonical units: pose undone with the depths of the canonical face."""
+    """Rotate points to a frontal view, in canonical units, with the depths of the canonical face."""
     rotation = matrix_from_euler(pose[..., 0], pose[..., 1], pose[..., 2])
     flat = (points - pose[..., None, 3:5]) / pose[..., None, 6:7]
     flat = flat - (canonical[:, 2:] @ rotation[..., None, :2, 2])
     return flat @ torch.linalg.inv(rotation[..., :2, :2]).transpose(-1, -2)
 
 
-#: Mean and spread of the shape measures over the labels of the training data; scores are made from the differences.
+#: Mean and standard deviation of the shape measures in the labels of the training data.
 _MEASURES: dict[str, tuple[float, float]] = {
     "corner_lift": (0.005, 0.038),
     "mouth_width": (0.555, 0.085),
@@ -229,7 +229,7 @@ _MEASURES: dict[str, tuple[float, float]] = {
     "lid_opening": (0.106, 0.025),
     "upper_lip": (-0.149, 0.033),
 }
-#: How much each measure counts for an expression; written down by us after the usual descriptions of facial actions.
+#: Weights of the measures for each expression, after the usual descriptions of facial actions.
 _EXPRESSION_WEIGHTS: dict[str, dict[str, float]] = {
     "angry": {"brow_height": -1.0, "inner_brow": -0.6, "brow_distance": -0.8, "corner_lift": -0.4, "lid_opening": 0.2},
     "disgusted": {
@@ -249,9 +249,9 @@ _EXPRESSION_WEIGHTS: dict[str, dict[str, float]] = {
 def shape_measures(
     frontal: Tensor,  # [..., 162, 2]
 ) -> dict[str, Tensor]:
-    """Mouth corner lift, brow height and so on of `frontal_points`, in canonical units.
+    """Measure mouth corner lift, brow height and so on in `frontal_points`, in canonical units.
 
-    Larger is higher, wider, more open.
+    Larger is higher, wider or more open.
     """
 
     def y(*ids: int) -> Tensor:
@@ -275,12 +275,12 @@ def expression_scores(
     pose: Tensor,  # [..., 7]
     canonical: Tensor,  # [162, 3]
 ) -> dict[str, Tensor]:
-    """Scores in [0, 1] of six expressions, from the shape of lips, lids and brows alone.
+    """Scores in [0, 1] of six expressions, from the shape of lips, lids and brows.
 
-    These are geometric proxies, not a trained classifier: each score is a weighted sum of how far the measures of
-    `shape_measures` lie from those of the mean face, put through a sigmoid so that the mean face scores about 0.1.
-    A person whose brows are low by nature scores higher for anger. Use differences between frames of one person
-    rather than the numbers themselves. Deviation: not in the paper, which takes emotions from a separate network.
+    These are geometric proxies, not a trained classifier: each score is the sigmoid of a weighted sum of the deviations
+    of `shape_measures` from the mean face, which scores about 0.1. A person with naturally low brows scores higher for
+    anger: use differences between frames of one person instead of single values. Deviation: not in the paper, which
+    takes emotions from a separate network.
 
     Args:
         points (`torch.Tensor` of shape `(..., 162, 2)`): Landmarks, any unit.

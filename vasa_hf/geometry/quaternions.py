@@ -1,4 +1,4 @@
-"""Rotations as quaternions wxyz: against matrices, and composed. Pure tensors."""
+"""Rotations as quaternions wxyz: conversion from and to matrices, composition. Pure tensors."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ def quaternion_from_matrix(
 ) -> Tensor:
     """Unit quaternions wxyz `(..., 4)` of rotation matrices, with finite gradients at every rotation.
 
-    Each component in turn can be found from the diagonal, the others by division by it; the largest is taken.
+    The largest component is computed from the diagonal, the others by division by it.
     """
     m = rotation
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]

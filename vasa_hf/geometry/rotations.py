@@ -1,6 +1,6 @@
-"""Head rotations: yaw, pitch and roll against 3x3 matrices.
+"""Head rotations: conversion between yaw, pitch, roll and 3x3 matrices.
 
-The axes, seen by the viewer of a picture::
+The axes, as the viewer of an image sees them::
 
         . z (away from the viewer)
        /
@@ -8,7 +8,7 @@ The axes, seen by the viewer of a picture::
       |
       v y (down)                 R = R_y(yaw) @ R_x(pitch) @ R_z(roll)
 
-Positive yaw turns the face to the picture's left, positive pitch looks down, positive roll is clockwise on the screen.
+Positive yaw turns the face to the image's left, positive pitch looks down, positive roll is clockwise on the screen.
 """
 
 import torch
@@ -21,7 +21,7 @@ def matrix_from_euler(yaw_rad: Tensor, pitch_rad: Tensor, roll_rad: Tensor) -> T
     Args:
         yaw_rad (`torch.Tensor` of shape `(...)`): Turn about the vertical axis, radians.
         pitch_rad (`torch.Tensor` of shape `(...)`): Nod, radians.
-        roll_rad (`torch.Tensor` of shape `(...)`): Tilt in the picture plane, radians.
+        roll_rad (`torch.Tensor` of shape `(...)`): Tilt in the image plane, radians.
 
     Returns:
         `torch.Tensor` of shape `(..., 3, 3)`.

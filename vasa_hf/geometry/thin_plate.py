@@ -1,4 +1,4 @@
-"""Thin-plate splines: a picture's landmarks moved to other places, everything else bent as little as possible."""
+"""Thin-plate splines: smooth warps of an image that move its landmarks."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ FLOW_SIZE = 48
 
 
 def warp_by_landmarks(image: Tensor, source: Tensor, target: Tensor, stiffness: float = 1e-3) -> Tensor:
-    """Move a picture's landmarks by a thin-plate spline, its border held still.
+    """Move an image's landmarks by a thin-plate spline; its border stays fixed.
 
     Args:
-        image (`torch.Tensor` of shape `(batch, 3, size, size)`): Pictures.
-        source (`torch.Tensor` of shape `(batch, points, 2)`): Landmarks in the pictures, fractions of the crop.
-        target (`torch.Tensor` of shape `(batch, points, 2)`): Where they go.
+        image (`torch.Tensor` of shape `(batch, 3, size, size)`): Images.
+        source (`torch.Tensor` of shape `(batch, points, 2)`): Landmarks in the images, fractions of the crop.
+        target (`torch.Tensor` of shape `(batch, points, 2)`): New positions.
         stiffness (`float`): Smoothing of the spline.
 
     Returns:

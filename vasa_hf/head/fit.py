@@ -1,4 +1,4 @@
-"""Laying a head on a picture: identity, expression and pose from labelled landmarks. Not in the paper."""
+"""Fitting of a head to an image: identity, expression and pose from landmarks. Not in the paper."""
 
 import dataclasses
 
@@ -12,13 +12,13 @@ from vasa_hf.head.parametric import ParametricHead
 
 @dataclasses.dataclass
 class FittedHead:
-    """A head laid on a picture: `points ~ scale * vertices @ rotation.T + translation`, fractions of the picture.
+    """A head fitted to an image: `points ~ scale * vertices @ rotation.T + translation`, fractions of the image.
 
     Attributes:
-        vertices (`torch.Tensor` of shape `(V, 3)`): Identity and expression of the picture, in centimetres.
-        expression (`torch.Tensor` of shape `(E,)`): Weights of its expression.
-        rotation (`torch.Tensor` of shape `(3, 3)`), translation (`(3,)`), scale (`(,)`): Head to picture.
-        error (`float`): Mean distance of the labelled landmarks before the last, exact correction, in centimetres.
+        vertices (`torch.Tensor` of shape `(V, 3)`): Identity and expression of the image, in centimetres.
+        expression (`torch.Tensor` of shape `(E,)`): Expression weights.
+        rotation (`torch.Tensor` of shape `(3, 3)`), translation (`(3,)`), scale (`(,)`): Head to image.
+        error (`float`): Mean distance of the landmarks before the final correction, in centimetres.
     """
 
     vertices: Tensor
@@ -29,7 +29,7 @@ class FittedHead:
     error: float
 
     def project(self, vertices: Tensor) -> Tensor:
-        """Vertices [N, 3] to picture fractions [N, 3]."""
+        """Project vertices [N, 3] to image fractions [N, 3]."""
         return self.scale * vertices @ self.rotation.mT + self.translation
 
 
@@ -42,27 +42,27 @@ def fit_head(
     expression_ridge: float = 0.8,
     bend_stiffness: float = 3e-6,
 ) -> FittedHead:
-    """Find identity, expression and pose of the head in a picture from labelled landmarks.
+    """Fit identity, expression and pose of a head to the landmarks of an image.
 
-    Pose and shape are fitted in turns by (ridge) least squares under scaled orthography. What is left of the landmarks'
-    distances is then removed by a smooth bend of the head in the picture plane, so that they end up exactly in place.
+    Pose and shape are fitted in turn by (ridge) least squares under scaled orthography. A smooth deformation of the
+    head in the image plane then removes the remaining distances, so that the landmarks match exactly.
 
     Args:
         mesh (`HeadMesh`): The parametric head.
-        landmarks (`torch.Tensor` of shape `(162, 2)`): Fractions of the picture.
+        landmarks (`torch.Tensor` of shape `(162, 2)`): Fractions of the image.
         rotation (`torch.Tensor` of shape `(3, 3)`): First guess of the head's rotation.
-        steps (`int`, *optional*, defaults to 6): How often pose and shape take turns.
-        identity_ridge (`float`, *optional*, defaults to 0.1): How strongly identity weights are held near zero.
-        expression_ridge (`float`, *optional*, defaults to 0.8): The same for expression weights.
-        bend_stiffness (`float`, *optional*, defaults to 3e-6): How far the last bend may miss the landmarks to be
-            smooth; by the default it passes through them.
+        steps (`int`, *optional*, defaults to 6): Iterations of pose and shape.
+        identity_ridge (`float`, *optional*, defaults to 0.1): Regularisation of identity weights.
+        expression_ridge (`float`, *optional*, defaults to 0.8): Regularisation of expression weights.
+        bend_stiffness (`float`, *optional*, defaults to 3e-6): Smoothness of the final deformation; with the default it
+            passes through the landmarks.
 
     Returns:
         `FittedHead`.
     """
     seen = landmarks[:NUM_SKIN_LANDMARKS]
     base = mesh.vertices[mesh.landmarks]
-    # Pupils are no skin, and gaze shapes would steal from blinks.
+    # Pupils are not skin, and gaze shapes would explain a part of blinks.
     free = torch.tensor([not name.startswith(("Pupil", "eyeLook")) for name in mesh.expression_names])
     basis = torch.cat([mesh.identity[:, mesh.landmarks], mesh.expression[free][:, mesh.landmarks]])
     count = len(mesh.identity)
@@ -92,11 +92,11 @@ def fit_head(
     placed = head.project(vertices)
     residual = seen - placed[mesh.landmarks, :2]
     head.error = float(residual.norm(dim=-1).mean() / scale)
-    # The middle parts of lids are near one another: the spread is made stiff enough not to fold between them.
+    # The middles of the lids are close to each other: stiff enough to avoid folds between them.
     unit = float(scale)
-    spread = spreading(placed[mesh.landmarks, :2], placed[:, :2], 12 * unit, 0.5 * unit, bend_stiffness)
+    spread = spread_weights(placed[mesh.landmarks, :2], placed[:, :2], 12 * unit, 0.5 * unit, bend_stiffness)
     bend = torch.cat([spread @ residual, torch.zeros(len(placed), 1)], 1) / scale
-    head.vertices = vertices + bend @ rotation  # back into the head's frame: rotation.T on the left
+    head.vertices = vertices + bend @ rotation  # to the head's frame: rotation.T on the left
     return head
 
 
@@ -106,25 +106,25 @@ def personal_head(
     landmarks: Tensor,  # [162, 2]
     rotation: Tensor,  # [3, 3]
 ) -> tuple[ParametricHead, FittedHead]:
-    """The head whose mean is the person of a picture, with the face at rest; expressions and joints as before.
+    """Fit a head to the person of an image: its template is the person's neutral face; the rest does not change.
 
-    The fit is stiffer than that of a photograph's wearer: the head will be seen from all sides and in other
-    expressions, so it must stay a face where the landmarks are uncertain. Hence a part of a broad smile stays in the
-    person: pictures with a calm face are best.
+    The regularisation is stronger than in `fit_head`: the head is rendered from all sides and with other expressions,
+    so uncertain landmarks must not distort it. A part of a broad smile therefore remains in the template: images with a
+    neutral face are best.
 
     Args:
-        head (`ParametricHead`): Any.
-        landmarks (`torch.Tensor` of shape `(162, 2)`): Fractions of the picture.
+        head (`ParametricHead`): The head.
+        landmarks (`torch.Tensor` of shape `(162, 2)`): Fractions of the image.
         rotation (`torch.Tensor` of shape `(3, 3)`): First guess of the head's rotation.
 
     Returns:
-        The person's head, and where it lies in the picture: `fitted.project(person(...).vertices[0])`, with the
-        picture's own expression `fitted.expression` by the names of `NAMED`.
+        The person's head, and its position in the image: `fitted.project(person(...).vertices[0])`, with the image's
+        expression `fitted.expression` by the names of `NAMED`.
     """
     mesh = head.as_mesh(60)
     fitted = fit_head(mesh, landmarks, rotation, expression_ridge=3.0, bend_stiffness=0.01)
     neutral = fitted.vertices - torch.tensordot(fitted.expression, mesh.expression, 1)
-    for name in ("left_eye", "right_eye"):  # the fit bends all that is seen; eyeballs stay round
+    for name in ("left_eye", "right_eye"):  # the fit deforms all vertices; eyeballs stay round
         ball = head.faces[head.region(name)].unique()
         rest = head.template[ball]
         neutral[ball] = rest - rest.mean(0) + neutral[ball].mean(0)
@@ -133,17 +133,17 @@ def personal_head(
 
 
 def landmark_weights() -> Tensor:
-    """How much each of the 152 points counts in the fit: lids and lips more, the outline less."""
+    """Weights of the 152 points in the fit: more for lids and lips, less for the outline."""
     weight = torch.ones(NUM_SKIN_LANDMARKS)
     for group, value in (("oval", 0.5), ("left_eye", 1.5), ("right_eye", 1.5), ("lips_inner", 1.5)):
         weight[list(GROUPS[group])] = value
     return weight
 
 
-def spreading(points: Tensor, queries: Tensor, reach: float, softness: float, stiffness: float = 3e-6) -> Tensor:
-    """Weights [Q, K] that spread values known at points [K, 2] over the picture, exact at the points but for stiffness.
+def spread_weights(points: Tensor, queries: Tensor, reach: float, softness: float, stiffness: float = 3e-6) -> Tensor:
+    """Compute weights [Q, K] that interpolate values at points [K, 2] over the image, exact up to `stiffness`.
 
-    A multiquadric interpolant with a free constant; beyond `reach` of the nearest point it fades to nothing.
+    A multiquadric interpolant with a free constant; it fades to 0 beyond `reach` of the nearest point.
     """
 
     def kernel(distance: Tensor) -> Tensor:

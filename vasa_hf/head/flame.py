@@ -1,12 +1,12 @@
-"""FLAME's head from the file that `vasa-hf convert flame` wrote.
+"""FLAME's head, from a file that `vasa-hf convert flame` wrote.
 
-Source: Li et al. 2017; VASA-3D §3.1. Shape, expression, joints, weights and pose correctives are FLAME's own, turned to
-the project's axes and centimetres: FLAME's parameters keep their meaning, rotation vectors are multiplied by
-`FLAME_AXES`. Not FLAME's, but found by `registration`: the landmarks' vertices, the regions, the named expressions; and
-teeth, gums and tongue, which FLAME lacks, are added behind its vertices.
+Source: Li et al. 2017; VASA-3D §3.1. Shape, expression, joints, weights and pose correctives are FLAME's, in the
+project's axes and centimetres: FLAME's parameters keep their meaning, rotation vectors are multiplied by `FLAME_AXES`.
+`registration` finds the vertices of the landmarks, the regions and the named expressions. Teeth, gums and tongue, which
+FLAME lacks, are appended to its vertices.
 
-Tried on synthetic files of FLAME's format alone (the built-in head and ICT-FaceKit's, written that way), since the real
-files need a licence that this project does not have.
+Tested with synthetic files in FLAME's format (the built-in head and ICT-FaceKit's), because the real files need a
+licence that this project does not have.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vasa_hf.geometry.landmarks import NUM_LANDMARKS, rows
 from vasa_hf.head.parametric import FLAME_AXES, JOINTS, NAMED, REGIONS, ParametricHead
-from vasa_hf.head.registration import Registration, Target, largest_part, named_expressions, register
+from vasa_hf.head.registration import Registration, Target, find_largest_part, named_expressions, register
 from vasa_hf.head.rigging import skin_regions
 from vasa_hf.head.template import mouth_parts
 from vasa_hf.head.whole import whole_head
@@ -25,14 +25,14 @@ from vasa_hf.head.whole import whole_head
 FORMAT = "flame"
 _ARRAYS = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "f")
 _FOUND = ("landmarks", "regions", "named", "origin_cm")
-_FARTHEST_CM = 1.0  # mean distance of landmarks from the surface beyond which the file is no head that we know
+_MAX_DISTANCE_CM = 1.0  # mean distance of landmarks from the surface above which the file is not a known head
 
 
 def flame_head(path: str | Path) -> ParametricHead:
     """Read a converted FLAME file.
 
     Args:
-        path (`str` or `Path`): The `.safetensors` file; one without landmarks is completed, which takes some seconds.
+        path (`str` or `Path`): The `.safetensors` file; missing landmarks are computed, which takes some seconds.
 
     Raises:
         ValueError: If it is another kind of file.
@@ -48,21 +48,21 @@ def flame_head(path: str | Path) -> ParametricHead:
     num_shapes = int(metadata["num_shapes"])
     if any(name not in arrays for name in _FOUND):
         arrays |= complete(arrays, num_shapes)[0]
-    return _with_mouth(_head(arrays, num_shapes))
+    return _add_mouth(_build_head(arrays, num_shapes))
 
 
 def complete(arrays: dict[str, Tensor], num_shapes: int) -> tuple[dict[str, Tensor], float]:
-    """What a FLAME file does not say: landmarks, regions, named expressions, origin.
+    """Compute what a FLAME file lacks: landmarks, regions, named expressions, origin.
 
     Args:
-        arrays (`dict` of `str` to `torch.Tensor`): FLAME's, by its own names.
-        num_shapes (`int`): How many columns of `shapedirs` are of the shape.
+        arrays (`dict` of `str` to `torch.Tensor`): FLAME's arrays, by its names.
+        num_shapes (`int`): Number of columns of `shapedirs` that belong to the shape.
 
     Returns:
-        The arrays found, and the mean distance in centimetres of the landmarks from their vertices.
+        The new arrays, and the mean distance in centimetres of the landmarks from their vertices.
 
     Raises:
-        ValueError: If the built-in head cannot be laid on it.
+        ValueError: If the built-in head cannot be registered to it.
     """
     count, joints = len(arrays["v_template"]), len(JOINTS)
     expressions = arrays["shapedirs"].shape[2] - num_shapes
@@ -72,15 +72,15 @@ def complete(arrays: dict[str, Tensor], num_shapes: int) -> tuple[dict[str, Tens
         "named": torch.zeros(len(NAMED), expressions + 3),
         "origin_cm": torch.zeros(3),
     }
-    head, reference = _head(arrays | blank, num_shapes), whole_head()
+    head, reference = _build_head(arrays | blank, num_shapes), whole_head()
     target = Target(head.template, head.faces, head.joint_regressor, head.skinning_weights)
     if not bool((target.joints[3, 0] - target.joints[4, 0]) > 1) or target.skinning_weights.shape[1] != joints:
         raise ValueError("`arrays` must be of an upright head whose joints 3 and 4 are its left and right eye.")
     found = register(reference, target)
-    if not found.distance_cm < _FARTHEST_CM:
+    if not found.distance_cm < _MAX_DISTANCE_CM:
         raise ValueError(
-            f"`arrays` must be of a head: the landmarks lie {found.distance_cm:.1f} cm from its surface, "
-            f"but at most {_FARTHEST_CM} cm are allowed."
+            f"`arrays` must be a head: the landmarks are {found.distance_cm:.1f} cm from its surface, "
+            f"but at most {_MAX_DISTANCE_CM} cm are allowed."
         )
     head.landmarks.copy_(found.landmarks)
     out = {
@@ -92,8 +92,8 @@ def complete(arrays: dict[str, Tensor], num_shapes: int) -> tuple[dict[str, Tens
     return out, found.distance_cm
 
 
-def _head(arrays: dict[str, Tensor], num_shapes: int) -> ParametricHead:
-    """FLAME's arrays in our axes, its origin at that of the landmarks' canonical face."""
+def _build_head(arrays: dict[str, Tensor], num_shapes: int) -> ParametricHead:
+    """Convert FLAME's arrays to the project's axes, with the origin of the canonical face."""
     axes = 100 * torch.tensor(FLAME_AXES)
     signs = torch.tensor(FLAME_AXES)
     basis = arrays["shapedirs"].permute(2, 0, 1) * axes
@@ -118,12 +118,12 @@ def _head(arrays: dict[str, Tensor], num_shapes: int) -> ParametricHead:
 
 
 def _regions(head: ParametricHead, reference: ParametricHead, found: Registration, count: int) -> Tensor:
-    """Region [F] of each triangle: eyes by their joints, skin by its place, the mouth's inside as the reference."""
+    """Region [F] of each triangle: eyes by their joints, skin by its position, inside of the mouth by the reference."""
     points = head.template[head.landmarks]
     region = skin_regions(head.template[head.faces].mean(1), points[rows(152)[0]], points[rows(10)[0]])
     moving = reference.region("face", "neck", "scalp", "mouth")
     other = reference.regions[moving][found.nearest]
-    on_skin = largest_part(head.faces, count)[head.faces].all(1)
+    on_skin = find_largest_part(head.faces, count)[head.faces].all(1)
     mouth = torch.tensor([REGIONS.index("mouth"), REGIONS.index("teeth")])
     region = torch.where(~on_skin | torch.isin(other, mouth), REGIONS.index("mouth"), region)
     for name in ("left_eye", "right_eye"):
@@ -132,15 +132,15 @@ def _regions(head: ParametricHead, reference: ParametricHead, found: Registratio
     return region
 
 
-def _with_mouth(head: ParametricHead) -> ParametricHead:
-    """The head with teeth and gums behind its lips, unless it has an inside of its own."""
+def _add_mouth(head: ParametricHead) -> ParametricHead:
+    """Add teeth and gums behind the lips, unless the head has them."""
     if head.region("teeth").any():
         return head
     face = torch.zeros(NUM_LANDMARKS, 3)
     face[: NUM_LANDMARKS - 10] = head.template[head.landmarks]
     points, faces, is_tooth, lower = mouth_parts(face)
     count, new = len(head.template), len(points)
-    lips = head.landmarks[rows(78, 308, 13, 14)]  # teeth go where the lips are in another person
+    lips = head.landmarks[rows(78, 308, 13, 14)]  # teeth follow the lips of another shape
     shapes = head.shape_basis[:, lips].mean(1, keepdim=True).expand(-1, new, -1)
     weights = torch.zeros(new, len(JOINTS))
     weights[:, JOINTS.index("jaw")], weights[:, JOINTS.index("neck")] = lower, 1 - lower

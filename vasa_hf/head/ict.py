@@ -1,4 +1,4 @@
-"""ICT-FaceKit's head (USC ICT, MIT licence): its arrays checked and turned to the project's axes."""
+"""ICT-FaceKit's head (USC ICT, MIT licence), in the project's axes."""
 
 import dataclasses
 from pathlib import Path
@@ -10,10 +10,18 @@ from torch import Tensor
 from vasa_hf.geometry.landmarks import rows
 from vasa_hf.head.mesh import HeadMesh
 from vasa_hf.head.parametric import JOINTS, NAMED, REGIONS, ParametricHead
-from vasa_hf.head.rigging import below_skull, follow, hinge, regressor, skin_regions, turned, weights_of_joints
+from vasa_hf.head.rigging import (
+    below_skull,
+    fit_hinge,
+    measure_following,
+    regressor,
+    skin_regions,
+    turn_offsets,
+    weights_of_joints,
+)
 
-# Vertex of each landmark that is no iris, in the order of `LANDMARK_IDS`. Found by fitting the head's identity to the
-# mean face of the labels and taking nearest vertices, on the lid margins and inner lips those of the margin.
+# Vertex of each landmark except the irises, in the order of `LANDMARK_IDS`: the nearest vertices after a fit of the
+# head's identity to the mean face of the labels, on lid margins and inner lips only vertices of the margin.
 ICT_LANDMARKS = (
     0, 4553, 1147, 4857, 4839, 1307, 2243, 1851, 5533, 5517, 5518, 4777, 291, 1507, 2081, 5695, 5610, 4859, 1946,
     4766, 1032, 496, 324, 2003, 1899, 5708, 493, 4868, 1415, 2044, 1860, 268, 5702, 5606, 5656, 5711, 5957, 5966,
@@ -24,11 +32,11 @@ ICT_LANDMARKS = (
     4270, 5328, 4064, 4114, 3615, 4056, 5321, 4085, 2618, 3742, 3006, 3725, 3729, 6395, 3710, 4390, 3880, 3732, 3735,
     3744, 3749, 3751, 4162, 3756, 3758, 2522, 3723, 2999, 3746, 2571, 6372, 6346, 6127, 6084, 5434, 3457, 3759,
 )  # fmt: skip
-# Where the origin of the landmarks' canonical face lies in the neutral head, from the same fit.
+# Origin of the landmarks' canonical face in the neutral head, from the same fit.
 _ICT_ORIGIN = (0.0, -2.38, -9.92)
 _AXES = np.array([1.0, -1.0, -1.0], np.float32)  # the file has y up and z towards the viewer
 _SKIN, _BACK, _TEETH, _MOUTH = "M_Face", "M_BackHead", "M_Teeth", "M_GumsTongue"
-_EYES = ("M_ScleraRight", "M_ScleraLeft")  # the picture's left eye is the person's right one
+_EYES = ("M_ScleraRight", "M_ScleraLeft")  # the image's left eye is the person's right one
 _IRISES = ("M_IrisRight", "M_IrisLeft")
 
 
@@ -86,15 +94,14 @@ def _read(path: str | Path, num_identities: int) -> _Arrays:
 
 
 def ict_mesh(path: str | Path, num_identities: int = 60) -> HeadMesh:
-    """Read `ict_facekit.npz` as the head that wears photographs.
+    """Read `ict_facekit.npz` as the linear head for rendered talkers.
 
     Args:
         path (`str` or `Path`): The file; its fields are those of ICT-FaceKit's export.
-        num_identities (`int`, *optional*, defaults to 60): How many identity shapes to keep; they come in order of
-            variance.
+        num_identities (`int`, *optional*, defaults to 60): Number of identity shapes, in order of variance.
 
     Raises:
-        ValueError: If arrays are missing or do not fit together.
+        ValueError: If arrays are missing or do not match.
     """
     arrays = _read(path, num_identities)
     centers = np.zeros((2, len(arrays.neutral)), np.float32)
@@ -125,16 +132,16 @@ def _eye_radius(ball: np.ndarray) -> float:
 def ict_head(path: str | Path, num_identities: int = 60) -> ParametricHead:
     """Read `ict_facekit.npz` as a whole head with joints.
 
-    The file has no joints: the jaw's hinge is that of the lower teeth under jawOpen, what follows it is read from the
-    same shape, and what the turn does not explain stays in the shape, so that jawOpen at weight 1 is the file's own.
-    The origin is that of the landmarks' canonical face, as for the built-in head.
+    The file has no joints: the jaw's axis is that of the lower teeth in jawOpen, and the skinning weights come from the
+    same shape. The rest of jawOpen stays in the shape, so that weight 1 gives the file's vertices. The origin is that
+    of the landmarks' canonical face, as for the built-in head.
 
     Args:
         path (`str` or `Path`): The file.
-        num_identities (`int`, *optional*, defaults to 60): How many identity shapes to keep.
+        num_identities (`int`, *optional*, defaults to 60): Number of identity shapes.
 
     Raises:
-        ValueError: If arrays are missing or do not fit together.
+        ValueError: If arrays are missing or do not match.
     """
     arrays = _read(path, num_identities)
     if absent := [name for name in NAMED if name not in arrays.expression_names]:
@@ -152,14 +159,14 @@ def ict_head(path: str | Path, num_identities: int = 60) -> ParametricHead:
     others = [name for name in arrays.expression_names if name not in NAMED]
     order = [arrays.expression_names.index(name) for name in (*NAMED, *others)]
     expression = torch.from_numpy(arrays.expression * _AXES)[order][:, used]
-    expression[:, balls["left_eye"] | balls["right_eye"]] = 0  # eyeballs turn by their joints
+    expression[:, balls["left_eye"] | balls["right_eye"]] = 0  # joints rotate the eyeballs
     named = torch.cat([torch.eye(len(NAMED), len(order)), torch.zeros(len(NAMED), 3)], 1)
 
     opened = expression[NAMED.index("jawOpen")]
     teeth = torch.isin(torch.arange(len(used)), number[parts["teeth"]])
     teeth &= opened.norm(dim=1) > 0.7 * opened[teeth].norm(dim=1).amax()
-    vector, hinge_cm = hinge(vertices[teeth], (vertices + opened)[teeth])
-    jaw = follow(opened, turned(vertices, vector, hinge_cm))
+    vector, hinge_cm = fit_hinge(vertices[teeth], (vertices + opened)[teeth])
+    jaw = measure_following(opened, turn_offsets(vertices, vector, hinge_cm))
     chin, top = (vertices[landmarks[row]] for row in rows(152, 10))
     base = float(vertices[:, 1].amax())
     skin = torch.cat([number[parts["face"]], number[parts["scalp"]]])
@@ -170,11 +177,11 @@ def ict_head(path: str | Path, num_identities: int = 60) -> ParametricHead:
     regions[0], regions[1] = skin_regions(vertices[skin].mean(1), chin, top).split(
         [len(parts["face"]), len(parts["scalp"])]
     )
-    places = (chin + torch.tensor([0.0, 5.8, 9.0]), chin + torch.tensor([0.0, -0.6, 10.0]), hinge_cm)
+    positions = (chin + torch.tensor([0.0, 5.8, 9.0]), chin + torch.tensor([0.0, -0.6, 10.0]), hinge_cm)
     outside = torch.isin(torch.arange(len(used)), skin)
     regress = torch.zeros(len(JOINTS), len(used))
-    for row, place in enumerate(places):
-        regress[row, outside] = regressor(place * torch.tensor([0.0, 1.0, 1.0]), vertices[outside], 600)
+    for row, position in enumerate(positions):
+        regress[row, outside] = regressor(position * torch.tensor([0.0, 1.0, 1.0]), vertices[outside], 600)
     for side, ball in balls.items():
         regress[JOINTS.index(side)] = ball.float() / ball.sum()
     named[NAMED.index("jawOpen"), -3:] = vector
@@ -193,14 +200,14 @@ def ict_head(path: str | Path, num_identities: int = 60) -> ParametricHead:
     left = head.expression_basis[NAMED.index("jawOpen")]
     wanted = vertices + left
     left -= left.clone()
-    for _ in range(4):  # what skinning turns as well: converges by a third a step
+    for _ in range(4):  # skinning rotates the offsets, too: the error falls to a third in each step
         shape, pose = head.named_expression(jawOpen=1.0)
         left += wanted - head(expression=shape, jaw=pose).vertices[0]
     return head
 
 
 def triangles(faces: np.ndarray) -> Tensor:
-    """Quads [F, 4] (-1 in the last place: a triangle) as triangles [T, 3]."""
+    """Split quads [F, 4] (last entry -1: a triangle) into triangles [T, 3]."""
     quads = faces[faces[:, 3] >= 0]
     parts = [faces[:, :3], quads[:, [0, 2, 3]]]
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))

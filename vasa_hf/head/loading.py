@@ -1,4 +1,4 @@
-"""Which head a file holds."""
+"""Loading of heads from files of any supported kind."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from vasa_hf.head.parametric import FORMAT, ParametricHead
 from vasa_hf.head.template import template_head
 from vasa_hf.head.whole import whole_head
 
-_FLAME_SHAPES = 60  # enough for a portrait's landmarks; they come in order of variance
+_FLAME_SHAPES = 60  # enough for a portrait's landmarks; shapes are in order of variance
 
 
 def load_parametric_head(path: str | Path | None = None, canonical: Tensor | None = None) -> ParametricHead:
-    """A whole head with joints, for VASA-3D.
+    """Load a whole head with joints, for VASA-3D.
 
     Args:
         path (`str`, `Path` or `None`): `ict_facekit.npz`, a FLAME file that `vasa-hf convert flame` wrote, or a file of
-            `ParametricHead.save`; the built-in head where there is none.
+            `ParametricHead.save`; `None` for the built-in head.
         canonical (`torch.Tensor` of shape `(478, 3)` or `(162, 3)`, *optional*): Mean face of the built-in head.
 
     Raises:
@@ -32,15 +32,15 @@ def load_parametric_head(path: str | Path | None = None, canonical: Tensor | Non
     if Path(path).suffix == ".npz":
         return ict_head(path)
     with safe_open(path, "pt") as file:
-        ours = (file.metadata() or {}).get("format") == FORMAT
-    return ParametricHead.load(path) if ours else flame_head(path)
+        is_saved_head = (file.metadata() or {}).get("format") == FORMAT
+    return ParametricHead.load(path) if is_saved_head else flame_head(path)
 
 
 def load_head(path: str | Path | None, canonical: Tensor) -> HeadMesh:
-    """The head that wears photographs, for rendered talkers.
+    """Load the linear head for rendered talkers.
 
     Args:
-        path (`str`, `Path` or `None`): As for `load_parametric_head`; the small built-in head where there is none.
+        path (`str`, `Path` or `None`): As for `load_parametric_head`; `None` for the small built-in head.
         canonical (`torch.Tensor` of shape `(478, 3)` or `(162, 3)`): Mean face of the built-in head.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The mean neutral face of the labels that come with the embedded models: what the built-in head is made from."""
+"""The mean neutral face of the embedded models' labels, from which the built-in head is made."""
 
 import torch
 from torch import Tensor
@@ -36,5 +36,5 @@ _MEAN_FACE = (
 
 
 def mean_face() -> Tensor:
-    """Landmarks (162, 3): x right, y down, z away; outer eye corners one unit apart."""
+    """Landmarks (162, 3) of the mean face: x right, y down, z away; outer eye corners one unit apart."""
     return torch.tensor(_MEAN_FACE).view(-1, 3) / 1e4

@@ -1,8 +1,8 @@
-"""A head that wears photographs: one linear mesh with identity and expression shapes, named as ARKit names them.
+"""A linear head mesh with identity and expression shapes, named as in ARKit; for rendered talkers.
 
-Not in the paper: VASA-1 trains on real videos alone. Heads are in centimetres, x right, y down, z away from the viewer,
+Not in the paper: VASA-1 trains on real videos only. Heads are in centimetres, x right, y down, z away from the viewer,
 so `points ~ scale * vertices @ R.T + t` with the rotations of `vasa_hf.geometry` as for the landmarks' canonical face.
-The head with joints, which VASA-3D drives, is `vasa_hf.head.parametric.ParametricHead`.
+The head with joints of VASA-3D is `vasa_hf.head.parametric.ParametricHead`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ NUM_SKIN_LANDMARKS = len(LANDMARK_IDS) - 10  # the last ten are the irises
 
 @dataclasses.dataclass
 class HeadMesh:
-    """A head that can be anyone and make any face: `vertices + identity weights + expression weights`.
+    """A linear head model: `vertices + identity weights + expression weights`.
 
     Attributes:
         vertices (`torch.Tensor` of shape `(V, 3)`): The neutral mean head in centimetres.
@@ -29,7 +29,7 @@ class HeadMesh:
         teeth (`torch.Tensor` of shape `(V,)`): True for vertices of teeth.
         eye_centers (`torch.Tensor` of shape `(2, V)`): Weights that average vertices to the balls' centres.
         eye_radius_cm (`float`): Radius of the balls.
-        landmarks (`torch.Tensor` of shape `(152,)`): Vertices of the landmarks that are no irises.
+        landmarks (`torch.Tensor` of shape `(152,)`): Vertices of the landmarks, without irises.
         origin_cm (`torch.Tensor` of shape `(3,)`): Origin of the landmarks' canonical face in this head.
     """
 
@@ -46,7 +46,7 @@ class HeadMesh:
     origin_cm: Tensor
 
     def compact(self) -> "HeadMesh":
-        """The same head without vertices that nothing uses."""
+        """Return the head without unused vertices."""
         used = torch.zeros(len(self.vertices), dtype=torch.bool)
         for index in (self.skin.flatten(), self.inside.flatten(), self.landmarks):
             used[index] = True
@@ -72,7 +72,7 @@ class HeadMesh:
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals [V, 3] that point outwards; zero where no triangle is."""
+    """Compute unit normals [V, 3] that point outwards; zero for vertices without a triangle."""
     a, b, c = vertices[faces].unbind(1)
     normal = torch.linalg.cross(b - a, c - a)
     total = torch.zeros_like(vertices)

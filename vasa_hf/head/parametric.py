@@ -1,11 +1,11 @@
-"""A whole head with joints: FLAME's formula over any mesh. VASA-3D binds its Gaussians to its triangles.
+"""A whole head with joints: FLAME's formula for any mesh. VASA-3D binds its Gaussians to its triangles.
 
-Source: VASA-3D §3.1 (which takes FLAME), Li et al. 2017. The same class holds FLAME's head (`vasa_hf.head.flame`),
+Source: VASA-3D §3.1 (which uses FLAME), Li et al. 2017. The same class holds FLAME's head (`vasa_hf.head.flame`),
 ICT-FaceKit's (`vasa_hf.head.ict`) and the built-in one (`vasa_hf.head.whole`).
 
-Centimetres; x right, y down, z away from the viewer; angles as rotation vectors in radians. FLAME's own axes (y up,
-z towards the viewer) differ by half a turn about x: the same pose there is `pose * FLAME_AXES`. Opening the jaw is a
-positive turn about x in both.
+Centimetres; x right, y down, z away from the viewer; rotations as rotation vectors in radians. FLAME's axes (y up, z
+towards the viewer) differ by a rotation of 180 degrees about x: the same pose there is `pose * FLAME_AXES`. A positive
+rotation about x opens the jaw in both.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ from vasa_hf.head.skinning import rotation_from_vector, skin
 JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")  # left and right are the person's, as in FLAME
 PARENTS = (-1, 0, 1, 1, 1)
 FLAME_AXES = (1.0, -1.0, -1.0)
-#: What a triangle belongs to, by its number in `ParametricHead.regions`.
+#: Names of the numbers in `ParametricHead.regions`.
 REGIONS = ("face", "scalp", "neck", "left_eye", "right_eye", "mouth", "teeth")
-# Not in the paper: eyes and the inside of the mouth count to Omega_face, since z_dyn moves them.
+# Not in the paper: eyes and the inside of the mouth belong to Omega_face, because z_dyn moves them.
 _OMEGA_FACE, _OMEGA_NECK = ("face", "left_eye", "right_eye", "mouth", "teeth"), ("neck",)
 _PAIRS = (
     "mouthSmile mouthStretch mouthFrown mouthDimple mouthPress mouthUpperUp mouthLowerDown cheekSquint noseSneer "
     "eyeBlink eyeSquint eyeWide eyeLookDown eyeLookUp browDown browInnerUp browOuterUp"
 ).split()
-#: Named expressions that every head can make; `_L` and `_R` are the person's own left and right.
+#: Named expressions of every head; `_L` and `_R` are the person's left and right.
 NAMED = (
     *"jawOpen jawLeft jawRight mouthClose mouthFunnel mouthPucker mouthLeft mouthRight mouthRollLower".split(),
     *"mouthRollUpper mouthShrugLower mouthShrugUpper".split(),
@@ -43,11 +43,11 @@ FORMAT = "vasa_hf.head"
 
 @dataclasses.dataclass
 class PosedHead:
-    """What a head looks like in a batch of states.
+    """A head in a batch of states.
 
     Attributes:
         vertices (`torch.Tensor` of shape `(batch, V, 3)`): Centimetres.
-        joints (`torch.Tensor` of shape `(batch, 5, 3)`): In the order of `JOINTS`.
+        joints (`torch.Tensor` of shape `(batch, 5, 3)`): Positions in the order of `JOINTS`.
         triangles (`torch.Tensor` of shape `(batch, F, 3, 3)`): Corners of each triangle, last axis xyz.
     """
 
@@ -57,23 +57,23 @@ class PosedHead:
 
 
 class ParametricHead(nn.Module):
-    """A head by shape, expression and pose. It has buffers alone: nothing of it is learnt.
+    """A head with shape, expression and pose. It has only buffers and no trainable parameters.
 
     Args:
         template (`torch.Tensor` of shape `(V, 3)`): The mean head.
         shape_basis (`torch.Tensor` of shape `(S, V, 3)`): Offsets by shape coefficients.
         expression_basis (`torch.Tensor` of shape `(E, V, 3)`): Offsets by expression coefficients.
-        faces (`torch.Tensor` of shape `(F, 3)`): Triangles, anticlockwise seen from outside.
+        faces (`torch.Tensor` of shape `(F, 3)`): Triangles, anticlockwise from outside.
         regions (`torch.Tensor` of shape `(F,)`): Number in `REGIONS` of each triangle.
         joint_regressor (`torch.Tensor` of shape `(5, V)`): Joints from vertices.
-        skinning_weights (`torch.Tensor` of shape `(V, 5)`): How much each vertex follows each joint.
-        landmarks (`torch.Tensor` of shape `(152,)`): Vertices of the landmarks that are no irises.
+        skinning_weights (`torch.Tensor` of shape `(V, 5)`): Weight of each joint for each vertex.
+        landmarks (`torch.Tensor` of shape `(152,)`): Vertices of the landmarks, without irises.
         named (`torch.Tensor` of shape `(len(NAMED), E + 3)`): Expression coefficients and jaw pose of each name.
         pose_basis (`torch.Tensor` of shape `(36, V, 3)`, *optional*): FLAME's pose correctives.
         eye_radius_cm (`float`, *optional*, defaults to 1.2): Radius of the eyeballs.
 
     Raises:
-        ValueError: If shapes do not fit together or an index points nowhere.
+        ValueError: If shapes do not match or an index is out of range.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class ParametricHead(nn.Module):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What `ParametricHead.empty` makes one of the same size from: plain numbers, for a config."""
+        """Arguments of `ParametricHead.empty` for a head of the same size, for a config."""
         return {
             "num_vertices": len(self.template),
             "num_triangles": len(self.faces),
@@ -141,7 +141,7 @@ class ParametricHead(nn.Module):
         num_expressions: int,
         num_pose_offsets: int = 0,
     ) -> "ParametricHead":
-        """All zeros, to be filled by `load_state_dict`.
+        """Make a head of zeros, for `load_state_dict`.
 
         Args:
             num_vertices (`int`): V.
@@ -164,7 +164,7 @@ class ParametricHead(nn.Module):
         )
 
     def region(self, *names: str) -> Tensor:
-        """Which triangles [F] belong to the regions of these names."""
+        """Mask [F] of the triangles in the regions of these names."""
         if unknown := [name for name in names if name not in REGIONS]:
             raise ValueError(f"`names` must be among {', '.join(REGIONS)}, but hold {unknown}.")
         numbers = torch.tensor([REGIONS.index(name) for name in names], device=self.regions.device)
@@ -172,12 +172,12 @@ class ParametricHead(nn.Module):
 
     @property
     def omega_face(self) -> Tensor:
-        """Triangles [F] whose Gaussians D^e deforms: skin of the face, eyes, inside of the mouth."""
+        """Mask [F] of the triangles whose Gaussians D^e deforms: skin of the face, eyes, inside of the mouth."""
         return self.region(*_OMEGA_FACE)
 
     @property
     def omega_neck(self) -> Tensor:
-        """Triangles [F] whose Gaussians D^p deforms."""
+        """Mask [F] of the triangles whose Gaussians D^p deforms."""
         return self.region(*_OMEGA_NECK)
 
     # --- posing -------------------------------------------------------------------------------------------------------
@@ -192,11 +192,11 @@ class ParametricHead(nn.Module):
         global_pose: Tensor | None = None,  # [B, 3]
         translation: Tensor | None = None,  # [B, 3]
     ) -> PosedHead:
-        """Pose the head; what is left out is zero, and a batch of 1 goes with any.
+        """Pose the head; omitted arguments are zero, and a batch of 1 is expanded.
 
         Args:
-            shape (`torch.Tensor` of shape `(batch, S)`, *optional*): Fewer than S coefficients may be given.
-            expression (`torch.Tensor` of shape `(batch, E)`, *optional*): Fewer than E may be given.
+            shape (`torch.Tensor` of shape `(batch, S)`, *optional*): May have fewer than S coefficients.
+            expression (`torch.Tensor` of shape `(batch, E)`, *optional*): May have fewer than E.
             neck (`torch.Tensor` of shape `(batch, 3)`, *optional*): Rotation vector, radians.
             jaw (`torch.Tensor` of shape `(batch, 3)`, *optional*): Rotation vector, radians; +x opens.
             eyes (`torch.Tensor` of shape `(batch, 6)`, *optional*): Rotation vectors of left, then right eye.
@@ -207,7 +207,7 @@ class ParametricHead(nn.Module):
             `PosedHead`.
 
         Raises:
-            ValueError: If an argument is of another shape.
+            ValueError: If the shape of an argument is wrong.
         """
         poses = {"global_pose": global_pose, "neck": neck, "jaw": jaw}
         given = {"shape": shape, "expression": expression, **poses, "eyes": eyes, "translation": translation}
@@ -222,16 +222,16 @@ class ParametricHead(nn.Module):
         eyes = zero.repeat(1, 2) if eyes is None else eyes.expand(batch, 6)
         vectors = [zero if value is None else value.expand(batch, 3) for value in poses.values()]
         rotations = rotation_from_vector(torch.stack([*vectors, eyes[:, :3], eyes[:, 3:]], 1))
-        someone = self._offset(self.template[None], shape, self.shape_basis).expand(batch, -1, -1)
-        joints = self.joint_regressor @ someone
-        rest = self._offset(someone, expression, self.expression_basis)
+        person = self._add_offsets(self.template[None], shape, self.shape_basis).expand(batch, -1, -1)
+        joints = self.joint_regressor @ person
+        rest = self._add_offsets(person, expression, self.expression_basis)
         vertices, joints = skin(rest, joints, rotations, PARENTS, self.skinning_weights, self.pose_basis)
         if translation is not None:
             vertices, joints = vertices + translation[:, None], joints + translation[:, None]
         return PosedHead(vertices, joints, vertices[:, self.faces])
 
     @staticmethod
-    def _offset(vertices: Tensor, weights: Tensor | None, basis: Tensor) -> Tensor:
+    def _add_offsets(vertices: Tensor, weights: Tensor | None, basis: Tensor) -> Tensor:
         if weights is None or not weights.shape[1]:
             return vertices
         return vertices + (weights @ basis[: weights.shape[1]].flatten(1)).unflatten(1, (-1, 3))
@@ -256,12 +256,12 @@ class ParametricHead(nn.Module):
 
     @torch.no_grad()
     def as_mesh(self, num_identities: int | None = None) -> HeadMesh:
-        """The same head, vertex by vertex, as the linear one that `fit_head` and the rendered talkers use.
+        """Convert to the linear head with the same vertices, for `fit_head` and the rendered talkers.
 
-        Named expressions become offsets at weight 1. Skin is that of the face and of the front of the neck.
+        Named expressions become offsets at weight 1. The skin is that of the face and of the front of the neck.
 
         Args:
-            num_identities (`int`, *optional*): How many shapes to keep; all if left out.
+            num_identities (`int`, *optional*): Number of shapes; by default all.
         """
         columns = self.named.shape[1] - 3
         rest = self.template
@@ -279,7 +279,7 @@ class ParametricHead(nn.Module):
             skin=self.faces[self.region("face") | (self.region("neck") & front)],
             inside=self.faces[self.region("mouth", "teeth")],
             teeth=teeth,
-            eye_centers=centers,  # the picture's left eye, which comes first, is the person's right one
+            eye_centers=centers,  # the image's left eye comes first: the person's right one
             eye_radius_cm=float(self.eye_radius_cm),
             landmarks=self.landmarks,
             origin_cm=torch.zeros(3),
@@ -296,7 +296,7 @@ class ParametricHead(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> "ParametricHead":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Args:
             path (`str` or `Path`): The file.

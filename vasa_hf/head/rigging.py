@@ -1,7 +1,7 @@
-"""Joints, skinning weights and regions for meshes that come with shapes alone. Not in the paper, which takes FLAME's.
+"""Joints, skinning weights and regions for meshes that only have shapes. Not in the paper, which uses FLAME's.
 
-A shape that opens the jaw says how much each vertex follows it: its offset against that of a rigid turn of the lower
-teeth. The neck bends between the base of the skull and the end of the mesh.
+The skinning weights of the jaw come from a shape that opens it: the offset of each vertex relative to a rigid rotation
+of the lower teeth. The neck bends between the base of the skull and the end of the mesh.
 """
 
 import torch
@@ -11,18 +11,18 @@ from vasa_hf.geometry.landmarks import fit_similarity
 from vasa_hf.head.skinning import rotation_from_vector
 
 
-def hinge(
+def fit_hinge(
     rest: Tensor,  # [N, 3]
     moved: Tensor,  # [N, 3]
 ) -> tuple[Tensor, Tensor]:
-    """The turn about the x axis that best takes points to where a shape moves them, and the place it turns about.
+    """Fit the rotation about an axis parallel to x that best explains the motion of points.
 
     Args:
         rest (`torch.Tensor` of shape `(N, 3)`): Points of a rigid part, such as the lower teeth.
-        moved (`torch.Tensor` of shape `(N, 3)`): The same points, moved.
+        moved (`torch.Tensor` of shape `(N, 3)`): The same points after the motion.
 
     Returns:
-        Rotation vector (`torch.Tensor` of shape `(3,)`), x alone, and a point of the axis (`(3,)`), its x zero.
+        Rotation vector (`torch.Tensor` of shape `(3,)`), only x, and a point of the axis (`(3,)`), with x = 0.
     """
     rotation, translation, _ = fit_similarity(moved, rest)
     angle = torch.atan2(rotation[2, 1] - rotation[1, 2], rotation[1, 1] + rotation[2, 2])
@@ -32,24 +32,24 @@ def hinge(
     return vector, torch.cat([shift[:1] * 0, torch.linalg.solve(fixed, shift[1:])])
 
 
-def turned(points: Tensor, vector_rad: Tensor, pivot: Tensor) -> Tensor:
-    """Offsets [N, 3] of a rigid turn of points [N, 3]."""
+def turn_offsets(points: Tensor, vector_rad: Tensor, pivot: Tensor) -> Tensor:
+    """Compute the offsets [N, 3] of a rotation of points [N, 3]."""
     return (points - pivot) @ rotation_from_vector(vector_rad).mT + pivot - points
 
 
-def follow(offsets: Tensor, rigid: Tensor) -> Tensor:
-    """How much of a rigid motion's offsets [N, 3] the offsets [N, 3] are, each in [0, 1]."""
+def measure_following(offsets: Tensor, rigid: Tensor) -> Tensor:
+    """Estimate the share [N] in [0, 1] of a rigid motion's offsets [N, 3] in other offsets [N, 3]."""
     return ((offsets * rigid).sum(1) / rigid.square().sum(1).clamp_min(1e-9)).clamp(0, 1)
 
 
-def neighbours(
+def neighbour_mean(
     faces: Tensor,  # [F, 3]
     count: int,
 ) -> Tensor:
-    """Matrix that takes the mean of a vertex's neighbours, or the vertex itself where it has none.
+    """Build the matrix that averages the neighbours of a vertex; a vertex without any keeps its value.
 
     Args:
-        faces (`torch.Tensor` of shape `(F, 3)`): Which vertices are neighbours.
+        faces (`torch.Tensor` of shape `(F, 3)`): Triangles, which define the neighbours.
         count (`int`): Number of vertices.
 
     Returns:
@@ -69,12 +69,12 @@ def smooth(
     mean: Tensor,  # [V, V]
     steps: int,
 ) -> Tensor:
-    """Move values half the way to the mean of their neighbours, several times.
+    """Move values half way to the mean of their neighbours, several times.
 
     Args:
-        values (`torch.Tensor` of shape `(V, C)`): One row a vertex.
-        mean (sparse `torch.Tensor` of shape `(V, V)`): What `neighbours` returned.
-        steps (`int`): How often.
+        values (`torch.Tensor` of shape `(V, C)`): One row per vertex.
+        mean (sparse `torch.Tensor` of shape `(V, V)`): From `neighbour_mean`.
+        steps (`int`): Number of iterations.
     """
     for _ in range(steps):
         values = 0.5 * values + 0.5 * torch.sparse.mm(mean, values)
@@ -92,9 +92,9 @@ def skin_regions(
     chin: Tensor,  # [3]
     top: Tensor,  # [3]
 ) -> Tensor:
-    """Whether triangles of the skin are of the face (0), the scalp (1) or the neck (2), by where they are.
+    """Classify triangles of the skin by position: face (0), scalp (1) or neck (2).
 
-    The face ends above at the hair, behind before the ears, below at the jaw's edge; ears count to the scalp.
+    The face ends at the hair, in front of the ears, and at the edge of the jaw; ears belong to the scalp.
 
     Args:
         middle (`torch.Tensor` of shape `(F, 3)`): Middles of the triangles, centimetres, y down, z away.
@@ -102,7 +102,7 @@ def skin_regions(
         top (`torch.Tensor` of shape `(3,)`): Upper end of the face (landmark 10).
     """
     y, z = middle[:, 1], middle[:, 2] - chin[2]
-    # From under the chin to the angle of the jaw, and on to the nape.
+    # From below the chin to the angle of the jaw and the nape.
     edge = torch.where(
         z > 8, chin[1] - 2.6 - 0.1 * (z - 8), (chin[1] + 0.5 - 0.55 * z.clamp_min(0)).clamp_min(chin[1] - 3)
     )
@@ -115,14 +115,14 @@ def below_skull(
     chin: Tensor,  # [3]
     base_cm: float,
 ) -> Tensor:
-    """How much each vertex stays with the root when the neck bends, [V] in [0, 1].
+    """Weight of the root joint for each vertex when the neck bends, [V] in [0, 1].
 
     Args:
         vertices (`torch.Tensor` of shape `(V, 3)`): Centimetres, y down, z away.
         chin (`torch.Tensor` of shape `(3,)`): Lowest point of the chin.
         base_cm (`float`): y of the neck's end.
     """
-    # The skull ends lower in front, behind the chin, than at the nape.
+    # The skull ends lower behind the chin than at the nape.
     behind = smoothstep((vertices[:, 2] - chin[2] - 3) / 10)
     end = chin[1] + 1.2 - 3.5 * behind
     return smoothstep((vertices[:, 1] - end) / (base_cm - 0.5 - end).clamp_min(2.0))
@@ -133,12 +133,12 @@ def regressor(
     vertices: Tensor,  # [V, 3]
     count: int = 200,
 ) -> Tensor:
-    """Smooth weights [V] that make a joint of the vertices nearest to it, exactly in place and moving as they do.
+    """Compute smooth weights [V] of the nearest vertices whose weighted mean is a joint, for affine motion too.
 
     Args:
-        point (`torch.Tensor` of shape `(3,)`): Where the joint is.
+        point (`torch.Tensor` of shape `(3,)`): Position of the joint.
         vertices (`torch.Tensor` of shape `(V, 3)`): The mesh.
-        count (`int`, *optional*, defaults to 200): How many vertices take part.
+        count (`int`, *optional*, defaults to 200): Number of vertices with a weight.
     """
     near = (vertices - point).norm(dim=1).topk(min(count, len(vertices)), largest=False).indices
     system = torch.cat([torch.ones(1, len(near)), (vertices[near] - point).mT]).double()
@@ -150,11 +150,11 @@ def regressor(
 
 
 def weights_of_joints(root: Tensor, jaw: Tensor, left_eye: Tensor, right_eye: Tensor) -> Tensor:
-    """Skinning weights [V, 5]: eyes first, then the root's share, then the jaw's; the skull has the rest.
+    """Combine skinning weights [V, 5]: first eyes, then root, then jaw; the skull has the rest.
 
     Args:
-        root (`torch.Tensor` of shape `(V,)`): Share of the root, 0..1.
-        jaw (`torch.Tensor` of shape `(V,)`): Share of the jaw in what is not the root's.
+        root (`torch.Tensor` of shape `(V,)`): Weight of the root, 0..1.
+        jaw (`torch.Tensor` of shape `(V,)`): Weight of the jaw, relative to the rest without the root.
         left_eye (`torch.Tensor` of shape `(V,)`): True for the person's left eyeball.
         right_eye (`torch.Tensor` of shape `(V,)`): True for the right one.
     """

@@ -1,11 +1,11 @@
-"""Linear blend skinning as SMPL and FLAME do it, in torch: batched and differentiable. Pure functions.
+"""Linear blend skinning as in SMPL and FLAME, in torch: batched and differentiable. Pure functions.
 
 Source: Li et al. 2017 (FLAME) Eq. 2-5, Loper et al. 2015 (SMPL) Eq. 2-10.
 
 ```
 rest     template + shape offsets + expression offsets
-joints   joint_regressor @ (template + shape offsets)      FLAME: no expression; here as there
-posed    sum over joints of weight * (world rotation @ (rest + pose offsets - joint) + world place of the joint)
+joints   joint_regressor @ (template + shape offsets)      without expression, as in FLAME
+posed    sum over joints of weight * (world rotation @ (rest + pose offsets - joint) + world position of the joint)
 ```
 """
 
@@ -41,10 +41,10 @@ def pose_offsets(
     rotations: Tensor,  # [B, J, 3, 3]
     pose_basis: Tensor,  # [9 (J - 1), V, 3]
 ) -> Tensor:
-    """Correctives that are linear in the joints' rotation matrices, all but the root's.
+    """Compute correctives that are linear in the rotation matrices of all joints except the root.
 
     Args:
-        rotations (`torch.Tensor` of shape `(batch, joints, 3, 3)`): Each joint against its parent.
+        rotations (`torch.Tensor` of shape `(batch, joints, 3, 3)`): Each joint relative to its parent.
         pose_basis (`torch.Tensor` of shape `(9 * (joints - 1), vertices, 3)`): FLAME's `posedirs`, last axis first.
 
     Returns:
@@ -60,23 +60,23 @@ def world_transforms(
     joints: Tensor,  # [B, J, 3]
     parents: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Walk down the kinematic tree.
+    """Compute world rotations and positions along the kinematic tree.
 
     Args:
-        rotations (`torch.Tensor` of shape `(batch, joints, 3, 3)`): Each joint against its parent.
-        joints (`torch.Tensor` of shape `(batch, joints, 3)`): Where joints are at rest.
-        parents (`Sequence[int]`): Of each joint; -1 for the root, which comes first, and parents before children.
+        rotations (`torch.Tensor` of shape `(batch, joints, 3, 3)`): Each joint relative to its parent.
+        joints (`torch.Tensor` of shape `(batch, joints, 3)`): Joints at rest.
+        parents (`Sequence[int]`): Parent of each joint; -1 for the root, which comes first; parents before children.
 
     Returns:
-        rotations (`torch.Tensor` of shape `(batch, joints, 3, 3)`) against the world, and posed joints
+        rotations (`torch.Tensor` of shape `(batch, joints, 3, 3)`) in the world, and posed joints
         (`(batch, joints, 3)`).
     """
-    turned, placed = [rotations[:, 0]], [joints[:, 0]]
+    world, posed = [rotations[:, 0]], [joints[:, 0]]
     for joint, parent in enumerate(parents[1:], start=1):
         bone = joints[:, joint] - joints[:, parent]
-        turned.append(turned[parent] @ rotations[:, joint])
-        placed.append(placed[parent] + (turned[parent] @ bone[..., None])[..., 0])
-    return torch.stack(turned, 1), torch.stack(placed, 1)
+        world.append(world[parent] @ rotations[:, joint])
+        posed.append(posed[parent] + (world[parent] @ bone[..., None])[..., 0])
+    return torch.stack(world, 1), torch.stack(posed, 1)
 
 
 def skin(
@@ -92,8 +92,8 @@ def skin(
     Args:
         rest (`torch.Tensor` of shape `(batch, vertices, 3)`): Vertices at rest, shape and expression applied.
         joints (`torch.Tensor` of shape `(batch, joints, 3)`): Joints at rest.
-        rotations (`torch.Tensor` of shape `(batch, joints, 3, 3)`): Each joint against its parent.
-        parents (`Sequence[int]`): Of each joint, see `world_transforms`.
+        rotations (`torch.Tensor` of shape `(batch, joints, 3, 3)`): Each joint relative to its parent.
+        parents (`Sequence[int]`): Parent of each joint, see `world_transforms`.
         weights (`torch.Tensor` of shape `(vertices, joints)`): Rows sum to one.
         pose_basis (`torch.Tensor` of shape `(9 * (joints - 1), vertices, 3)`, *optional*): See `pose_offsets`.
 
@@ -102,8 +102,8 @@ def skin(
     """
     if pose_basis is not None and len(pose_basis):
         rest = rest + pose_offsets(rotations, pose_basis)
-    turned, placed = world_transforms(rotations, joints, parents)
-    shift = placed - (turned @ joints[..., None])[..., 0]  # what takes a vertex at rest, not one relative to the joint
-    blended = weights @ torch.cat([turned, shift[..., None]], -1).flatten(2)  # [B, V, 12]
+    world, posed = world_transforms(rotations, joints, parents)
+    shift = posed - (world @ joints[..., None])[..., 0]  # for vertices at rest, not relative to the joint
+    blended = weights @ torch.cat([world, shift[..., None]], -1).flatten(2)  # [B, V, 12]
     blended = blended.unflatten(2, (3, 4))
-    return (blended[..., :3] * rest[..., None, :]).sum(-1) + blended[..., 3], placed
+    return (blended[..., :3] * rest[..., None, :]).sum(-1) + blended[..., 3], posed

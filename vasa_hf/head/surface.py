@@ -1,7 +1,7 @@
 """The skin of the built-in whole head: a surface through the mean face's landmarks, and a mesh on it.
 
-Not in the paper. The surface is a skull and a neck written down by hand, bent so that it passes through the landmarks.
-The mesh is a grid around the head with three windows, in which rings of quads run into lids and lips:
+Not in the paper. The surface is an analytic skull and neck, deformed to pass through the landmarks. The mesh is a grid
+around the head with three windows, in which rings of quads lead to lids and lips:
 
 ```
 grid   rows from the crown down to the neck's end, columns around the head, finer on the face
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from vasa_hf.geometry.landmarks import GROUPS
-from vasa_hf.head.fit import spreading
+from vasa_hf.head.fit import spread_weights
 
-_EYE_LEVEL, _AXIS_Z = -1.28, 9.2  # y where the skull is measured from, z of the upright axis through it
-_AROUND, _UP = 8.5, 10.0  # centimetres of the chart for one radian around and upwards
+_EYE_LEVEL, _AXIS_Z = -1.28, 9.2  # y of the origin of the skull, z of its upright axis
+_AROUND, _UP = 8.5, 10.0  # centimetres of the chart per radian around and upwards
 END_OF_NECK = 17.0  # y
 _CROWN = 10.2  # height of the skull above the eye level
-_ROUND = 2.3  # 2 would be an ellipse; skulls are flatter on top
-# Half axes of the head at heights y: sideways, to the front, to the back. Written down by hand.
+_ROUND = 2.3  # exponent of a superellipse; skulls are flatter on top than an ellipse (2)
+# Half axes of the head at heights y: side, front, back. Chosen values.
 _SECTIONS = (
     (-1.28, 7.6, 8.6, 9.4),
     (2.0, 7.4, 9.0, 9.0),
@@ -36,7 +36,7 @@ _SECTIONS = (
     (13.0, 4.7, 4.2, 4.6),
     (17.0, 5.4, 4.4, 5.2),
 )
-_EAR = (14.6, 2.6, 1.0, 2.4, 1.5)  # place in the chart, half sizes, how far it stands out
+_EAR = (14.6, 2.6, 1.0, 2.4, 1.5)  # position in the chart, half sizes, protrusion
 
 
 class Surface:
@@ -53,14 +53,14 @@ class Surface:
         self.stretch = (radius / self._skull(self.known)).log()
 
     def chart(self, points: Tensor) -> Tensor:
-        """Place [N, 2] in the chart of points [N, 3] on the skin."""
+        """Map points [N, 3] on the skin to the chart [N, 2]."""
         x, y, z = points[:, 0], points[:, 1] - _EYE_LEVEL, points[:, 2] - _AXIS_Z
         up = torch.atan2(-y, torch.hypot(x, z))
         return torch.stack([_AROUND * torch.atan2(x, -z), torch.where(y > 0, y, -_UP * up)], 1)
 
     def place(self, chart: Tensor) -> Tensor:
-        """Points [N, 3] of places [N, 2] in the chart."""
-        bend = spreading(self.known, chart, reach=8.0, softness=0.5, stiffness=1e-4) @ self.stretch
+        """Map positions [N, 2] in the chart to points [N, 3]."""
+        bend = spread_weights(self.known, chart, reach=8.0, softness=0.5, stiffness=1e-4) @ self.stretch
         radius = self._skull(chart) * bend.exp() + self._ear(chart)
         around, up = chart[:, 0] / _AROUND, (-chart[:, 1] / _UP).clamp_min(0)
         y = torch.where(chart[:, 1] > 0, chart[:, 1], -radius * up.sin())
@@ -72,7 +72,7 @@ class Surface:
         return (points[:, 0].square() + (points[:, 2] - _AXIS_Z).square() + y.square()).sqrt()
 
     def _skull(self, chart: Tensor) -> Tensor:
-        """Distance [N] of the hand-written skull from the axis, above the eye level from its middle."""
+        """Distance [N] of the analytic skull from the axis, above the eye level from its centre."""
         around, up = chart[:, 0] / _AROUND, (-chart[:, 1] / _UP).clamp_min(0)
         side, front, back = self._section(chart[:, 1].clamp_min(0) + _EYE_LEVEL).unbind(1)
         forward = torch.where(around.cos() > 0, front, back)
@@ -102,17 +102,17 @@ class Surface:
 
 @dataclasses.dataclass
 class Skin:
-    """The mesh of the skin and of the cavities that it runs into.
+    """The mesh of the skin and of the cavities behind lids and lips.
 
     Attributes:
         vertices (`torch.Tensor` of shape `(N, 3)`): Centimetres.
-        faces (`torch.Tensor` of shape `(F, 3)`): Anticlockwise seen from outside.
-        chart (`torch.Tensor` of shape `(N, 2)`): Place in the chart; of the cavities, that of the margin before them.
-        lips (`torch.Tensor` of shape `(N,)`): -1 above, 1 below the lips, on their rings; 0 elsewhere.
-        lids (`torch.Tensor` of shape `(N,)`): The same of the lids.
+        faces (`torch.Tensor` of shape `(F, 3)`): Anticlockwise from outside.
+        chart (`torch.Tensor` of shape `(N, 2)`): Position in the chart; for cavities that of their margin.
+        lips (`torch.Tensor` of shape `(N,)`): On the rings -1 for the upper, 1 for the lower lip; 0 elsewhere.
+        lids (`torch.Tensor` of shape `(N,)`): The same for the lids.
         rings (`dict` of `str` to a list of `torch.Tensor`): Vertices of "left_eye", "right_eye" and "mouth", ring by
-            ring from the window inwards, each from the picture's left corner by the lower side.
-        margin (`dict` of `str` to `int`): Which ring is the lid margin or the inner lip.
+            ring from the window inwards, each from the image's left corner by the lower side.
+        margin (`dict` of `str` to `int`): Index of the ring of the lid margin or the inner lip.
     """
 
     vertices: Tensor
@@ -151,7 +151,7 @@ def make_skin(points: Tensor) -> Skin:
 
 
 def _columns() -> Tensor:
-    """Places around the head, symmetric about the front: fine on the face, coarser behind, the last at the back."""
+    """Columns around the head, symmetric about the front: fine on the face, coarser behind, the last at the back."""
     steps = [0.4 * min(1.1**i, 2.0) for i in range(31)]
     behind = torch.tensor(steps).cumsum(0)
     behind = 5.2 + behind * (math.pi * _AROUND - 5.2) / behind[-1]
@@ -174,21 +174,21 @@ def _window(rows: Tensor, left: int, right: int, top: float, bottom: float) -> t
 
 
 def _edge(number: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
-    """Vertices around a window from the middle of its left side, downwards."""
+    """Vertices around a window, from the middle of its left side downwards."""
     down = number[top:bottom, left]
     half = len(down) // 2
     low, up = number[bottom, left:right], number[top + 1 : bottom + 1, right].flip(0)
     return torch.cat([down[half:], low, up, number[top, left + 1 : right + 1].flip(0), down[:half]])
 
 
-def doubled(points: Tensor) -> Tensor:
-    """A closed outline [N, C] with a point more between any two: [2 N, C]."""
+def add_midpoints(points: Tensor) -> Tensor:
+    """Add midpoints to a closed outline [N, C]: [2 N, C]."""
     between = (points + points.roll(-1, 0)) / 2
     return torch.stack([points, between], 1).flatten(0, 1)
 
 
 def outline(name: str) -> list[int]:
-    """Landmark rows from the picture's left corner by the lower side."""
+    """Landmark rows from the image's left corner by the lower side."""
     order = list(GROUPS[name])
     return [order[(8 - i) % 16] for i in range(16)] if name == "right_eye" else order
 
@@ -209,7 +209,7 @@ class _Builder:
         return first + torch.arange(len(vertices))
 
     def quads(self, quads: Tensor) -> None:
-        """Split each along its shorter diagonal."""
+        """Add quads, each split along its shorter diagonal."""
         corners = torch.cat(self.vertices)[quads]
         first = (corners[:, 0] - corners[:, 2]).norm(dim=1) <= (corners[:, 1] - corners[:, 3]).norm(dim=1)
         order = torch.where(first[:, None], torch.tensor([0, 1, 2, 0, 2, 3]), torch.tensor([0, 1, 3, 1, 2, 3]))
@@ -221,7 +221,7 @@ class _Builder:
         self.faces.append(torch.stack([ring, ring.roll(-1), pole.expand(len(ring))], 1).flip(1)[:, [1, 0, 2]])
 
     def ring(self, name: str, vertices: Tensor, chart: Tensor) -> None:
-        """One ring more inwards, joined to the last."""
+        """Add a ring inside the last one and connect them."""
         count = len(vertices)
         sides = torch.ones(count)
         sides[count // 2 + 1 :] = -1
@@ -231,7 +231,7 @@ class _Builder:
         self.rings[name].append(new)
 
     def between(self, name: str, goal: Tensor, shares: tuple[float, ...], bulge_cm: float = 0.0) -> None:
-        """Rings on the surface part of the way to places in the chart."""
+        """Add rings on the surface between the last ring and positions in the chart."""
         start = torch.cat(self.charts)[self.rings[name][-1]]
         for share in shares:
             chart = start + share * (goal - start)
@@ -241,7 +241,7 @@ class _Builder:
 
     def eye(self, name: str, edge: Tensor, points: Tensor) -> None:
         self.rings[name] = [edge]
-        lids = doubled(points[outline(name)])
+        lids = add_midpoints(points[outline(name)])
         chart = self.surface.chart(lids)
         self.between(name, chart, (0.4, 0.75))
         self.ring(name, lids, chart)
@@ -253,7 +253,7 @@ class _Builder:
 
     def mouth(self, name: str, edge: Tensor, points: Tensor) -> None:
         self.rings[name] = [edge]
-        outer, inner = (doubled(points[list(GROUPS[group])]) for group in ("lips_outer", "lips_inner"))
+        outer, inner = (add_midpoints(points[list(GROUPS[group])]) for group in ("lips_outer", "lips_inner"))
         outer_chart, inner_chart = self.surface.chart(outer), self.surface.chart(inner)
         self.between(name, outer_chart, (0.4, 0.75))
         self.ring(name, outer, outer_chart)
@@ -272,7 +272,7 @@ class _Builder:
         self.faces.append(torch.stack([last, last.roll(-1), end.expand(40)], 1))
 
     def finish(self) -> Skin:
-        """The mesh without the vertices inside the windows."""
+        """Build the mesh without the vertices inside the windows."""
         faces, vertices = torch.cat(self.faces), torch.cat(self.vertices)
         used = torch.zeros(len(vertices), dtype=torch.bool)
         used[faces] = True

@@ -1,17 +1,17 @@
-"""A small head of our own, made in code from the mean face: for rendered talkers without a download.
+"""A small built-in head, computed from the mean face: for rendered talkers without a download.
 
-Not in the paper. A sheet through the landmarks' canonical face, a row of upper and one of lower teeth, gums, two eye
-centres, ten identity shapes and the ARKit-like expressions that talkers use, all smooth fields written down by hand.
-ICT-FaceKit's head is finer in every way; this one has the same names, so either can be used.
+Not in the paper. A sheet through the landmarks' canonical face, upper and lower teeth, gums, two eye centres, ten
+identity shapes and the ARKit-like expressions that talkers use, all as analytic smooth fields. ICT-FaceKit's head has
+more detail and the same names: either can be used.
 
-Axes and units as in `mesh`: centimetres, x right, y down, z away. The person's left is the picture's right.
+Axes and units as in `mesh`: centimetres, x right, y down, z away. The person's left is the image's right.
 """
 
 import torch
 from torch import Tensor
 
 from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS, NUM_LANDMARKS, rows
-from vasa_hf.head.fit import spreading
+from vasa_hf.head.fit import spread_weights
 from vasa_hf.head.mesh import HeadMesh
 
 CM = 8.9  # between the outer eye corners
@@ -28,7 +28,7 @@ def template_head(canonical: Tensor) -> HeadMesh:
             as that of the embedded `LandmarkDynamics`.
 
     Raises:
-        ValueError: If the shape is another.
+        ValueError: If the shape is wrong.
     """
     if canonical.shape not in ((478, 3), (NUM_LANDMARKS, 3)):
         raise ValueError(f"`canonical` must be of shape (478, 3) or (162, 3), but is {tuple(canonical.shape)}.")
@@ -71,14 +71,14 @@ def template_head(canonical: Tensor) -> HeadMesh:
 
 
 def _sheet(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Skin: a grid in the picture plane within an oval, at the depth of the landmarks; vertices [N, 3], triangles."""
+    """Make the skin, a grid in the image plane at the depth of the landmarks: vertices [N, 3], triangles."""
     x = torch.arange(-8.4, 8.5, _SPACING)
     y = torch.arange(float(points[:, 1].amin()) - 2.0, float(points[:, 1].amax()) + 3.5, _SPACING)
     place = torch.cartesian_prod(y, x).flip(1)  # [N, 2], row by row
     design = lambda p: torch.stack([torch.ones(len(p)), p[:, 1], p[:, 0] ** 2, p[:, 1] ** 2], 1)  # noqa: E731
     trend = torch.linalg.lstsq(design(points), points[:, 2:]).solution
     rest = points[:, 2:] - design(points) @ trend
-    depth = design(place) @ trend + spreading(points[:, :2], place, reach=6.0, softness=0.5, stiffness=1e-3) @ rest
+    depth = design(place) @ trend + spread_weights(points[:, :2], place, reach=6.0, softness=0.5, stiffness=1e-3) @ rest
     columns = len(x)
     a = (torch.arange(len(y) - 1)[:, None] * columns + torch.arange(columns - 1)).flatten()
     faces = torch.cat([torch.stack([a, a + columns, a + 1], 1), torch.stack([a + 1, a + columns, a + columns + 1], 1)])
@@ -86,12 +86,12 @@ def _sheet(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mouth_parts(face: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Teeth and gums: vertices [M, 3], triangles, which are teeth [M], which move with the jaw [M]."""
+    """Make teeth and gums: vertices [M, 3], triangles, mask of teeth [M], weight of the jaw [M]."""
     middle = face[list(GROUPS["lips_inner"])].mean(0)
     angle = torch.linspace(-1.15, 1.15, 25)
     arc = torch.stack([2.4 * angle.sin(), torch.zeros(25), 0.7 + 2.4 * (1 - angle.cos())], 1) + middle
     parts, faces, teeth, lower = [], [], [], []
-    # From the lips' line: edge and root of the teeth, end of the gums. The lower edge stands behind the upper one.
+    # From the line of the lips: edge and root of the teeth, end of the gums. The lower edge is behind the upper one.
     for sign, edge, root, end, back in ((-1.0, -0.42, 0.65, 1.7, 0.0), (1.0, 0.3, 1.1, 1.9, 0.2)):
         for near, far, is_tooth in ((edge, root, True), (root, end, False)):
             first = sum(map(len, parts))
@@ -112,7 +112,7 @@ def eye_center(face: Tensor, group: str) -> Tensor:
 
 
 def identities(vertices: Tensor, face: Tensor) -> Tensor:
-    """Ten ways in which faces differ, [10, V, 3], about one deviation at weight 1."""
+    """Make ten identity shapes, [10, V, 3], about one standard deviation at weight 1."""
     x, y, z = vertices.unbind(1)
     mouth, nose = face[list(GROUPS["lips_inner"])].mean(0), face[rows(4)[0]]
     zero, below = torch.zeros_like(x), ((y - mouth[1] + 2) / 5).clamp(0, 1)
@@ -136,7 +136,7 @@ def identities(vertices: Tensor, face: Tensor) -> Tensor:
 
 
 class Fields:
-    """Displacements of the skin for each expression, as functions of the place on the neutral face."""
+    """Displacements of the skin for each expression, as functions of the position on the neutral face."""
 
     def __init__(self, face: Tensor):
         self.face = face
@@ -152,7 +152,7 @@ class Fields:
         )
 
     def expressions(self, points: Tensor, lips: Tensor | None = None, lids: Tensor | None = None) -> dict[str, Tensor]:
-        """Offsets [N, 3] by name; `lips` and `lids` [N] say -1, 1 of what is above, below them, 0 where place tells."""
+        """Offsets [N, 3] by name; `lips` and `lids` [N]: -1 for upper, 1 for lower, 0 to decide by position."""
         mouth = {**self._jaw_and_lips(points, lips), **self._sides_of_mouth(points, lips)}
         return {**mouth, **self._eyes_and_brows(points, lids)}
 

@@ -1,8 +1,8 @@
-"""The built-in whole head: skin all around, neck, ears, eyeballs, teeth, gums and tongue, with joints. No download.
+"""The built-in whole head: skin, neck, ears, eyeballs, teeth, gums and tongue, with joints. No download.
 
-Not in the paper, which takes FLAME's mesh. Made in code from the mean face, so it has no licence but ours: about 6,200
-vertices. Its expressions are the hand-written ones of `template`, so it has their names, and its jaw, neck and eyes
-turn by the same skinning as FLAME's.
+Not in the paper, which uses FLAME's mesh. It is computed from the mean face, so only this project's licence applies:
+about 6,200 vertices. Its expressions are those of `template`, with the same names; jaw, neck and eyes rotate by the
+same skinning as in FLAME.
 """
 
 import math
@@ -15,7 +15,7 @@ from vasa_hf.head.mean_face import mean_face
 from vasa_hf.head.parametric import NAMED, REGIONS, ParametricHead
 from vasa_hf.head.rigging import (
     below_skull,
-    neighbours,
+    neighbour_mean,
     regressor,
     skin_regions,
     smooth,
@@ -25,8 +25,8 @@ from vasa_hf.head.rigging import (
 from vasa_hf.head.surface import END_OF_NECK, Skin, make_skin, outline
 from vasa_hf.head.template import CM, EYE_RADIUS, Fields, eye_center, identities, mouth_parts
 
-_JAW = (0.0, 2.6, 8.2)  # where the jaw hinges, from the mean face
-_JAW_OPEN_RAD = 0.36  # at weight 1 of jawOpen; the lips' gap is then that of the built-in head of the rendered talkers
+_JAW = (0.0, 2.6, 8.2)  # joint of the jaw, relative to the mean face
+_JAW_OPEN_RAD = 0.36  # at weight 1 of jawOpen; the lips then open as in the built-in head of the rendered talkers
 _JAW_SIDE_RAD = 0.07
 _NECK, _ROOT = (0.0, 9.6, 11.0), (0.0, 16.0, 10.0)
 _BALL = (12, 16)  # rows and columns of an eyeball
@@ -37,12 +37,12 @@ def whole_head(canonical: Tensor | None = None) -> ParametricHead:
 
     Args:
         canonical (`torch.Tensor` of shape `(478, 3)` or `(162, 3)`, *optional*): Mean face, outer eye corners one unit
-            apart; `mean_face()` if left out.
+            apart; `mean_face()` by default.
 
     Raises:
-        ValueError: If the shape is another.
+        ValueError: If the shape is wrong.
     """
-    face = _lips_shut(_symmetric(mean_face() if canonical is None else canonical) * CM)
+    face = _close_lips(_symmetrise(mean_face() if canonical is None else canonical) * CM)
     points = face[: NUM_LANDMARKS - 10]
     skin = make_skin(points)
     inside, mouth, tooth, lower = mouth_parts(face)
@@ -83,15 +83,15 @@ def whole_head(canonical: Tensor | None = None) -> ParametricHead:
     )
 
 
-def _symmetric(canonical: Tensor) -> Tensor:
+def _symmetrise(canonical: Tensor) -> Tensor:
     if canonical.shape not in ((478, 3), (NUM_LANDMARKS, 3)):
         raise ValueError(f"`canonical` must be of shape (478, 3) or (162, 3), but is {tuple(canonical.shape)}.")
     face = canonical[list(LANDMARK_IDS)].float() if len(canonical) == 478 else canonical.float()
     return (face + face[mirror_permutation(face)] * torch.tensor([-1.0, 1.0, 1.0])) / 2
 
 
-def _lips_shut(face: Tensor) -> Tensor:
-    """The face with inner lips that all but touch."""
+def _close_lips(face: Tensor) -> Tensor:
+    """Move the inner lips so that they nearly touch."""
     face = face.clone()
     ring = torch.tensor(GROUPS["lips_inner"])
     other = ring[(-torch.arange(20)) % 20]
@@ -105,7 +105,7 @@ def _lips_shut(face: Tensor) -> Tensor:
 
 
 def _ball() -> tuple[Tensor, Tensor]:
-    """An eyeball [N, 3] about 0 that looks at the viewer, with a cornea that stands out a little; triangles."""
+    """Make an eyeball [N, 3] around 0 that looks at the viewer, with a slightly protruding cornea; triangles."""
     lines, columns = _BALL
     polar = torch.linspace(0, math.pi, lines + 1)[1:-1, None] * torch.ones(columns)
     around = torch.arange(columns) * 2 * math.pi / columns * torch.ones(lines - 1, 1)
@@ -124,10 +124,10 @@ def _ball() -> tuple[Tensor, Tensor]:
 
 
 def _tongue(face: Tensor) -> tuple[Tensor, Tensor]:
-    """A flat half egg behind the lower teeth: vertices [N, 3], triangles."""
+    """Make a flat ellipsoid behind the lower teeth: vertices [N, 3], triangles."""
     ball, faces = _ball()
     shape = ball / EYE_RADIUS * torch.tensor([1.5, 0.45, 1.9])
-    shape[:, 1] -= 0.15 * shape[:, 2]  # the tip lies lower than the back
+    shape[:, 1] -= 0.15 * shape[:, 2]  # the tip is lower than the back
     return shape + face[list(GROUPS["lips_inner"])].mean(0) + torch.tensor([0.0, 1.15, 3.2]), faces
 
 
@@ -141,7 +141,7 @@ def _regions_of_skin(skin: Skin, points: Tensor) -> Tensor:
 
 
 def _skull_shapes(vertices: Tensor, face: Tensor) -> Tensor:
-    """Ways in which heads differ behind and above the face, [4, V, 3]: crown, back, neck, bulk of the hair."""
+    """Make shapes of the head behind and above the face, [4, V, 3]: crown, back, neck, volume of the hair."""
     x, y, z = vertices.unbind(1)
     zero = torch.zeros_like(x)
     above = smoothstep((face[rows(10)[0], 1] + 2 - y) / 5)
@@ -163,7 +163,7 @@ def _skull_shapes(vertices: Tensor, face: Tensor) -> Tensor:
 
 
 def _expressions(skin: Skin, points: Tensor, face: Tensor, owner: Tensor, vertices: Tensor) -> Tensor:
-    """Offsets [46, V, 3] of the named expressions; those of the jaw are zero, since its joint makes them."""
+    """Offsets [46, V, 3] of the named expressions; those of the jaw are zero, because its joint moves it."""
     fields = Fields(face)
     count = len(skin.vertices)
     on_skin = fields.expressions(skin.vertices, skin.lips, skin.lids)
@@ -177,7 +177,7 @@ def _expressions(skin: Skin, points: Tensor, face: Tensor, owner: Tensor, vertic
         offset = on_skin[name] * front
         if name.startswith("eyeBlink"):
             offset = _blink(skin, "right_eye" if name[-1] == "L" else "left_eye", offset)
-        for part, rings in skin.rings.items():  # what lies behind lids and lips follows them, less the deeper
+        for part, rings in skin.rings.items():  # cavities behind lids and lips follow them, less with depth
             margin = rings[skin.margin[part]]
             for depth, ring in enumerate(rings[skin.margin[part] + 1 :]):
                 offset[ring] = offset[margin] * (0.9, 0.45, 0.2, 0.0)[depth]
@@ -188,7 +188,7 @@ def _expressions(skin: Skin, points: Tensor, face: Tensor, owner: Tensor, vertic
 
 
 def _landmarks_on_rings(skin: Skin) -> tuple[Tensor, Tensor]:
-    """Landmarks that are corners of the rings of lids and lips, and which vertices of the skin those are."""
+    """Landmarks on the rings of lids and lips, and their vertices in the skin."""
     at = {group: skin.rings[group][skin.margin[group]] for group in ("left_eye", "right_eye")}
     at["lips_inner"] = skin.rings["mouth"][skin.margin["mouth"]]
     at["lips_outer"] = skin.rings["mouth"][skin.margin["mouth"] - 3]
@@ -197,15 +197,15 @@ def _landmarks_on_rings(skin: Skin) -> tuple[Tensor, Tensor]:
 
 
 def _blink(skin: Skin, group: str, offset: Tensor) -> Tensor:
-    """Offsets [N, 3] that make lids meet: the upper margin does most of the way, rings around it follow."""
+    """Offsets [N, 3] that close the lids: mostly by the upper margin; the rings around it follow."""
     rings, at = skin.rings[group], skin.margin[group]
     margin = rings[at]
-    place = skin.vertices[margin]
-    other = place[(-torch.arange(32)) % 32]  # upper and lower margin face each other
+    points = skin.vertices[margin]
+    other = points[(-torch.arange(32)) % 32]  # the opposite point of the other margin
     upper = torch.arange(32) > 16
-    meet = torch.where(upper[:, None], other + 0.15 * (place - other), place + 0.15 * (other - place))
-    wanted = meet - place
-    wanted[:, 2] -= 0.12 * (wanted[:, 1].abs() / wanted[:, 1].abs().amax())  # over the bulge of the ball
+    meet = torch.where(upper[:, None], other + 0.15 * (points - other), points + 0.15 * (other - points))
+    wanted = meet - points
+    wanted[:, 2] -= 0.12 * (wanted[:, 1].abs() / wanted[:, 1].abs().amax())  # around the eyeball
     offset = offset.clone()
     near = torch.zeros(len(offset), dtype=torch.bool)
     for share, ring in zip((0.02, 0.18, 0.56, 1.0), rings[: at + 1], strict=True):
@@ -216,7 +216,7 @@ def _blink(skin: Skin, group: str, offset: Tensor) -> Tensor:
 
 
 def _jaw_weights(skin: Skin, owner: Tensor, vertices: Tensor, face: Tensor, lower: Tensor) -> Tensor:
-    """How much each vertex follows the jaw: as far as the hand-written jawOpen takes it down."""
+    """Weight of the jaw for each vertex, from the downward motion of the analytic jawOpen."""
     fields = Fields(face)
 
     def share(points: Tensor, lips: Tensor | None) -> Tensor:
@@ -228,7 +228,7 @@ def _jaw_weights(skin: Skin, owner: Tensor, vertices: Tensor, face: Tensor, lowe
     for depth, ring in enumerate(rings[at + 1 :]):
         on_skin[ring] = on_skin[rings[at]] * (1.0, 0.95, 0.8, 0.4)[depth]
     weights = torch.zeros(len(vertices))
-    weights[: len(skin.vertices)] = smooth(on_skin[:, None], neighbours(skin.faces, len(on_skin)), 3)[:, 0]
+    weights[: len(skin.vertices)] = smooth(on_skin[:, None], neighbour_mean(skin.faces, len(on_skin)), 3)[:, 0]
     weights[owner == 1] = lower
     weights[owner == 2] = 1.0
     landmarks, corners = _landmarks_on_rings(skin)

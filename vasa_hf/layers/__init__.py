@@ -1,1 +1,1 @@
-"""Blocks that two or more models use."""
+"""Blocks of two or more models."""

@@ -17,7 +17,7 @@ def rotary_angles(
     Args:
         positions (`torch.Tensor` of shape `(tokens,)`): Position of each token, may be negative.
         head_dim (`int`): Channels of one head, even.
-        theta (`float`): The slowest pair of channels turns by about `1 / theta` radians a position.
+        theta (`float`): The slowest pair of channels rotates by about `1 / theta` radians per position.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`, each of shape `(tokens, head_dim / 2)`.
@@ -35,7 +35,7 @@ def apply_rotary(
     cosine: Tensor,  # [N, head_dim / 2]
     sine: Tensor,  # [N, head_dim / 2]
 ) -> Tensor:
-    """Turn the channel pairs (c, c + head_dim / 2) of every token by its position."""
+    """Rotate the channel pairs (c, c + head_dim / 2) of every token by its position."""
     first, second = x.chunk(2, dim=-1)
     cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
@@ -47,11 +47,11 @@ class TransformerBlock(nn.Module):
     Args:
         hidden_size (`int`): Channels.
         num_heads (`int`): Heads; must divide `hidden_size` into even parts.
-        ffn_ratio (`int`): Inner channels of the feed-forward part over `hidden_size`.
-        dropout (`float`): Of both branches' outputs.
+        ffn_ratio (`int`): Inner channels of the feed-forward part relative to `hidden_size`.
+        dropout (`float`): Dropout of the outputs of both branches.
         local_heads (`int`, defaults to 0):
-            So many heads start out attending to tokens of nearly their own position (by the biases of query and key),
-            instead of having to find that out.
+            Number of heads that are initialised (by the biases of query and key) to attend to tokens near their own
+            position.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, ffn_ratio: int, dropout: float, local_heads: int = 0):

@@ -14,12 +14,12 @@ class ResBlock(nn.Module):
     """Pre-activation residual block, optionally modulated by a code.
 
     Args:
-        dims (`int`): 2 for pictures, 3 for volumes.
+        dims (`int`): 2 for images, 3 for volumes.
         in_channels (`int`): Channels in.
         out_channels (`int`): Channels out; a 1x1 convolution joins the skip when it differs.
         code_dim (`int`, *optional*): Width of a code that scales and shifts the features between the convolutions.
-        norm (`bool`): Group normalisation before each convolution. Off in the small presets' large feature maps,
-            where it costs more than the convolutions.
+        norm (`bool`): Group normalisation before each convolution. Off for the large feature maps of small presets,
+            where it takes longer than the convolutions.
     """
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, code_dim: int | None = None, norm: bool = True):
@@ -30,7 +30,7 @@ class ResBlock(nn.Module):
         self.conv2 = _conv(dims, out_channels, out_channels)
         self.skip = _conv(dims, in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         self.modulation = nn.Linear(code_dim, 2 * out_channels) if code_dim else None
-        # Near-identity start keeps deep stacks without normalisation stable.
+        # A near-identity initialisation keeps deep stacks without normalisation stable.
         nn.init.normal_(self.conv2.weight, std=1e-3)
         nn.init.zeros_(self.conv2.bias)
         if self.modulation is not None:
@@ -67,7 +67,7 @@ class UpBlock2d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, 4 * out_channels, 3, padding=1)
-        # The four sub-pixels start equal, so there is no checkerboard to unlearn.
+        # The four sub-pixels start equal, without a checkerboard.
         with torch.no_grad():
             self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, 0))
             self.conv.bias.zero_()
@@ -78,10 +78,10 @@ class UpBlock2d(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Strided convolutions from a picture to a vector that does not heed where things are: the identity encoder.
+    """Strided convolutions and global pooling from an image to a vector: the identity encoder.
 
     Args:
-        image_size (`int`): Side of the picture the network sees; larger inputs are averaged down.
+        image_size (`int`): Side of the network's input; larger images are reduced by averaging.
         channels (`list[int]`): Width after each halving.
         out_dim (`int`): Length of the vector.
         blocks (`int`): Residual blocks at each resolution.
@@ -100,7 +100,7 @@ class ImageEncoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, 256), nn.LeakyReLU(0.2), nn.Linear(256, out_dim))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             image (`torch.Tensor` of shape `(batch, 3, height, width)`): RGB in [-1, 1].

@@ -1,6 +1,6 @@
-"""ConvNeXt V2 (arXiv 2301.00808) with several heads: the tensor names are those of its authors' code.
+"""ConvNeXt V2 (arXiv 2301.00808) with several heads: the tensor names are those of the authors' code.
 
-transformers has the same network under other names; the weights that we read and write keep these.
+transformers has the same network with other names; LivePortrait's weights use these.
 """
 
 import torch
@@ -18,7 +18,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class GlobalResponseNorm(nn.Module):
-    """Scales each channel by its energy over the picture, relative to the other channels' (Eq. 1-3).
+    """Scales each channel by its energy over the image, relative to the mean energy (Eq. 1-3).
 
     Args:
         channels (`int`): Channels, last.
@@ -37,7 +37,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class ConvNextV2Block(nn.Module):
-    """Depthwise 7x7, then a widening of four at each position, with a skip.
+    """Depthwise 7x7, then a pointwise network of four times the width, with a skip.
 
     Args:
         channels (`int`): Channels in and out.
@@ -59,10 +59,10 @@ class ConvNextV2Block(nn.Module):
 
 
 class ConvNextV2(nn.Module):
-    """Picture to vectors; stride 32.
+    """Image to vectors; stride 32.
 
     Args:
-        in_channels (`int`): Channels of the picture.
+        in_channels (`int`): Channels of the image.
         depths (`tuple[int, ...]`): Blocks of each stage.
         dims (`tuple[int, ...]`): Width of each stage.
         heads (`dict[str, int]`): Name to length of each vector; the layer is called `fc_<name>`.
@@ -94,14 +94,14 @@ class ConvNextV2(nn.Module):
             nn.init.zeros_(module.bias)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the heads see of pictures `(batch, in_channels, height, width)`: `(batch, dims[-1])`."""
+        """Compute the input of the heads from images `(batch, in_channels, height, width)`: `(batch, dims[-1])`."""
         x = image
         for down, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(down(x))
         return self.norm(x.mean((2, 3)))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             image (`torch.Tensor` of shape `(batch, in_channels, height, width)`): Sides divisible by 32.

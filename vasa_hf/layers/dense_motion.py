@@ -1,8 +1,8 @@
-"""From two sets of keypoints to a dense flow of a feature volume, as face-vid2vid (arXiv 2011.15126) does it.
+"""Dense flow of a feature volume from two sets of keypoints, as in face-vid2vid (arXiv 2011.15126).
 
-Each keypoint proposes one flow, a shift of the whole volume; a network looks at the volume shifted by each of them and
-mixes the proposals voxel by voxel. As they are shifts, trilinear sampling falls apart into one small matrix for each
-axis, and a Gaussian around a keypoint into one vector for each axis: nothing is gathered and no grid is built.
+Each keypoint proposes one flow, a shift of the whole volume; a network gets the volume shifted by each of them and
+mixes the proposals per voxel. Because they are shifts, trilinear sampling separates into one small matrix for each
+axis, and a Gaussian around a keypoint into one vector for each axis: no gather and no sampling grid is needed.
 """
 
 import torch
@@ -13,13 +13,13 @@ GAUSSIAN_VARIANCE = 0.01
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm and rectifier; the base of everything here that halves or doubles the resolution.
+    """Convolution, batch norm and rectifier.
 
     Args:
-        dims (`int`): 2 for pictures, 3 for volumes.
+        dims (`int`): 2 for images, 3 for volumes.
         in_channels (`int`): Channels in.
         out_channels (`int`): Channels out.
-        negative_slope (`float`, defaults to 0.0): Of the rectifier.
+        negative_slope (`float`, defaults to 0.0): Slope of the rectifier.
     """
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, negative_slope: float = 0.0):
@@ -47,7 +47,7 @@ class HourglassEncoder(nn.Module):
         self.down_blocks = nn.ModuleList(ConvBlock(3, before, after) for before, after in pairs)
 
     def forward(self, hidden_states: Tensor) -> list[Tensor]:
-        """The input and what each block gives."""
+        """Return the input and the output of each block."""
         features = [hidden_states]
         for block in self.down_blocks:
             x = block(features[-1])
@@ -56,7 +56,7 @@ class HourglassEncoder(nn.Module):
 
 
 class HourglassDecoder(nn.Module):
-    """Doubles height and width at each block and joins the encoder's features of that size.
+    """Doubles height and width at each block and concatenates the encoder's features of that size.
 
     Args:
         in_channels (`int`): Channels of the hourglass' input.
@@ -74,7 +74,7 @@ class HourglassDecoder(nn.Module):
         self.norm = nn.BatchNorm3d(self.out_channels)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Decode what the encoder gave; same size as its input."""
+        """Decode the encoder's features; same size as its input."""
         x = features[-1]
         for block, skip in zip(self.up_blocks, features[-2::-1], strict=True):
             x = torch.cat([block(F.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")), skip], 1)
@@ -86,8 +86,8 @@ class Hourglass(nn.Module):
 
     Args:
         in_channels (`int`): Channels in.
-        block_expansion (`int`): Channels out, besides the input's, which are passed on.
-        max_channels (`int`): Most channels of a block.
+        block_expansion (`int`): Channels out, in addition to the input's channels.
+        max_channels (`int`): Maximal channels of a block.
         num_blocks (`int`): Blocks of the encoder and of the decoder.
     """
 
@@ -112,7 +112,7 @@ def identity_volume_grid(size: tuple[int, int, int], device: torch.device) -> Te
 
     Args:
         size (`tuple[int, int, int]`): Depth, height, width.
-        device (`torch.device`): Where.
+        device (`torch.device`): Device of the result.
     """
     z, y, x = torch.meshgrid(*(grid_axis(n, device) for n in size), indexing="ij")
     return torch.stack([x, y, z], -1)
@@ -121,23 +121,23 @@ def identity_volume_grid(size: tuple[int, int, int], device: torch.device) -> Te
 def shift_matrices(shift: Tensor, size: int) -> Tensor:
     """Linear interpolation along one axis, at a grid's coordinates plus a shift.
 
-    The same as `grid_sample` with `padding_mode="zeros", align_corners=False` on a grid from -1 to 1: the grid is that
-    of `align_corners=True`, so that even no shift resamples a little. So were the public weights trained.
+    Equal to `grid_sample` with `padding_mode="zeros", align_corners=False` on a grid from -1 to 1: the grid is that of
+    `align_corners=True`, so that shift 0 resamples slightly, too. The public weights were trained this way.
 
     Args:
-        shift (`torch.Tensor` of shape `(...)`): Shifts, where the axis is 2 long.
+        shift (`torch.Tensor` of shape `(...)`): Shifts, in units of half the axis.
         size (`int`): Voxels along the axis.
 
     Returns:
-        `torch.Tensor` of shape `(..., size, size)`: weights, to by from.
+        `torch.Tensor` of shape `(..., size, size)`: weights, output by input.
     """
     position = ((grid_axis(size, shift.device) + shift.float()[..., None] + 1) * size - 1) / 2
     voxels = torch.arange(size, device=shift.device, dtype=torch.float32)
     return (1 - (position[..., None] - voxels).abs()).clamp(min=0)
 
 
-def shifted_volumes(volume: Tensor, shifts: Tensor) -> Tensor:
-    """A volume sampled at the grid moved by each of several shifts; see `shift_matrices`.
+def shift_volumes(volume: Tensor, shifts: Tensor) -> Tensor:
+    """Sample a volume at the grid plus each of several shifts; see `shift_matrices`.
 
     Args:
         volume (`torch.Tensor` of shape `(batch, channels, depth, height, width)`): Features.
@@ -157,7 +157,7 @@ def shifted_volumes(volume: Tensor, shifts: Tensor) -> Tensor:
 
 
 def keypoint_heatmaps(keypoints: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Gaussians around keypoints.
+    """Compute Gaussians around keypoints.
 
     Args:
         keypoints (`torch.Tensor` of shape `(batch, points, 3)`): xyz from -1 to 1.
@@ -174,18 +174,18 @@ def keypoint_heatmaps(keypoints: Tensor, size: tuple[int, int, int]) -> Tensor:
 
 
 class DenseMotionNetwork(nn.Module):
-    """Mixes the keypoints' shifts into one flow, and says what the warped picture cannot show.
+    """Mixes the keypoints' shifts into one flow, and predicts an occlusion map.
 
     Args:
         num_keypoints (`int`): Keypoints K.
         feature_channels (`int`): Channels of the volume.
         feature_depth (`int`): Depth of the volume.
-        compress_channels (`int`): Channels of the volume that the network looks at.
+        compress_channels (`int`): Channels of the volume in the network's input.
         block_expansion (`int`): See `Hourglass`.
         max_channels (`int`): See `Hourglass`.
         num_blocks (`int`): See `Hourglass`.
-        mask_kernel_size (`int`): Of the convolution that mixes, odd.
-        occlusion_kernel_size (`int`): Of the convolution that says what is visible, odd.
+        mask_kernel_size (`int`): Kernel size of the mask's convolution, odd.
+        occlusion_kernel_size (`int`): Kernel size of the occlusion's convolution, odd.
     """
 
     def __init__(
@@ -211,19 +211,19 @@ class DenseMotionNetwork(nn.Module):
         self.occlusion = nn.Conv2d(flat, 1, occlusion_kernel_size, padding=occlusion_kernel_size // 2)
 
     def proposals(self, feature_3d: Tensor, kp_source: Tensor, kp_driving: Tensor) -> Tensor:
-        """What the hourglass looks at: for no shift and for each keypoint's, a heatmap and the shifted volume.
+        """Compute the input of the hourglass: a heatmap and the shifted volume, for shift 0 and for each keypoint.
 
         Args:
             feature_3d (`torch.Tensor` of shape `(batch, channels, depth, height, width)`): Feature volume.
-            kp_source (`torch.Tensor` of shape `(batch, K, 3)`): Where the keypoints are in the volume.
-            kp_driving (`torch.Tensor` of shape `(batch, K, 3)`): Where they shall be.
+            kp_source (`torch.Tensor` of shape `(batch, K, 3)`): Keypoints of the source.
+            kp_driving (`torch.Tensor` of shape `(batch, K, 3)`): Driving keypoints.
 
         Returns:
             `torch.Tensor` of shape `(batch, (K + 1) * (compress_channels + 1), depth, height, width)`.
         """
         compressed = F.relu(self.norm(self.compress(feature_3d)))
-        shifts = F.pad(kp_source - kp_driving, (0, 0, 1, 0))  # the first proposal is to stay
-        volumes = shifted_volumes(compressed, shifts)
+        shifts = F.pad(kp_source - kp_driving, (0, 0, 1, 0))  # the first proposal is shift 0
+        volumes = shift_volumes(compressed, shifts)
         size = feature_3d.shape[2:]
         heatmaps = keypoint_heatmaps(kp_driving, size) - keypoint_heatmaps(kp_source, size)
         heatmaps = F.pad(heatmaps.to(volumes.dtype), (0, 0, 0, 0, 0, 0, 1, 0))
@@ -231,7 +231,7 @@ class DenseMotionNetwork(nn.Module):
 
     @staticmethod
     def mix(mask: Tensor, kp_source: Tensor, kp_driving: Tensor) -> Tensor:
-        """Flow under the mask: the grid and the mean of the shifts, as sampling positions `(batch, D, H, W, 3)`.
+        """Mix the shifts by the mask: grid plus mean shift, as sampling positions `(batch, D, H, W, 3)`.
 
         Args:
             mask (`torch.Tensor` of shape `(batch, K + 1, depth, height, width)`): Shares; their sum is 1.
@@ -243,15 +243,15 @@ class DenseMotionNetwork(nn.Module):
         return flow + identity_volume_grid(mask.shape[2:], mask.device)
 
     def forward(self, feature_3d: Tensor, kp_source: Tensor, kp_driving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Flow, occlusion and mask.
+        """Compute flow, occlusion and mask.
 
         Args:
             feature_3d (`torch.Tensor` of shape `(batch, channels, depth, height, width)`): Feature volume.
-            kp_source (`torch.Tensor` of shape `(batch, K, 3)`): Where the keypoints are in the volume.
-            kp_driving (`torch.Tensor` of shape `(batch, K, 3)`): Where they shall be.
+            kp_source (`torch.Tensor` of shape `(batch, K, 3)`): Keypoints of the source.
+            kp_driving (`torch.Tensor` of shape `(batch, K, 3)`): Driving keypoints.
 
         Returns:
-            Sampling positions `(batch, depth, height, width, 3)` in float32; what is visible, from 0 to 1,
+            Sampling positions `(batch, depth, height, width, 3)` in float32; visibility from 0 to 1
             `(batch, 1, height, width)`; and the shares of the shifts `(batch, K + 1, depth, height, width)`.
         """
         x = self.hourglass(self.proposals(feature_3d, kp_source, kp_driving))

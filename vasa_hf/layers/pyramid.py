@@ -1,4 +1,4 @@
-"""Residual backbone with a top-down pyramid, and what is read at landmarks: for nets that measure faces."""
+"""Residual backbone with a top-down pyramid, and features at predicted points: for networks that measure faces."""
 
 from typing import Any
 
@@ -69,13 +69,13 @@ def expected_position(heat: Tensor) -> Tensor:
         heat (`torch.Tensor` of shape `(batch, points, height, width)`): Logits.
 
     Returns:
-        `torch.Tensor` of shape `(batch, points, 2)`: x, y as fractions of the picture, float32.
+        `torch.Tensor` of shape `(batch, points, 2)`: x, y as fractions of the image, float32.
     """
     return mean_position(heat_weights(heat))
 
 
 def heat_weights(heat: Tensor) -> Tensor:
-    """Heat maps of logits as weights, float32, whose sum over each map is 1; of the same shape."""
+    """Convert heat maps of logits to weights, float32, with sum 1 over each map; same shape."""
     return heat.float().flatten(2).softmax(dim=-1).unflatten(2, heat.shape[-2:])
 
 
@@ -88,18 +88,18 @@ def mean_position(weights: Tensor) -> Tensor:
 
 
 class PointEncoder(nn.Module):
-    """A picture to a vector, by way of points it finds itself and of the features seen there.
+    """Maps an image to a vector by learned points and the features at these points.
 
     The backbone and heat maps have the shape of the face analyzer's landmarker, so they can start from its weights.
 
     Args:
-        image_size (`int`): Side of the picture the network sees.
-        zoom (`float`): Share of the picture's side it looks at, about the centre.
+        image_size (`int`): Side of the network's input.
+        zoom (`float`): Share of the image's side that is used, around the centre.
         widths (`list[int]`): Backbone widths, stem and four stages.
         depths (`list[int]`): Residual blocks of the stages.
         pyramid_channels (`int`): Channels of the pyramid.
         points (`int`): Number of points.
-        out_dim (`int`, *optional*): Length of the vector; without it there are only `features`.
+        out_dim (`int`, *optional*): Length of the vector; without it only `features` works.
     """
 
     HIDDEN = 256
@@ -125,7 +125,7 @@ class PointEncoder(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "PointEncoder":
-        """Batch statistics stay as they were learnt by the landmarker: batches of one video would spoil them."""
+        """Keep the landmarker's batch statistics: batches of one video are not representative."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -133,24 +133,24 @@ class PointEncoder(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map pictures `(batch, 3, height, width)` in [-1, 1] to `(batch, out_dim)`."""
+        """Map images `(batch, 3, height, width)` in [-1, 1] to `(batch, out_dim)`."""
         return self.head[2](self.features(image)[0])
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What is made of all `(batch, 256)`, and points about the middle, in tenths of the picture `(batch, 2 n)`."""
-        image = self._look(image)
+        """Compute features `(batch, 256)`, and points relative to the centre, in tenths of the image `(batch, 2 n)`."""
+        image = self._cut_centre(image)
         features, deepest = self.backbone(image)
         points = expected_position(self.heat(features))
-        # Where the points are must be learnt from what is seen there, not the other way round: no gradient by position.
+        # The positions must not follow the gradient of the features sampled there: detached.
         grid = (points.detach() * 2 - 1)[:, :, None]
         seen = F.grid_sample(features.float(), grid, align_corners=False)[..., 0].to(features.dtype)
         seen = self.reduce(seen).flatten(1)
-        # Points about the middle of all, in tenths of the picture: about unit scale for the head.
+        # Relative to the centre in tenths of the image: about unit scale for the head.
         place = (points - 0.5).flatten(1).to(seen.dtype) * 10
         return self.head[:2](torch.cat([place, seen, deepest.mean((2, 3))], 1)), place
 
-    def _look(self, image: Tensor) -> Tensor:
-        """Cut the middle out and bring it to `image_size`, averaging where it shrinks."""
+    def _cut_centre(self, image: Tensor) -> Tensor:
+        """Cut out the centre and resize it to `image_size`, antialiased if it shrinks."""
         side = image.shape[-1]
         margin = round(side * (1 - self.zoom) / 2)
         image = image[..., margin : side - margin, margin : side - margin]
@@ -161,12 +161,12 @@ class PointEncoder(nn.Module):
 
 
 class PointDetector(nn.Module):
-    """`PointEncoder` with several heads: reads faces as `ConvNextV2` does, but learns where their parts are sooner.
+    """`PointEncoder` with several heads: an alternative to `ConvNextV2` that learns the parts of a face sooner.
 
     Args:
         heads (`dict[str, int]`): Name to length of each vector; the layer is called `fc_<name>`.
         points (`int`): Number of points.
-        **encoder: Further arguments of `PointEncoder`.
+        **encoder: Other arguments of `PointEncoder`.
     """
 
     def __init__(self, heads: dict[str, int], points: int, **encoder: Any):
@@ -177,10 +177,10 @@ class PointDetector(nn.Module):
             setattr(self, f"fc_{name}", nn.Linear(PointEncoder.HIDDEN + 2 * points, length))
 
     def features(self, image: Tensor) -> Tensor:
-        """What the heads see of pictures `(batch, 3, height, width)` in [0, 1]: `(batch, 256 + 2 points)`."""
+        """Compute the heads' input from images `(batch, 3, height, width)` in [0, 1]: `(batch, 256 + 2 points)`."""
         return torch.cat(self.encoder.features(2 * image - 1), 1)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Vectors `(batch, length)` by the heads' names of pictures `(batch, 3, height, width)` in [0, 1]."""
+        """Map images `(batch, 3, height, width)` in [0, 1] to vectors `(batch, length)` by the heads' names."""
         x = self.features(image)
         return {name: getattr(self, f"fc_{name}")(x) for name in self.head_names}

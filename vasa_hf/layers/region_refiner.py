@@ -1,12 +1,12 @@
-"""Repaint small regions of a decoded face, mouth and eyes, at more detail than the picture around them.
+"""Refine small regions of a decoded face, mouth and eyes, with more detail than the rest of the image.
 
     image --cut at z_pose--> crop --U-Net(crop, source's crop, code)--> change of colour x soft border --add--> image
 
-A region is a rectangle fixed to the canonical face, so a crop follows the head in position, size, roll and turn, and
-the teeth of the upper jaw stay in one place of it whatever the lips do.
+A region is a rectangle on the canonical face, so a crop follows the head in position, size and rotation, and the upper
+teeth stay at one position of the crop.
 
-# Not in the paper: VASA-1's decoder paints the whole face at once. At the small preset's size its mouths open onto a
-# smear and its irises go half way; a tenth of the picture repainted costs a tenth of the computing.
+# Not in the paper: VASA-1's decoder renders the whole face at once. The small preset blurs teeth and moves irises only
+# half way; refining a tenth of the image takes a tenth of the computation.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class FaceRegion:
         center (`tuple[float, float, float]`): Its centre.
         half_size (`tuple[float, float]`): Half of its width and height.
         size (`tuple[int, int]`): Height and width of the crop in pixels, multiples of 8.
-        mirrored (`bool`): Whether there is a second one on the other side of the face, seen mirrored.
+        mirrored (`bool`): Whether a mirrored one is on the other side of the face.
     """
 
     center: tuple[float, float, float]
@@ -37,11 +37,11 @@ class FaceRegion:
 
     @property
     def count(self) -> int:
-        """Number of crops a face."""
+        """Number of crops per face."""
         return 1 + self.mirrored
 
 
-# They hold the lips and the eye openings of 99 % of labelled frames.
+# They contain the lips and the eye openings of 99 % of labelled frames.
 REGIONS = {
     "mouth": FaceRegion((0.0, 0.69, -0.11), (0.45, 0.33), (72, 96)),
     "eyes": FaceRegion((0.345, -0.15, 0.08), (0.24, 0.18), (48, 64), mirrored=True),
@@ -52,18 +52,18 @@ def region_transform(
     pose: Tensor,  # [B, 6]
     region: FaceRegion,
 ) -> Tensor:
-    """Affine maps from crops to the picture they are cut from.
+    """Compute the affine maps from crops to their image.
 
     Args:
         pose (`torch.Tensor` of shape `(batch, 6)`): z_pose: yaw, pitch, roll, tx, ty, scale.
-        region (`FaceRegion`): Where on the face.
+        region (`FaceRegion`): Region of the face.
 
     Returns:
-        `torch.Tensor` of shape `(batch * region.count, 2, 3)`: from crop to picture coordinates, both in [-1, 1] with
-        `align_corners=False`; the crops of one face follow one another.
+        `torch.Tensor` of shape `(batch * region.count, 2, 3)`: from crop to image coordinates, both in [-1, 1] with
+        `align_corners=False`; the crops of one face are consecutive.
     """
     pose = pose.float()
-    rotation = matrix_from_euler(*pose[:, :3].unbind(1))[:, :2]  # [B, 2, 3]: where x, y, z of the face go
+    rotation = matrix_from_euler(*pose[:, :3].unbind(1))[:, :2]  # [B, 2, 3]: images of x, y, z of the face
     sides = pose.new_tensor([[1.0], [-1.0]])[: region.count] * pose.new_tensor([1.0, 0.0, 0.0])
     sides = sides + pose.new_tensor([0.0, 1.0, 1.0])  # [N, 3]: signs of x, y, z
     center = (rotation[:, None] @ (sides * pose.new_tensor(region.center))[None, ..., None])[..., 0]  # [B, N, 2]
@@ -79,7 +79,7 @@ def cut_region(
     size: tuple[int, int],
     mode: str = "bilinear",
 ) -> Tensor:
-    """Cut the crops of `region_transform` out of pictures: `(batch * count, channels, *size)`, float32."""
+    """Cut out the crops of `region_transform`: `(batch * count, channels, *size)`, float32."""
     grid = F.affine_grid(transform, (len(transform), 1, *size), align_corners=False)
     count = len(transform) // len(image)
     if count == 1:
@@ -95,10 +95,10 @@ def add_region(
     change: Tensor,  # [B * N, C, h, w]
     transform: Tensor,  # [B * N, 2, 3]
 ) -> Tensor:
-    """Add crops to pictures in [-1, 1] at the places they were cut from; bilinear, nothing is added outside of them.
+    """Add crops to images in [-1, 1] at their positions; bilinear, nothing is added outside of them.
 
     Returns:
-        `torch.Tensor` of the shape of `image`, float32, a new one; limited to [-1, 1] where something is added.
+        New `torch.Tensor` of the shape of `image`, float32; clamped to [-1, 1] where something is added.
     """
     image, side = image.float().clone(), image.shape[-1]
     count = len(change) // len(image)
@@ -120,10 +120,10 @@ def add_region(
 
 
 class RegionRefiner(nn.Module):
-    """U-Net that repaints one kind of region.
+    """U-Net that refines one kind of region.
 
     Args:
-        region (`FaceRegion`): Which.
+        region (`FaceRegion`): The region.
         code_dim (`int`): Width of the conditioning code.
         channels (`list[int]`): Widths at 1/2, 1/4 and 1/8 of the crop's size.
     """
@@ -158,7 +158,7 @@ class RegionRefiner(nn.Module):
         self.register_buffer("window", vertical[:, None] * horizontal, persistent=False)
 
     def encode_source(self, crop: Tensor) -> list[Tensor]:
-        """Features of the portrait's own crop `(batch * count, 3, *size)`, fine to coarse; once a portrait."""
+        """Encode the portrait's crop `(batch * count, 3, *size)` to features, fine to coarse; once per portrait."""
         return self._encode(self.source, crop, None)
 
     def forward(
@@ -167,12 +167,12 @@ class RegionRefiner(nn.Module):
         source_features: list[Tensor],
         code: Tensor,  # [B, code_dim]
     ) -> Tensor:
-        """Repaint crops.
+        """Refine crops.
 
         Args:
             crop (`torch.Tensor` of shape `(batch * count, 3, height, width)`): Decoded crops in [-1, 1].
-            source_features (`list[torch.Tensor]`): Of `encode_source`.
-            code (`torch.Tensor` of shape `(batch, code_dim)`): Who, and how the face moves.
+            source_features (`list[torch.Tensor]`): From `encode_source`.
+            code (`torch.Tensor` of shape `(batch, code_dim)`): Identity and motion.
 
         Returns:
             `torch.Tensor` of shape `(batch * count, 3, height, width)`: change of colour, 0 at the border, float32.

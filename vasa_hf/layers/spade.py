@@ -1,31 +1,32 @@
-"""Spatially adaptive normalisation (SPADE, arXiv 1903.07291): a feature map modulates another, position by position."""
+"""Spatially adaptive normalisation (SPADE, arXiv 1903.07291): a feature map modulates another at each position."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def conv_of_enlarged(image: Tensor, conv: nn.Conv2d, factor: int) -> Tensor:
-    """A padded 3x3 convolution of a nearest-enlarged map, computed at the size that the map has.
+def convolve_enlarged(image: Tensor, conv: nn.Conv2d, factor: int) -> Tensor:
+    """Compute a padded 3x3 convolution of a nearest-enlarged map at the map's own resolution.
 
-    Within a cell of the map, only the first row looks at the cell before and only the last at the one behind; all rows
-    between are equal. The same holds for columns. So a cell has at most nine different results, of two by two taps.
+    Within a cell of the map, only the first row depends on the previous cell and only the last row on the next cell;
+    all rows between are equal. The same holds for columns. So a cell has at most nine different results, of two by two
+    taps.
 
     Args:
-        image (`torch.Tensor` of shape `(batch, channels, height, width)`): Map, before it is enlarged.
+        image (`torch.Tensor` of shape `(batch, channels, height, width)`): The map, not enlarged.
         conv (`torch.nn.Conv2d`): Convolution with a 3x3 kernel.
-        factor (`int`): How much the map is enlarged, at least 2.
+        factor (`int`): Enlargement, at least 2.
 
     Returns:
         `torch.Tensor` of shape `(batch, conv.out_channels, factor * height, factor * width)`.
     """
     height, width = image.shape[2:]
     kinds = [0, 1, 2] if factor > 2 else [0, 2]
-    # Taps at (this cell or the one before, the next): collapsed kernels of a cell's first, inner and last rows.
+    # Taps at (this or the previous cell, the next): collapsed kernels of a cell's first, inner and last rows.
     collapse = conv.weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[0, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 1]]])[kinds]
     weight = torch.einsum("oihw,aph,bqw->aboipq", conv.weight, collapse, collapse)
     result = F.conv2d(F.pad(image, (1, 1, 1, 1)), weight.flatten(0, 2)).unflatten(1, (len(kinds), len(kinds), -1))
-    rows = [kind == 2 for kind in kinds]  # taps of the last row begin one cell later
+    rows = [kind == 2 for kind in kinds]  # taps of the last row start one cell later
     cells = torch.stack(
         [
             torch.stack([result[:, i, j, :, a : a + height, b : b + width] for j, b in enumerate(rows)], -1)
@@ -44,9 +45,9 @@ class Spade(nn.Module):
     """Instance norm whose scale and shift are convolutions of a label map.
 
     Args:
-        channels (`int`): Channels of what is normalised.
+        channels (`int`): Channels of the normalised features.
         label_channels (`int`): Channels of the label map.
-        hidden_channels (`int`): Between the two convolutions of the label map.
+        hidden_channels (`int`): Channels between the two convolutions of the label map.
     """
 
     def __init__(self, channels: int, label_channels: int, hidden_channels: int):
@@ -60,25 +61,25 @@ class Spade(nn.Module):
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch, channels, height, width)`): Features.
-            label (`torch.Tensor` of shape `(batch, label_channels, h, w)`): Map; one cell may lie
-                under several positions: it is nearest-enlarged.
+            label (`torch.Tensor` of shape `(batch, label_channels, h, w)`): Map, which is nearest-enlarged to the size
+                of the features.
         """
         factor = hidden_states.shape[-1] // label.shape[-1]
         if factor == 1:
             shared = self.mlp_shared(label)
         else:
-            shared = F.relu(conv_of_enlarged(label, self.mlp_shared[0], factor))
+            shared = F.relu(convolve_enlarged(label, self.mlp_shared[0], factor))
         return F.instance_norm(hidden_states) * (1 + self.mlp_gamma(shared)) + self.mlp_beta(shared)
 
 
 class SpadeResBlock(nn.Module):
-    """Two convolutions behind SPADE norms; a third joins the skip when the number of channels changes.
+    """Two convolutions after SPADE norms; a third is on the skip if the number of channels changes.
 
     Args:
         in_channels (`int`): Channels in.
         out_channels (`int`): Channels out.
         label_channels (`int`): Channels of the label map.
-        hidden_channels (`int`): Of the norms' convolutions.
+        hidden_channels (`int`): Channels of the norms' convolutions.
     """
 
     def __init__(self, in_channels: int, out_channels: int, label_channels: int, hidden_channels: int):

@@ -2,7 +2,7 @@
 
 Two frames, both sampled by `grid_sample` coordinates in [-1, 1] (x right, y down, z away, `align_corners=False`)::
 
-    canonical volume                            posed volume (what the crop sees)
+    canonical volume                            posed volume (of the crop)
     [-2, 2] x [-2, 2] x [-0.8, 1.6]             the crop's square  x  the same depth range
     in canonical units (outer eye corners       p = R c;  x = scale * p_x + t_x, y likewise, in
     one unit apart), axes of the face           fractions of the crop; depth p_z in canonical units
@@ -39,7 +39,7 @@ def identity_grid(depth: int, height: int, width: int, like: Tensor) -> Tensor:
 
 
 def canonical_from_posed(grid: Tensor, pose: Tensor) -> Tensor:
-    """Undo head pose: posed sampling coordinates to canonical units.
+    """Undo the head pose: posed sampling coordinates to canonical units.
 
     Source: VASA-1 §3.1 (rigid warp).
 
@@ -63,7 +63,7 @@ def posed_from_canonical(points: Tensor, pose: Tensor) -> Tensor:
 
     Args:
         points (`torch.Tensor` of shape `(batch, ..., 3)`): Canonical units.
-        pose (`torch.Tensor` of shape `(batch, 6)`): As above.
+        pose (`torch.Tensor` of shape `(batch, 6)`): See `canonical_from_posed`.
 
     Returns:
         `torch.Tensor` of shape `(batch, ..., 3)`: coordinates in [-1, 1].
@@ -76,7 +76,7 @@ def posed_from_canonical(points: Tensor, pose: Tensor) -> Tensor:
 
 
 def to_volume_grid(points: Tensor) -> Tensor:
-    """Canonical units to sampling coordinates of the canonical volume, same shape."""
+    """Convert canonical units to sampling coordinates of the canonical volume, same shape."""
     return (points - points.new_tensor(CENTER)) / points.new_tensor(HALF_EXTENT)
 
 
@@ -89,7 +89,7 @@ def warp_volume(
     volume: Tensor,  # [B, C, D, H, W]
     grid: Tensor,  # [B, D', H', W', 3]
 ) -> Tensor:
-    """Resample a volume along a 3D flow, in float32; positions outside take the border's value.
+    """Resample a volume along a 3D flow, in float32; positions outside get the border's value.
 
     Source: VASA-1 §3.1.
 

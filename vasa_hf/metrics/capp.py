@@ -1,11 +1,11 @@
-"""The CAPP score of VASA-1 §4.1 and the two studies that show what it measures (Tables 2 and 3).
+"""The CAPP score of VASA-1 §4.1 and the two studies of what it measures (Tables 2 and 3).
 
-The score of a clip is the mean over its windows of the cosine between the vectors of head movement and of sound; about
-0 for strangers. Scores of differently trained networks are not comparable: the paper's rows, kept here to be printed
-beside ours, come from a network trained on 2,000 hours and from windows of 3 seconds.
+The score of a clip is the mean over its windows of the cosine between the embeddings of head motion and of audio; about
+0 for audio of another person. Scores of different networks are not comparable: the paper's rows, printed for reference,
+are from a network trained on 2,000 hours and from windows of 3 seconds.
 
-Beware of what a score is made of: poses read off landmarks nod with the jaw, and a network can learn lip sync from
-that. `training.train_capp.poses_without_lips` takes it out, and `--study ... --lips` prints what is left.
+Poses that are estimated from landmarks nod with the jaw, and a network can learn lip sync from that.
+`training.recipes.capp.remove_lips` removes it, and `--study ... --lips` prints the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Clip = tuple[Tensor | np.ndarray, Tensor | np.ndarray]  # pose or motion [T, >= 
 
 
 def _windows(values: Tensor | np.ndarray, window: int, stride: int, name: str) -> Tensor:
-    """Windows of one clip, [N, window, C]."""
+    """Cut one clip into windows, [N, window, C]."""
     values = torch.as_tensor(values).detach().float()
     if values.ndim == 3 and len(values) == 1:
         values = values[0]
@@ -40,21 +40,21 @@ def _window_pairs(
 ) -> tuple[Tensor, Tensor]:  # [N, window, C], [N, window, A]
     window = capp.config.window
     stride = max(1, window // 2) if stride is None else stride
-    poses, sounds = _windows(pose, window, stride, "pose"), _windows(audio, window, stride, "audio")
+    poses, features = _windows(pose, window, stride, "pose"), _windows(audio, window, stride, "audio")
     if len(np.squeeze(pose)) != len(np.squeeze(audio)):
         raise ValueError(
-            f"`pose` and `audio` must have equally many frames, got {len(np.squeeze(pose))} and "
+            f"`pose` and `audio` must have the same number of frames, got {len(np.squeeze(pose))} and "
             f"{len(np.squeeze(audio))}."
         )
-    return poses - poses[:, :1], sounds  # a still head is still but for rounding, which normalisation would blow up
+    return poses - poses[:, :1], features  # normalisation would amplify the rounding errors of a still head
 
 
 @torch.no_grad()
-def _scores(capp, poses: Tensor, sounds: Tensor, batch_size: int = 128) -> Tensor:  # [N]
+def _scores(capp, poses: Tensor, features: Tensor, batch_size: int = 128) -> Tensor:  # [N]
     """Cosine of each pair of windows."""
     scores = []
-    for pose, sound in zip(poses.split(batch_size), sounds.split(batch_size), strict=True):
-        pose_embeds, audio_embeds = capp(pose.to(capp.device), sound.to(capp.device), return_dict=False)
+    for pose, audio in zip(poses.split(batch_size), features.split(batch_size), strict=True):
+        pose_embeds, audio_embeds = capp(pose.to(capp.device), audio.to(capp.device), return_dict=False)
         scores.append((pose_embeds * audio_embeds).sum(-1).float().cpu())
     return torch.cat(scores)
 
@@ -64,8 +64,8 @@ def capp_score(capp, pose: Tensor | np.ndarray, audio: Tensor | np.ndarray, stri
 
     Args:
         capp (`Capp`): From `models.capp`.
-        pose (`torch.Tensor` or `numpy.ndarray` of shape `(frames, >= 3)`): Yaw, pitch, roll (radians) first, 25 a
-            second; a motion will do.
+        pose (`torch.Tensor` or `numpy.ndarray` of shape `(frames, >= 3)`): Yaw, pitch, roll (radians) first, 25 per
+            second, such as motion.
         audio (`torch.Tensor` or `numpy.ndarray` of shape `(frames, audio_dim)`): Features of the audio encoder.
         stride (`int`, *optional*): Frames between windows, defaults to half a window.
 
@@ -85,34 +85,34 @@ def _long_enough(capp, clips: Sequence[Clip], spare: int) -> list[Clip]:
 def _mean_score(capp, clips: Sequence[Clip], stride: int | None) -> float:
     """Mean over all windows of all clips."""
     pairs = [_window_pairs(capp, pose, audio, stride) for pose, audio in clips]
-    poses, sounds = (torch.cat(windows) for windows in zip(*pairs, strict=True))
-    return float(_scores(capp, poses[..., :3], sounds).mean())
+    poses, features = (torch.cat(windows) for windows in zip(*pairs, strict=True))
+    return float(_scores(capp, poses[..., :3], features).mean())
 
 
 def shift_study(
     capp, clips: Sequence[Clip], shifts: Sequence[int] = (0, 1, 2, 3, 4), stride: int | None = None
 ) -> dict[int, float]:
-    """Mean score when pose and sound are shifted against each other (VASA-1 Table 2).
+    """Mean score when pose and audio are shifted against each other (VASA-1 Table 2).
 
-    Every shift is judged on the same stretches of pose; clips too short for the largest shift are left out.
+    Every shift uses the same frames of pose; clips too short for the largest shift are skipped.
 
     Args:
         capp (`Capp`): From `models.capp`.
         clips (`Sequence` of pairs): Pose and audio features of each clip.
-        shifts (`Sequence[int]`, defaults to (0, 1, 2, 3, 4)): Frames; each stands for both directions.
+        shifts (`Sequence[int]`, defaults to (0, 1, 2, 3, 4)): Frames; each in both directions.
         stride (`int`, *optional*): See `capp_score`.
     """
     spare = max(abs(shift) for shift in shifts)
     clips = _long_enough(capp, clips, 2 * spare)
 
-    def shifted(shift: int) -> float:
-        moved = [
+    def score_shifted(shift: int) -> float:
+        shifted = [
             (pose[spare : len(pose) - spare], audio[spare + shift : len(audio) - spare + shift])
             for pose, audio in clips
         ]
-        return _mean_score(capp, moved, stride)
+        return _mean_score(capp, shifted, stride)
 
-    return {shift: (shifted(shift) + shifted(-shift)) / 2 for shift in shifts}
+    return {shift: (score_shifted(shift) + score_shifted(-shift)) / 2 for shift in shifts}
 
 
 def scale_poses(pose: Tensor | np.ndarray, factor: float) -> Tensor:
@@ -120,7 +120,7 @@ def scale_poses(pose: Tensor | np.ndarray, factor: float) -> Tensor:
 
     Args:
         pose (`torch.Tensor` or `numpy.ndarray` of shape `(frames, channels)`): One clip.
-        factor (`float`): 1 leaves it as it is, 0 freezes it.
+        factor (`float`): 1 keeps the pose, 0 freezes it.
     """
     pose = torch.as_tensor(pose).float()
     return pose[:1] + factor * (pose - pose[:1])
@@ -129,7 +129,7 @@ def scale_poses(pose: Tensor | np.ndarray, factor: float) -> Tensor:
 def scale_study(
     capp, clips: Sequence[Clip], factors: Sequence[float] = (0.2, 0.5, 1.0, 1.5, 3.0), stride: int | None = None
 ) -> dict[float, float]:
-    """Mean score when the head moves less or more than it did (VASA-1 Table 3).
+    """Mean score when the head motion is scaled (VASA-1 Table 3).
 
     Args:
         capp (`Capp`): From `models.capp`.
@@ -145,13 +145,13 @@ def scale_study(
 
 
 def shuffled_capp(capp, clips: Sequence[Clip], stride: int | None = None, rounds: int = 4) -> float:
-    """Mean score of every pose with other clips' sounds: what strangers get, about 0.
+    """Mean score of every pose with the audio of other clips; about 0 for a good network.
 
     Args:
         capp (`Capp`): From `models.capp`.
         clips (`Sequence` of pairs): Pose and audio features of at least two clips.
         stride (`int`, *optional*): See `capp_score`.
-        rounds (`int`, defaults to 4): How many other clips each pose is paired with at most.
+        rounds (`int`, defaults to 4): Maximal number of other clips for each pose.
     """
     clips = _long_enough(capp, clips, 0)
     if len(clips) < 2:

@@ -1,4 +1,4 @@
-"""What a detector sees of the face in every frame of a video, as tensors: the ground that motion metrics stand on."""
+"""Measurements of the face in every frame of a video, as tensors: the input of the motion metrics."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vasa_hf.geometry.landmarks import (
     transform_pose,
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.streaming import map_ahead
+from vasa_hf.motion.streaming import map_ahead
 
-BATCH = 16  # larger ones leave the processor's cache
-KEY_STRIDE = 8  # frames between those in which the face is looked for twice
-LEAST_PRESENCE = 0.5
+BATCH = 16  # larger batches exceed the CPU's cache
+KEY_STRIDE = 8  # frames between key frames, which are measured twice
+MIN_PRESENCE = 0.5
 
 
 @dataclass(eq=False)
@@ -35,7 +35,7 @@ class FaceTrack:
     Attributes:
         landmarks (`torch.Tensor` of shape `(frames, 162, 2)`): x, y.
         pose (`torch.Tensor` of shape `(frames, 7)`): yaw, pitch, roll, tx, ty, tz, scale.
-        found (`torch.Tensor` of shape `(frames,)`): Where a face was found, bool; the rest of such rows counts.
+        found (`torch.Tensor` of shape `(frames,)`): Whether a face was found, bool; other rows are invalid.
     """
 
     landmarks: Tensor
@@ -44,7 +44,7 @@ class FaceTrack:
 
     @classmethod
     def of(cls, landmarks: Tensor, pose: Tensor) -> FaceTrack:
-        """A track whose every frame has a face, such as labels."""
+        """Make a track with a face in every frame, such as labels."""
         return cls(landmarks, pose, torch.ones(len(landmarks), dtype=torch.bool))
 
     def __len__(self) -> int:
@@ -53,8 +53,8 @@ class FaceTrack:
     def __getitem__(self, part: slice) -> FaceTrack:
         return FaceTrack(self.landmarks[part], self.pose[part], self.found[part])
 
-    def held(self, count: int) -> FaceTrack:
-        """The first frame, that many times."""
+    def repeat_first(self, count: int) -> FaceTrack:
+        """Repeat the first frame `count` times."""
         return FaceTrack.of(self.landmarks[:1].expand(count, -1, -1), self.pose[:1].expand(count, -1))
 
     @property
@@ -64,7 +64,7 @@ class FaceTrack:
 
     @property
     def scale(self) -> Tensor:
-        """Size of the head, `(frames,)`: larger is nearer."""
+        """Size of the head, `(frames,)`: larger is closer."""
         return self.pose[:, 6]
 
     @property
@@ -74,12 +74,12 @@ class FaceTrack:
 
     @property
     def eye_open(self) -> Tensor:
-        """Lid gap over eye width, mean of both eyes, `(frames,)`."""
+        """Lid gap relative to the eye width, mean of both eyes, `(frames,)`."""
         return eye_openness(self.landmarks).mean(-1)
 
     @property
     def lip_gap(self) -> Tensor:
-        """Gap of the inner lips over the distance of the outer eye corners, `(frames,)`."""
+        """Gap of the inner lips relative to the distance of the outer eye corners, `(frames,)`."""
         return mouth_openness(self.landmarks)[:, 0]
 
     @property
@@ -91,17 +91,17 @@ class FaceTrack:
         """Scores of `EXPRESSIONS`, `(frames, 6)`, from lips, lids and brows.
 
         Args:
-            canonical (`torch.Tensor` of shape `(162, 3)`): Mean face, the analyzer's.
+            canonical (`torch.Tensor` of shape `(162, 3)`): Mean face of the analyzer.
         """
         scores = expression_scores(self.landmarks, self.pose, canonical)
         return torch.stack([scores[name] for name in EXPRESSIONS], -1)
 
-    def transplanted(self, source: FaceTrack, canonical: Tensor) -> Tensor:
-        """Landmarks `(frames, 162, 2)` of the source's face shape making this track's movements.
+    def transplant(self, source: FaceTrack, canonical: Tensor) -> Tensor:
+        """Transfer the motion of this track to the face shape of `source`: landmarks `(frames, 162, 2)`.
 
         Args:
-            source (`FaceTrack`): Of one frame.
-            canonical (`torch.Tensor` of shape `(162, 3)`): Mean face, whose depths both faces get.
+            source (`FaceTrack`): Track of one frame.
+            canonical (`torch.Tensor` of shape `(162, 3)`): Mean face; both faces get its depths.
         """
         change = frontal_points(self.landmarks, self.pose, canonical)
         shape = frontal_points(source.landmarks, source.pose, canonical) + change - change[:1]
@@ -111,16 +111,17 @@ class FaceTrack:
 
 @torch.no_grad()
 def measure_faces(analyzer, frames: Tensor, face_box: Tensor | None = None) -> FaceTrack:
-    """Landmarks and pose of the (largest) face in every frame of a video.
+    """Measure landmarks and pose of the (largest) face in every frame of a video.
 
-    The face is looked for in the first frame that has one, then followed: every eighth frame is measured from that box,
-    all frames from boxes in between, upright. Small still crops make the points steadier than a search in each frame.
+    The face is detected in the first frame that has one, then tracked: every eighth frame is measured from that box,
+    then all frames from interpolated, upright boxes. Tight steady crops give steadier points than a detection in each
+    frame.
 
     Args:
-        analyzer (`FaceAnalyzer` or another with `detect` and `canonical`): One without `landmarker` is asked frame by
-            frame.
+        analyzer (`FaceAnalyzer` or another with `detect` and `canonical`): Without a `landmarker` it detects the face
+            in every frame.
         frames (`torch.Tensor` of shape `(frames, 3, size, size)`): RGB in [0, 1].
-        face_box (`torch.Tensor` of shape `(4,)`, *optional*): Where the face is in the first frame, fractions.
+        face_box (`torch.Tensor` of shape `(4,)`, *optional*): Box of the face in the first frame, fractions.
 
     Raises:
         ValueError: If no frame shows a face.
@@ -143,22 +144,22 @@ def measure_faces(analyzer, frames: Tensor, face_box: Tensor | None = None) -> F
     squares = torch.cat([(face_box[:2] + face_box[2:]) / 2, (face_box[2:] - face_box[:2]).amax()[None], torch.zeros(1)])
     track = _measure_squares(analyzer, frames[keys], squares.expand(len(keys), 4))
     squares = _upright_squares(track)
-    for index in (~track.found).nonzero().flatten().tolist():  # it moved far, or the scene changed
+    for index in (~track.found).nonzero().flatten().tolist():  # fast motion, or another scene
         faces = analyzer.detect(frames[keys[index]] * 2 - 1)
         box = faces[0].box / size if faces else face_box
         squares[index] = torch.cat([(box[:2] + box[2:]) / 2, (box[2:] - box[:2]).amax()[None], torch.zeros(1)])
-    track = _measure_squares(analyzer, frames, _between(squares, keys, len(frames)))
+    track = _measure_squares(analyzer, frames, _interpolate_squares(squares, keys, len(frames)))
     if not track.found.any():
         raise ValueError(f"`frames` must show a face, lost it in all {len(frames)} frames.")
     return track
 
 
-def _between(squares: Tensor, keys: Tensor, count: int) -> Tensor:
-    """Squares of all frames from those of the key frames: on a line, but nearest where the face leaps."""
-    places = torch.arange(count)
-    right = torch.searchsorted(keys, places).clamp(max=len(keys) - 1)
+def _interpolate_squares(squares: Tensor, keys: Tensor, count: int) -> Tensor:
+    """Interpolate the squares of key frames: linear, or nearest where the face jumps."""
+    frames = torch.arange(count)
+    right = torch.searchsorted(keys, frames).clamp(max=len(keys) - 1)
     left = (right - 1).clamp_min(0)
-    share = (places - keys[left]) / (keys[right] - keys[left]).clamp_min(1)
+    share = (frames - keys[left]) / (keys[right] - keys[left]).clamp_min(1)
     leap = (squares[right, :2] - squares[left, :2]).norm(dim=1) > squares[left, 2]
     share = torch.where(leap, share.round(), share)
     return torch.lerp(squares[left], squares[right], share[:, None])
@@ -179,7 +180,7 @@ def _measure_one_by_one(analyzer, frames: Tensor) -> FaceTrack:
 
 
 def _upright_squares(track: FaceTrack) -> Tensor:
-    """Centre, side and angle `(frames, 4)` of boxes upright in the head's own frame."""
+    """Centre, side and angle `(frames, 4)` of boxes that are rolled with the head."""
     roll, zero = track.pose[:, 2], torch.zeros(len(track))
     turn = matrix_from_euler(zero, zero, roll)[:, :2, :2]
     box = landmark_box(track.landmarks @ turn)
@@ -212,4 +213,4 @@ def _measure_squares(analyzer, frames: Tensor, squares: Tensor) -> FaceTrack:
     first = matrix_from_euler(*pose[:, :3].unbind(-1))
     rotation, translation, scale = fit_pose(points[:, rigid], canonical[rigid], first, steps=2)
     pose = torch.cat([euler_from_matrix(rotation), translation[:, :2], pose[:, 5:6], scale[:, None]], 1)
-    return FaceTrack(points, pose, presence > LEAST_PRESENCE)
+    return FaceTrack(points, pose, presence > MIN_PRESENCE)

@@ -1,7 +1,7 @@
-"""Fréchet distances between sets of features: FID of pictures, FVD of 25-frame clips.
+"""Fréchet distances between sets of features: FID of images, FVD of 25-frame clips.
 
-FID and FVD of the papers are of Inception and I3D features. The same formula on other features gives other numbers,
-which must bear another name.
+FID and FVD of the papers use Inception and I3D features. The same formula with other features gives other numbers and
+needs another name.
 """
 
 import torch
@@ -17,8 +17,8 @@ def frechet_distance(features: Tensor, truth: Tensor) -> float:
     Source: Heusel et al. 2017, Eq. 6. Deviation: none.
 
     Args:
-        features (`torch.Tensor` of shape `(samples, dim)`): Of what is judged.
-        truth (`torch.Tensor` of shape `(samples, dim)`): Of real pictures or videos; any number of samples.
+        features (`torch.Tensor` of shape `(samples, dim)`): Features of generated images or videos.
+        truth (`torch.Tensor` of shape `(samples, dim)`): Features of real ones; any number of samples.
 
     Raises:
         ValueError: If the dimensions differ, or a set has fewer than two samples.
@@ -33,17 +33,17 @@ def frechet_distance(features: Tensor, truth: Tensor) -> float:
     gap = (features.mean(0) - truth.mean(0)).square().sum()
     a, b = features.T.cov(), truth.T.cov()
     a, b = (c.reshape(features.shape[1], -1) for c in (a, b))
-    # The eigenvalues of a product of two covariances are real and not negative, but for rounding.
+    # The eigenvalues of a product of two covariances are real and not negative, up to rounding.
     roots = torch.linalg.eigvals(a @ b).real.clamp_min(0).sqrt().sum()
     return float(gap + a.trace() + b.trace() - 2 * roots)
 
 
 def cut_clips(video: Tensor, frames: int = FVD_FRAMES) -> Tensor:
-    """Consecutive clips of a video, without overlap: `(clips, frames, 3, height, width)`.
+    """Cut a video into consecutive clips without overlap: `(clips, frames, 3, height, width)`.
 
     Args:
         video (`torch.Tensor` of shape `(frames, 3, height, width)`): The video.
-        frames (`int`, defaults to 25): Of each clip.
+        frames (`int`, defaults to 25): Frames of each clip.
 
     Raises:
         ValueError: If the video is shorter than one clip.
@@ -56,7 +56,7 @@ def cut_clips(video: Tensor, frames: int = FVD_FRAMES) -> Tensor:
 
 @torch.no_grad()
 def video_features(network, video: Tensor) -> Tensor:
-    """Features of 25-frame clips of a video at 224²: `(clips, dim)`.
+    """Compute features of 25-frame clips of a video at 224²: `(clips, dim)`.
 
     Args:
         network (`Callable`): Clips `(batch, 3, 25, 224, 224)` in [-1, 1] to features `(batch, dim)`; see `load_i3d`.

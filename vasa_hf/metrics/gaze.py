@@ -1,6 +1,6 @@
-"""How far irises move, by matching their pixels: sees small turns of the eyes that a landmark detector misses.
+"""Motion of the irises by template matching: detects small eye rotations that a landmark detector misses.
 
-# Not in the papers, which read gaze from a trained network.
+# Not in the papers, which take gaze from a trained network.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch.nn import functional as F
 from vasa_hf.geometry.landmarks import IRIS_RADIUS, eye_openness, rows
 from vasa_hf.metrics.faces import FaceTrack
 
-DETAIL = 48  # samples an eye width
-TEMPLATE, REACH = (10, 8), (16, 10)  # half sizes of what is looked for and how far away, x and y, in samples
-LEAST_LIKENESS = 0.5  # a worse match is another thing, such as a lid
+DETAIL = 48  # samples per eye width
+TEMPLATE, REACH = (10, 8), (16, 10)  # half sizes of the template and of the search area, x and y, in samples
+MIN_CORRELATION = 0.5  # a worse match is no iris, but for example a lid
 EYES = ((33, 133, 468), (362, 263, 473))  # corners from left to right, iris
 
 
 def iris_shift(still: Tensor, moved: Tensor, still_track: FaceTrack, moved_track: FaceTrack) -> Tensor:
-    """Mean way of the irises between two videos, against the corners of the eyes.
+    """Median shift of the irises between two videos, relative to the eye corners.
 
-    Each eye of each frame is cut out along its corners; the iris of `still` is then looked for in `moved` by normalised
-    cross-correlation, to a part of a sample. Frames with lids shut in either video do not count.
+    Each eye of each frame is cut out along its corners; the iris of `still` is searched in `moved` by normalised
+    cross-correlation with sub-sample precision. Frames with closed eyes in either video are skipped.
 
     Args:
         still (`torch.Tensor` of shape `(frames, 3, size, size)`): RGB in [0, 1].
-        moved (`torch.Tensor` of the same shape): The same head, looking elsewhere.
+        moved (`torch.Tensor` of the same shape): The same head with another gaze.
         still_track (`FaceTrack`): The face in `still`.
         moved_track (`FaceTrack`): The face in `moved`.
 
@@ -63,12 +63,12 @@ def iris_shift(still: Tensor, moved: Tensor, still_track: FaceTrack, moved_track
 
 
 def angle_of_shift(shift: Tensor) -> Tensor:
-    """Yaw and pitch in radians of irises that left the middle: yaw > 0 to the picture's left, pitch > 0 down."""
+    """Convert a shift of the irises to yaw and pitch in radians: yaw > 0 to the image's left, pitch > 0 down."""
     return (shift * shift.new_tensor([-1, 1]) / IRIS_RADIUS).clamp(-0.95, 0.95).asin()
 
 
 def _eyes(video: Tensor, corners: Tensor) -> Tensor:
-    """Grey eyes `[F, H, W]`, upright, `DETAIL` samples a width, their middle in the middle."""
+    """Cut out upright, centred grey eyes `[F, H, W]`, `DETAIL` samples per eye width."""
     half_x, half_y = (DETAIL // 2 + TEMPLATE[0] + REACH[0], DETAIL // 4 + TEMPLATE[1] + REACH[1])
     x, y = torch.meshgrid(torch.arange(-half_x, half_x + 1.0), torch.arange(-half_y, half_y + 1.0), indexing="xy")
     along = (corners[:, 1] - corners[:, 0])[:, None, None] / DETAIL  # [F, 1, 1, 2]
@@ -78,7 +78,7 @@ def _eyes(video: Tensor, corners: Tensor) -> Tensor:
 
 
 def _match(eye: Tensor, other: Tensor, x: int, y: int) -> Tensor | None:
-    """Where the iris at x, y of the first eye `[H, W]` has gone in the other, in samples."""
+    """Shift in samples of the iris at x, y of the first eye `[H, W]` in the other eye."""
     height, width = eye.shape
     x, y = x + width // 2, y + height // 2
     (tx, ty), (rx, ry) = TEMPLATE, REACH
@@ -87,17 +87,17 @@ def _match(eye: Tensor, other: Tensor, x: int, y: int) -> Tensor | None:
     area = other[y - ty - ry : y + ty + ry + 1, x - tx - rx : x + tx + rx + 1]
     patches = F.unfold(area[None, None], (2 * ty + 1, 2 * tx + 1))[0].mT  # [shifts, pixels]
     patches, template = patches - patches.mean(1, keepdim=True), template - template.mean()
-    likeness = patches @ template / (patches.norm(dim=1) * template.norm()).clamp_min(1e-6)
-    best = int(likeness.argmax())
-    if likeness[best] < LEAST_LIKENESS:
+    scores = patches @ template / (patches.norm(dim=1) * template.norm()).clamp_min(1e-6)
+    best = int(scores.argmax())
+    if scores[best] < MIN_CORRELATION:
         return None
-    likeness = likeness.view(2 * ry + 1, 2 * rx + 1)
+    scores = scores.view(2 * ry + 1, 2 * rx + 1)
     row, column = divmod(best, 2 * rx + 1)
-    return torch.tensor([column - rx + _peak(likeness[row], column), row - ry + _peak(likeness[:, column], row)])
+    return torch.tensor([column - rx + _find_peak(scores[row], column), row - ry + _find_peak(scores[:, column], row)])
 
 
-def _peak(values: Tensor, index: int) -> float:
-    """How far the top of the parabola through three values lies from the middle one, in -0.5..0.5."""
+def _find_peak(values: Tensor, index: int) -> float:
+    """Offset of the vertex of the parabola through three values from the middle one, in [-0.5, 0.5]."""
     if not 0 < index < len(values) - 1:
         return 0.0
     before, here, after = values[index - 1 : index + 2].tolist()

@@ -1,6 +1,6 @@
-"""Pictures against pictures: PSNR, SSIM, L1, and distances between features of a network.
+"""Metrics of images against true images: PSNR, SSIM, L1, and feature distances.
 
-All pictures are RGB float `(frames, 3, height, width)` in [0, 1]; every function returns one number a frame.
+All images are RGB float `(frames, 3, height, width)` in [0, 1]; every function returns one number per frame.
 """
 
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-BATCH = 1  # four blurred pictures a colour are what the processor's cache holds
+BATCH = 1  # the CPU's cache holds four blurred images per colour
 
 
-def _check_pair(pictures: Tensor, truth: Tensor) -> None:
-    if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.shape != truth.shape:
+def _check_pair(images: Tensor, truth: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape != truth.shape:
         raise ValueError(
-            "`pictures` and `truth` must have the same shape (frames, 3, height, width), "
-            f"got {tuple(pictures.shape)} and {tuple(truth.shape)}."
+            "`images` and `truth` must have the same shape (frames, 3, height, width), "
+            f"got {tuple(images.shape)} and {tuple(truth.shape)}."
         )
 
 
@@ -23,10 +23,10 @@ def box_mask(
     boxes: Tensor,  # [T, 4]
     size: int | tuple[int, int],
 ) -> Tensor:
-    """Weight 1 for every pixel that a box touches: `(frames, 1, height, width)`.
+    """Make masks with weight 1 for every pixel that a box touches: `(frames, 1, height, width)`.
 
     Args:
-        boxes (`torch.Tensor` of shape `(frames, 4)`): x0, y0, x1, y1 as fractions of the picture.
+        boxes (`torch.Tensor` of shape `(frames, 4)`): x0, y0, x1, y1 as fractions of the image.
         size (`int` or `tuple[int, int]`): Side, or height and width, in pixels.
     """
     height, width = (size, size) if isinstance(size, int) else size
@@ -37,48 +37,45 @@ def box_mask(
     return (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
 
-def psnr(pictures: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio in dB, `(frames,)`; infinite for equal pictures.
+def psnr(images: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio in dB, `(frames,)`; infinite for equal images.
 
     Args:
-        pictures (`torch.Tensor` of shape `(frames, 3, height, width)`): What is judged.
-        truth (`torch.Tensor` of shape `(frames, 3, height, width)`): What it should be.
+        images (`torch.Tensor` of shape `(frames, 3, height, width)`): Generated images.
+        truth (`torch.Tensor` of shape `(frames, 3, height, width)`): True images.
         mask (`torch.Tensor` of shape `(frames, 1, height, width)`, *optional*): Weights of the pixels.
     """
-    _check_pair(pictures, truth)
-    error = (pictures - truth).square().mean(1, keepdim=True)
+    _check_pair(images, truth)
+    error = (images - truth).square().mean(1, keepdim=True)
     if mask is None:
         return -10 * error.mean((1, 2, 3)).log10()
     return -10 * ((error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))).log10()
 
 
-def l1(pictures: Tensor, truth: Tensor) -> Tensor:
+def l1(images: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute difference, `(frames,)`, of colours in [0, 1]."""
-    _check_pair(pictures, truth)
-    return (pictures - truth).abs().mean((1, 2, 3))
+    _check_pair(images, truth)
+    return (images - truth).abs().mean((1, 2, 3))
 
 
-def ssim(pictures: Tensor, truth: Tensor, sigma: float = 1.5, kernel_size: int = 11) -> Tensor:
-    """Structural similarity, `(frames,)`: mean over colours and all places where the window fits.
+def ssim(images: Tensor, truth: Tensor, sigma: float = 1.5, kernel_size: int = 11) -> Tensor:
+    """Structural similarity, `(frames,)`: mean over colours and all positions where the window fits.
 
-    Source: Wang et al. 2004, Eq. 13. Deviation: none. torchmetrics' function has the same number at each of these
-    places (tested); its convolution takes ten times as long, and its mean takes in the border.
+    Source: Wang et al. 2004, Eq. 13. Deviation: none. torchmetrics gives the same value at each of these positions
+    (tested); its convolution takes ten times as long, and its mean includes the border.
 
     Args:
-        pictures (`torch.Tensor` of shape `(frames, 3, height, width)`): What is judged.
-        truth (`torch.Tensor` of shape `(frames, 3, height, width)`): What it should be.
+        images (`torch.Tensor` of shape `(frames, 3, height, width)`): Generated images.
+        truth (`torch.Tensor` of shape `(frames, 3, height, width)`): True images.
         sigma (`float`, defaults to 1.5): Standard deviation of the Gaussian window in pixels.
-        kernel_size (`int`, defaults to 11): Its side.
+        kernel_size (`int`, defaults to 11): Side of the window.
     """
-    _check_pair(pictures, truth)
-    if min(pictures.shape[-2:]) < kernel_size:
-        raise ValueError(
-            f"`pictures` must be at least {kernel_size} pixels wide and high, got {tuple(pictures.shape)}."
-        )
+    _check_pair(images, truth)
+    if min(images.shape[-2:]) < kernel_size:
+        raise ValueError(f"`images` must be at least {kernel_size} pixels wide and high, got {tuple(images.shape)}.")
     line = gaussian_line(sigma, kernel_size)
-    # A few at a time: four blurred pictures for each colour of each frame.
-    parts = zip(pictures.split(BATCH), truth.split(BATCH), strict=True)
-    return torch.cat([_ssim_maps(a, b, line).mean((1, 2, 3)) for a, b in parts])
+    chunks = zip(images.split(BATCH), truth.split(BATCH), strict=True)
+    return torch.cat([_ssim_maps(a, b, line).mean((1, 2, 3)) for a, b in chunks])
 
 
 def gaussian_line(sigma: float, kernel_size: int) -> tuple[float, ...]:
@@ -88,23 +85,23 @@ def gaussian_line(sigma: float, kernel_size: int) -> tuple[float, ...]:
     return tuple((line / line.sum()).tolist())
 
 
-def blur(pictures: Tensor, weights: Sequence[float]) -> Tensor:
+def blur(images: Tensor, weights: Sequence[float]) -> Tensor:
     """Filter both axes where the window fits: `(..., height, width)` -> `(..., height - k + 1, width - k + 1)`.
 
-    Sums of shifted pictures, several times as fast as a convolution of one channel and twice as fast as products with
+    Sums of shifted images, several times as fast as a convolution of one channel and twice as fast as products with
     matrices that are nearly all zeros.
     """
     for axis in (-2, -1):
-        count = pictures.shape[axis] - len(weights) + 1
-        blurred = pictures.narrow(axis, 0, count) * weights[0]
+        count = images.shape[axis] - len(weights) + 1
+        blurred = images.narrow(axis, 0, count) * weights[0]
         for shift, weight in enumerate(weights[1:], 1):
-            blurred.add_(pictures.narrow(axis, shift, count), alpha=weight)
-        pictures = blurred
-    return pictures
+            blurred.add_(images.narrow(axis, shift, count), alpha=weight)
+        images = blurred
+    return images
 
 
 def _ssim_maps(x: Tensor, y: Tensor, line: Sequence[float]) -> Tensor:
-    """SSIM of each place where the window fits: `(frames, 3, height - k + 1, width - k + 1)`."""
+    """SSIM of each position where the window fits: `(frames, 3, height - k + 1, width - k + 1)`."""
     mean_x, mean_y, squares, product = blur(torch.stack([x, y, x * x + y * y, x * y]), line)
     means, cross = mean_x**2 + mean_y**2, mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
@@ -113,14 +110,14 @@ def _ssim_maps(x: Tensor, y: Tensor, line: Sequence[float]) -> Tensor:
 
 
 def feature_distance(maps: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-    """Distance of feature maps, `(frames,)`: mean square difference, summed over the maps.
+    """Distance between feature maps, `(frames,)`: mean squared difference, summed over the maps.
 
-    Not LPIPS, and on another scale: for when its weights are not at hand.
+    This is not LPIPS and has another scale; it needs no LPIPS weights.
 
     Args:
-        maps (`Sequence[torch.Tensor]` of shape `(frames or 1, channels, height, width)`): Of what is judged, such as
-            `FaceRecognizer.feature_maps`, which have unit power.
-        truth (`Sequence[torch.Tensor]` of shape `(frames, channels, height, width)`): Of what it should be.
+        maps (`Sequence[torch.Tensor]` of shape `(frames or 1, channels, height, width)`): Features of generated images,
+            such as `FaceRecognizer.feature_maps`, which have unit power.
+        truth (`Sequence[torch.Tensor]` of shape `(frames, channels, height, width)`): Features of true images.
     """
     pairs = zip(maps, truth, strict=True)
     return torch.stack([(a.float() - b.float()).square().mean((1, 2, 3)) for a, b in pairs]).sum(0)

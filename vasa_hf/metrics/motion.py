@@ -1,6 +1,6 @@
-"""Movement of heads, lips, lids and eyes: how much, how smooth, and how close to what was wanted.
+"""Motion of heads, lips, lids and eyes: amount, smoothness, and distance from true or requested motion.
 
-Functions of `FaceTrack`s (what a detector sees) unless they say otherwise. Frames without a face do not count.
+Most functions take `FaceTrack`s. Frames without a face are skipped.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from vasa_hf.metrics.faces import FaceTrack
 
-PIXELS = 256  # distances in pixels are those of a picture of this side, whatever its own
+PIXELS = 256  # distances in pixels are for an image of this side
 FPS = 25
 SAMPLES_PER_FRAME = 640
-CLOSED_LIDS = 0.6  # of the clip's usual opening
-CLOSED_LIPS = 0.03  # of the distance of the outer eye corners
-PAUSE_MARGIN = 5  # frames, 0.2 s: lips open before a sound and close after it
+CLOSED_LIDS = 0.6  # relative to the usual opening in the clip
+CLOSED_LIPS = 0.03  # relative to the distance of the outer eye corners
+PAUSE_MARGIN = 5  # frames, 0.2 s: lips open before speech and close after it
 
 
 def _mean(values: Tensor, found: Tensor, what: str) -> float:
@@ -25,16 +25,16 @@ def _mean(values: Tensor, found: Tensor, what: str) -> float:
     return float(values.mean())
 
 
-def _both(track: FaceTrack, truth: FaceTrack) -> Tensor:
+def _find_common(track: FaceTrack, truth: FaceTrack) -> Tensor:
     if len(track) != len(truth):
-        raise ValueError(f"`track` and `truth` must have equally many frames, got {len(track)} and {len(truth)}.")
+        raise ValueError(f"`track` and `truth` must have the same length, got {len(track)} and {len(truth)} frames.")
     return track.found & truth.found
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
-    """Angle in degrees of the rotation from one to the other: rotations `(..., 3, 3)` -> `(...)`."""
+    """Angle in degrees of the rotation from `a` to `b`: rotations `(..., 3, 3)` -> `(...)`."""
     cosine = ((a.mT @ b).diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
-    # For small angles the cosine is all rounding: the sine comes from the antisymmetric part.
+    # The cosine is imprecise for small angles: the sine comes from the antisymmetric part.
     turn = a.mT @ b - b.mT @ a
     sine = torch.stack([turn[..., 2, 1], turn[..., 0, 2], turn[..., 1, 0]], -1).norm(dim=-1) / 2
     return torch.atan2(sine, cosine).rad2deg()
@@ -43,10 +43,10 @@ def angle_between(a: Tensor, b: Tensor) -> Tensor:
 def pose_variation(track: FaceTrack) -> float:
     """ΔP, VASA-1 §4.1: the mean angle between the head's rotations in adjacent frames, in degrees.
 
-    # Not in the paper: the unit, and which difference of angles is meant; this is the angle of the rotation between.
+    # Not in the paper: the unit, and the definition of the angle; this is the angle of the relative rotation.
 
     Args:
-        track (`FaceTrack`): Of a video at 25 frames a second.
+        track (`FaceTrack`): Track of a video at 25 frames per second.
     """
     rotation = track.rotation
     return _mean(angle_between(rotation[:-1], rotation[1:]), track.found[:-1] & track.found[1:], "track")
@@ -56,42 +56,42 @@ def keypoint_distance(track: FaceTrack, truth: FaceTrack) -> float:
     """AKD: mean distance of the 162 landmarks from the true ones, in pixels at 256².
 
     Args:
-        track (`FaceTrack`): What is judged.
-        truth (`FaceTrack`): Equally many frames.
+        track (`FaceTrack`): Generated face.
+        truth (`FaceTrack`): True face, same number of frames.
     """
-    both = _both(track, truth)
+    both = _find_common(track, truth)
     return _mean((track.landmarks - truth.landmarks).norm(dim=-1).mean(-1) * PIXELS, both, "track")
 
 
 def pose_error(track: FaceTrack, truth: FaceTrack) -> float:
     """Mean angle between the head's rotation and the true one, in degrees."""
-    both = _both(track, truth)
+    both = _find_common(track, truth)
     return _mean(angle_between(track.rotation, truth.rotation), both, "track")
 
 
 def gaze_error(track: FaceTrack, wanted: Tensor) -> float:
-    """Mean angle between the direction of the eyes and the wanted one, in degrees (E_θg of VASA-1's Table 4).
+    """Mean angle between the gaze and the requested gaze, in degrees (E_θg of VASA-1's Table 4).
 
     Args:
-        track (`FaceTrack`): What is judged.
-        wanted (`torch.Tensor` of shape `(2,)` or `(frames, 2)`): Yaw and pitch in radians.
+        track (`FaceTrack`): Generated face.
+        wanted (`torch.Tensor` of shape `(2,)` or `(frames, 2)`): Requested yaw and pitch in radians.
     """
     seen, wanted = _direction(track.gaze), _direction(wanted.expand(len(track), 2))
     return _mean((seen * wanted).sum(-1).clamp(-1, 1).acos().rad2deg(), track.found, "track")
 
 
 def _direction(angles: Tensor) -> Tensor:
-    """Yaw and pitch `(..., 2)` as unit vectors."""
+    """Convert yaw and pitch `(..., 2)` to unit vectors."""
     yaw, pitch = angles.unbind(-1)
     return torch.stack([yaw.sin() * pitch.cos(), pitch.sin(), yaw.cos() * pitch.cos()], -1)
 
 
 def distance_error(track: FaceTrack, wanted_scale: Tensor | float) -> float:
-    """Mean relative error of the head's distance, from its size: |wanted scale / seen scale - 1|.
+    """Mean relative error of the head's distance, from its size: |requested scale / measured scale - 1|.
 
     Args:
-        track (`FaceTrack`): What is judged.
-        wanted_scale (`torch.Tensor` of shape `(frames,)` or `float`): Size the head should have.
+        track (`FaceTrack`): Generated face.
+        wanted_scale (`torch.Tensor` of shape `(frames,)` or `float`): Requested size of the head.
     """
     return _mean((wanted_scale / track.scale - 1).abs(), track.found, "track")
 
@@ -99,8 +99,8 @@ def distance_error(track: FaceTrack, wanted_scale: Tensor | float) -> float:
 def motion_stability(track: FaceTrack) -> float:
     """MSI (StableFace, Ling et al. 2022; used by GAIA): the reciprocal of the variance of the landmarks' acceleration.
 
-    # Not in the papers at hand: units (here pixels at 256², frames), and that the variances of the points' x and y are
-    # averaged before the reciprocal, so that one still point does not make the index infinite.
+    # Not in the papers: the units (here pixels at 256², frames), and the mean of the variances of the points' x and y
+    # before the reciprocal, so that one still point does not make the index infinite.
 
     Args:
         track (`FaceTrack`): At least 4 frames with a face.
@@ -114,9 +114,9 @@ def motion_stability(track: FaceTrack) -> float:
 
 
 def smoothness(frames: Tensor) -> float:
-    """How well frames are foretold by their neighbours: 1 minus the mean difference from the average of both.
+    """How well the neighbours predict a frame: 1 minus the mean difference from their average.
 
-    VBench's motion smoothness (MoDA's "Smo") with the average in place of a frame interpolation network.
+    VBench's motion smoothness (MoDA's "Smo") with the average instead of a frame interpolation network.
 
     Args:
         frames (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
@@ -128,13 +128,13 @@ def smoothness(frames: Tensor) -> float:
 
 
 def blink_rate(track: FaceTrack, closed: float = CLOSED_LIDS) -> float:
-    """Blinks a minute: times that the lids fall below a share of their usual opening, having been half way above it.
+    """Blinks per minute: how often the lids fall below a share of their usual opening, with hysteresis.
 
-    # Not in the paper: VASA-1 shows blinks but counts none.
+    # Not in the paper: VASA-1 shows blinks but does not count them.
 
     Args:
-        track (`FaceTrack`): Of a video at 25 frames a second, at least 10 frames with a face.
-        closed (`float`, defaults to 0.6): That share; larger for detectors that do not see eyes quite shut.
+        track (`FaceTrack`): Track of a video at 25 frames per second, at least 10 frames with a face.
+        closed (`float`, defaults to 0.6): That share; larger for detectors that miss fully closed eyes.
     """
     openness = track.eye_open[track.found]
     if len(openness) < 10:
@@ -152,7 +152,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
     """Pearson correlation of two series `(frames,)`.
 
     Raises:
-        ValueError: If one of them does not change: then there is none.
+        ValueError: If one of them is constant: the correlation is undefined.
     """
     if len(a) != len(b) or len(a) < 5:
         raise ValueError(f"`a` and `b` must have the same length of at least 5, got {len(a)} and {len(b)}.")
@@ -164,7 +164,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 def lip_correlation(track: FaceTrack, truth: FaceTrack) -> float:
     """Correlation over time of the lip gap with the true (or driving) one; 0 for lips that do not move."""
-    both = _both(track, truth)
+    both = _find_common(track, truth)
     gap = track.lip_gap[both]
     if len(gap) and float(gap.std()) < 1e-6:
         return 0.0
@@ -172,16 +172,16 @@ def lip_correlation(track: FaceTrack, truth: FaceTrack) -> float:
 
 
 def mean_lip_gap(track: FaceTrack) -> float:
-    """Mean gap of the inner lips over the distance of the outer eye corners."""
+    """Mean gap of the inner lips relative to the distance of the outer eye corners."""
     return _mean(track.lip_gap, track.found, "track")
 
 
 def loudness(samples: Tensor, num_frames: int) -> Tensor:
-    """Root mean square of the sound in each frame, `(frames,)`; silence after its end.
+    """Root mean square of the audio in each frame, `(frames,)`; silence after its end.
 
     Args:
         samples (`torch.Tensor` of shape `(n,)`): Mono at 16 kHz.
-        num_frames (`int`): Frames at 25 a second.
+        num_frames (`int`): Frames at 25 per second.
     """
     samples = samples[: num_frames * SAMPLES_PER_FRAME].float()
     samples = torch.nn.functional.pad(samples, (0, num_frames * SAMPLES_PER_FRAME - len(samples)))
@@ -189,12 +189,12 @@ def loudness(samples: Tensor, num_frames: int) -> Tensor:
 
 
 def silent_frames(samples: Tensor, num_frames: int, hold: int = 3) -> Tensor:
-    """Frames inside pauses, `(frames,)` bool: 30 dB below the loudest, and so for `hold` frames before and after.
+    """Frames inside pauses, `(frames,)` bool: 30 dB below the loudest, with `hold` such frames before and after.
 
     Args:
         samples (`torch.Tensor` of shape `(n,)`): Mono at 16 kHz.
-        num_frames (`int`): Frames at 25 a second.
-        hold (`int`): Lips open before a sound and close after it.
+        num_frames (`int`): Frames at 25 per second.
+        hold (`int`): Margin in frames, because lips open before speech and close after it.
     """
     level = loudness(samples, num_frames)
     loud = level > max(float(level.max()) * 10 ** (-30 / 20), 1e-4)
@@ -203,14 +203,14 @@ def silent_frames(samples: Tensor, num_frames: int, hold: int = 3) -> Tensor:
 
 
 def closed_in_silence(track: FaceTrack, samples: Tensor) -> float:
-    """Share of silent frames with a shut mouth: lip gap below 0.03 outer eye distances, 0.2 s or more from any sound.
+    """Share of silent frames with a closed mouth: lip gap below 0.03 outer eye distances, 0.2 s or more from speech.
 
     Args:
-        track (`FaceTrack`): What is judged.
-        samples (`torch.Tensor` of shape `(n,)`): Its sound, mono at 16 kHz.
+        track (`FaceTrack`): Generated face.
+        samples (`torch.Tensor` of shape `(n,)`): Its audio, mono at 16 kHz.
 
     Raises:
-        ValueError: If the sound has no pause.
+        ValueError: If the audio has no pause.
     """
     silent = silent_frames(samples, len(track), PAUSE_MARGIN) & track.found
     if not silent.any():
@@ -219,15 +219,15 @@ def closed_in_silence(track: FaceTrack, samples: Tensor) -> float:
 
 
 def control_response(asked: Tensor, measured: Tensor) -> dict[str, float]:
-    """How a measured quantity follows a control: straight line through all points, and how well it fits.
+    """Fit a line to a measured quantity as a function of a control.
 
     Args:
-        asked (`torch.Tensor` of shape `(n,)`): Values of the control, not all the same.
-        measured (`torch.Tensor` of shape `(n,)`): What came of it, in the same unit.
+        asked (`torch.Tensor` of shape `(n,)`): Values of the control, not all equal.
+        measured (`torch.Tensor` of shape `(n,)`): Measured values, in the same unit.
 
     Returns:
-        `dict` with `slope` (1: the change is the one asked for), `correlation` (0 if nothing changes), and `error`
-        (mean absolute difference).
+        `dict` with `slope` (1: the measured change equals the requested one), `correlation` (0 if nothing changes), and
+        `error` (mean absolute difference).
     """
     a, m = asked.double(), measured.double()
     if len(a) != len(m) or len(a) < 2 or float(a.std()) == 0:

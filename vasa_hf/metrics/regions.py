@@ -1,9 +1,9 @@
-"""Mouth and eyes, where viewers look: how sharp, how close to the truth, how steady, and teeth where lips are shut.
+"""Quality of mouth and eyes: sharpness, distance from the truth, flicker, and teeth between closed lips.
 
-Not in the papers, which measure whole pictures. Regions are found by landmarks:
+Not in the papers, which measure whole images. Landmarks define the regions:
 
 ```
-outline   inner lips, lids                     pixels of the picture itself, so that resampling blurs nothing
+outline   inner lips, lids                     pixels of the image itself, without resampling
 square    mouth: centre of the lips, side of one outer eye distance; eye: middle of its corners, half of that side;
           turned with the line of the eyes     resampled
 columns   five across the lips, from the outer edge of the upper one to the outer edge of the lower one
@@ -27,8 +27,8 @@ from vasa_hf.metrics.sharpness import laplacian_sharpness
 OPEN_LIPS = 0.1  # lip gap over the distance of the outer eye corners
 OPEN_EYES = 0.15  # lid gap over eye width
 EYES = ("left_eye", "right_eye")
-NETWORK_SIDE = 128  # of squares for the recogniser, which looks at 128 x 128
-FLICKER_SIDE = 64  # near the mouth's own size in a picture of 256 x 256
+NETWORK_SIDE = 128  # of squares for the recogniser, whose input is 128 x 128
+FLICKER_SIDE = 64  # near the size of the mouth in an image of 256 x 256
 _SMOOTH = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # over frames
 _CORNERS = {"left_eye": rows(33, 133), "right_eye": rows(362, 263)}
 _OUTER_CORNERS = rows(33, 263)
@@ -49,7 +49,7 @@ def outline_mask(
     outlines: Tensor,  # [T, N, 2]
     size: tuple[int, int],
 ) -> Tensor:
-    """Pixels whose centres lie inside closed outlines: `(frames, 1, height, width)`, bool.
+    """Make masks of the pixels whose centres lie inside closed outlines: `(frames, 1, height, width)`, bool.
 
     Args:
         outlines (`torch.Tensor` of shape `(frames, points, 2)`): x, y in pixels, in drawing order.
@@ -69,11 +69,11 @@ def outline_sharpness(
     frames: Tensor,  # [T, 3, H, W]
     outlines: Tensor,  # [T, N, 2]
 ) -> Tensor:
-    """Mean absolute Laplacian inside closed outlines, `(frames,)`; NaN where one holds no pixel.
+    """Mean absolute Laplacian inside closed outlines, `(frames,)`; NaN if an outline contains no pixel.
 
     Args:
         frames (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
-        outlines (`torch.Tensor` of shape `(frames, points, 2)`): x, y as fractions of the picture, in drawing order.
+        outlines (`torch.Tensor` of shape `(frames, points, 2)`): x, y as fractions of the image, in drawing order.
     """
     pairs = zip(frames.split(BATCH), outlines.split(BATCH), strict=True)
     return torch.cat([_outline_sharpness(*pair) for pair in pairs])
@@ -83,7 +83,7 @@ def _outline_sharpness(frames: Tensor, outlines: Tensor) -> Tensor:
     height, width = frames.shape[-2:]
     outlines = outlines * outlines.new_tensor([width, height])
     box = landmark_box(outlines.flatten(0, 1))
-    x0, y0 = (max(int(value) - 1, 0) for value in box[:2])  # one pixel more on each side, for the Laplacian
+    x0, y0 = (max(int(value) - 1, 0) for value in box[:2])  # a margin of one pixel for the Laplacian
     x1, y1 = int(box[2]) + 2, int(box[3]) + 2
     window = frames[:, :, y0:y1, x0:x1]
     if min(window.shape[-2:]) < 3:
@@ -92,13 +92,13 @@ def _outline_sharpness(frames: Tensor, outlines: Tensor) -> Tensor:
 
 
 def mouth_sharpness(frames: Tensor, track: FaceTrack) -> float:
-    """Mean absolute Laplacian inside the inner lips, over frames with the lips at least 0.1 eye distances apart.
+    """Mean absolute Laplacian inside the inner lips, for frames with the lips at least 0.1 eye distances apart.
 
     Divide it by that of the true frames with the same `track`.
 
     Args:
         frames (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
-        track (`FaceTrack`): Where the lips are.
+        track (`FaceTrack`): Positions of the lips.
 
     Raises:
         ValueError: If the mouth is never open.
@@ -151,23 +151,23 @@ def cut_squares(
     squares: Tensor,  # [T, 4]
     size: int,
 ) -> Tensor:
-    """Squares of `region_squares` as pictures of `size`, `(frames, 3, size, size)`."""
+    """Cut the squares of `region_squares` to images of `size`, `(frames, 3, size, size)`."""
     grid = sampling_grid(crop_matrix(squares[:, :2], squares[:, 2], squares[:, 3]), size, (1, 1))
     return F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
 
 
 def cut_mouth(frames: Tensor, landmarks: Tensor) -> Tensor:
-    """The mouth's squares for a network, `(frames, 3, 128, 128)`.
+    """Cut the squares of the mouth for a network, `(frames, 3, 128, 128)`.
 
     Args:
         frames (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
-        landmarks (`torch.Tensor` of shape `(frames, 162, 2)`): x, y as fractions of the picture.
+        landmarks (`torch.Tensor` of shape `(frames, 162, 2)`): x, y as fractions of the image.
     """
     return cut_squares(frames, region_squares(landmarks, "mouth"), NETWORK_SIDE)
 
 
 def cut_eyes(frames: Tensor, landmarks: Tensor) -> Tensor:
-    """The middle halves of both eyes' squares, the left eye above the right one; otherwise as `cut_mouth`."""
+    """Cut the middle halves of both eyes' squares, the left eye above the right one; otherwise as `cut_mouth`."""
     middle = slice(NETWORK_SIDE // 4, NETWORK_SIDE * 3 // 4)
     return torch.cat(
         [cut_squares(frames, region_squares(landmarks, eye), NETWORK_SIDE)[:, :, middle] for eye in EYES], 2
@@ -175,17 +175,17 @@ def cut_eyes(frames: Tensor, landmarks: Tensor) -> Tensor:
 
 
 def mouth_flicker(frames: Tensor, track: FaceTrack) -> float:
-    """Mean absolute second difference over time of the pixels of squares that follow the mouth.
+    """Mean absolute second difference over time of pixels in squares that follow the mouth.
 
-    The squares follow the landmarks smoothed over five frames, so that the detector's noise moves nothing. Divide it by
-    that of the true frames. Moving lips have some, too, and blur hides it: read it beside `mouth_sharpness`.
+    The squares follow the landmarks smoothed over five frames, to suppress the detector's noise. Divide it by that of
+    the true frames. Moving lips add to it and blur reduces it: compare it together with `mouth_sharpness`.
 
     Args:
         frames (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
-        track (`FaceTrack`): The face in these very frames.
+        track (`FaceTrack`): The face in these frames.
 
     Raises:
-        ValueError: If there are not three frames with a face in a row.
+        ValueError: If no three consecutive frames show a face.
     """
     _check(frames, track)
     if len(frames) < 3:
@@ -194,11 +194,11 @@ def mouth_flicker(frames: Tensor, track: FaceTrack) -> float:
     seen = track.found & squares.isfinite().all(1)
     pixels = cut_squares(frames, squares.nan_to_num(), FLICKER_SIDE)
     change = (pixels[2:] - 2 * pixels[1:-1] + pixels[:-2]).abs().mean((1, 2, 3))
-    return _mean(change[seen[2:] & seen[1:-1] & seen[:-2]], "a face in three frames that follow each other, also")
+    return _mean(change[seen[2:] & seen[1:-1] & seen[:-2]], "a face in three consecutive frames, also")
 
 
 def _smooth(values: Tensor, weights: Sequence[float]) -> Tensor:
-    """Weighted mean over neighbouring frames, `(frames, n)`; at both ends a steady movement goes on."""
+    """Weighted mean over neighbouring frames, `(frames, n)`; the ends are extrapolated linearly."""
     reach = len(weights) // 2
     before = 2 * values[:1] - values[1 : reach + 1].flip(0)
     after = 2 * values[-1:] - values[-reach - 1 : -1].flip(0)
@@ -210,31 +210,31 @@ def lip_line_whiteness(
     frames: Tensor,  # [T, 3, H, W]
     landmarks: Tensor,  # [T, 162, 2]
 ) -> Tensor:
-    """How much whiter the gap between the lips is than the lips, `(frames,)`: below 0 for shut lips, above for teeth.
+    """How much whiter the gap between the lips is than the lips, `(frames,)`: negative for closed lips.
 
-    White is what has much of its least colour (lips have little green and blue, a dark gap nothing). The middle of the
-    gap against the middles of both lips, the median of five columns.
+    Whiteness is the smallest of red, green and blue (lips have little green and blue, a dark gap has nothing). The
+    middle of the gap is compared with the middles of both lips; the result is the median of five columns.
 
     Args:
         frames (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
-        landmarks (`torch.Tensor` of shape `(frames, 162, 2)`): x, y as fractions of the picture.
+        landmarks (`torch.Tensor` of shape `(frames, 162, 2)`): x, y as fractions of the image.
     """
     columns = landmarks[:, _COLUMNS]  # [T, 5, 4, 2]
-    places = torch.stack([(columns[:, :, i] + columns[:, :, i + 1]) / 2 for i in range(3)], 1)  # [T, 3, 5, 2]
-    white = F.grid_sample(frames, places * 2 - 1, padding_mode="border", align_corners=False).amin(1)  # [T, 3, 5]
+    points = torch.stack([(columns[:, :, i] + columns[:, :, i + 1]) / 2 for i in range(3)], 1)  # [T, 3, 5, 2]
+    white = F.grid_sample(frames, points * 2 - 1, padding_mode="border", align_corners=False).amin(1)  # [T, 3, 5]
     return (white[:, 1] - (white[:, 0] + white[:, 2]) / 2).median(1).values
 
 
 def teeth_on_shut_lips(frames: Tensor, track: FaceTrack, wanted: FaceTrack | None = None) -> float:
-    """Share of the frames with lips that should be shut in which the line between them is whiter than the lips.
+    """Share of frames with lips that should be closed in which the line between them is whiter than the lips.
 
     Args:
         frames (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
-        track (`FaceTrack`): Where the lips are.
-        wanted (`FaceTrack`, *optional*): Tells when they should be shut; `track` by default.
+        track (`FaceTrack`): Positions of the lips.
+        wanted (`FaceTrack`, *optional*): Track whose lips are closed when they should be; `track` by default.
 
     Raises:
-        ValueError: If they never should.
+        ValueError: If the lips should never be closed.
     """
     _check(frames, track)
     wanted = track if wanted is None else wanted

@@ -1,17 +1,16 @@
-"""Lip sync: SyncNet's confidence S_C and distance S_D, and the same two numbers from the project's own expert.
+"""Lip sync: SyncNet's confidence S_C and distance S_D, and the same two numbers from the project's sync expert.
 
-Source: Chung and Zisserman, "Out of time: automated lip sync in the wild", 2016, as its public code computes them
+Source: Chung and Zisserman, "Out of time: automated lip sync in the wild", 2016, as the public code computes them
 (`joonson/syncnet_python`); VASA-1 §4.1 reports both.
 
 ```
-pictures or motion -> a vector a window -\
-                                          mean distance for each shift of the sound -> S_D the least of them,
-sound              -> a vector a window -/                                             S_C their median minus the least
+images or motion -> an embedding per window -\
+                                              mean distance for each shift of the audio -> S_D: the minimum,
+audio            -> an embedding per window -/                                             S_C: median minus minimum
 ```
 
-S_C and S_D look for the best shift, so a clip that is late throughout scores as well as one in time: `offset_frames`
-must be read beside them. `aligned_confidence` is S_C with the shift held at zero; it falls when the sound is late.
-Numbers of different networks are on different scales and must not stand in one column.
+S_C and S_D use the best shift, so a constant delay does not change them; `offset_frames` shows it. `aligned_confidence`
+is S_C at shift 0; it falls when the audio is late. Numbers of different networks are not comparable.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SAMPLES_PER_FRAME = 640  # 16 kHz, 25 frames a second
-SYNCNET_FRAMES, SYNCNET_COLUMNS = 5, 20  # a window of SyncNet: 0.2 s of pictures, of MFCC columns
-LEAST_PAIRS = 4  # a shift that leaves fewer windows is not looked at
+SAMPLES_PER_FRAME = 640  # 16 kHz, 25 frames per second
+SYNCNET_FRAMES, SYNCNET_COLUMNS = 5, 20  # a window of SyncNet: 0.2 s of images, of MFCC columns
+MIN_PAIRS = 4  # shifts that leave fewer windows are skipped
 SILENCE_RMS = 1e-3
 
 
 @dataclass
 class SyncScore:
-    """How well lips and sound of one clip belong together.
+    """Sync of lips and audio in one clip.
 
     Attributes:
-        confidence (`float`): S_C, median of the mean distances over all shifts minus the least; higher is better.
-        distance (`float`): S_D, the least mean distance; lower is better.
-        offset_frames (`int`): Where it is least; positive if the sound comes too early, as SyncNet's code has it.
+        confidence (`float`): S_C, median of the mean distances over all shifts minus the minimum; higher is better.
+        distance (`float`): S_D, the minimal mean distance; lower is better.
+        offset_frames (`int`): Its shift; positive if the audio comes too early, as in SyncNet's code.
         aligned_confidence (`float`): Median minus the mean distance at shift 0.
         aligned_distance (`float`): Mean distance at shift 0.
-        distances (`torch.Tensor` of shape `(2 * max_shift + 1,)`): Mean distance of pictures at frame t and sound at
+        distances (`torch.Tensor` of shape `(2 * max_shift + 1,)`): Mean distance of images at frame t and audio at
             frame t + s for s from `-max_shift` to `max_shift`; NaN where the clip is too short.
     """
 
@@ -59,14 +58,14 @@ def sync_score(
     max_shift: int = 15,
     padding: str = "none",
 ) -> SyncScore:
-    """S_C, S_D and the offset from the vectors of one clip's windows.
+    """Compute S_C, S_D and the offset from the embeddings of one clip's windows.
 
     Args:
-        visual_embeds (`torch.Tensor` of shape `(windows, dim)`): Of pictures or lip motion, one a frame.
-        audio_embeds (`torch.Tensor` of shape `(windows, dim)`): Of the sound, one a frame.
-        max_shift (`int`, defaults to 15): Frames that the sound is shifted by, either way.
-        padding (`str`, defaults to "none"): "none" compares the windows that exist; "zeros" lets zero vectors stand
-            beyond the ends, as the public SyncNet code does.
+        visual_embeds (`torch.Tensor` of shape `(windows, dim)`): Embeddings of images or lip motion, one per frame.
+        audio_embeds (`torch.Tensor` of shape `(windows, dim)`): Embeddings of the audio, one per frame.
+        max_shift (`int`, defaults to 15): Maximal shift of the audio in frames, in both directions.
+        padding (`str`, defaults to "none"): "none" compares existing windows only; "zeros" adds zero vectors at the
+            ends, as the public SyncNet code does.
 
     Raises:
         ValueError: If the shapes differ, there are fewer than 4 windows, or `padding` is unknown.
@@ -77,35 +76,35 @@ def sync_score(
             f"{tuple(visual_embeds.shape)} and {tuple(audio_embeds.shape)}."
         )
     windows = len(visual_embeds)
-    if windows < LEAST_PAIRS:
-        raise ValueError(f"`visual_embeds` must have at least {LEAST_PAIRS} windows, got {windows}: clip too short.")
+    if windows < MIN_PAIRS:
+        raise ValueError(f"`visual_embeds` must have at least {MIN_PAIRS} windows, got {windows}: clip too short.")
     if padding not in ("none", "zeros"):
         raise ValueError(f"`padding` must be 'none' or 'zeros', got {padding!r}.")
     visual, audio = visual_embeds.double(), F.pad(audio_embeds.double(), (0, 0, max_shift, max_shift))
     distances = torch.full((2 * max_shift + 1,), float("nan"), dtype=torch.float64)
     for index, shift in enumerate(range(-max_shift, max_shift + 1)):
         first, last = (0, windows) if padding == "zeros" else (max(0, -shift), min(windows, windows - shift))
-        if last - first >= LEAST_PAIRS:
+        if last - first >= MIN_PAIRS:
             pairs = F.pairwise_distance(visual[first:last], audio[index + first : index + last])
             distances[index] = pairs.mean()
     median, aligned = distances.nanmedian(), distances[max_shift]
-    least, place = distances.nan_to_num(float("inf")).min(0)
+    minimum, index = distances.nan_to_num(float("inf")).min(0)
     return SyncScore(
-        confidence=float(median - least),
-        distance=float(least),
-        offset_frames=max_shift - int(place),
+        confidence=float(median - minimum),
+        distance=float(minimum),
+        offset_frames=max_shift - int(index),
         aligned_confidence=float(median - aligned),
         aligned_distance=float(aligned),
         distances=distances,
     )
 
 
-def check_sound(samples: Tensor | np.ndarray, frames: int | None = None) -> Tensor:
-    """Sound as a float tensor `(n,)`, or a `ValueError` that says why there is nothing to judge.
+def check_audio(samples: Tensor | np.ndarray, frames: int | None = None) -> Tensor:
+    """Return audio as a float tensor `(n,)`; raises `ValueError` if it is invalid or silent.
 
     Args:
         samples (`torch.Tensor` or `numpy.ndarray` of shape `(n,)`): Mono at 16 kHz, full scale = 1.
-        frames (`int`, *optional*): Frames that the sound must cover (all but a last fraction of one).
+        frames (`int`, *optional*): Frames that the audio must cover (all but a last fraction of one).
     """
     samples = torch.as_tensor(samples).detach().float().cpu()
     if samples.ndim == 2 and len(samples) == 1:
@@ -115,7 +114,7 @@ def check_sound(samples: Tensor | np.ndarray, frames: int | None = None) -> Tens
     if not torch.isfinite(samples).all():
         raise ValueError("`samples` must be finite, got NaN or infinite samples.")
     if samples.square().mean().sqrt() < SILENCE_RMS:
-        raise ValueError(f"`samples` must have sound in them, got a root mean square under {SILENCE_RMS}.")
+        raise ValueError(f"`samples` must not be silent, got a root mean square under {SILENCE_RMS}.")
     if frames is not None and len(samples) <= (frames - 1) * SAMPLES_PER_FRAME:
         raise ValueError(
             f"`samples` must last as long as the motion, {frames} frames = {frames * SAMPLES_PER_FRAME} samples, "
@@ -124,9 +123,9 @@ def check_sound(samples: Tensor | np.ndarray, frames: int | None = None) -> Tens
     return samples
 
 
-def _sound_of(samples: Tensor | np.ndarray, frames: int) -> Tensor:
-    """Sound of exactly so many frames, `(1, 640 * frames)`; a last fraction of a frame may be missing."""
-    samples = check_sound(samples, frames)[: frames * SAMPLES_PER_FRAME]
+def _cut_audio(samples: Tensor | np.ndarray, frames: int) -> Tensor:
+    """Cut audio to a number of frames, `(1, 640 * frames)`; a last fraction of a frame may be missing."""
+    samples = check_audio(samples, frames)[: frames * SAMPLES_PER_FRAME]
     return F.pad(samples, (0, frames * SAMPLES_PER_FRAME - len(samples)))[None]
 
 
@@ -134,36 +133,36 @@ def _sound_of(samples: Tensor | np.ndarray, frames: int) -> Tensor:
 def expert_embeds(
     expert, motion: Tensor | np.ndarray, samples: Tensor | np.ndarray
 ) -> tuple[Tensor, Tensor]:  # each [N, E]
-    """Vectors of lips and sound of one clip by the project's expert.
+    """Embed lips and audio of one clip by the project's sync expert.
 
     Args:
         expert (`SyncExpert`): From `models.sync_expert`.
-        motion (`torch.Tensor` or `numpy.ndarray` of shape `(frames, M)` or `(1, frames, M)`): At 25 frames a second.
-        samples (`torch.Tensor` or `numpy.ndarray` of shape `(n,)`): Mono at 16 kHz, full scale = 1; what runs on after
-            the motion is cut off.
+        motion (`torch.Tensor` or `numpy.ndarray` of shape `(frames, M)` or `(1, frames, M)`): At 25 frames per second.
+        samples (`torch.Tensor` or `numpy.ndarray` of shape `(n,)`): Mono at 16 kHz, full scale = 1; cut to the length
+            of the motion.
     """
     motion = torch.as_tensor(motion).detach().float()
     motion = motion[None] if motion.ndim == 2 else motion
     if motion.ndim != 3 or len(motion) != 1:
         raise ValueError(f"`motion` must be that of one clip, (frames, channels), got {tuple(motion.shape)}.")
-    sound = _sound_of(samples, motion.shape[1]).to(expert.device)
-    visual, audio = expert(motion.to(expert.device), sound, return_dict=False)
+    samples = _cut_audio(samples, motion.shape[1]).to(expert.device)
+    visual, audio = expert(motion.to(expert.device), samples, return_dict=False)
     return visual[0].float().cpu(), audio[0].float().cpu()
 
 
 def expert_sync(expert, motion: Tensor | np.ndarray, samples: Tensor | np.ndarray, max_shift: int = 15) -> SyncScore:
-    """Sync of one clip by the project's expert, from motion and sound.
+    """Score the sync of one clip by the project's sync expert, from motion and audio.
 
-    Distances lie in [0, 2]; they are not those of SyncNet.
+    Distances lie in [0, 2] and are not comparable with SyncNet's.
 
     Args:
         expert (`SyncExpert`): From `models.sync_expert`.
-        motion (`torch.Tensor` or `numpy.ndarray` of shape `(frames, M)` or `(1, frames, M)`): At 25 frames a second.
+        motion (`torch.Tensor` or `numpy.ndarray` of shape `(frames, M)` or `(1, frames, M)`): At 25 frames per second.
         samples (`torch.Tensor` or `numpy.ndarray` of shape `(n,)`): Mono at 16 kHz, full scale = 1.
-        max_shift (`int`, defaults to 15): Frames that the sound is shifted by, either way.
+        max_shift (`int`, defaults to 15): Frames that the audio is shifted by, either way.
 
     Raises:
-        ValueError: If the clip is too short, silent, or its sound is shorter than the motion.
+        ValueError: If the clip is too short, silent, or its audio is shorter than the motion.
     """
     return sync_score(*expert_embeds(expert, motion, samples), max_shift)
 
@@ -171,19 +170,19 @@ def expert_sync(expert, motion: Tensor | np.ndarray, samples: Tensor | np.ndarra
 def sync_study(
     embeds: Sequence[tuple[Tensor, Tensor]], max_shift: int = 15, seed: int = 0
 ) -> dict[str, float | list[float]]:
-    """Whether a network can tell right from wrong on clips that are in sync.
+    """Check how well a network separates right from wrong audio on clips that are in sync.
 
     Args:
-        embeds (`Sequence` of pairs): Vectors `(windows, dim)` of pictures or lips and of sound of each clip, see
+        embeds (`Sequence` of pairs): Embeddings `(windows, dim)` of images or lips and of audio for each clip, see
             `expert_embeds`.
-        max_shift (`int`, defaults to 15): Frames of the search.
-        seed (`int`, defaults to 0): Of the choice of wrong sounds.
+        max_shift (`int`, defaults to 15): Maximal shift in frames.
+        seed (`int`, defaults to 0): Seed of the choice of wrong audio.
 
     Returns:
-        `dict`: means of S_C, S_D and aligned S_C for the clips, and with the sound of other clips (`shuffled_...`); the
+        `dict`: means of S_C, S_D and aligned S_C for the clips, and with the audio of other clips (`shuffled_...`); the
         mean cosine by shift from 0 to `max_shift` (`cosine_by_shift`); the shares of clips whose offset is found
         exactly and within one frame (`offset_exact`, `offset_within_1`); `auc_shuffled` and `auc_shifted`: how often
-        the right sound has a smaller distance than another clip's and than the same clip's 5 or more frames off.
+        the right audio has a smaller distance than another clip's, and than its own shifted by 5 or more frames.
     """
     if len(embeds) < 2:
         raise ValueError(f"`embeds` must hold at least two clips, got {len(embeds)}.")
@@ -214,19 +213,19 @@ def sync_study(
 
 
 def _cosines(visual: Tensor, audio: Tensor, max_shift: int) -> list[float]:
-    """Mean cosine of windows 0, 1, ... frames apart, both directions together."""
+    """Mean cosine of windows 0, 1, ... frames apart, in both directions."""
     table = F.normalize(visual, dim=-1) @ F.normalize(audio, dim=-1).T
     apart = [torch.cat([table.diagonal(shift), table.diagonal(-shift)]) for shift in range(max_shift + 1)]
-    return [float(values.mean()) if len(values) >= LEAST_PAIRS else math.nan for values in apart]
+    return [float(values.mean()) if len(values) >= MIN_PAIRS else math.nan for values in apart]
 
 
 def mfcc(samples: np.ndarray | Tensor, sampling_rate: int = 16_000) -> np.ndarray:  # [columns, 13]
-    """Mel-frequency cepstra as the public SyncNet takes them: 13 numbers 100 times a second.
+    """Mel-frequency cepstra as the public SyncNet uses them: 13 numbers 100 times per second.
 
     These are the defaults of `python_speech_features.mfcc`: pre-emphasis 0.97, rectangular windows of 25 ms every
     10 ms, 512-point power spectrum, 26 triangles between 0 and half the rate whose corners are whole bins, logarithm,
-    orthonormal DCT-II, lifter 22, and the logarithm of the window's energy in place of the first cepstrum. Samples are
-    taken at 16-bit scale, as that code reads them from a file.
+    orthonormal DCT-II, lifter 22, and the logarithm of the window's energy instead of the first cepstrum. Samples have
+    16-bit scale, as that code reads them from a file.
 
     Args:
         samples (`numpy.ndarray` or `torch.Tensor` of shape `(n,)`): Mono, full scale = 1.
@@ -240,8 +239,8 @@ def mfcc(samples: np.ndarray | Tensor, sampling_rate: int = 16_000) -> np.ndarra
     length, step, size, filters = round(0.025 * sampling_rate), round(0.01 * sampling_rate), 512, 26
     columns = 1 + max(0, math.ceil((len(signal) - length) / step))
     signal = np.pad(signal, (0, (columns - 1) * step + length - len(signal)))
-    pieces = np.lib.stride_tricks.sliding_window_view(signal, length)[::step]  # [columns, length]
-    power = np.abs(np.fft.rfft(pieces, size)) ** 2 / size
+    windows = np.lib.stride_tricks.sliding_window_view(signal, length)[::step]  # [columns, length]
+    power = np.abs(np.fft.rfft(windows, size)) ** 2 / size
 
     mel = np.linspace(0.0, 2595 * np.log10(1 + sampling_rate / 2 / 700), filters + 2)
     corner = np.floor((size + 1) * 700 * (10 ** (mel / 2595) - 1) / sampling_rate)
@@ -267,16 +266,16 @@ def syncnet_crops(
     size: int = 224,
     crop_scale: float = 0.4,
 ) -> np.ndarray:  # [T, size, size, 3]
-    """Face crops as the public SyncNet pipeline cuts them: 1.4 boxes wide, half a box above its centre to 0.9 below.
+    """Cut face crops as the public SyncNet pipeline: 1.4 boxes wide, from half a box above its centre to 0.9 below.
 
-    The box's centre and size are smoothed by a median over 13 frames; what lies outside the picture is grey (110).
-    Deviation: the median repeats the first and last values beyond the ends, where the public code has zeros.
+    The box's centre and size are smoothed by a median over 13 frames; pixels outside the image are grey (110).
+    Deviation: the median repeats the first and last values at the ends, where the public code uses zeros.
 
     Args:
         frames (`numpy.ndarray` of shape `(frames, height, width, 3)`): RGB, uint8.
         boxes (`numpy.ndarray` of shape `(frames, 4)`): Face boxes x0, y0, x1, y1 in pixels.
         size (`int`, defaults to 224): Side of the crops.
-        crop_scale (`float`, defaults to 0.4): How much is added around the box.
+        crop_scale (`float`, defaults to 0.4): Margin around the box.
     """
     frames, boxes = np.asarray(frames), np.asarray(boxes, np.float64)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
@@ -290,10 +289,10 @@ def syncnet_crops(
     crops = []
     for frame, (x, y, half) in zip(frames, track, strict=True):
         pad = int(half * (1 + 2 * crop_scale))
-        picture = np.pad(frame, ((pad, pad), (pad, pad), (0, 0)), constant_values=110)
+        image = np.pad(frame, ((pad, pad), (pad, pad), (0, 0)), constant_values=110)
         top, bottom = int(y + pad - half), int(y + pad + half * (1 + 2 * crop_scale))
         left, right = int(x + pad - half * (1 + crop_scale)), int(x + pad + half * (1 + crop_scale))
-        face = torch.from_numpy(picture[max(top, 0) : bottom, max(left, 0) : right]).permute(2, 0, 1)[None].float()
+        face = torch.from_numpy(image[max(top, 0) : bottom, max(left, 0) : right]).permute(2, 0, 1)[None].float()
         face = F.interpolate(face, (size, size), mode="bilinear", align_corners=False)
         crops.append(face[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
     return np.stack(crops)
@@ -307,13 +306,13 @@ def syncnet_score(
     max_shift: int = 15,
     batch_size: int = 20,
 ) -> SyncScore:
-    """S_C and S_D of one clip by SyncNet, step by step as its public code.
+    """Compute S_C and S_D of one clip by SyncNet, in the steps of its public code.
 
     Args:
         syncnet (`SyncNet`): From `models.syncnet`, with converted weights.
-        crops (`numpy.ndarray` of shape `(frames, 224, 224, 3)`): RGB, uint8, 25 a second, see `syncnet_crops`.
+        crops (`numpy.ndarray` of shape `(frames, 224, 224, 3)`): RGB, uint8, 25 per second, see `syncnet_crops`.
         samples (`torch.Tensor` or `numpy.ndarray` of shape `(n,)`): Mono at 16 kHz, full scale = 1.
-        max_shift (`int`, defaults to 15): Frames that the sound is shifted by, either way.
+        max_shift (`int`, defaults to 15): Frames that the audio is shifted by, either way.
         batch_size (`int`, defaults to 20): Windows at a time.
 
     Raises:
@@ -322,11 +321,11 @@ def syncnet_score(
     crops = np.asarray(crops)
     if crops.ndim != 4 or crops.shape[1:] != (224, 224, 3) or crops.dtype != np.uint8:
         raise ValueError(f"`crops` must be uint8 (frames, 224, 224, 3), got {crops.dtype} {crops.shape}.")
-    samples = check_sound(samples)
+    samples = check_audio(samples)
     windows = min(len(crops), len(samples) // SAMPLES_PER_FRAME) - SYNCNET_FRAMES
-    if windows < LEAST_PAIRS:
+    if windows < MIN_PAIRS:
         raise ValueError(
-            f"`crops` must have at least {SYNCNET_FRAMES + LEAST_PAIRS} frames with sound, got {len(crops)}."
+            f"`crops` must have at least {SYNCNET_FRAMES + MIN_PAIRS} frames with audio, got {len(crops)}."
         )
     cepstra = torch.from_numpy(mfcc(samples).T.copy()).float()  # [13, columns]
     visual, audio = [], []
@@ -334,8 +333,8 @@ def syncnet_score(
         starts = range(first, min(windows, first + batch_size))
         faces = np.stack([crops[start : start + SYNCNET_FRAMES] for start in starts])  # [N, 5, 224, 224, 3]
         faces = torch.from_numpy(faces).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
-        sound = torch.stack([cepstra[:, 4 * start : 4 * start + SYNCNET_COLUMNS] for start in starts])[:, None]
-        output = syncnet(faces.to(syncnet.device), sound.to(syncnet.device), return_dict=False)
+        columns = torch.stack([cepstra[:, 4 * start : 4 * start + SYNCNET_COLUMNS] for start in starts])[:, None]
+        output = syncnet(faces.to(syncnet.device), columns.to(syncnet.device), return_dict=False)
         visual.append(output[0].float().cpu())
         audio.append(output[1].float().cpu())
     return sync_score(torch.cat(visual), torch.cat(audio), max_shift, padding="zeros")

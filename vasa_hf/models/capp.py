@@ -1,4 +1,4 @@
-"""CAPP, "Contrastive Audio and Pose Pretraining" (VASA-1 §4.1): do these head movements belong to this sound?
+"""CAPP, "Contrastive Audio and Pose Pretraining" (VASA-1 §4.1): do these head movements belong to this audio?
 
 ```
 head angles [B, W, >= 3] -> 6-layer transformer -> [B, W, F] -\
@@ -12,7 +12,7 @@ starts from a pretrained Wav2Vec2, windows of 3 seconds.
 # Not in the paper: widths; what a pose is (here yaw, pitch and roll, less their mean over the window, and their
 differences from frame to frame); how frames become one vector: each gives a few numbers, less their mean over the
 window, side by side, so that the cosine is a correlation over time and timing counts from the first step of training
-(averaged over the frames, what happens hardly depends on when); where the Wav2Vec2 ends. It is a component of its own
+(averaged over the frames, what happens hardly depends on when); where the Wav2Vec2 ends. It is a separate component
 here, `transformers.Wav2Vec2Model`, as for the motion generator, and its features at the frame rate come in, so that it
 can be the embedded small one or facebook/wav2vec2-base-960h. It stays frozen; the paper only says that it starts from
 pretrained weights.
@@ -54,7 +54,7 @@ class CappOutput(BaseOutput):
 
     Attributes:
         pose_embeds (`torch.Tensor` of shape `(batch, window * frame_dim)`): Of the head movements.
-        audio_embeds (`torch.Tensor` of shape `(batch, window * frame_dim)`): Of the sound.
+        audio_embeds (`torch.Tensor` of shape `(batch, window * frame_dim)`): Of the audio.
     """
 
     pose_embeds: Tensor
@@ -95,7 +95,7 @@ class Capp(ModelMixin, ConfigMixin):
         frame_dim (`int`, defaults to 8): Numbers F that each frame adds to the vectors.
         window (`int`, defaults to 75): Frames of a window; 75 are the paper's 3 seconds.
         center_audio (`bool`, defaults to `False`): Take from the audio features their mean over the window, so that
-            who speaks cannot be heard and only the course in time can match. # Not in the paper: where few people
+            the voice cannot be identified and only the course in time can match. # Not in the paper: where few people
             speak, a network matches voices with manners of moving, which says nothing of alignment.
         dropout (`float`, defaults to 0.0): Of the transformers, in training.
     """
@@ -139,15 +139,15 @@ class Capp(ModelMixin, ConfigMixin):
         """Unit vectors `(batch, window * frame_dim)` of head movements.
 
         Args:
-            pose (`torch.Tensor` of shape `(batch, window, >= 3)`): Yaw, pitch and roll in radians at 25 a second, such
-                as a motion; further channels are not looked at.
+            pose (`torch.Tensor` of shape `(batch, window, >= 3)`): Yaw, pitch and roll in radians at 25 per second,
+                such as motion; further channels are ignored.
         """
         if pose.ndim != 3 or pose.shape[1] != self.config.window or pose.shape[2] < 3:
             raise ValueError(f"`pose` must have shape (batch, {self.config.window}, >= 3), got {tuple(pose.shape)}.")
         return self.pose_encoder((self.pose_features(pose) / self.pose_std).to(self.dtype))
 
     def encode_audio(self, audio: Tensor) -> Tensor:
-        """Unit vectors `(batch, window * frame_dim)` of sound.
+        """Unit vectors `(batch, window * frame_dim)` of audio.
 
         Args:
             audio (`torch.Tensor` of shape `(batch, window, audio_dim)`): Features of the audio encoder, one a frame.
@@ -161,7 +161,7 @@ class Capp(ModelMixin, ConfigMixin):
         return self.audio_encoder(((audio - mean) / self.audio_std).to(self.dtype))
 
     def forward(self, pose: Tensor, audio: Tensor, return_dict: bool = True) -> CappOutput | tuple:
-        """Embed head movements and sound.
+        """Embed head movements and audio.
 
         Args:
             pose (`torch.Tensor` of shape `(batch, window, >= 3)`): See `encode_pose`.

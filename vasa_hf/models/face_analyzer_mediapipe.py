@@ -1,7 +1,7 @@
 """The same interface as `FaceAnalyzer`, with Google's MediaPipe face landmarker behind it.
 
 Optional: `pip install "vasa_hf[mediapipe]"`, and the user brings the model file (`face_landmarker.task`). Useful for
-drawn faces or hard light, where the larger network sees more than our small one.
+drawn faces or hard light, where the larger network is more reliable than the small `FaceAnalyzer`.
 """
 
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vasa_hf.geometry.landmarks import GROUPS, LANDMARK_IDS, fit_similarity
 from vasa_hf.geometry.rotations import euler_from_matrix
-from vasa_hf.models.face_analyzer import DetectedFace, describe_face, picture_tensor
+from vasa_hf.models.face_analyzer import DetectedFace, describe_face, to_image_tensor
 
 
 class MediaPipeFaceAnalyzer:
@@ -24,7 +24,7 @@ class MediaPipeFaceAnalyzer:
         task_file (`str` or `os.PathLike`): The `face_landmarker.task` file.
         canonical (`torch.Tensor` of shape `(162, 3)`):
             The mean face that poses are measured against: `FaceAnalyzer.from_pretrained(...).canonical`.
-        max_faces (`int`, *optional*, defaults to 16): At most so many faces are looked for.
+        max_faces (`int`, *optional*, defaults to 16): Maximum number of faces.
         threshold (`float`, *optional*, defaults to 0.5): Least confidence of a face.
 
     Raises:
@@ -53,11 +53,11 @@ class MediaPipeFaceAnalyzer:
         self.threshold = threshold
 
     def detect(self, image: Image.Image | np.ndarray | Tensor) -> list[DetectedFace]:
-        """Find the faces of a picture, largest first; `image` as for `FaceAnalyzer.detect`.
+        """Find the faces of an image, largest first; `image` as for `FaceAnalyzer.detect`.
 
         MediaPipe's landmarker tells no confidence, so every face has the score 1.
         """
-        picture = picture_tensor(image)
+        picture = to_image_tensor(image)
         array = ((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
         frame = self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=array)
         meshes = self._landmarker.detect(frame).face_landmarks
@@ -71,7 +71,7 @@ def face_from_mesh(
     image_size: tuple[int, int],
     canonical: Tensor,  # [162, 3]
 ) -> DetectedFace:
-    """A `DetectedFace` from MediaPipe's mesh: x and z in picture widths, y in picture heights, of (height, width)."""
+    """A `DetectedFace` from MediaPipe's mesh: x and z in image widths, y in image heights, of (height, width)."""
     height, width = image_size
     points = mesh[list(LANDMARK_IDS)] * mesh.new_tensor([width, height, width])
     rigid = list(GROUPS["rigid"])

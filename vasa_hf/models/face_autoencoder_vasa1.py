@@ -11,7 +11,7 @@ P is the rigid warp by head pose, W_src and W_dyn are non-rigid warps made from 
 # translation and scale of the crop, so the head's distance is part of z_pose; layer widths.
 # Not in the paper (`source_passthrough`, small preset): the two warps are composed into one flow from the target's
 # pixels to the source's, its depth chosen by a learned weight; the source's own pixels, moved by this flow or left in
-# place (background), are blended with the decoder's picture under a learned mask, so a photograph keeps its detail.
+# place (background), are blended with the decoder's image under a learned mask, so a photograph keeps its detail.
 # Not in the paper (`motion_basis`, small preset): at half resolution the flow is refined by a learned field for each
 # channel of z_dyn, times how far that channel is from the source's. Irises and lids are finer than the warps' grids.
 # Not in the paper (`region_refiners`, small preset): mouth and eyes are repainted at more detail, see
@@ -106,6 +106,28 @@ SMALL_CONFIG = {
     "region_refiners": {"mouth": [48, 80, 112], "eyes": [32, 64, 96]},
     "motion_space": "vasa-small",
 }
+# For tests.
+TINY_CONFIG = {
+    **SMALL_CONFIG,
+    "image_size": 64,
+    "encoder_channels": [4, 8, 8, 8],
+    "volume_channels": 4,
+    "volume_depth": 4,
+    "warp_channels": [8, 8],
+    "warp_size": 8,
+    "decoder_channels": [8, 8, 8, 4],
+    "identity_channels": [8, 8, 8, 8],
+    "identity_size": 32,
+    "motion_widths": [4, 8, 8, 8, 8],
+    "motion_depths": [1, 1, 1, 1],
+    "motion_pyramid_channels": 8,
+    "motion_points": 8,
+    "pose_size": 32,
+    "dynamics_size": 32,
+    "identity_dim": 8,
+    "region_refiners": {"mouth": [4, 8, 8], "eyes": [4, 8, 8]},
+}
+PRESETS = {"paper": PAPER_CONFIG, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
 
 
 @dataclass
@@ -118,7 +140,7 @@ class FaceAppearance:
         source (`torch.Tensor` of shape `(batch, 3, height, width)`): The portrait's crop, RGB in [-1, 1].
         motion (`torch.Tensor` of shape `(batch, 6 + dynamics_dim)`): The portrait's own z_pose and z_dyn.
         source_field (`torch.Tensor` of shape `(batch, 3, D, H, W)`): W_src, canonical units.
-        features (`list[torch.Tensor]`): The encoder's pictures, fine to coarse, for the pass-through decoder.
+        features (`list[torch.Tensor]`): The encoder's images, fine to coarse, for the pass-through decoder.
         region_features (`list[torch.Tensor]` of shape `(batch, crops, channels, height, width)`): Of the refiners.
     """
 
@@ -148,15 +170,15 @@ class FaceAppearance:
 
 @dataclass
 class Vasa1FaceAutoencoderOutput(BaseOutput):
-    """Decoded picture and how it came about.
+    """Decoded image and how it came about.
 
     Attributes:
-        sample (`torch.Tensor` of shape `(batch, 3, size, size)`): Picture in [-1, 1].
+        sample (`torch.Tensor` of shape `(batch, 3, size, size)`): Image in [-1, 1].
         flow (`torch.Tensor` of shape `(batch, size, size, 2)`, *optional*): Source position of each target pixel, xy
             in [-1, 1]; only with `source_passthrough`.
         blend (`torch.Tensor` of shape `(batch, 3, size, size)`, *optional*): Shares of moved source, unmoved source and
             decoder; only with `source_passthrough`.
-        generated (`torch.Tensor` of shape `(batch, 3, size, size)`, *optional*): The decoder's own picture.
+        generated (`torch.Tensor` of shape `(batch, 3, size, size)`, *optional*): The decoder's own image.
     """
 
     sample: Tensor
@@ -205,7 +227,7 @@ class WarpGenerator(nn.Module):
 
 
 class AppearanceEncoder(nn.Module):
-    """A picture to its posed feature volume, keeping the feature pictures on the way.
+    """An image to its posed feature volume, keeping the feature images on the way.
 
     Args:
         channels (`list[int]`): Width at full, half, quarter and eighth resolution.
@@ -223,7 +245,7 @@ class AppearanceEncoder(nn.Module):
         self.depth = volume_depth
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Encode pictures of shape `(batch, 3, size, size)` to a volume and feature pictures, fine to coarse."""
+        """Encode images of shape `(batch, 3, size, size)` to a volume and feature images, fine to coarse."""
         x = self.stem(image)
         features = []
         for down, block in zip(self.downs, self.blocks, strict=True):
@@ -237,7 +259,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
     """Encoders and decoder of VASA-1's face latent space.
 
     Args:
-        image_size (`int`): Side of the square picture.
+        image_size (`int`): Side of the square image.
         encoder_channels (`list[int]`): Appearance encoder's widths at full, 1/2, 1/4 and 1/8 resolution.
         volume_channels (`int`): Channels of the appearance volume (height and width are `image_size / 8`).
         volume_depth (`int`): Depth of the volumes and warps.
@@ -248,21 +270,21 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         num_decoder_blocks (`int`): Residual blocks at 1/8 resolution, modulated by z_id and z_dyn.
         identity_channels (`list[int]`): Widths of the identity encoder, one for each halving.
         num_identity_blocks (`int`): Its residual blocks for each resolution.
-        identity_size (`int`): Side of the picture it sees.
+        identity_size (`int`): Side of its input image.
         motion_widths (`list[int]`): Widths of the pose and dynamics encoders' backbones, stem and four stages.
         motion_depths (`list[int]`): Residual blocks of their stages.
         motion_pyramid_channels (`int`): Channels of their pyramids.
         motion_points (`int`): Points they find and look at.
-        pose_size (`int`): Side of the picture the pose encoder sees.
-        dynamics_size (`int`): Side of the picture the dynamics encoder sees.
-        dynamics_zoom (`float`): Share of the picture's side the dynamics encoder looks at.
+        pose_size (`int`): Side of the input image of the pose encoder.
+        dynamics_size (`int`): Side of the input image of the dynamics encoder.
+        dynamics_zoom (`float`): Share of the image's side that is the input of the dynamics encoder.
         identity_dim (`int`): Length of z_id.
         dynamics_dim (`int`): Length of z_dyn.
         source_passthrough (`bool`): Blend warped source pixels into the output. # Not in the paper.
         motion_basis (`bool`): Refine the flow by a field for each channel of z_dyn. # Not in the paper.
         region_refiners (`dict[str, list[int]]`, *optional*): Widths of the network that repaints each region, of
             `layers.region_refiner.REGIONS`. # Not in the paper.
-        motion_space (`str`): Name of what z_dyn means, to be changed when its encoder is trained anew: avatars that
+        motion_space (`str`): Name of what z_dyn means, to be changed when its encoder is trained again: avatars that
             were fitted to other motion are refused by it. # Not in the paper.
     """
 
@@ -363,19 +385,19 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode_pose(self, image: Tensor) -> Tensor:
-        """Head pose of pictures in [-1, 1]: `(batch, 6)`; yaw, pitch, roll in radians, tx, ty, scale of the crop."""
+        """Head pose of images in [-1, 1]: `(batch, 6)`; yaw, pitch, roll in radians, tx, ty, scale of the crop."""
         offset = image.new_tensor([0.0, 0.0, 0.0, 0.5, 0.5, 0.27])
         spread = image.new_tensor([0.2, 0.15, 0.1, 0.05, 0.05, 0.05])
         return offset + spread * self.pose_encoder(image)
 
     @apply_forward_hook
     def encode_dynamics(self, image: Tensor) -> Tensor:
-        """Holistic facial dynamics z_dyn of pictures in [-1, 1]: `(batch, dynamics_dim)`."""
+        """Holistic facial dynamics z_dyn of images in [-1, 1]: `(batch, dynamics_dim)`."""
         return self.dynamics_encoder(image)
 
     @apply_forward_hook
     def encode_motion(self, image: Tensor) -> Tensor:
-        """Pose and dynamics of pictures in [-1, 1]: `(batch, 6 + dynamics_dim)`."""
+        """Pose and dynamics of images in [-1, 1]: `(batch, 6 + dynamics_dim)`."""
         return torch.cat([self.encode_pose(image), self.encode_dynamics(image)], 1)
 
     @apply_forward_hook
@@ -388,13 +410,13 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
             image (`torch.Tensor` of shape `(batch, 3, size, size)`): Face crops, RGB in [-1, 1]. With
                 `source_passthrough` they may be larger than `image_size`: their pixels are passed at full detail.
             motion (`torch.Tensor` of shape `(batch, 6 + dynamics_dim)`, *optional*): Known pose and dynamics; encoded
-                from the picture when absent.
+                from the image when absent.
 
         Returns:
             `FaceAppearance`.
 
         Raises:
-            ValueError: If the picture is not square RGB, or smaller than `image_size`.
+            ValueError: If the image is not square RGB, or smaller than `image_size`.
         """
         size = self.config.image_size
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] != image.shape[3] or image.shape[2] < size:
@@ -437,7 +459,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
     def decode(
         self, appearance: FaceAppearance, motion: Tensor, output_size: int | None = None, return_dict: bool = False
     ) -> Tensor | Vasa1FaceAutoencoderOutput:
-        """Picture of a person in a given pose and dynamics: D(V_app, z_id, z_pose, z_dyn).
+        """Image of a person in a given pose and dynamics: D(V_app, z_id, z_pose, z_dyn).
 
         Source: VASA-1 §3.1.
 
@@ -487,7 +509,7 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
         return output if return_dict else output.sample
 
     def refine_regions(self, sample: Tensor, appearance: FaceAppearance, motion: Tensor) -> Tensor:
-        """Repaint mouth and eyes of decoded pictures `(batch, 3, height, width)` in [-1, 1]; the same shape."""
+        """Repaint mouth and eyes of decoded images `(batch, 3, height, width)` in [-1, 1]; the same shape."""
         features = iter(appearance.region_features)
         image, code = sample, region_code(appearance.identity, appearance.motion, motion)
         for refiner in self.refiners.values():
@@ -573,10 +595,10 @@ class Vasa1FaceAutoencoder(ModelMixin, ConfigMixin):
             source_motion (`torch.Tensor` of shape `(batch, 6 + dynamics_dim)`, *optional*): Known source motion.
             driving_motion (`torch.Tensor` of shape `(batch, 6 + dynamics_dim)`, *optional*): Known driving motion.
             return_dict (`bool`): Return a `Vasa1FaceAutoencoderOutput` rather than a tuple.
-            motion_only (`bool`): Only encode the motion of `source` (a forward pass that data-parallel wrappers see).
+            motion_only (`bool`): Only encode the motion of `source` (a forward pass, as data-parallel wrappers need).
 
         Returns:
-            `Vasa1FaceAutoencoderOutput`, a tuple of the picture alone, or the motion `(batch, 6 + dynamics_dim)`.
+            `Vasa1FaceAutoencoderOutput`, a tuple of the image alone, or the motion `(batch, 6 + dynamics_dim)`.
         """
         if motion_only:
             return self.encode_motion(source)
@@ -620,13 +642,13 @@ def keep_still_pixels(
 ) -> Tensor:
     """Put the source's own pixels where nothing moves, so that background and shoulders stay as sharp as they were.
 
-    Not in the paper. Trained under L1, the decoder is never quite sure that a pixel is still: a share of its own image
+    Not in the paper. Trained under L1, the decoder never quite predicts that a pixel is still: a share of its own image
     and of moved pixels blurs it. A pixel counts as still if the unmoved source outweighs the moved one and, without
     detail, the blend shows what the source shows there: where a head came or went it shows something else. The further
     the head has gone, the more the unmoved source must outweigh the moved one below the chin, for shoulders go along.
 
     Args:
-        sample (`torch.Tensor` of shape `(batch, 3, size, size)`): The blended picture in [-1, 1].
+        sample (`torch.Tensor` of shape `(batch, 3, size, size)`): The blended image in [-1, 1].
         source (`torch.Tensor` of shape `(batch, 3, size, size)`): The portrait in [-1, 1].
         blend (`torch.Tensor` of shape `(batch, 3, size, size)`): Shares of moved source, unmoved source and decoder.
         shift (`torch.Tensor` of shape `(batch,)`): How far the head is from where it is in the portrait, of the side.
@@ -652,13 +674,13 @@ def _ramp(x: Tensor, low: float, high: float) -> Tensor:
     return x * x * (3 - 2 * x)
 
 
-def _resize(picture: Tensor, size: int) -> Tensor:
-    if picture.shape[-1] == size:
-        return picture
-    return F.interpolate(picture, size, mode="bilinear", align_corners=False)
+def _resize(image: Tensor, size: int) -> Tensor:
+    if image.shape[-1] == size:
+        return image
+    return F.interpolate(image, size, mode="bilinear", align_corners=False)
 
 
-def _sample(picture: Tensor, flow: Tensor) -> Tensor:
+def _sample(image: Tensor, flow: Tensor) -> Tensor:
     """Sample `[B, C, H, W]` at `flow` `[B, 2, h, w]`, xy in [-1, 1], in float32; laid out as convolutions like it."""
-    out = F.grid_sample(picture.float(), flow.permute(0, 2, 3, 1).float(), padding_mode="border", align_corners=False)
-    return out.to(picture.dtype, memory_format=torch.channels_last)
+    out = F.grid_sample(image.float(), flow.permute(0, 2, 3, 1).float(), padding_mode="border", align_corners=False)
+    return out.to(image.dtype, memory_format=torch.channels_last)

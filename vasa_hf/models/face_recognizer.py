@@ -1,12 +1,12 @@
-"""A small face recogniser: who is in the picture, and feature maps for the perceptual loss.
+"""A small face recogniser: the identity of a face, and feature maps for the perceptual loss.
 
 Not in the paper: VASA-1 §3.1 takes its identity features (`l_cross_id`) and its base method's perceptual features from
-pretrained networks. Online, `pretrained_features` loads such a network from the Hub; this one is ours, small enough to
-be embedded, and works offline. Both have the same two methods:
+pretrained networks. Online, `pretrained_features` loads such a network from the Hub; this one was trained for this
+project, is small enough to be embedded, and works offline. Both have the same two methods:
 
 ```
-picture [-1, 1] -> feature_maps -> [f_1, f_2, ...]        perceptual_loss(network.feature_maps, ...)
-                -> forward      -> identity, unit length  cross_identity_loss(network, ...)
+image [-1, 1] -> feature_maps -> [f_1, f_2, ...]        perceptual_loss(network.feature_maps, ...)
+              -> forward      -> identity, unit length  cross_identity_loss(network, ...)
 ```
 """
 
@@ -63,11 +63,11 @@ class ResidualBlock(nn.Module):
 class FaceRecognizer(ModelMixin, ConfigMixin):
     """Identity embedding and feature maps of standard face crops.
 
-    Trained with a margin softmax (see `vasa_hf.training.train_face_recognizer`). The last map is weighed place by place
+    Trained with a margin softmax (`vasa_hf.training.recipes.face_recognizer`). The last map is weighed place by place
     (a depthwise convolution over all of it) instead of averaged: in a face crop the middle says who it is.
 
     Args:
-        image_size (`int`, defaults to 128): Side of the picture the network sees; other sizes are averaged to it.
+        image_size (`int`, defaults to 128): Side of the input image; other sizes are averaged to it.
         widths (`tuple[int, ...]`): Channels of the stem (stride 2) and of each stage after it (stride 2 more).
         depths (`tuple[int, ...]`): Residual blocks of each stage.
         embedding_dim (`int`, defaults to 128): Length of the identity embedding.
@@ -136,13 +136,13 @@ class FaceRecognizer(ModelMixin, ConfigMixin):
 
 
 class PretrainedFeatures(nn.Module):
-    """A transformers vision backbone with the interface of `FaceRecognizer`. Frozen; gradients reach the picture.
+    """A transformers vision backbone with the interface of `FaceRecognizer`. Frozen; gradients reach the image.
 
     Args:
         backbone (`transformers.PreTrainedModel`): Vision model that returns hidden states.
         mean (`tuple[float, ...]`): Mean of RGB in [0, 1] that the backbone expects.
         std (`tuple[float, ...]`): Standard deviation of RGB in [0, 1] that the backbone expects.
-        image_size (`int`): Side of the picture the backbone sees.
+        image_size (`int`): Side of the backbone's input image.
         num_feature_maps (`int`, defaults to 4): How many hidden states are used, spread evenly up to the last.
     """
 
@@ -214,7 +214,7 @@ def pretrained_features(
         name (`str` or `os.PathLike`): Folder of a `FaceRecognizer`, or folder or Hub name of a transformers vision
             model with safetensors weights ("microsoft/resnet-50", "facebook/dinov2-small").
         num_feature_maps (`int`, defaults to 4): How many feature maps of a transformers model are used.
-        local_files_only (`bool`, defaults to `False`): Use the cache alone, do not ask the Hub.
+        local_files_only (`bool`, defaults to `False`): Use the cache alone, do not connect to the Hub.
 
     Raises:
         ValueError: If it cannot be loaded, or is not a vision model.

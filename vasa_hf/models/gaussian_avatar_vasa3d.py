@@ -8,11 +8,11 @@ r"""VASA-3D's avatar (§3.1): one person's Gaussians on a head, driven by VASA-1
   D^e(g, z_dyn, eps_exp)    face (Eq. 3) --.                                      |
   D^p(g, z_pose, eps_pose)  neck (Eq. 4) ---+--> delta (mu, r, s, c, alpha) -->   G''
 ```
-World: centimetres, x right, y down, z away (`geometry/cameras.py`). `portrait_camera` sees what the crop shows.
+World: centimetres, x right, y down, z away (`geometry/cameras.py`). `portrait_camera` shows what the crop shows.
 
-What the paper leaves unsaid, and we chose:
+Details that the paper does not give:
 # Not in the paper: "three fully connected layers, with 256 hidden units per layer" are two hidden layers and an output.
-# Not in the paper: D^e and D^p see Gaussians, and place their deltas, on the head at rest: with its shape, without
+# Not in the paper: D^e and D^p take Gaussians, and apply their deltas, on the head at rest: with its shape, without
   expression and pose. A delta then turns and grows with its triangle, so it is the same from every side. Positions are
   encoded relative to the region's box, rotation as a quaternion, scale as a logarithm, opacity in [0, 1].
 # Not in the paper: deltas add to the position in centimetres, the quaternion, the logarithm of the scale, RGB and the
@@ -85,7 +85,7 @@ class Vasa3DGaussianAvatarOutput(BaseOutput):
 
 @dataclasses.dataclass
 class Vasa3DRestState:
-    """What does not change from frame to frame: the head at rest, and what D^e and D^p see of its Gaussians.
+    """What does not change from frame to frame: the head at rest, and the Gaussian inputs of D^e and D^p.
 
     Attributes:
         rows (`torch.Tensor` of shape `(gaussians, 14)`): Gaussians in their triangles' frames, columns as in `WIDTHS`.
@@ -151,7 +151,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
     A new one is made by `Vasa3DGaussianAvatar.from_head`; the constructor alone makes an empty one to load into.
 
     Args:
-        num_gaussians (`int`, defaults to 200,000): How many (appendix A: at most so many).
+        num_gaussians (`int`, defaults to 200,000): Number of Gaussians (the maximum of appendix A).
         head_sizes (`dict[str, int]`, *optional*): `ParametricHead.sizes` of the head within; FLAME's if left out.
         motion_dim (`int`, defaults to 518): Channels of a motion frame: 6 of z_pose, the rest of z_dyn.
         motion_space (`str`, defaults to "vasa1"): Name of the face model whose z_dyn this avatar was fitted to.
@@ -200,7 +200,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
             nn.init.zeros_(self.motion_to_pose[-1].bias)
         self.register_buffer("motion_mean", torch.zeros(motion_dim))
         self.register_buffer("motion_std", torch.ones(motion_dim))
-        self.register_buffer("own_motion", torch.zeros(motion_dim))  # the portrait's; all 0 as long as nobody has said
+        self.register_buffer("own_motion", torch.zeros(motion_dim))  # of the portrait; all 0 until it is set
         # Canonical face in the head (`CanonicalPlace`): rotation, origin, unit.
         self.register_buffer("canonical_rotation", torch.eye(3))
         self.register_buffer("canonical_origin", torch.zeros(3))
@@ -268,7 +268,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         """Where in the head the canonical face lies."""
         return CanonicalPlace(self.canonical_rotation, self.canonical_origin, self.canonical_unit_cm)
 
-    # --- Gaussians, as the optimisation sees them ---------------------------------------------------------------------
+    # --- Gaussians for the optimisation ---------------------------------------------------------------------
 
     @property
     def gaussian_parameters(self) -> dict[str, nn.Parameter]:
@@ -315,7 +315,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
 
     @property
     def portrait_camera(self) -> Cameras:
-        """The fixed camera that sees what the crop of VASA-1 shows; orbits about the origin go round the head."""
+        """The fixed camera that shows what the crop of VASA-1 shows; orbits about the origin go round the head."""
         cameras = orbit_cameras(0.0, distance=self.config.camera_distance_cm, fov_rad=self.config.fov_rad)
         return cameras.to(device=self.means.device)
 
@@ -333,10 +333,10 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         normal = self.normalize(motion)
         expression, pose = self.motion_to_expression(normal[:, POSE_DIM:]), self.motion_to_pose(normal[:, :POSE_DIM])
         if self.config.pose_prior:
-            pose = pose + self.known_pose(motion, joints)
+            pose = pose + self.compute_known_pose(motion, joints)
         return expression, pose
 
-    def known_pose(self, motion: Tensor, joints: Tensor | None = None) -> Tensor:
+    def compute_known_pose(self, motion: Tensor, joints: Tensor | None = None) -> Tensor:
         """eps_pose `(batch, 9)` by the geometry of the crop alone (`head/driving.py`); arguments as above."""
         joints = self.head(shape=self.shape[None]).joints[0] if joints is None else joints
         camera = {"distance_cm": self.config.camera_distance_cm, "fov_rad": self.config.fov_rad}
@@ -397,7 +397,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         Args:
             motion (`torch.Tensor` of shape `(batch, motion_dim)`): z_pose and z_dyn of each frame.
             deform (`bool`, *optional*, defaults to True): Whether to add the VAS deformation (Eqs. 3-4).
-            return_base (`bool`, *optional*, defaults to False): Whether to return G' besides.
+            return_base (`bool`, *optional*, defaults to False): Whether to return G' too.
             rest (`Vasa3DRestState`, *optional*): What `rest_state` gave for the present parameters.
 
         Returns:
@@ -470,7 +470,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         steps: int = 300,
         generator: torch.Generator | None = None,
     ) -> dict[str, float]:
-        """Let M^e and M^p start where the head already moves as the motion says, before any picture is fitted.
+        """Let M^e and M^p start where the head already moves as the motion says, before any image is fitted.
 
         M^p learns the geometry of the crop (`head/driving.py`): the head stands before `portrait_camera` so that its
         canonical face appears at scale * canonical @ R.T + t. With `pose_prior` it has nothing to learn. M^e becomes
@@ -506,7 +506,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
             normal[:, :POSE_DIM] = torch.rand(8192, POSE_DIM, generator=generator, dtype=std.dtype) * 5 - 2.5
             poses = self.motion_mean + self.motion_std * normal.to(std.device)
             poses[:, POSE_DIM - 1].clamp_min_(0.3 * float(self.motion_mean[POSE_DIM - 1]))
-            targets = self.known_pose(poses)
+            targets = self.compute_known_pose(poses)
         if not self.config.pose_prior:
             _fit(self.motion_to_pose, self.normalize(poses)[:, :POSE_DIM], targets, steps, generator)
         with torch.no_grad():
@@ -520,7 +520,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         return {name: float(error.square().mean().sqrt()) for name, error in errors.items()}
 
     def _measure(self, motions: Tensor) -> None:
-        """Set the statistics of the motion; poses count as spread over what users may ask for."""
+        """Set the statistics of the motion; poses count as spread over the range that users may choose."""
         mean, std = motions.mean(dim=0), motions.std(dim=0).clamp_min(1e-3)
         spread = std.new_tensor(_POSE_SPREAD)
         spread[-1] *= mean[POSE_DIM - 1]

@@ -82,9 +82,9 @@ class Lpips(nn.Module):
             raise ValueError(f"`lpips` must hold the tensors of LPIPS, {str(file)!r} does not: {error}") from error
         return network.eval().requires_grad_(False)
 
-    def maps(self, pictures: Tensor) -> list[Tensor]:
-        """Features of the five layers, unit length at each place; `pictures` in [0, 1]."""
-        hidden_states, kept = (pictures * 2 - 1 - self.shift) / self.scale, []
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Features of the five layers, unit length at each place; `images` in [0, 1]."""
+        hidden_states, kept = (images * 2 - 1 - self.shift) / self.scale, []
         for index, layer in enumerate(self.features):
             hidden_states = layer(hidden_states)
             if index in self.taps:
@@ -92,13 +92,13 @@ class Lpips(nn.Module):
         return kept
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor, truth: Tensor) -> Tensor:
+    def forward(self, images: Tensor, truth: Tensor) -> Tensor:
         """Distance, `(frames,)`.
 
         Args:
-            pictures (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
+            images (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
             truth (`torch.Tensor` of shape `(frames, 3, height, width)`): RGB in [0, 1].
         """
         device = self.shift.device
-        pairs = zip(self.maps(pictures.to(device)), self.maps(truth.to(device)), self.weights, strict=True)
+        pairs = zip(self.maps(images.to(device)), self.maps(truth.to(device)), self.weights, strict=True)
         return sum(((a - b).square() * w.view(1, -1, 1, 1)).sum(1).mean((1, 2)) for a, b, w in pairs).cpu()

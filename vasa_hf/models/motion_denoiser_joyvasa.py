@@ -3,14 +3,14 @@
     X_t = noisy motion, W frames of [expression 63, scale, translation 3, pitch, yaw, roll]      output = X_0
 
     | X_pre x K | X_t x W |     motion tokens, self-attention over all of them
-          +           +         every frame hears its own frame of sound and no other
-    | A_pre x K |  A x W  |     sound: HuBERT's features at the frame rate, projected
+          +           +         every frame attends to its own frame of audio and to no other
+    | A_pre x K |  A x W  |     audio: HuBERT's features at the frame rate, projected
 
-Source: the public code of JoyVASA (Cao et al., 2024). There the cross-attention to the sound is masked down to the
+Source: the public code of JoyVASA (Cao et al., 2024). There the cross-attention to the audio is masked down to the
 diagonal, which leaves of it no more than two linear layers: queries and keys can't matter, and are not kept.
 
 Expression is normalised by mean and deviation, all else by minimum and maximum, both of the training data ("motion
-template"); they are saved in the model. Angles are degrees. No encoder is in here: HuBERT is a component beside it.
+template"); they are saved in the model. Angles are degrees. No encoder is in here: HuBERT is a component next to it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class JoyVasaMotionDenoiserOutput(BaseOutput):
 
 
 class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
-    """Predicts clean motion from noisy motion, sound, and the end of the window before.
+    """Predicts clean motion from noisy motion, audio, and the end of the window before.
 
     The defaults are those of JoyVASA's training: 7.8M parameters, 8.8M with the queries and keys that have no effect.
 
@@ -64,7 +64,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
             `"per_frame"` tells each token its place. `"single_row"` adds one and the same vector to all of them: a
             fault of JoyVASA's code until December 2025. The public weights are older than its repair, so they must
             have been trained with it, and it is the default.
-        pad_mode (`str`, defaults to `"zero"`): How the sound of the last window is filled up: `"zero"`, `"replicate"`.
+        pad_mode (`str`, defaults to `"zero"`): How the audio of the last window is filled up: `"zero"`, `"replicate"`.
         fps (`float`, defaults to 25): Frame rate of the motion.
     """
 
@@ -97,7 +97,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
         if hidden_size % (2 * num_heads):
             raise ValueError(f"`hidden_size` must be a multiple of twice `num_heads` {num_heads}, got {hidden_size}.")
         self.audio_feature_map = nn.Linear(audio_dim, hidden_size)
-        # What stands for sound that is dropped, and for what was before the first window.
+        # Null embeddings: of dropped audio, and of what was before the first window.
         self.null_audio_feat = nn.Parameter(torch.randn(1, 1, hidden_size))
         self.start_audio_feat = nn.Parameter(torch.randn(1, context, hidden_size))
         self.start_motion_feat = nn.Parameter(torch.randn(1, context, motion_dim))
@@ -159,7 +159,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
             previous_audio (`torch.Tensor` of shape `(batch, context, hidden_size)`, *optional*):
                 A_pre, from `project_audio`; the learned start if left out.
             drop (`dict[str, torch.Tensor]`, *optional*):
-                `audio` to a boolean mask of shape `(batch,)`: these samples do not hear A. They do hear A_pre.
+                `audio` to a boolean mask of shape `(batch,)`: these samples get no A, but they do get A_pre.
             return_dict (`bool`, defaults to `True`): Whether to return `JoyVasaMotionDenoiserOutput` or a tuple.
         """
         batch, drop = sample.shape[0], drop or {}
@@ -169,7 +169,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
         self._check("previous_motion", previous_motion, (batch, context, self.config.motion_dim))
         self._check("previous_audio", previous_audio, (batch, context, width))
         if unknown := set(drop) - {"audio"}:
-            raise ValueError(f"`drop` knows the condition 'audio', got {sorted(unknown)}.")
+            raise ValueError(f"`drop` must name the condition 'audio' only, but names {sorted(unknown)}.")
 
         null = self.null_audio_feat.expand(batch, window, -1)
         audio = null if audio is None else audio
@@ -199,7 +199,7 @@ class JoyVasaMotionDenoiser(ModelMixin, ConfigMixin):
 
 
 class _Layer(nn.Module):
-    """Self-attention over the motion, each frame's own sound, feed-forward; each is normalised after it is added."""
+    """Self-attention over the motion, each frame's own audio, feed-forward; each is normalised after it is added."""
 
     def __init__(self, width: int, num_heads: int, ffn_ratio: int):
         super().__init__()

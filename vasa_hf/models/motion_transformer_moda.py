@@ -44,6 +44,18 @@ from torch import Tensor, nn
 from vasa_hf.checks import check_number
 
 EMOTIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+# The published size is the default; the small one is for CPUs.
+PRESETS: dict[str, dict] = {
+    "paper": {},
+    "small": {
+        "hidden_size": 128,
+        "num_heads": 4,
+        "num_four_stream": 1,
+        "num_two_stream": 2,
+        "num_single_stream": 4,
+        "skip_deviation": 0.5,
+    },
+}
 CONDITIONS = ("audio", "emotion")
 FUSIONS = ("coarse_to_fine", "four_stream", "motion_auxiliary", "cross_attention")
 EXPRESSION_DIM = 63
@@ -102,7 +114,7 @@ def _modulation(hidden_size: int, parts: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), layer)
 
 
-def _heads(x: Tensor, num_heads: int) -> Tensor:
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
     """[B, N, C] -> [B, heads, N, C / heads]."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
@@ -112,7 +124,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def _turn(x: Tensor, rotary: _Rotary | None) -> Tensor:
+def _rotate(x: Tensor, rotary: _Rotary | None) -> Tensor:
     """Turn neighbouring channel pairs of [B, heads, N, head_dim] by the tokens' positions."""
     return x if rotary is None else apply_rotary_emb(x, rotary, use_real_unbind_dim=-1)
 
@@ -177,9 +189,9 @@ class _JointAttention(nn.Module):
         queries, keys, values = [], [], []
         for (kind, suffix), stream, turn in zip(self.streams, streams, rotary, strict=True):
             qkv = getattr(self, f"qkv_{kind}{suffix}")(stream)
-            query, key, value = (_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
-            queries.append(_turn(getattr(self, f"{kind}_q_norm{suffix}")(query), turn))
-            keys.append(_turn(getattr(self, f"{kind}_k_norm{suffix}")(key), turn))
+            query, key, value = (_split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
+            queries.append(_rotate(getattr(self, f"{kind}_q_norm{suffix}")(query), turn))
+            keys.append(_rotate(getattr(self, f"{kind}_k_norm{suffix}")(key), turn))
             values.append(value)
         attended = _attend(torch.cat(queries, 2), torch.cat(keys, 2), torch.cat(values, 2), mask)
         parts = attended.split([stream.shape[1] for stream in streams], dim=1)
@@ -237,15 +249,15 @@ class _SingleBlock(nn.Module):
         shift, scale, gate = self.adaLN_modulation_xs(condition).chunk(3, dim=-1)
         inner = self.qkv_xs(_modulate(x, shift, scale))
         qkv, inner = inner.tensor_split([3 * self.hidden_size], dim=-1)
-        query, key, value = (_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
-        query, key = _turn(self.attn1["xs_q_norm"](query), rotary), _turn(self.attn1["xs_k_norm"](key), rotary)
+        query, key, value = (_split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
+        query, key = _rotate(self.attn1["xs_q_norm"](query), rotary), _rotate(self.attn1["xs_k_norm"](key), rotary)
         attended = _attend(query, key, value, mask)
         update = self.linear2(torch.cat([attended, F.gelu(inner, approximate="tanh")], dim=-1))
         return x + gate[:, None] * self.dropout(update)
 
 
 class _CrossBlock(nn.Module):
-    """Block of the ablation "w/ CABA": motion asks, the conditions answer and stay as they are."""
+    """Block of the ablation "w/ CABA": motion is the query, the conditions are keys and values and stay unchanged."""
 
     def __init__(self, hidden_size: int, num_heads: int, ffn_ratio: int, dropout: float):
         super().__init__()
@@ -272,13 +284,13 @@ class _CrossBlock(nn.Module):
         frames = x.shape[1]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition).chunk(6, dim=-1)
         qkv = self.to_qkv(_modulate(x, shift, scale)).chunk(3, dim=-1)
-        query, key, value = (_heads(part, self.num_heads) for part in qkv)
-        query, key = _turn(self.norms[0](query), rotary), _turn(self.norms[1](key), rotary)
+        query, key, value = (_split_heads(part, self.num_heads) for part in qkv)
+        query, key = _rotate(self.norms[0](query), rotary), _rotate(self.norms[1](key), rotary)
         attended = _attend(query, key, value, None if mask is None else mask[..., :frames])
         x = x + gate[:, None] * self.dropout(self.self_out(attended))
-        query = _heads(self.to_query(F.rms_norm(x, x.shape[-1:], eps=1e-6)), self.num_heads)
-        key, value = (_heads(part, self.num_heads) for part in self.to_key_value(conditions).chunk(2, dim=-1))
-        query, key = _turn(self.norms[2](query), rotary), _turn(self.norms[3](key), condition_rotary)
+        query = _split_heads(self.to_query(F.rms_norm(x, x.shape[-1:], eps=1e-6)), self.num_heads)
+        key, value = (_split_heads(part, self.num_heads) for part in self.to_key_value(conditions).chunk(2, dim=-1))
+        query, key = _rotate(self.norms[2](query), rotary), _rotate(self.norms[3](key), condition_rotary)
         attended = _attend(query, key, value, None if mask is None else mask[..., frames:])
         x = x + self.dropout(self.cross_out(attended))
         return x + mlp_gate[:, None] * self.dropout(self.mlp(_modulate(x, mlp_shift, mlp_scale)))
@@ -311,7 +323,7 @@ class ModaMotionTransformer(ModelMixin, ConfigMixin):
         ffn_ratio (`int`, defaults to 4): Inner width of the feed-forward parts over `hidden_size`.
         audio_layers (`int`, defaults to 12): Layers L of the audio encoder whose features come in.
         audio_dim (`int`, defaults to 768): Channels A of the audio features.
-        num_emotions (`int`, defaults to 8): Emotions; the number after the last one stands for none.
+        num_emotions (`int`, defaults to 8): Emotions; the number after the last one means none.
         window (`int`, defaults to 80): Frames of a window (paper).
         overlap (`int`, defaults to 16): Frames that neighbouring windows share.
         fps (`float`, defaults to 25): Frame rate of the motion.
@@ -522,7 +534,7 @@ class ModaMotionTransformer(ModelMixin, ConfigMixin):
             )
         batch, frames, _ = sample.shape
         if unknown := set(drop) - set(CONDITIONS):
-            raise ValueError(f"`drop` knows the conditions {list(CONDITIONS)}, got {sorted(unknown)}.")
+            raise ValueError(f"`drop` must name conditions of {list(CONDITIONS)}, but names {sorted(unknown)}.")
         expected = {
             "audio": (audio, [(batch, frames, config.audio_layers, config.audio_dim)]),
             "emotion": (emotion, [(batch,)]),

@@ -4,13 +4,13 @@
     C = [X_pre, A_pre; A, g, d, e], all joined to the noise along time:
 
         | g | d | e | X_pre x K | A_pre x K | A x W | X_t x W |   -> transformer encoder ->   X_0 from the last W tokens
-        positions:    -K ... -1   -K ... -1   0..W-1   0..W-1        (rotary, so that sound and motion meet in time)
+        positions:    -K ... -1   -K ... -1   0..W-1   0..W-1        (rotary, so that audio and motion meet in time)
 
     A  audio features at the frame rate    g  main gaze (yaw, pitch)    d  head distance    e  emotion offset
 
 What the paper leaves open, and what we chose:
 # Not in the paper: W = 50, K = 10 frames at 25 fps; pre-norm blocks, feed-forward ratio 4, GELU, rotary positions.
-# Not in the paper: half of the heads start out looking at their own time, which lets the lips find their sound early.
+# Not in the paper: half of the heads start out looking at their own time, which lets the lips find their audio early.
 # Not in the paper: the timestep's embedding is added to the noisy tokens; kinds of tokens bear learned embeddings.
 # Not in the paper: dropped conditions are replaced by learned null tokens; frames outside the mask are never attended.
 # Not in the paper: the motion is relative to a reference pose (`vasa_hf.motion.to_relative`); it and the audio features
@@ -35,6 +35,8 @@ from vasa_hf.layers.attention import TransformerBlock, rotary_angles
 from vasa_hf.motion import POSE_DIM, MotionSpec
 
 EMOTIONS = ("angry", "disgusted", "fearful", "happy", "sad", "surprised")
+# The paper's size is the default; the small one is for CPUs.
+PRESETS: dict[str, dict] = {"paper": {}, "small": {"hidden_size": 192, "num_layers": 6, "num_heads": 6}}
 CONDITIONS = ("audio", "gaze", "head_distance", "emotion", "previous")
 _ROTARY_THETA = 100.0  # a window and its context span 60 positions
 
@@ -103,7 +105,7 @@ class Vasa1MotionTransformer(ModelMixin, ConfigMixin):
         self.time_in = nn.Sequential(
             nn.Linear(hidden_size, 4 * hidden_size), nn.SiLU(), nn.Linear(4 * hidden_size, hidden_size)
         )
-        # One row a kind of token: g, d, e, X_pre, A_pre, A, X_t; and what stands for a condition that is dropped.
+        # One row per kind of token: g, d, e, X_pre, A_pre, A, X_t; then the null embeddings of dropped conditions.
         self.kind = nn.Parameter(torch.randn(7, hidden_size) * 0.02)
         self.null = nn.ParameterDict(
             {
@@ -187,7 +189,7 @@ class Vasa1MotionTransformer(ModelMixin, ConfigMixin):
             self._check(name, value, [(batch, width), (batch, window, width)])
         self._check("frame_mask", frame_mask, [(batch, window)])
         if unknown := set(drop) - set(CONDITIONS):
-            raise ValueError(f"`drop` knows the conditions {list(CONDITIONS)}, got {sorted(unknown)}.")
+            raise ValueError(f"`drop` must name conditions of {list(CONDITIONS)}, but names {sorted(unknown)}.")
         for name, mask in drop.items():
             self._check(f"drop[{name!r}]", mask, [(batch,)])
 

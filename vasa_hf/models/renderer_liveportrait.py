@@ -1,4 +1,4 @@
-"""LivePortrait's renderer: a picture's appearance as a volume, its motion as keypoints, and a picture from both.
+"""LivePortrait's renderer: an image's appearance as a volume, its motion as keypoints, and an image from both.
 
 ```
 source  [3, 256, 256]  -> F -> feature volume [32, 16, 64, 64] ------------.
@@ -9,7 +9,7 @@ source, driving        -> M -> keypoints, expression, pose -> transform    |
 
 Source: LivePortrait (arXiv 2407.03168) §3.1-3.3. The submodules of `LivePortraitRenderer` and the tensors below each of
 them have the names and shapes of the public weights, so that conversion is renaming alone; G's spectral norm is folded
-into plain weights, as it does nothing but scale them once training is over.
+into the weights, because it only scales them once training is over.
 
 # Not in the paper: all that only the weights tell, such as layer widths; sampling on a grid made for
 `align_corners=True` with `align_corners=False`; and how an untrained one starts (`_initialise_heads`).
@@ -41,14 +41,60 @@ from vasa_hf.layers.pyramid import PointDetector
 from vasa_hf.layers.spade import SpadeResBlock
 from vasa_hf.models.backends.renderer_liveportrait import FastGenerator, FastWarping
 
+# The official sizes are the defaults. The small one is for CPUs: no doublings in G, since their shortcuts pass through
+# norms that lose brightness and colour; so it learns to copy what it sees within minutes. The tiny one is for tests.
+SMALL_CONFIG = {
+    "image_size": 256,
+    "block_expansion": 16,
+    "max_features": 64,
+    "num_down_blocks": 2,
+    "feature_channels": 32,
+    "feature_depth": 2,
+    "num_resblocks": 0,
+    "motion_depths": (1, 2, 2, 1),
+    "motion_dims": (24, 48, 96, 160, 224),
+    "motion_points": 162,
+    "hourglass_block_expansion": 8,
+    "hourglass_max_features": 128,
+    "hourglass_num_blocks": 4,
+    "compress_channels": 1,
+    "mask_kernel_size": 3,
+    "warped_channels": 80,
+    "generator_channels": 80,
+    "generator_num_blocks": 1,
+    "generator_out_channels": 80,
+    "spade_channels": 24,
+    "num_up_blocks": 0,
+    "upscale": 4,
+    "unshuffle": True,
+}
+TINY_CONFIG = {
+    **SMALL_CONFIG,
+    "image_size": 64,
+    "block_expansion": 4,
+    "max_features": 8,
+    "feature_channels": 4,
+    "feature_depth": 2,
+    "num_resblocks": 1,
+    "motion_depths": (1, 1, 1, 1),
+    "motion_dims": (4, 8, 8, 8),
+    "motion_points": None,
+    "hourglass_block_expansion": 4,
+    "hourglass_max_features": 16,
+    "hourglass_num_blocks": 2,
+    "generator_out_channels": 8,
+    "spade_channels": 4,
+}
+PRESETS: dict[str, dict] = {"paper": {}, "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
+
 
 @dataclass
 class LivePortraitOutput(BaseOutput):
-    """A driven picture and what drove it.
+    """A driven image and what drove it.
 
     Attributes:
         image (`torch.Tensor` of shape `(batch, 3, H, W)`): RGB in [0, 1].
-        kp_source (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints of the source in the picture.
+        kp_source (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints of the source in the image.
         kp_driving (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints the source was moved to.
         deformation (`torch.Tensor` of shape `(batch, depth, h, w, 3)`): Where the volume was sampled, xyz.
         occlusion (`torch.Tensor` of shape `(batch, 1, h, w)`): What is visible, from 0 to 1.
@@ -82,7 +128,7 @@ class VolumeResBlock(nn.Module):
 
 
 class AppearanceFeatureExtractor(nn.Module):
-    """F: picture to feature volume (§3.1).
+    """F: image to feature volume (§3.1).
 
     Args:
         widths (`list[int]`): Channels at full size, and after each halving.
@@ -115,7 +161,7 @@ class AppearanceFeatureExtractor(nn.Module):
 
 
 class MotionExtractor(nn.Module):
-    """M: picture to canonical keypoints, expression and pose (§3.1).
+    """M: image to canonical keypoints, expression and pose (§3.1).
 
     Args:
         depths (`tuple[int, ...]`): Blocks of each stage.
@@ -167,7 +213,7 @@ class WarpingModule(nn.Module):
 
 
 class SpadeGenerator(nn.Module):
-    """G: flat warped features to a picture; the features also modulate every layer (§3.1).
+    """G: flat warped features to an image; the features also modulate every layer (§3.1).
 
     Args:
         in_channels (`int`): Channels in.
@@ -242,11 +288,11 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
     """F, M, W, G and the three small networks of LivePortrait in one model; the defaults are the public weights' sizes.
 
     Args:
-        image_size (`int`, defaults to 256): Side of the pictures that go in. Other sizes work, too, if they are
+        image_size (`int`, defaults to 256): Side of the images that go in. Other sizes work, too, if they are
             divisible by `size_multiple`.
         block_expansion (`int`, defaults to 64): Channels at full size; doubled at each halving.
         max_features (`int`, defaults to 512): Most channels of F.
-        num_down_blocks (`int`, defaults to 2): Halvings from the picture to the volume.
+        num_down_blocks (`int`, defaults to 2): Halvings from the image to the volume.
         feature_channels (`int`, defaults to 32): Channels C of the volume.
         feature_depth (`int`, defaults to 16): Depth D of the volume.
         num_resblocks (`int`, defaults to 6): Residual blocks of F.
@@ -255,7 +301,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         hourglass_block_expansion (`int`, defaults to 32): Half the channels of the hourglass' first block.
         hourglass_max_features (`int`, defaults to 1024): Most channels of the hourglass.
         hourglass_num_blocks (`int`, defaults to 5): Halvings of the hourglass.
-        compress_channels (`int`, defaults to 4): Channels of the volume that the hourglass sees.
+        compress_channels (`int`, defaults to 4): Channels of the volume of the input of the hourglass.
         mask_kernel_size (`int`, defaults to 7): Of the convolution that mixes the keypoints' shifts; odd.
         occlusion_kernel_size (`int`, defaults to 7): Of the convolution that says what is visible; odd.
         warped_channels (`int`, *optional*): Channels from W to G; F's last width if left out.
@@ -265,14 +311,14 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         generator_out_channels (`int`, defaults to 64): G's channels before the last layer.
         spade_channels (`int`, defaults to 128): Channels within G's norms.
         upscale (`int`, defaults to 2): By how much G's last layer enlarges.
-        unshuffle (`bool`, defaults to `False`): Whether F halves pictures by moving pixels to channels. # Not in the
+        unshuffle (`bool`, defaults to `False`): Whether F halves images by moving pixels to channels. # Not in the
             paper: averages lose detail, which widths of hundreds of channels and long training encode all the same.
-        motion_points (`int`, *optional*): M is a `PointDetector` of so many points instead of a ConvNeXt V2, and
-            `motion_dims` begins with its stem. # Not in the paper: the mean over a picture, which is all that
+        motion_points (`int`, *optional*): M is a `PointDetector` of this number of points instead of a ConvNeXt V2, and
+            `motion_dims` begins with its stem. # Not in the paper: the mean over an image, which is all that
             ConvNeXt's heads see, tells where parts of a face are after days of training, not hours.
         motion_pyramid_channels (`int`, defaults to 64): Its channels where it finds points.
-        motion_image_size (`int`, defaults to 160): Side of the picture that it sees.
-        motion_zoom (`float`, defaults to 0.75): Share of the picture's side that it looks at, about the middle.
+        motion_image_size (`int`, defaults to 160): Side of its input image.
+        motion_zoom (`float`, defaults to 0.75): Share of the image's side that is its input, about the middle.
     """
 
     _no_split_modules = ("SpadeResBlock", "ConvNextV2Block")
@@ -355,9 +401,9 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
     def optimize_for_inference(self, enabled: bool = True) -> LivePortraitRenderer:
         """Prepare `warp` and `decode` for speed on a CPU; the results are the same up to rounding.
 
-        At official size this takes 2.6 GB more memory and some seconds. It serves float32 and pictures of `image_size`
+        At official size this takes 2.6 GB more memory and some seconds. It serves float32 and images of `image_size`
         while gradients are off; everything else goes the ordinary way. What is saved stays the same. Training, moving
-        and casting the model undo it, as prepared weights would be out of date; after changing weights by hand, call
+        and casting the model undo it, as prepared weights would be out of date; after changing weights yourself, call
         this again.
 
         Args:
@@ -387,7 +433,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         return self
 
     def train(self, mode: bool = True) -> LivePortraitRenderer:
-        """As of every module; undoes `optimize_for_inference`.
+        """Like `torch.nn.Module.load_state_dict`; undoes `optimize_for_inference`.
 
         Args:
             mode (`bool`, defaults to `True`): Whether to train.
@@ -411,14 +457,14 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of pictures must be divisible by."""
+        """What the sides of images must be divisible by."""
         config = self.config
         motion = 1 if config.motion_points else 2 ** (len(config.motion_dims) + 1)
         return max(2 ** (config.num_down_blocks + config.hourglass_num_blocks), motion)
 
     @property
     def output_size(self) -> int:
-        """Side of the pictures that come out, for ones of `image_size`."""
+        """Side of the images that come out, for ones of `image_size`."""
         doublings = self.spade_generator.num_up_blocks - self.config.num_down_blocks
         return round(self.config.image_size * 2.0**doublings) * self.config.upscale
 
@@ -436,7 +482,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode_appearance(self, image: Tensor) -> Tensor:
-        """F: the appearance of pictures as feature volumes.
+        """F: the appearance of images as feature volumes.
 
         Args:
             image (`torch.Tensor` of shape `(batch, 3, height, width)`): RGB in [0, 1].
@@ -452,13 +498,13 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def extract_motion(self, image: Tensor) -> KeypointMotion:
-        """M: what moves in pictures, with the angles decoded to degrees.
+        """M: what moves in images, with the angles decoded to degrees.
 
         Args:
             image (`torch.Tensor` of shape `(batch, 3, height, width)`): RGB in [0, 1].
 
         Returns:
-            `KeypointMotion` with a row for each picture.
+            `KeypointMotion` with a row for each image.
 
         Raises:
             ValueError: If the shape is another.
@@ -471,7 +517,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def stitch(self, kp_source: Tensor, kp_driving: Tensor) -> Tensor:
-        """Driving keypoints, moved so that shoulders and hair meet the picture that the crop goes back to (Eq. 6).
+        """Driving keypoints, moved so that shoulders and hair meet the image that the crop goes back to (Eq. 6).
 
         Args:
             kp_source (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints of the source.
@@ -564,13 +610,13 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode(self, out: Tensor) -> Tensor:
-        """G: picture of warped features, the second half of `render`.
+        """G: image of warped features, the second half of `render`.
 
         Args:
             out (`torch.Tensor` of shape `(batch, c, h, w)`): From `warp`.
 
         Returns:
-            `torch.Tensor` of shape `(batch, 3, output_size, output_size)` for pictures of `image_size`: RGB in [0, 1].
+            `torch.Tensor` of shape `(batch, 3, output_size, output_size)` for images of `image_size`: RGB in [0, 1].
         """
         return (self._fast[1] if self._is_fast(out) else self.spade_generator)(out)
 
@@ -584,7 +630,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
             kp_driving (`torch.Tensor` of shape `(batch, 21, 3)`): Keypoints to reach.
 
         Returns:
-            `torch.Tensor` of shape `(batch, 3, output_size, output_size)` for pictures of `image_size`: RGB in [0, 1].
+            `torch.Tensor` of shape `(batch, 3, output_size, output_size)` for images of `image_size`: RGB in [0, 1].
 
         Raises:
             ValueError: If a shape is another.
@@ -592,7 +638,7 @@ class LivePortraitRenderer(ModelMixin, ConfigMixin):
         return self.decode(self.warp(feature_3d, kp_source, kp_driving)[0])
 
     def forward(self, source: Tensor, driving: Tensor, return_dict: bool = True) -> LivePortraitOutput | tuple:
-        """Reenact: the appearance of one picture with all the motion of another, as in training (§3.1).
+        """Reenact: the appearance of one image with all the motion of another, as in training (§3.1).
 
         Args:
             source (`torch.Tensor` of shape `(batch, 3, height, width)`): RGB in [0, 1].

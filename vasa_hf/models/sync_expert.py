@@ -1,21 +1,20 @@
-"""A sync expert: do these lips belong to this sound, at this very moment?
+"""A sync expert: do these lips match this audio at this moment?
 
-Not in the VASA papers, which judge sync with SyncNet on pictures. This one reads the motion latents, as MoDA's ALSE
+Not in the VASA papers, which judge sync with SyncNet on images. This one reads the motion latents, as MoDA's ALSE
 does ("pretrained in audio and motion features", MoDA §3), so it can judge a generated motion without rendering it, and
-its gradient can teach a generator.
+its gradient can train a generator.
 
 ```
 motion [B, T, M] -> lips and their speed -> 3-tap convolutions -\
-                                                                 unit vectors [B, T - window + 1, E], one a window
-sound [B, 640 T] -> log-mel, 4 a frame   -> 3-tap convolutions -/
+                                                                 unit vectors [B, T - window + 1, E], one per window
+audio [B, 640 T] -> log-mel, 4 per frame -> 3-tap convolutions -/
 ```
 
 A window is `window` frames long and its vector depends on nothing outside it (no padding, normalisation over channels
 alone). The cosine of the two vectors of one window says how well they belong together.
 
-The sound enters as a log-mel spectrogram of its own, not as features of the generator's audio encoder: a metric must
-not share the hearing, and with it the deafness, of what it judges, and it must stay the same when that encoder is
-replaced.
+The audio enters as a log-mel spectrogram, not as features of the generator's audio encoder: a metric must not share
+the blind spots of the model it judges, and it must stay the same when that encoder is replaced.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class SyncExpertOutput(BaseOutput):
 
     Attributes:
         motion_embeds (`torch.Tensor` of shape `(batch, frames - window + 1, embed_dim)`): Of the lips.
-        audio_embeds (`torch.Tensor` of shape `(batch, frames - window + 1, embed_dim)`): Of the sound.
+        audio_embeds (`torch.Tensor` of shape `(batch, frames - window + 1, embed_dim)`): Of the audio.
     """
 
     motion_embeds: Tensor
@@ -112,7 +111,7 @@ class Tower(nn.Module):
 
 
 class SyncExpert(ModelMixin, ConfigMixin):
-    """Embeds lip motion and sound into one space, a vector a window.
+    """Embeds lip motion and audio into one space, a vector a window.
 
     Args:
         motion_dim (`int`, defaults to 34): Channels M of the motion.
@@ -147,14 +146,14 @@ class SyncExpert(ModelMixin, ConfigMixin):
         self.register_buffer("mel_mean", torch.zeros(num_mels))
         self.register_buffer("mel_std", torch.ones(num_mels))
         self.register_buffer("filters", mel_filters(num_mels), persistent=False)
-        # Both see exactly `window` frames: the first layer takes one on each side, each block another.
+        # Both have a receptive field of exactly `window` frames: one more on each side for each layer.
         speech = nn.Conv1d(num_mels, hidden_size, 3 * COLUMNS_PER_FRAME, stride=COLUMNS_PER_FRAME)
         self.audio_tower = Tower(speech, hidden_size, blocks, embed_dim, dropout)
         self.motion_tower = Tower(nn.Conv1d(width, hidden_size, 3), hidden_size, blocks, embed_dim, dropout)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))  # of the logits, as in CLIP
 
     def log_mel(self, samples: Tensor) -> Tensor:
-        """Spectrogram of sound, four columns a frame; columns 4t to 4t + 3 are centred within frame t.
+        """Spectrogram of audio, four columns a frame; columns 4t to 4t + 3 are centred within frame t.
 
         Args:
             samples (`torch.Tensor` of shape `(batch, 640 * frames)`): Mono at 16 kHz, full scale = 1.
@@ -167,17 +166,17 @@ class SyncExpert(ModelMixin, ConfigMixin):
                 f"`samples` must have shape (batch, {SAMPLES_PER_FRAME} * frames), got {tuple(samples.shape)}."
             )
         side = (WINDOW_SAMPLES - HOP) // 2
-        pieces = F.pad(samples.float(), (side, side)).unfold(1, WINDOW_SAMPLES, HOP)  # [B, 4T, 400]
+        windows = F.pad(samples.float(), (side, side)).unfold(1, WINDOW_SAMPLES, HOP)  # [B, 4T, 400]
         window = torch.hann_window(WINDOW_SAMPLES, device=samples.device)
-        power = torch.fft.rfft(pieces * window, FFT_SIZE).abs().square() / window.square().sum() / FFT_SIZE
+        power = torch.fft.rfft(windows * window, FFT_SIZE).abs().square() / window.square().sum() / FFT_SIZE
         return torch.log(power @ self.filters.float().T + POWER_FLOOR)
 
     def encode_motion(self, motion: Tensor) -> Tensor:
         """Unit vectors of the lips' windows.
 
         Args:
-            motion (`torch.Tensor` of shape `(batch, frames, motion_dim)`): Absolute or relative motion at 25 a second;
-                only the lips' channels count.
+            motion (`torch.Tensor` of shape `(batch, frames, motion_dim)`): Absolute or relative motion, 25 per second;
+                only the channels of the lips are used.
 
         Returns:
             `torch.Tensor` of shape `(batch, frames - window + 1, embed_dim)`.
@@ -193,7 +192,7 @@ class SyncExpert(ModelMixin, ConfigMixin):
         return self.motion_tower(lips.to(self.dtype).mT)
 
     def encode_mel(self, log_mel: Tensor) -> Tensor:
-        """Unit vectors of the sound's windows from `log_mel`'s spectrogram.
+        """Unit vectors of the audio's windows from `log_mel`'s spectrogram.
 
         Args:
             log_mel (`torch.Tensor` of shape `(batch, 4 * frames, num_mels)`): See `log_mel`.
@@ -215,7 +214,7 @@ class SyncExpert(ModelMixin, ConfigMixin):
         return self.audio_tower(((log_mel - self.mel_mean) / self.mel_std).to(self.dtype).mT)
 
     def encode_audio(self, samples: Tensor) -> Tensor:
-        """Unit vectors of the sound's windows, `(batch, frames - window + 1, embed_dim)`.
+        """Unit vectors of the audio's windows, `(batch, frames - window + 1, embed_dim)`.
 
         Args:
             samples (`torch.Tensor` of shape `(batch, 640 * frames)`): Mono at 16 kHz, full scale = 1.
@@ -229,11 +228,11 @@ class SyncExpert(ModelMixin, ConfigMixin):
         log_mel: Tensor | None = None,
         return_dict: bool = True,
     ) -> SyncExpertOutput | tuple:
-        """Embed motion and sound of equal length.
+        """Embed motion and audio of equal length.
 
         Args:
             motion (`torch.Tensor` of shape `(batch, frames, motion_dim)`): See `encode_motion`.
-            samples (`torch.Tensor` of shape `(batch, 640 * frames)`, *optional*): The sound, see `encode_audio`.
+            samples (`torch.Tensor` of shape `(batch, 640 * frames)`, *optional*): The audio, see `encode_audio`.
             log_mel (`torch.Tensor` of shape `(batch, 4 * frames, num_mels)`, *optional*): Or its spectrogram.
             return_dict (`bool`, defaults to `True`): Whether to return a `SyncExpertOutput`.
         """

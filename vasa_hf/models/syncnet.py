@@ -1,4 +1,4 @@
-"""SyncNet (Chung and Zisserman 2016, "Out of time"): five face crops and 0.2 s of sound into one space.
+"""SyncNet (Chung and Zisserman 2016, "Out of time"): five face crops and 0.2 s of audio into one space.
 
 The architecture is that of the public weights `syncnet_v2` (`joonson/syncnet_python`), layer by layer, so that they can
 be converted (`convert/syncnet.py`); they are not part of this package.
@@ -24,8 +24,8 @@ class SyncNetOutput(BaseOutput):
     """Vectors of the windows.
 
     Attributes:
-        face_embeds (`torch.Tensor` of shape `(batch, embed_dim)`): Of the pictures.
-        audio_embeds (`torch.Tensor` of shape `(batch, embed_dim)`): Of the sound.
+        face_embeds (`torch.Tensor` of shape `(batch, embed_dim)`): Of the images.
+        audio_embeds (`torch.Tensor` of shape `(batch, embed_dim)`): Of the audio.
     """
 
     face_embeds: Tensor
@@ -37,7 +37,7 @@ def _head(hidden: int, embed_dim: int) -> nn.Sequential:
 
 
 class SyncNet(ModelMixin, ConfigMixin):
-    """The two-stream network; the Euclidean distance of its vectors says how far lips and sound are apart.
+    """The two-stream network; the Euclidean distance of its vectors says how far lips and audio are apart.
 
     Args:
         audio_widths (`tuple[int, ...]`, defaults to (64, 192, 384, 256, 256, 512)): Of the six audio convolutions.
@@ -105,7 +105,7 @@ class SyncNet(ModelMixin, ConfigMixin):
         return self.face_head(self.face_convs(pixels.to(self.dtype)).flatten(1))
 
     def encode_audio(self, mfcc: Tensor) -> Tensor:
-        """Vectors `(batch, embed_dim)` of 0.2 s of sound each.
+        """Vectors `(batch, embed_dim)` of 0.2 s of audio each.
 
         Args:
             mfcc (`torch.Tensor` of shape `(batch, 1, 13, 20)`): See `metrics.sync.mfcc`; columns are times.
@@ -115,7 +115,7 @@ class SyncNet(ModelMixin, ConfigMixin):
         return self.audio_head(self.audio_convs(mfcc.to(self.dtype)).flatten(1))
 
     def forward(self, faces: Tensor, mfcc: Tensor, return_dict: bool = True) -> SyncNetOutput | tuple:
-        """Vectors of pictures and sound.
+        """Vectors of images and audio.
 
         Args:
             faces (`torch.Tensor` of shape `(batch, 3, 5, 224, 224)`): See `encode_faces`.

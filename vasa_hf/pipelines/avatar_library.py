@@ -1,4 +1,4 @@
-"""The avatars of a pipeline: those that come with its weights, those that were added, and how both are saved.
+"""The avatars of a pipeline: those that come with its weights and those that were added, and how they are saved.
 
 ```
 folder/  model_index.json    VASA-1's components, or "_base": the name of a model that has them
@@ -34,7 +34,7 @@ class AvatarLibrary:
 
     def __init__(self, check: Callable[[Any], None]):
         self._check = check
-        self._avatars: dict[str, Path | Vasa3DGaussianAvatar] = {}  # name -> folder, or what was added
+        self._avatars: dict[str, Path | Vasa3DGaussianAvatar] = {}  # name -> folder, or the added avatar
         self._loaded: dict[str, Vasa3DGaussianAvatar] = {}
 
     @property
@@ -43,7 +43,7 @@ class AvatarLibrary:
         return list(self._avatars)
 
     def find(self, folder: Path) -> None:
-        """Take the avatars that lie in a pipeline's folder."""
+        """List the avatars in a pipeline's folder."""
         self._avatars = {file.parent.name: file.parent for file in sorted(folder.glob(f"{_AVATARS}/*/config.json"))}
 
     def add(self, name: str, avatar: Vasa3DGaussianAvatar) -> None:
@@ -54,9 +54,9 @@ class AvatarLibrary:
         self._avatars[name] = self._loaded[name] = avatar
 
     def check_name(self, name: str) -> None:
-        """Raise `ValueError` unless this is the name of an avatar, or one may lie there."""
+        """Raise `ValueError` unless this is the name, folder or repository of an avatar."""
         if name not in self._avatars:
-            _check_place(name, self.names)
+            _check_location(name, self.names)
 
     def load(self, name: str, **kwargs: Any) -> Vasa3DGaussianAvatar:
         """Load an avatar by its name, folder or repository; one with a name is kept in memory."""
@@ -75,15 +75,15 @@ class AvatarLibrary:
             _save_avatar(avatar, folder / _AVATARS / name)
 
 
-def _check_place(name: str, avatars: Sequence[str]) -> None:
-    """Raise `ValueError` unless an avatar may lie there."""
+def _check_location(name: str, avatars: Sequence[str]) -> None:
+    """Raise `ValueError` unless this may be a folder or repository of an avatar."""
     if Path(name).suffix.lower() in SAVERS:
         raise ValueError(
             f"`avatar` must be an avatar that can move, but {name!r} is an export of a single frame: load the folder "
             "that `avatar.save_pretrained` wrote."
         )
-    picture = (mimetypes.guess_type(name)[0] or "").startswith("image/")
-    repository = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not picture
+    is_image = (mimetypes.guess_type(name)[0] or "").startswith("image/")
+    repository = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not is_image
     if not os.path.isdir(name) and not repository:
         raise ValueError(
             f"`avatar` must be one of {list(avatars)}, an existing folder of an avatar, or its repository on the "

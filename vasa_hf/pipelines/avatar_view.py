@@ -1,4 +1,4 @@
-"""An avatar before a camera: the subject of `Vasa3DAvatarPipeline`."""
+"""An avatar seen by a camera: the subject of `Vasa3DAvatarPipeline`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vasa_hf.camera_paths import CameraPath
 from vasa_hf.checks import check_number
 from vasa_hf.gaussians.render import render
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DRestState
+from vasa_hf.motion.camera_paths import CameraPath
+from vasa_hf.motion.streaming import map_ahead
 from vasa_hf.pipelines.inputs import Subject
-from vasa_hf.streaming import map_ahead
 
 MIN_SIZE, MAX_SIZE = 16, 2048
 WHITE = (1.0, 1.0, 1.0)
@@ -26,7 +26,7 @@ MAX_DRAW_WORKERS = 4  # on a CPU; each holds the Gaussians of `batch_size` frame
 
 @dataclass(frozen=True)
 class AvatarOptions:
-    """How an avatar is seen.
+    """How an avatar is rendered.
 
     Args:
         camera (`str`, `OrbitCamera`, `CameraKeyframes`, list, `Cameras` or `Callable`, defaults to `"fixed"`):
@@ -43,20 +43,20 @@ class AvatarOptions:
     def check(self, output_sizes: Sequence[int] = ()) -> None:
         """Raise `ValueError` for values out of range: any size will do; an avatar's view checks the camera."""
         check_number("output_size", self.output_size, MIN_SIZE, MAX_SIZE, whole=True)
-        _color(self.background)
+        _parse_color(self.background)
 
 
 class AvatarView(Subject):
-    """An avatar before a camera. Rendering it twice gives the same frames: it keeps no place in the video.
+    """An avatar seen by a camera. It has no state of its own: rendering it twice gives the same frames.
 
     Args:
-        avatar (`Vasa3DGaussianAvatar`): Who.
-        options (`AvatarOptions`, *optional*): How it is seen.
+        avatar (`Vasa3DGaussianAvatar`): The avatar.
+        options (`AvatarOptions`, *optional*): Camera, background and size.
         fps (`Fraction`, `float` or `str`, *optional*): The only rate at which it may be rendered; any if `None`.
         batch_size (`int`, *optional*): Frames rendered at a time; 1 on a CPU, 16 elsewhere if `None`.
 
     Raises:
-        ValueError: If an argument is unfit, or the camera is inside the head.
+        ValueError: If an argument cannot be used, or the camera is inside the head.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class AvatarView(Subject):
         options.check()
         self.avatar, self.batch_size = avatar, batch_size
         self.fps = None if fps is None else parse_fps(fps)
-        self._size, self.background = options.output_size, _color(options.background)
+        self._size, self.background = options.output_size, _parse_color(options.background)
         self.camera = CameraPath(options.camera, avatar.portrait_camera, *head_sphere(avatar))
         self._rest: Vasa3DRestState | None = None
 
@@ -106,12 +106,12 @@ class AvatarView(Subject):
             self._rest = self.avatar.rest_state()
 
         @torch.no_grad()
-        def shoot(part_and_cameras: tuple) -> Tensor:
+        def render_part(part_and_cameras: tuple) -> Tensor:
             part, cameras = part_and_cameras
             gaussians = self.avatar(part.to(self.avatar.own_motion), rest=self._rest).gaussians
             return render(gaussians, cameras, self._size, self.background).color.clamp(0, 1).cpu()
 
-        def parts() -> Iterator[tuple]:  # one by one: a camera that is a function is asked as late as can be
+        def parts() -> Iterator[tuple]:  # lazily: a camera function is called as late as possible
             start = start_frame
             for part in motion.split(self.batch_size or (1 if on_cpu else 16)):
                 seconds = torch.arange(start, start + len(part), dtype=torch.float64)
@@ -119,12 +119,12 @@ class AvatarView(Subject):
                 yield part, self.camera(seconds / float(fps))
 
         workers = min(torch.get_num_threads(), MAX_DRAW_WORKERS) if on_cpu else 1
-        yield from map_ahead(shoot, parts(), workers)
+        yield from map_ahead(render_part, parts(), workers)
 
 
 @torch.no_grad()
 def head_sphere(avatar: Vasa3DGaussianAvatar) -> tuple[Tensor, float]:
-    """Middle `(3,)` of an avatar's head as in the portrait, in the world, and the radius that holds face and scalp."""
+    """Middle `(3,)` of an avatar's head in the portrait's pose, in the world, and its radius with face and scalp."""
     head = avatar.head
     posed = avatar.pose_head(*avatar.head_parameters(avatar.own_motion[None])).vertices[0]
     corners = posed[head.faces[head.region("face", "scalp")].unique()]
@@ -132,8 +132,8 @@ def head_sphere(avatar: Vasa3DGaussianAvatar) -> tuple[Tensor, float]:
     return center, float((corners - center).norm(dim=-1).amax())
 
 
-def _color(background: Any) -> tuple[float, ...]:
-    """Three numbers in [0, 1]."""
+def _parse_color(background: Any) -> tuple[float, ...]:
+    """Check a color: three numbers in [0, 1]."""
     values = background.tolist() if isinstance(background, np.ndarray | Tensor) else background
     good = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == 3
     if not good or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):

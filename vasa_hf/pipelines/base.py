@@ -1,9 +1,9 @@
-"""The base of all talking-head pipelines: image or avatar and audio in, video out; written once for every system.
+"""The base class of all talking-head pipelines: an image or avatar and audio in, a video out.
 
     image --prepare_subject--> Subject                                         once per person
     audio --motion generator, window by window--> motion of the subject        __call__, stream, talk_to_file
     video --encode_video, transfer_motion--> motion of the subject             animate
-    motion that is given --adapt_motion--> motion of the subject               render
+    given motion --adapt_motion--> motion of the subject                       render
                                    motion --render_frames--> frames, audio --> list, stream, file
 
 A system supplies the steps named above and `create_motion_generator`. Its own options of a call are the fields of two
@@ -17,7 +17,6 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,33 +24,37 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
 from vasa_hf.checks import check_number
-from vasa_hf.controls import rebase_motion
 from vasa_hf.media.audio import load_audio, mix_to_mono
 from vasa_hf.media.content_credentials import ContentCredentials
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoWriter, check_credentials
 from vasa_hf.motion import MotionSpec, resample_motion
-from vasa_hf.outputs import TalkingFaceOutput, join_pictures, named_provenance, to_pictures, to_uint8
+from vasa_hf.motion.controls import rebase_motion
+from vasa_hf.motion.streaming import AudioBuffer, map_ahead, resample_chunks
+from vasa_hf.motion.windows import entry_of_windows, hold_last
+from vasa_hf.outputs import TalkingFaceOutput, join_images, name_provenance, to_images, to_uint8
 from vasa_hf.pipelines.inputs import (
     AudioInput,
     AudioSource,
     ImageInput,
     Subject,
-    audio_list,
     check_audios,
     check_batch,
     check_choice,
     check_face,
     check_image,
     check_output,
-    image_list,
+    choose_rate,
     is_whole_audio,
-    listen,
+    join_audio,
+    list_audios,
+    list_images,
     open_driving,
+    read_chunks,
     read_motion,
     read_sound,
 )
@@ -63,52 +66,27 @@ from vasa_hf.pipelines.loading import (
     pipeline_errors,
     require_safetensors,
 )
-from vasa_hf.pipelines.motion_generator import MotionGenerator, Sampling, check_sampling
+from vasa_hf.pipelines.motion_generator import (
+    MotionGenerator,
+    Sampling,
+    check_callback,
+    check_sampling,
+    count_steps,
+    report_steps,
+)
+from vasa_hf.pipelines.options import FaceView, Transfer, read_options, show_options
 from vasa_hf.processors.audio import MAX_RATE, MIN_RATE
-from vasa_hf.streaming import AudioBuffer, map_ahead, resampled
-from vasa_hf.windowing import entry_of_windows, hold_last
 
 FPS = 25  # of motion
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_DECODE_WORKERS = 4  # on a CPU; each holds the activations of `decode_batch_size` frames
 
 
-@dataclass(frozen=True)
-class FaceView:
-    """How a portrait is prepared, and what of it is shown.
-
-    Args:
-        face (`int`, *optional*): Which face of the image, 0 is the largest.
-        box (`Sequence[float]`, *optional*): x0, y0, x1, y1 of the face in pixels, instead of detecting it.
-        output_size (`int`, *optional*): Side of the face's square, one of `output_sizes`.
-        paste_back (`bool`, defaults to `False`): Give the whole image, not only the face's square.
-    """
-
-    face: int | None = None
-    box: Sequence[float] | None = None
-    output_size: int | None = None
-    paste_back: bool = False
-
-    def check(self, output_sizes: Sequence[int]) -> None:
-        """Raise `ValueError` for values out of range."""
-        if self.output_size is not None:
-            check_choice("output_size", self.output_size, output_sizes)
-        check_face(self.face, self.box)
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """More options of `animate` and `render`; a system may have some."""
-
-    def check(self) -> None:
-        """Raise `ValueError` for values out of range."""
-
-
 class TalkingHeadPipeline(DiffusionPipeline):
-    """What all systems have in common; see the module's diagram.
+    """The base class of all systems; see the module's diagram.
 
     Attributes:
-        model_name (`str`, *optional*): Last part of the name that the pipeline was loaded by.
+        model_name (`str`, *optional*): Last part of the name or path that the pipeline was loaded from.
         decode_batch_size (`int`, *optional*): Frames rendered at a time; chosen by device if `None`.
         cpu_bfloat16 (`bool`): Render float32 weights under bfloat16 autocast on CPUs that compute it natively.
     """
@@ -125,6 +103,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
     _num_timesteps = 0
     _interrupt = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Name a system's own options in the signatures and docstrings of its calls."""
+        super().__init_subclass__(**kwargs)
+        speech, drivers = (cls.controls_type, cls.view_type), (cls.view_type, cls.transfer_type)
+        for name, kinds in {"__call__": speech, "stream": speech, "animate": drivers, "render": drivers}.items():
+            if name not in vars(cls):
+                shown = [kind for kind in kinds if kind is not None]
+                setattr(cls, name, show_options(getattr(cls, name), shown, cls.subject_name))
+
     # --- what a system supplies ---------------------------------------------------------------------------------------
 
     @property
@@ -138,7 +125,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         raise NotImplementedError
 
     def create_motion_generator(self) -> MotionGenerator:
-        """Create what makes motion of speech, with a copy of the scheduler."""
+        """Create the object that generates motion from speech, with a copy of the scheduler."""
         raise ValueError(
             f"`audio` needs a pipeline that makes motion of speech; {type(self).__name__} only moves an image by a "
             "driving video or a given motion: see `animate` and `render`."
@@ -171,7 +158,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Yield frames `(n, 3, height, width)` in [0, 1] on the CPU of a subject's absolute motion.
 
         Args:
-            subject (`Subject`): Who.
+            subject (`Subject`): A prepared subject.
             motion (`torch.Tensor` of shape `(frames, channels)`): Absolute motion.
             view (`Any`, *optional*): A `view_type`; its defaults if `None`.
             start_frame (`int`, defaults to 0): Place of the first frame in the video.
@@ -182,17 +169,17 @@ class TalkingHeadPipeline(DiffusionPipeline):
     def encode_driving(
         self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, num_frames: int | None
     ) -> Any:
-        """What `transfer_motion` needs of a driving video."""
+        """Encode a driving video for `transfer_motion`."""
         return self.encode_video(frames, face, box, num_frames)
 
     def transfer_motion(
         self, subject: Subject, driving: Any, relative: bool, fps: Fraction, transfer: Any, view: Any
     ) -> tuple[Tensor, Any]:
-        """Motion `(1, frames, channels)` of a subject that follows a driving video, and the view to render it with."""
+        """Return the motion `(1, frames, channels)` of a subject that follows a driving video, and its view."""
         return (rebase_motion(driving, subject.motion) if relative else driving), view
 
     def adapt_motion(self, subject: Subject, motion: Tensor, relative: bool, fps: Fraction, transfer: Any) -> Tensor:
-        """A given motion `(1, frames, channels)` as the subject's own."""
+        """Adapt a given motion `(1, frames, channels)` to a subject."""
         return rebase_motion(motion, subject.motion) if relative else motion
 
     # --- loading and saving -------------------------------------------------------------------------------------------
@@ -208,8 +195,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
                 `local_files_only`. `dtype` defaults to float32.
 
         Raises:
-            ValueError: If there is no such model, if its weights are of another class or shape than it says, or if
-                `use_safetensors=False` is asked for: other weights are never loaded here.
+            ValueError: If there is no such model, if its weights do not fit its configuration, or with
+                `use_safetensors=False`: pickled weights are never loaded.
         """
         require_safetensors(kwargs)
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
@@ -268,8 +255,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `Subject` or list of them):
                 Portrait: a file, PIL image, array `(height, width, channels)` or tensor `(channels, height, width)`.
             audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor`, `tuple` or a list of them):
-                Voice: an audio or video file, samples in [-1, 1], or (samples, rate). One image goes with many audios
-                and the other way round.
+                Speech: an audio or video file, samples in [-1, 1], or (samples, rate). One image goes with many
+                audios, and one audio with many images.
             sampling_rate (`int`, *optional*, defaults to the encoder's, 16000): Rate of bare samples in Hz.
             guidance_scale (`dict[str, float]`, *optional*):
                 One scale for each condition; those that are not named keep the system's default. `"audio+emotion"` is
@@ -288,70 +275,64 @@ class TalkingHeadPipeline(DiffusionPipeline):
                 `callback(pipe, step, timestep, tensors) -> tensors` after each denoising step of each window. When it
                 sets `pipe._interrupt = True`, no more motion is made, and the video holds its last frame.
             callback_on_step_end_tensor_inputs (`Sequence[str]`): Which `tensors`: `latents`, `audio_features`.
-            **options: Fields of the pipeline's `controls_type` and `view_type`, which document them.
+            **options: The system's own, see `help` of its class: fields of its `controls_type` and `view_type`.
 
         Returns:
             `TalkingFaceOutput`. For lists, `frames` and `audio` are lists with an entry for each video. `motion` is at
             25 frames per second; shorter ones of a batch hold their last frame.
 
         Raises:
-            ValueError: If an argument is unfit; its name is in the message.
+            ValueError: If an argument cannot be used; the message names it.
         """
         speech = self.create_motion_generator()
         image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type, speech=True)
-        (images, many_images), (audios, many_audios) = image_list(image), audio_list(audio)
-        batch_size, single = check_batch(images, audios, self.subject_name), not (many_images or many_audios)
+        (images, many_images), (audios, many_audios) = list_images(image), list_audios(audio)
+        batch_size = check_batch(images, audios, self.subject_name)
         sampling = Sampling(guidance_scale, num_inference_steps, timesteps, sigmas, latents, generator, first_window)
         check_sampling(speech, sampling, batch_size)
-        names = self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         speech.check(controls)
 
-        # 1. Everything is read, and faces are found, before anything is generated.
-        sounds = [self.prepare_audio(one, sampling_rate) for one in audios]
+        # 1. Read all inputs and find the faces, before anything is generated.
+        prepared = [self.prepare_audio(one, sampling_rate) for one in audios]
         subjects = [self.prepare_subject(one, view) for one in images]
-        sounds, subjects = (entries * (batch_size // len(entries)) for entries in (sounds, subjects))
+        prepared, subjects = (entries * (batch_size // len(entries)) for entries in (prepared, subjects))
+        samples, originals, rates = map(list, zip(*prepared, strict=True))
 
-        # 2. Motion of all videos together, window by window.
-        samples, num_motion_frames = self._join_audio([samples for samples, _, _ in sounds])
-        num_windows = speech.count_windows(max(num_motion_frames), first_window)
-        given = sigmas if timesteps is None else timesteps
-        steps = (num_inference_steps or speech.default_steps) if given is None else len(given)
-        self._num_timesteps, self._interrupt = num_windows * steps, False
+        # 2. Generate the motion of all videos together, window by window.
+        batch, sampling.num_frames = join_audio(samples, self.audio_processor.samples_per_frame)
+        self._interrupt, sampling.is_interrupted = False, lambda: self._interrupt
+        num_windows = speech.count_windows(max(sampling.num_frames), first_window)
+        self._num_timesteps = num_windows * count_steps(speech, sampling)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             progress_bar.set_description("motion")
-            sampling.on_step = self._on_step(progress_bar, callback_on_step_end, names)
-            sampling.num_frames, sampling.is_interrupted = num_motion_frames, lambda: self._interrupt
-            windows = list(speech.generate([samples], subjects, controls, sampling))
-
-        # 3. Motion of each subject, then frames.
-        fps, rate = parse_fps(fps), self.audio_processor.sampling_rate
-        motions, videos = [], []
-        for index, subject in enumerate(subjects):
-            own = entry_of_windows(windows, index, num_motion_frames[index], speech.overlap)
+            sampling.on_step = report_steps(self, progress_bar, callback_on_step_end, names)
+            windows = list(speech.generate([batch], subjects, controls, sampling))
+        motions = []
+        for index, (subject, length) in enumerate(zip(subjects, sampling.num_frames, strict=True)):
+            own = entry_of_windows(windows, index, length, speech.overlap)
             motions.append(list(_check_finite(speech.place(own, subject, controls))))
-        if output_type == "latent":
-            videos = [torch.cat(motion, dim=1)[0] for motion in motions]
-        else:
-            num_frames = [math.ceil(samples.shape[1] * fps / rate) for samples, _, _ in sounds]
-            with self._frames_progress(sum(num_frames)) as progress_bar:
-                for subject, motion, count in zip(subjects, motions, num_frames, strict=True):
-                    wanted = resampled(motion, self.audio_processor.fps, fps, lambda count=count: count)
-                    videos.append(self._render_video(subject, wanted, view, fps, output_type, progress_bar))
+
+        # 3. Render the frames of each video.
+        fps, rate = parse_fps(fps), self.audio_processor.sampling_rate
+        videos = [torch.cat(motion, dim=1)[0] for motion in motions]
+        if output_type != "latent":
+            counts = [math.ceil(one.shape[1] * fps / rate) for one in samples]
+            with self._frames_progress(sum(counts)) as progress_bar:
+                for index, (subject, motion, count) in enumerate(zip(subjects, motions, counts, strict=True)):
+                    wanted = resample_chunks(motion, self.audio_processor.fps, fps, lambda count=count: count)
+                    videos[index] = self._render_video(subject, wanted, view, fps, output_type, progress_bar)
 
         self.maybe_free_model_hooks()
+        frames = videos if many_images or many_audios else videos[0]
         if not return_dict:
-            return (videos[0] if single else videos,)
-        if len({rate_of_one for _, _, rate_of_one in sounds}) > 1:  # an output has one rate: the encoder's then
-            sounds = [(samples, samples[0].numpy(), rate) for samples, _, _ in sounds]
-        return self._output(
-            videos[0] if single else videos,
-            sounds[0][1] if single else [sound for _, sound, _ in sounds],
-            sounds[0][2],
-            fps,
-            hold_last([torch.cat(motion, dim=1) for motion in motions]),
-            self._motion_fps,
-        )
+            return (frames,)
+        if len(set(rates)) > 1:  # an output has one rate: the encoder's then
+            originals, rates = [one[0].numpy() for one in samples], [rate]
+        audio = originals if many_images or many_audios else originals[0]
+        motion = hold_last([torch.cat(motion, dim=1) for motion in motions])
+        return self._output(frames, audio, rates[0], fps, motion, self._motion_fps)
 
     def stream(
         self,
@@ -376,9 +357,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
         - `image` is one portrait.
         - `audio_chunks` are chunks of any length: arrays `(samples,)`, `(channels, samples)` or `(samples, channels)`,
-          (samples, rate); the first of two axes tells which one is that of the channels.
+          (samples, rate); the first chunk with two axes decides which one is that of the channels.
           Frames come as soon as a window of audio and the encoder's look-ahead have arrived. Audio as `__call__` takes
-          it is one of its own; a file is read bit by bit, however long it is.
+          it is one chunk; a file is read in blocks, however long it is.
         - `first_window` (`int`, *optional*, defaults to the model's window) is the length of the first window in
           frames; fewer let the first frames come earlier. # Not in the paper.
 
@@ -387,7 +368,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             encoder's rate), and their motion (at `fps`).
 
         Raises:
-            ValueError: If an argument is unfit; its name is in the message.
+            ValueError: If an argument cannot be used; the message names it.
         """
         speech = self.create_motion_generator()
         image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
@@ -398,14 +379,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
         sampling = Sampling(guidance_scale, num_inference_steps, timesteps, sigmas, latents, generator, first_window)
         check_sampling(speech, sampling)
         speech.check(controls)
-        if whole:  # read through here, so that a bad one is rejected before the image is encoded
+        if whole:  # check it here, before the image is encoded
             source = self.open_audio(audio_chunks, sampling_rate)
             audio_chunks = ((block.clip(-1.0, 1.0).mean(0), source.sampling_rate) for block in source)
         with torch.no_grad():
             subject = self.prepare_subject(self._one_subject(image), view)
         self._interrupt = False
         sampling.is_interrupted = lambda: self._interrupt
-        chunks = listen(audio_chunks, self.audio_processor, sampling_rate)
+        chunks = read_chunks(audio_chunks, self.audio_processor, sampling_rate)
         return self._stream(speech, subject, chunks, controls, sampling, view, parse_fps(fps), output_type)
 
     @torch.no_grad()
@@ -422,15 +403,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
     ) -> Iterator[TalkingFaceOutput]:
         rate, buffer, count = self.audio_processor.sampling_rate, AudioBuffer(), 0
 
-        def arriving() -> Iterator[Tensor]:
+        def buffer_audio() -> Iterator[Tensor]:
             for samples in chunks:
                 buffer.append(samples)
                 yield samples
 
-        windows = speech.generate(arriving(), [subject], controls, sampling)
-        ends = lambda: math.ceil(buffer.stop * fps / rate)  # noqa: E731 - known when the audio has ended
+        windows = speech.generate(buffer_audio(), [subject], controls, sampling)
+        num_frames = lambda: math.ceil(buffer.stop * fps / rate)  # noqa: E731 - known when the audio has ended
         placed = _check_finite(speech.place(windows, subject, controls))
-        for motion in resampled(placed, self.audio_processor.fps, fps, ends):
+        for motion in resample_chunks(placed, self.audio_processor.fps, fps, num_frames):
             parts = [motion[0]]
             if output_type != "latent":
                 parts = self.render_frames(subject, motion[0], view, count, fps)
@@ -455,16 +436,16 @@ class TalkingHeadPipeline(DiffusionPipeline):
         on_frames: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> TalkingFaceOutput:
-        """Write a talking video frame by frame: `stream` into a file, with the audio as it was, in constant memory.
+        """Write a talking video frame by frame, in constant memory: `stream` into a file, with the original audio.
 
         Args:
             path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
-            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One voice.
+            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One audio.
             provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
             crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
             credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
-            on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
+            on_frames (`Callable`, *optional*): Called with the frames written and in total, after each chunk.
             **options: As for `stream`.
 
         Returns:
@@ -481,7 +462,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         num_frames = math.ceil(source.num_samples * fps / source.sampling_rate)
         first, motions = next(chunks), []
         size = (first.frames.shape[2], first.frames.shape[1])
-        provenance = named_provenance(provenance, self.model_name)
+        provenance = name_provenance(provenance, self.model_name)
         marks = {"provenance": provenance, "credentials": credentials}
         with VideoWriter(path, fps, size, **marks, crf=crf) as writer:
             for block in source:
@@ -599,31 +580,23 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     # --- inputs -------------------------------------------------------------------------------------------------------
 
-    def _read_options(self, image: Any, options: dict[str, Any], *kinds: type) -> tuple[Any, ...]:
-        """Sort the options of a call into dataclasses of these kinds; the subject comes first."""
-        image, options = self._name_subject(image, options)
-        fields = {kind: [field.name for field in dataclasses.fields(kind)] for kind in kinds}
-        for name in options:
-            if not any(name in names for names in fields.values()):
-                known = list(itertools.chain.from_iterable(fields.values()))
-                raise ValueError(f"`{name}` is no option here: {type(self).__name__} knows {known}.")
-        return image, *(
-            kind(**{name: value for name, value in options.items() if name in names}) for kind, names in fields.items()
-        )
-
-    def _name_subject(self, image: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if image is None:
-            raise ValueError(f"`{self.subject_name}` must be given, got None.")
-        return image, options
+    def _read_options(self, image: Any, options: dict[str, Any], *kinds: type | None) -> tuple[Any, ...]:
+        """The subject, also given by its own name, and the options of a call as dataclasses of these kinds."""
+        name = self.subject_name
+        named = options.pop(name, None) if name != "image" else None
+        if (image is None) == (named is None):
+            raise ValueError(f"`{name}` must be given, once: as the first argument or by its name.")
+        image = named if image is None else image
+        return image, *read_options(options, [kind for kind in kinds if kind is not None], type(self).__name__)
 
     def _one_subject(self, image: Any) -> Any:
-        images, many = image_list(image)
+        images, many = list_images(image)
         if many and len(images) != 1:
             raise ValueError(f"`{self.subject_name}` must be one portrait here, got {len(images)}.")
         return images[0]
 
     def check_subject(self, image: Any, view: Any, fps: Any) -> None:
-        """Raise `ValueError` for what can be seen to be no image, or a subject prepared for something else."""
+        """Raise `ValueError` for a value that is no image, or a subject prepared for another output size."""
         check_image(image, self.subject_type, view.output_size)
 
     def check_inputs(
@@ -636,15 +609,16 @@ class TalkingHeadPipeline(DiffusionPipeline):
         output_type: str = "pil",
         speech: bool = False,
     ) -> None:
-        """Raise `ValueError` for what can be seen to be wrong of images, audios and output before any work.
+        """Check types and options of images, audios and outputs; the content is checked when it is read.
 
-        What is in images and audios is checked when they are read; all before the models run.
+        Raises:
+            ValueError: If an argument cannot be used; the message names it.
         """
         if fps is not None:  # else a driving video's own
             parse_fps(fps)
         view = self.view_type() if view is None else view
         view.check(self.output_sizes)
-        images, audios = image_list(image)[0], [None] if audio is None and not speech else audio_list(audio)[0]
+        images, audios = list_images(image)[0], [None] if audio is None and not speech else list_audios(audio)[0]
         if not images:
             raise ValueError(f"`{self.subject_name}` must be at least one {self.subject_name}, got an empty list.")
         for one in images:
@@ -656,22 +630,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
             check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
         check_choice("output_type", output_type, OUTPUT_TYPES)
 
-    def check_callback(self, callback: Any, tensor_inputs: Sequence[str]) -> Sequence[str]:
-        """Return the names of the tensors that a callback gets.
-
-        Raises:
-            ValueError: If it cannot be called with what it asks for.
-        """
-        if callback is not None and not callable(callback):
-            raise ValueError(f"`callback_on_step_end` must be callable, got {type(callback).__name__}.")
-        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-            tensor_inputs = callback.tensor_inputs
-        for name in tensor_inputs:
-            check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
-        return tensor_inputs
-
     def find_face(self, picture: Tensor, view: FaceView) -> dict[str, Any]:
-        """Where to crop an image `(3, height, width)`: the given box, or the chosen one of the faces found."""
+        """Return where to crop an image `(3, height, width)`: the given box, or one of the detected faces."""
         if view.box is not None:
             return {"box": view.box}
         faces = self.face_analyzer.detect(picture)
@@ -685,30 +645,22 @@ class TalkingHeadPipeline(DiffusionPipeline):
             sampling_rate (`int`, *optional*): Rate of bare samples in Hz, defaults to the processor's.
 
         Returns:
-            `tuple`: samples for the encoder `(1, n)`; the audio as it was, mono `(samples,)`; and its rate.
+            `tuple`: samples for the encoder `(1, n)`; the original audio, mono `(samples,)`; and its rate.
         """
-        sound, rate = load_audio(audio, self._rate_of(audio, sampling_rate))
-        samples = self.audio_processor.load((sound, rate))
-        return torch.from_numpy(samples)[None], mix_to_mono(sound), rate
+        original, rate = load_audio(audio, choose_rate(audio, sampling_rate, self.audio_processor.sampling_rate))
+        samples = self.audio_processor.load((original, rate))
+        return torch.from_numpy(samples)[None], mix_to_mono(original), rate
 
     def open_audio(self, audio: AudioInput | AudioSource, sampling_rate: int | None = None) -> AudioSource:
-        """Read an audio through and check it, but do not keep it: `prepare_audio` for long files."""
-        return audio if isinstance(audio, AudioSource) else AudioSource(audio, self._rate_of(audio, sampling_rate))
-
-    def _rate_of(self, audio: AudioInput, sampling_rate: int | None) -> int | None:
-        bare = not isinstance(audio, str | os.PathLike | tuple)
-        return self.audio_processor.sampling_rate if bare and sampling_rate is None else sampling_rate
-
-    def _join_audio(self, sounds: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """Pad audios `(1, n)` with zeros to one batch; also the frames of each."""
-        longest = max(sound.shape[1] for sound in sounds)
-        batch = torch.cat([torch.nn.functional.pad(sound, (0, longest - sound.shape[1])) for sound in sounds])
-        return batch, [-(-sound.shape[1] // self.audio_processor.samples_per_frame) for sound in sounds]
+        """Check an audio to its end without keeping it in memory: `prepare_audio` for long files."""
+        if isinstance(audio, AudioSource):
+            return audio
+        return AudioSource(audio, choose_rate(audio, sampling_rate, self.audio_processor.sampling_rate))
 
     def driving_crops(
         self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, total: int | None, size: int
     ) -> Iterator[Tensor]:
-        """Cut the face of a driving video out of all frames: one square, around the first frame's face.
+        """Crop all frames of a driving video to one square, around the first frame's face.
 
         Args:
             frames (`Iterable`): Images of one size, as `FaceImageProcessor.load` takes them.
@@ -745,32 +697,17 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the motion of the running call is to end; a callback sets `pipe._interrupt`."""
+        """Whether the running call stops making motion; a callback sets `pipe._interrupt`."""
         return self._interrupt
 
-    def _on_step(self, progress_bar: Any, callback: Callable | None, names: Sequence[str]) -> Callable:
-        """What a sampler calls after each step: counts it, and asks the user's callback for other latents."""
-        steps = itertools.count()
-
-        def on_step(timestep: Tensor, latents: Tensor, audio_features: Tensor) -> Tensor:
-            progress_bar.update()
-            step = next(steps)
-            if callback is None:
-                return latents
-            tensors = {"latents": latents, "audio_features": audio_features}
-            chosen = {name: tensors[name] for name in names}
-            return (callback(self, step, timestep, chosen) or {}).get("latents", latents)
-
-        return on_step
-
     def decode_ahead(self, decode: Callable[[Tensor], Tensor], motion: Tensor) -> Iterator[Tensor]:
-        """`decode` of some frames of a motion `(frames, channels)` after the others; on a CPU, in several threads."""
+        """Decode a motion `(frames, channels)` a few frames at a time; on a CPU, in several threads."""
         on_cpu = self._execution_device.type == "cpu"
         workers = min(torch.get_num_threads(), MAX_DECODE_WORKERS) if on_cpu else 1
         yield from map_ahead(decode, motion.split(self.decode_batch_size or (4 if on_cpu else 16)), workers)
 
     def decoder_precision(self, model: torch.nn.Module) -> torch.autocast:
-        """Autocast for the decoder, where it pays; see `cpu_bfloat16`."""
+        """Return the autocast mode for a decoder, see `cpu_bfloat16`."""
         wanted = self.cpu_bfloat16 and self._execution_device.type == "cpu" and model.dtype == torch.float32
         return torch.autocast("cpu", torch.bfloat16, enabled=wanted and _cpu_computes_bfloat16())
 
@@ -788,14 +725,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
         output_type: str,
         progress_bar: Any,
     ) -> Any:
-        """Frames of motions `(1, frames, channels)` that follow each other, as one video of `output_type`."""
+        """Render consecutive motions `(1, frames, channels)` to one video of `output_type`."""
         parts, start = [], 0
         for motion in motions:
             for part in self.render_frames(subject, motion[0], view, start, fps):
                 parts.append(self.postprocess(part, output_type))
                 progress_bar.update(len(part))
             start += motion.shape[1]
-        return join_pictures(parts, output_type)
+        return join_images(parts, output_type)
 
     def _render_motion(
         self,
@@ -808,7 +745,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         output_type: str,
         return_dict: bool,
     ) -> TalkingFaceOutput | tuple:
-        """Render one absolute motion `(1, frames, channels)`; the end of `animate` and `render`."""
+        """Render one absolute motion `(1, frames, channels)`: the last step of `animate` and `render`."""
         (motion,) = _check_finite([motion])
         frames = motion[0]
         if output_type != "latent":
@@ -825,8 +762,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     @staticmethod
     def postprocess(frames: Tensor, output_type: str) -> Any:
-        """Frames `(n, 3, height, width)` in [0, 1] as PIL images, an array `(n, height, width, 3)`, or as they are."""
-        return to_pictures(frames, output_type)
+        """Convert frames `(n, 3, height, width)` in [0, 1] to `output_type`."""
+        return to_images(frames, output_type)
 
     def _output(
         self,
@@ -850,7 +787,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
 
 def _check_finite(motions: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield motions as they are; raise `ValueError` at NaN or infinity, which a renderer may show as black."""
+    """Yield motions unchanged; raise `ValueError` at NaN or infinity, which a renderer may show as black."""
     for motion in motions:
         if not bool(torch.isfinite(motion).all()):
             raise ValueError("`motion` must be finite, but NaN or infinity was computed: are the weights damaged?")

@@ -2,7 +2,7 @@
 
 # Not in the paper: which points a name moves, and how far. Directions follow what the points of the public weights are
 known to sit on (lips, lids, irises, brows, cheeks); amounts are in canonical coordinates, in which the outer corners of
-the eyes are about 0.4 apart, so that 1 is clear and natural. x goes to the picture's right, y down.
+the eyes are about 0.4 apart, so that 1 is clear and natural. x goes to the image's right, y down.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vasa_hf.checks import is_finite_number
 from vasa_hf.geometry.keypoints import NUM_KEYPOINTS
-from vasa_hf.keyframes import Keyframes, parse_keyframes
+from vasa_hf.motion.keyframes import Keyframes, parse_keyframes
 
 # Name -> keypoint -> shift (x, y, z) at strength 1. 14 and 20: corners of the mouth, 12 and 17: upper lip, 6 and 19:
 # lower lip, 13 and 16: upper lids, 11 and 15: irises, 1 and 2: brows, 3 and 4: jaw, 9: chin.
@@ -35,7 +35,7 @@ EDITS: dict[str, dict[int, tuple[float, float, float]]] = {
     "blink": {13: (0, 0.03, 0), 16: (0, 0.03, 0)},
     "wink_left": {13: (0, 0.03, 0), 20: (0, -0.006, 0)},
     "wink_right": {16: (0, 0.03, 0), 14: (0, -0.006, 0)},
-    # Radians: an eyeball of 12 mm under lids; > 0 looks to the picture's left, and down. Lids follow the eyes down.
+    # Radians: an eyeball of 12 mm under lids; > 0 looks to the image's left, and down. Lids follow the eyes down.
     "gaze_yaw": {11: (-0.053, 0, 0), 15: (-0.053, 0, 0)},
     "gaze_pitch": {11: (0, 0.053, 0), 15: (0, 0.053, 0), 13: (0, 0.035, 0), 16: (0, 0.035, 0)},
 }
@@ -55,7 +55,7 @@ def parse_expression(expression: Any) -> Keyframes | None:
     Raises:
         ValueError: If a name is unknown, or a strength out of range.
     """
-    return parse_keyframes("expression", f"a dict with strengths of {list(EDITS)}", expression, _strengths)
+    return parse_keyframes("expression", f"a dict with strengths of {list(EDITS)}", expression, _parse_strengths)
 
 
 def expression_shift(track: Keyframes, start_frame: int, num_frames: int, fps: float) -> Tensor:
@@ -64,8 +64,8 @@ def expression_shift(track: Keyframes, start_frame: int, num_frames: int, fps: f
     Args:
         track (`Keyframes`): From `parse_expression`.
         start_frame (`int`): Place of the first frame in the video.
-        num_frames (`int`): How many.
-        fps (`float`): Frames a second.
+        num_frames (`int`): Number of frames.
+        fps (`float`): Frames per second.
 
     Returns:
         `torch.Tensor` of shape `(frames, 21, 3)`.
@@ -78,7 +78,7 @@ def expression_shift(track: Keyframes, start_frame: int, num_frames: int, fps: f
     return torch.einsum("fe,ekx->fkx", track.at(seconds).float(), shifts)
 
 
-def _strengths(value: Any) -> Sequence[float] | None:
+def _parse_strengths(value: Any) -> Sequence[float] | None:
     if not isinstance(value, Mapping):
         return None
     for name, strength in value.items():

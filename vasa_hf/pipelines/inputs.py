@@ -25,7 +25,7 @@ AudioInput = str | os.PathLike | np.ndarray | Tensor | tuple
 
 
 class Subject(ABC):
-    """A prepared subject: who is animated, with its own pose and output size."""
+    """A prepared subject: its own pose and output size."""
 
     @property
     @abstractmethod
@@ -39,9 +39,9 @@ class Subject(ABC):
 
 
 class AudioSource:
-    """A whole audio that has been read through and checked. Iterating reads it again, in blocks.
+    """A whole audio that has been read and checked. Iterating reads it again, in blocks.
 
-    A file is decoded again each time: its length does not count in memory.
+    A file is decoded again each time, so that memory does not grow with its length.
 
     Args:
         audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): See `load_audio`.
@@ -72,7 +72,7 @@ class AudioSource:
         self.sampling_rate, self.num_samples = check.sampling_rate, check.num_samples
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield blocks `(channels, n)`, float32; of two channels that cancel each other the first is given for both."""
+        """Yield blocks `(channels, n)`, float32; where two channels cancel each other, both are the first."""
         return (samples for samples, _ in self._blocks(quiet=True))
 
     def _blocks(self, quiet: bool) -> Iterator[tuple[np.ndarray, int]]:
@@ -84,23 +84,35 @@ class AudioSource:
                 yield samples[:, start : start + rate], rate
 
 
-def read_sound(audio: AudioInput, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
-    """A whole sound, checked and mixed to mono `(samples,)`, and its rate; bare samples are at 16 kHz by default."""
+def choose_rate(audio: AudioInput, sampling_rate: int | None, default: int) -> int | None:
+    """Rate to read an audio with: samples without a rate of their own have `default` unless another is given."""
     bare = not isinstance(audio, str | os.PathLike | tuple)
-    sound = AudioSource(audio, 16_000 if bare and sampling_rate is None else sampling_rate)
-    return np.concatenate([block.mean(0) for block in sound]), sound.sampling_rate
+    return default if bare and sampling_rate is None else sampling_rate
 
 
-def image_list(image: Any) -> tuple[list, bool]:
-    """Return the images of an argument as a list, and whether it was a batch (a sequence, or an array with one)."""
+def read_sound(audio: AudioInput, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
+    """Read and check a whole audio: mono samples `(samples,)` and their rate, 16 kHz for bare samples by default."""
+    source = AudioSource(audio, choose_rate(audio, sampling_rate, 16_000))
+    return np.concatenate([block.mean(0) for block in source]), source.sampling_rate
+
+
+def join_audio(audios: Sequence[Tensor], samples_per_frame: int) -> tuple[Tensor, list[int]]:
+    """Pad audios `(1, n)` with zeros to one batch; also the number of motion frames of each."""
+    longest = max(audio.shape[1] for audio in audios)
+    batch = torch.cat([torch.nn.functional.pad(audio, (0, longest - audio.shape[1])) for audio in audios])
+    return batch, [-(-audio.shape[1] // samples_per_frame) for audio in audios]
+
+
+def list_images(image: Any) -> tuple[list, bool]:
+    """Return the images of an argument as a list, and whether it was a batch (a sequence, or a 4D array)."""
     batch = isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4)
     return (list(image), True) if batch else ([image], False)
 
 
-def audio_list(audio: Any) -> tuple[list, bool]:
-    """Return the sounds of an argument as a list, and whether it was a batch.
+def list_audios(audio: Any) -> tuple[list, bool]:
+    """Return the audios of an argument as a list, and whether it was a batch.
 
-    A pair (samples, rate) and a list of numbers are one sound.
+    A pair (samples, rate) and a list of numbers are one audio.
     """
     one = not isinstance(audio, list | tuple) or _is_pair(audio)
     if isinstance(audio, list) and audio and all(isinstance(sample, int | float) for sample in audio):
@@ -109,7 +121,7 @@ def audio_list(audio: Any) -> tuple[list, bool]:
 
 
 def is_whole_audio(audio: Any) -> bool:
-    """Whether this is one sound, rather than an iterable of its pieces."""
+    """Whether this is one audio, rather than an iterable of its chunks."""
     return isinstance(audio, str | os.PathLike | np.ndarray | Tensor | AudioSource) or _is_pair(audio)
 
 
@@ -128,30 +140,30 @@ def check_image(image: Any, subject_type: type[Subject], output_size: int | None
     if not isinstance(image, str | os.PathLike | Image.Image | np.ndarray | Tensor):
         kinds = f"a file, a PIL image, an array, a tensor, or a list of them (or of {subject_type.__name__})"
         raise ValueError(f"`image` must be {kinds}, got {type(image).__name__}.")
-    check_file("image", "picture", image)
+    check_file("image", "image", image)
 
 
 def check_audios(audios: Sequence[Any]) -> None:
     """Raise `ValueError` unless all are existing files, samples, or pairs (samples, rate)."""
     if not audios:
-        raise ValueError("`audio` must be at least one sound, got an empty list.")
+        raise ValueError("`audio` must be at least one audio, got an empty list.")
     for audio in audios:
         if not is_whole_audio(audio) and not isinstance(audio, list):
             kind = type(audio).__name__
             raise ValueError(f"`audio` must be a file, samples, (samples, rate), or a list of them, got {kind}.")
-        check_file("audio", "sound or video", audio)
+        check_file("audio", "audio or video", audio)
 
 
 def check_batch(images: Sequence[Any], audios: Sequence[Any], name: str = "image") -> int:
-    """Return the number of videos that images and sounds make.
+    """Return the number of videos to make of images and audios.
 
     Args:
-        images (`Sequence`): Who talks.
-        audios (`Sequence`): Their sounds.
-        name (`str`, defaults to "image"): Of the argument with the images.
+        images (`Sequence`): The subjects.
+        audios (`Sequence`): The audios.
+        name (`str`, defaults to "image"): Name of the argument with the images.
 
     Raises:
-        ValueError: If they are not equally many, nor one of them one.
+        ValueError: If their numbers differ, and neither is 1.
     """
     batch_size = max(len(images), len(audios))
     if min(len(images), len(audios)) not in (1, batch_size):
@@ -190,7 +202,7 @@ def check_face(face: Any, box: Any, prefix: str = "") -> None:
     Args:
         face (`int`, *optional*): Which of the faces that are found.
         box (`Sequence[float]`, *optional*): Its box, instead of finding it.
-        prefix (`str`, defaults to `""`): Of both names in messages.
+        prefix (`str`, defaults to `""`): Start of both names in messages.
     """
     if face is not None:
         check_number(f"{prefix}face", face, 0, 1000, whole=True)
@@ -199,7 +211,7 @@ def check_face(face: Any, box: Any, prefix: str = "") -> None:
 
 
 def check_generator(generator: Any, batch_size: int) -> None:
-    """Raise `ValueError` unless this is nothing, a generator, or one for each of the batch."""
+    """Raise `ValueError` unless this is `None`, a generator, or one for each of the batch."""
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"`generator` must be one, or one for each of {batch_size} videos, got {len(generator)}.")
     for one in generator if isinstance(generator, list) else [generator]:
@@ -226,12 +238,12 @@ def open_driving(
     """Open a driving video: a file, or frames.
 
     Args:
-        driving_video (`str`, `os.PathLike` or a sequence of pictures): What drives.
-        fps (`Fraction`, `float` or `str`, *optional*): Wanted rate; the file's own by default, 25 of frames.
+        driving_video (`str`, `os.PathLike` or a sequence of images): The driving video.
+        fps (`Fraction`, `float` or `str`, *optional*): Output rate; the file's own by default, 25 for frames.
 
     Returns:
-        `tuple`: its frames, read one by one; their rate; their number, if it is known; its sound, mono, and the
-        sound's rate, or `None` twice.
+        `tuple`: its frames, read one by one; their rate; their number, if it is known; its audio, mono, and the
+        audio's rate, or `None` twice.
 
     Raises:
         ValueError: If it is neither.
@@ -239,8 +251,8 @@ def open_driving(
     check_file("driving_video", "video", driving_video)
     if isinstance(driving_video, str | os.PathLike):
         video = VideoReader(driving_video, fps)
-        sound, rate = load_audio(driving_video) if video.has_audio else (None, None)
-        return video, video.fps, video.num_frames, (None if sound is None else mix_to_mono(sound), rate)
+        audio, rate = load_audio(driving_video) if video.has_audio else (None, None)
+        return video, video.fps, video.num_frames, (None if audio is None else mix_to_mono(audio), rate)
     if isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
         return driving_video, parse_fps(25 if fps is None else fps), len(driving_video), (None, None)
     kind = type(driving_video).__name__
@@ -260,7 +272,7 @@ def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: int
         `tuple`: motion `(1, frames, channels)` and its rate.
 
     Raises:
-        ValueError: If it is unfit.
+        ValueError: If it cannot be read, is not finite, or has other channels.
     """
     check_file("motion", "motion", motion)
     if isinstance(motion, str | os.PathLike):
@@ -280,23 +292,23 @@ def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: int
     return motion, parse_fps(default_fps if motion_fps is None else motion_fps)
 
 
-def listen(
+def read_chunks(
     audio_chunks: Iterable[Any], processor: VasaAudioProcessor, sampling_rate: int | None = None
 ) -> Iterator[Tensor]:
-    """Bring pieces of one sound to what `processor.load` gives for the whole of it.
+    """Resample the chunks of one audio to what `processor.load` gives for all of it.
 
     Args:
         audio_chunks (`Iterable`):
             Samples as for `media.audio.load_audio`, or pairs (samples, rate); of any length. Where they have two axes,
-            the first chunk tells which one is that of the channels.
-        processor (`VasaAudioProcessor`): Knows the wanted rate.
+            the first chunk decides which one is that of the channels.
+        processor (`VasaAudioProcessor`): Has the output rate.
         sampling_rate (`int`, *optional*, defaults to the processor's): Rate of bare samples in Hz.
 
     Yields:
         `torch.Tensor` of shape `(1, n)`.
 
     Raises:
-        ValueError: If a piece is unfit or all of them together are too short.
+        ValueError: If a chunk cannot be used, or all of them together are too short.
     """
     resampler, first_rate, received, shape = None, None, 0, None
     guard = CancellationGuard("`audio_chunks`")
@@ -319,7 +331,7 @@ def listen(
         yield torch.from_numpy(resampler.push(guard.apply(samples).clip(-1.0, 1.0).mean(0)).clip(-1.0, 1.0))[None]
     seconds = received / first_rate if received else 0.0
     if seconds < MIN_SECONDS:
-        raise ValueError(f"`audio_chunks` must hold at least {MIN_SECONDS} s of sound, got {seconds:.3f} s.")
+        raise ValueError(f"`audio_chunks` must hold at least {MIN_SECONDS} s of audio, got {seconds:.3f} s.")
     yield torch.from_numpy(resampler.flush().clip(-1.0, 1.0))[None]
 
 

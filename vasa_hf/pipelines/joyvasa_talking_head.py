@@ -1,4 +1,4 @@
-"""The talking-head pipeline of JoyVASA: MoDA's sibling, whose motion comes from a denoiser that knows the audio alone.
+"""The talking-head pipeline of JoyVASA: as MoDA's, with a denoiser whose only condition is the audio.
 
     audio --motion_joyvasa.py--> expression, pose --relative to its first frame--> motion --LivePortrait--> frames
 
@@ -23,7 +23,7 @@ from vasa_hf.processors.image import FaceImageProcessor
 
 
 class JoyVasaTalkingHeadPipeline(LivePortraitPipeline):
-    """Talking head from one portrait and one voice, after JoyVASA.
+    """Talking head from one portrait and one audio, after JoyVASA.
 
     Args:
         face_analyzer (`FaceAnalyzer`): Finds faces.
@@ -69,6 +69,6 @@ class JoyVasaTalkingHeadPipeline(LivePortraitPipeline):
         check_fit("scheduler", "prediction_type", prediction_type, "sample", "motion_generator")
 
     def create_motion_generator(self) -> JoyVasaMotionGenerator:
-        """Create what makes motion of speech, with a copy of the scheduler."""
+        """Create the object that generates motion from speech, with a copy of the scheduler."""
         parts = (self.motion_generator, self.scheduler, self.audio_encoder, self.audio_processor)
         return JoyVasaMotionGenerator(*parts, self._execution_device)

@@ -1,4 +1,4 @@
-"""The motion of LivePortrait's keypoints as numbers per frame, and what all generators of such motion share.
+"""The motion of LivePortrait's keypoints as a tensor, and the controls that all generators of such motion share.
 
 A portrait's motion is a `MotionSpec({"expression": 63})`: angles in radians of `geometry/rotations.py`, place and scale
 in fractions of the crop, and the shifts of the 21 keypoints.
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from vasa_hf.checks import check_number
-from vasa_hf.controls import place_motion
 from vasa_hf.geometry.keypoints import KeypointMotion, euler_degrees
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.keyframes import Keyframes
 from vasa_hf.motion import MotionSpec, to_relative
+from vasa_hf.motion.controls import place_motion
+from vasa_hf.motion.keyframes import Keyframes
 from vasa_hf.pipelines.expression_edits import expression_shift, parse_expression
 from vasa_hf.pipelines.inputs import Subject
 from vasa_hf.pipelines.motion_generator import MAX_HEAD_MOTION
@@ -37,7 +37,7 @@ class KeypointPortrait(Subject):
         keypoints (`KeypointMotion`): Its own keypoints; one row.
         picture (`torch.Tensor` of shape `(3, height, width)`): The whole image in [-1, 1].
         crop (`FaceCrop`): Where the face's square lies in it.
-        size (`int`): Side of the frames that are made of it.
+        size (`int`): Side of the rendered frames.
     """
 
     feature_3d: Tensor
@@ -75,10 +75,10 @@ class HeadControls:
         parse_expression(self.expression)
         check_number("head_motion", self.head_motion, 0.0, MAX_HEAD_MOTION)
 
-    def apply(self, moved: Iterable[KeypointMotion], subject: KeypointPortrait, fps: int) -> Iterator[Tensor]:
-        """Yield the motion `(1, frames, 69)` of keypoints that follow each other, with these controls applied."""
+    def apply(self, motions: Iterable[KeypointMotion], subject: KeypointPortrait, fps: int) -> Iterator[Tensor]:
+        """Yield the motion `(1, frames, 69)` of consecutive keypoints, with these controls applied."""
         start, own, edits = 0, subject.motion, parse_expression(self.expression)
-        for keypoints in moved:
+        for keypoints in motions:
             motion = apply_edits(motion_of(keypoints), edits, start, fps)[None]
             if self.head_motion != 1.0:
                 motion = place_motion(to_relative(motion, own), own, start, fps, self.head_motion)
@@ -87,7 +87,7 @@ class HeadControls:
 
 
 def motion_of(keypoints: KeypointMotion) -> Tensor:
-    """Keypoint motion as `(frames, 69)`, see `KEYPOINT_SPEC`, float32."""
+    """Convert keypoint motion to a tensor `(frames, 69)`, see `KEYPOINT_SPEC`, float32."""
     angles = euler_from_matrix(keypoints.rotation.float().mT)
     place = (keypoints.t[:, :2].float() + 1) / 2  # from [-1, 1] to fractions of the crop
     return torch.cat([angles, place, keypoints.scale.float() / 2, keypoints.exp.float().flatten(1)], dim=-1)
@@ -102,7 +102,7 @@ def keypoints_of(motion: Tensor, kp: Tensor) -> KeypointMotion:
 
 
 def apply_edits(motion: Tensor, track: Keyframes | None, start_frame: int, fps: Fraction | float) -> Tensor:
-    """Motion `(frames, 69)` with edits of its expression, see `parse_expression`; they turn with the head."""
+    """Add edits of the expression to a motion `(frames, 69)`, see `parse_expression`; they turn with the head."""
     if track is None:
         return motion
     shift = expression_shift(track, start_frame, len(motion), float(fps)).to(motion)

@@ -1,4 +1,4 @@
-"""LivePortrait: portraits that are moved by its keypoints, by a video, by a motion, or by explicit edits.
+"""LivePortrait: portraits animated by keypoints that follow a video, a motion, or explicit edits.
 
     video --M, frame by frame--> motion of its face --relative or absolute, a region or all--> motion of the portrait
     motion of the portrait --(edits)--> keypoints --stitching, retargeting--> W, G --> frames
@@ -6,7 +6,7 @@
 `ModaTalkingHeadPipeline` and `JoyVasaTalkingHeadPipeline` add motion from speech.
 
 Source: LivePortrait §3.3. # Not in the paper: retargeting leaves what the driver does elsewhere as it is; where the
-public code retargets eyes or lips in a relative motion, it forgets the driver.
+public code retargets eyes or lips in a relative motion, it ignores the driver.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ from vasa_hf.geometry.keypoints import (
 from vasa_hf.geometry.landmarks import rows
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
-from vasa_hf.pipelines.base import FPS, FaceView, TalkingHeadPipeline, Transfer
+from vasa_hf.pipelines.base import FPS
 from vasa_hf.pipelines.expression_edits import parse_expression
 from vasa_hf.pipelines.inputs import ImageInput, check_choice, check_components
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, KeypointPortrait, apply_edits, keypoints_of, motion_of
+from vasa_hf.pipelines.options import FaceView, Transfer
+from vasa_hf.pipelines.portrait import PortraitPipeline
 from vasa_hf.processors.image import FaceImageProcessor
 
 MAX_MULTIPLIER = 3.0
@@ -97,7 +99,7 @@ class KeypointTransfer(Transfer):
         parse_expression(self.expression)
 
 
-class LivePortraitPipeline(TalkingHeadPipeline):
+class LivePortraitPipeline(PortraitPipeline):
     """Portraits that follow a video, a motion or edits, after LivePortrait.
 
     Args:
@@ -134,20 +136,6 @@ class LivePortraitPipeline(TalkingHeadPipeline):
         """Sides of the square that the renderer can make."""
         return (self.renderer.output_size,)
 
-    def prepare_portrait(
-        self,
-        image: ImageInput | KeypointPortrait,
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        output_size: int | None = None,
-    ) -> KeypointPortrait:
-        """Find the face, crop it, and encode its appearance and keypoints; the arguments are those of a call.
-
-        Raises:
-            ValueError: If the image cannot be read or shows no face that can be animated.
-        """
-        return self.prepare_subject(image, KeypointView(face, box, output_size))
-
     @torch.no_grad()
     def prepare_subject(self, image: ImageInput | KeypointPortrait, view: FaceView) -> KeypointPortrait:
         """Find the face, crop it, and encode appearance and keypoints; a prepared portrait stays as it is."""
@@ -156,7 +144,7 @@ class LivePortraitPipeline(TalkingHeadPipeline):
         size = view.output_size or self.renderer.output_size
         picture = self.image_processor.load(image)
         crop = self.image_processor.crop(picture, **self.find_face(picture, view), size=size, original=image)
-        small = self._to_renderer(crop.image)
+        small = self._resize_crop(crop.image)
         keypoints = self.renderer.extract_motion(small).to(torch.float32)
         return KeypointPortrait(self.renderer.encode_appearance(small), keypoints, picture, crop, size)
 
@@ -171,7 +159,7 @@ class LivePortraitPipeline(TalkingHeadPipeline):
         """Keypoint motion of the face in a video, float32, a row for each frame; arguments as of `encode_video`."""
         crops = self.driving_crops(frames, face, box, num_frames, self.renderer.config.image_size)
         return KeypointMotion.cat(
-            [self.renderer.extract_motion(self._to_renderer(crop)).to(torch.float32) for crop in crops]
+            [self.renderer.extract_motion(self._resize_crop(crop)).to(torch.float32) for crop in crops]
         )
 
     def encode_video(
@@ -201,11 +189,11 @@ class LivePortraitPipeline(TalkingHeadPipeline):
     ) -> tuple[Tensor, KeypointView]:
         """Motion `(1, frames, 69)` of a portrait that follows a driving video, and the view to render it with."""
         own, first, region = subject.keypoints, driving[:1], transfer.region
-        moved = relative_motion(own, driving, first, region) if relative else absolute_motion(own, driving, region)
+        motion = relative_motion(own, driving, first, region) if relative else absolute_motion(own, driving, region)
         if transfer.expression_friendly:
             scale = expression_friendly_scale(transform_keypoints(own), transform_keypoints(first))
             view = dataclasses.replace(view, friendly_scale=float(scale))
-        return apply_edits(motion_of(moved), parse_expression(transfer.expression), 0, fps)[None], view
+        return apply_edits(motion_of(motion), parse_expression(transfer.expression), 0, fps)[None], view
 
     def adapt_motion(
         self, subject: KeypointPortrait, motion: Tensor, relative: bool, fps: Fraction, transfer: KeypointTransfer
@@ -218,10 +206,6 @@ class LivePortraitPipeline(TalkingHeadPipeline):
             first = driving[:1] if relative else own
             motion = motion_of(relative_motion(own, driving, first, transfer.region))[None]
         return apply_edits(motion[0], parse_expression(transfer.expression), 0, fps)[None]
-
-    def decode_frames(self, portrait: KeypointPortrait, motion: Tensor, paste_back: bool = False) -> Iterator[Tensor]:
-        """Render absolute motion `(frames, 69)` to frames, a few at a time; see `render_frames`."""
-        return self.render_frames(portrait, motion, KeypointView(paste_back=paste_back))
 
     @torch.no_grad()
     def render_frames(
@@ -282,7 +266,7 @@ class LivePortraitPipeline(TalkingHeadPipeline):
             paste_back (`bool`, defaults to `False`): Give the whole image, not only the face's square.
 
         Raises:
-            ValueError: If an argument is unfit; its name is in the message.
+            ValueError: If an argument cannot be used; the message names it.
         """
         view = KeypointView(face, box, output_size, paste_back, stitching, eye_ratio=eyes, lip_ratio=lips)
         self.check_inputs(image, view=view)
@@ -304,26 +288,26 @@ class LivePortraitPipeline(TalkingHeadPipeline):
         Source: LivePortrait Eq. 2, 5 to 9; the order of the steps is that of its code.
 
         Args:
-            portrait (`KeypointPortrait`): Who.
+            portrait (`KeypointPortrait`): A prepared portrait.
             motion (`torch.Tensor` of shape `(frames, 69)`): Absolute motion.
-            view (`KeypointView`): How.
+            view (`KeypointView`): Stitching, retargeting and scales.
         """
         own = portrait.keypoints
         driven = keypoints_of(motion.to(own.kp), own.kp)
         exp = driven.exp.clone()
         for ratio, points in ((view.eye_ratio, EYE_KEYPOINTS), (view.lip_ratio, LIP_KEYPOINTS)):
-            if ratio is not None:  # the networks know how to move the portrait's own eyes and lips
+            if ratio is not None:  # the networks move the portrait's own eyes and lips
                 exp[:, list(points)] = own.exp[:, list(points)]
         source = transform_keypoints(own).expand(len(motion), -1, -1)
         target = transform_keypoints(dataclasses.replace(driven, exp=exp))
         target = source + (target - source) * view.friendly_scale
-        change, dtype = self._retargeting(portrait, view, source), self.renderer.dtype
-        if view.stitching:  # what the network adds; in half precision, keypoints themselves would lose digits
+        change, dtype = self._retarget(portrait, view, source), self.renderer.dtype
+        if view.stitching:  # add the network's change only: in half precision, keypoints themselves would lose digits
             change = change + (self.renderer.stitch(source.to(dtype), target.to(dtype)) - target.to(dtype)).to(target)
         return source, source + (target + change - source) * view.driving_multiplier
 
-    def _retargeting(self, portrait: KeypointPortrait, view: KeypointView, source: Tensor) -> Tensor:
-        """What the retargeting networks add to the keypoints `(frames, 21, 3)`."""
+    def _retarget(self, portrait: KeypointPortrait, view: KeypointView, source: Tensor) -> Tensor:
+        """Compute what the retargeting networks add to the keypoints `(frames, 21, 3)`."""
         added = torch.zeros_like(source)
         if view.eye_ratio is None and view.lip_ratio is None:
             return added
@@ -337,23 +321,19 @@ class LivePortraitPipeline(TalkingHeadPipeline):
 
     @torch.no_grad()
     def openness(self, portrait: KeypointPortrait) -> tuple[Tensor, Tensor]:
-        """How open a portrait's eyes `(1, 2)` and lips `(1, 1)` are: height over width, by the analyzer's landmarks."""
+        """Measure the openness of a portrait's eyes `(1, 2)` and lips `(1, 1)`: height over width of the landmarks."""
         crop = portrait.crop.image[None].to(self._execution_device, self.face_analyzer.dtype)
         landmarks = self.face_analyzer(crop).landmarks.float()
 
         def ratio(across: tuple[int, int], along: tuple[int, int]) -> Tensor:
-            height, width = ((landmarks[:, i] - landmarks[:, j]).norm(dim=-1) for i, j in map(_rows, (across, along)))
+            height, width = ((landmarks[:, i] - landmarks[:, j]).norm(dim=-1) for i, j in (rows(*across), rows(*along)))
             return height / (width + 1e-6)
 
         return torch.stack([ratio(*eye) for eye in _EYES], -1), ratio(*_LIPS)[:, None]
 
-    def _to_renderer(self, crop: Tensor) -> Tensor:
-        """A square `(3, size, size)` in [-1, 1] as `(1, 3, image_size, image_size)` in [0, 1] on the right device."""
-        size, picture = self.renderer.config.image_size, crop[None].float() * 0.5 + 0.5
-        if picture.shape[-1] != size:
-            picture = torch.nn.functional.interpolate(picture, size, mode="bilinear", antialias=True)
-        return picture.clamp(0, 1).to(self._execution_device, self.renderer.dtype)
-
-
-def _rows(pair: tuple[int, int]) -> list[int]:
-    return rows(*pair)
+    def _resize_crop(self, crop: Tensor) -> Tensor:
+        """Resize a square `(3, size, size)` in [-1, 1] to `(1, 3, image_size, image_size)` in [0, 1] on the device."""
+        size, image = self.renderer.config.image_size, crop[None].float() * 0.5 + 0.5
+        if image.shape[-1] != size:
+            image = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+        return image.clamp(0, 1).to(self._execution_device, self.renderer.dtype)

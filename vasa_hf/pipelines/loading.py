@@ -1,4 +1,4 @@
-"""Loading a pipeline: embedded weights by name, components that another model lends, safetensors alone."""
+"""Loading a pipeline: embedded weights by name, components shared with another model, safetensors only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from vasa_hf.hub import BASE, base_name, read_index, resolve
 
-# Options of `from_pretrained` that say where on the Hub to look, and how.
+# Options of `from_pretrained` about the Hub.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 INDEX = "model_index.json"
 _LIBRARIES = ("vasa_hf", "diffusers", "transformers")
@@ -31,7 +31,7 @@ _COMPONENTS = (ModelMixin, PreTrainedModel, SchedulerMixin, FeatureExtractionMix
 
 @contextlib.contextmanager
 def pipeline_errors(name_or_path: str | os.PathLike) -> Iterator[None]:
-    """Turn what is wrong with the files of a pipeline into a `ValueError` that names them."""
+    """Turn errors in the files of a pipeline into a `ValueError` that names the pipeline."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -46,11 +46,11 @@ def pipeline_errors(name_or_path: str | os.PathLike) -> Iterator[None]:
 def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any], **hub_options: Any) -> dict[str, Any]:
     """Load components that a folder lacks from the model that its `model_index.json` names in `"_base"`.
 
-    So `moda-small` has its face analyzer and audio encoder from `vasa-small`. Saved again, a pipeline has all of them.
+    For example, `moda-small` takes face analyzer and audio encoder from `vasa-small`. A saved copy has all of them.
 
     Args:
-        folder (`Path`): A pipeline's.
-        pipeline_class (`type`): Whose components are needed.
+        folder (`Path`): Folder of a pipeline.
+        pipeline_class (`type`): Its class, which names the components.
         given (`Mapping[str, Any]`): Options of `from_pretrained`: components that are not needed, and a `dtype`.
         **hub_options: Some of `HUB_OPTIONS`, for the other model.
 
@@ -61,12 +61,12 @@ def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any]
     if base_name(index) is None:
         return {}
     base = local_folder(base_name(index), **{**hub_options, "revision": None})
-    lent, components = read_components(base), {}
+    shared, components = read_components(base), {}
     dtype = {name: given[name] for name in ("dtype", "torch_dtype") if name in given}
     for name in inspect.signature(pipeline_class.__init__).parameters:
-        entry = index.get(name, lent.get(name))
+        entry = index.get(name, shared.get(name))
         if isinstance(entry, list) and any(entry) and name not in given and not (folder / name).is_dir():
-            component = component_class(name, lent.get(name))
+            component = component_class(name, shared.get(name))
             network = issubclass(component, torch.nn.Module)
             options = {**dtype, "use_safetensors": True} if network else {}
             components[name] = component.from_pretrained(base / name, **options)
@@ -77,7 +77,7 @@ def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any]
 def component_class(name: str, entry: Any) -> type:
     """The class of a component, as an entry `[module, class]` of a `model_index.json` says.
 
-    Nothing is imported but vasa_hf, diffusers and transformers, and nothing taken from there but classes of components.
+    Only vasa_hf, diffusers and transformers are imported, and only classes of components are accepted.
 
     Raises:
         ValueError: If it is another one.
@@ -117,39 +117,39 @@ def save_index(folder: str | os.PathLike, class_name: str, base: str) -> None:
 
 
 def require_safetensors(options: dict[str, Any]) -> None:
-    """Ask for safetensors in options of `from_pretrained`; raise `ValueError` if they ask for something else."""
+    """Set `use_safetensors` in options of `from_pretrained`; raise `ValueError` if it is false."""
     if not options.setdefault("use_safetensors", True):
         raise ValueError("`use_safetensors` must be True: pickled weights are never loaded, got False.")
 
 
 def local_folder(name_or_path: str | os.PathLike, **hub_options: Any) -> Path:
-    """The folder of embedded weights, of a path, or of a repository of the Hub, whose safe files are downloaded whole.
+    """Return the folder of embedded weights, of a path, or of a Hub repository, whose safe files are downloaded.
 
-    `DiffusionPipeline.download` would leave out what is no component, and refuses components of other libraries than
+    `DiffusionPipeline.download` skips files outside components, and refuses components of other libraries than
     diffusers and transformers.
 
     Args:
-        name_or_path (`str` or `os.PathLike`): What `from_pretrained` was given.
+        name_or_path (`str` or `os.PathLike`): The argument of `from_pretrained`.
         **hub_options: Some of `HUB_OPTIONS`.
 
     Raises:
         ValueError: If there is no such folder and no such repository, or it cannot be reached.
     """
-    place = resolve(name_or_path)
-    if os.path.isdir(place):
-        return Path(place)
+    location = resolve(name_or_path)
+    if os.path.isdir(location):
+        return Path(location)
     try:
         known = {name: hub_options[name] for name in HUB_OPTIONS if hub_options.get(name) is not None}
-        return Path(snapshot_download(place, allow_patterns=["*.json", "*.txt", "*.safetensors"], **known))
+        return Path(snapshot_download(location, allow_patterns=["*.json", "*.txt", "*.safetensors"], **known))
     except (OSError, ValueError) as error:  # also the Hub's own errors
         raise ValueError(
             f"`pretrained_model_name_or_path` must be an embedded model, a folder or a repository of the Hub, got "
-            f"{place!r}: {error}"
+            f"{location!r}: {error}"
         ) from error
 
 
 def load_model(model_class: type[ModelMixin], name_or_path: str | os.PathLike, **kwargs: Any) -> ModelMixin:
-    """Load one model for use: whole, from safetensors, in float32.
+    """Load one model for inference: complete, from safetensors, in float32.
 
     Args:
         model_class (`type`): Its class.
@@ -160,12 +160,12 @@ def load_model(model_class: type[ModelMixin], name_or_path: str | os.PathLike, *
         ValueError: If it cannot be read, or is of another class or shape.
     """
     require_safetensors(kwargs)
-    place, kind = resolve(name_or_path), model_class.__name__
+    location, kind = resolve(name_or_path), model_class.__name__
     try:
-        saved = model_class.load_config(place, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
+        saved = model_class.load_config(location, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
         if saved.get("_class_name") != kind:
             raise ValueError(f"it is a {saved.get('_class_name')}")
-        model = model_class.from_pretrained(place, **kwargs)
+        model = model_class.from_pretrained(location, **kwargs)
         check_weights(kind, model)
     except torch.OutOfMemoryError:
         raise
@@ -179,7 +179,7 @@ def load_model(model_class: type[ModelMixin], name_or_path: str | os.PathLike, *
 def check_weights(name: str, component: Any) -> None:
     """Raise `ValueError` if a model of this package was loaded from files that lack some of its weights.
 
-    diffusers only logs it, and goes on with random numbers: weights of another class would pass.
+    diffusers only logs it and uses random numbers, so that weights of another class would load.
     """
     folder = Path(component.config.get("_name_or_path") or "") if isinstance(component, ModelMixin) else Path()
     saved = set()

@@ -1,4 +1,4 @@
-"""The talking-head pipeline of MoDA: one portrait and one voice in, one video out, through LivePortrait's keypoints.
+"""The talking-head pipeline of MoDA: one portrait and one audio in, one video out, through LivePortrait's keypoints.
 
     image --FaceAnalyzer, crop--> portrait --F, M--> appearance volume, keypoints
     audio --motion_moda.py--> expression, pose --onto the portrait--> motion --LivePortrait--> frames
@@ -30,7 +30,7 @@ from vasa_hf.processors.image import FaceImageProcessor
 
 
 class ModaTalkingHeadPipeline(LivePortraitPipeline):
-    """Talking head from one portrait and one voice, after MoDA.
+    """Talking head from one portrait and one audio, after MoDA.
 
     Args:
         face_analyzer (`FaceAnalyzer`): Finds faces.
@@ -82,7 +82,7 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> LivePortraitPipeline:
         """Load a pipeline; see `TalkingHeadPipeline.from_pretrained`.
 
-        Earlier versions saved JoyVASA and LivePortrait under this class's name: such a folder is loaded as what it is.
+        Earlier versions saved JoyVASA and LivePortrait under this class's name: it is loaded by its class.
         """
         folder = local_folder(
             pretrained_model_name_or_path, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -98,6 +98,6 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def create_motion_generator(self) -> ModaMotionGenerator:
-        """Create what makes motion of speech, with a copy of the scheduler."""
+        """Create the object that generates motion from speech, with a copy of the scheduler."""
         parts = (self.motion_generator, self.scheduler, self.audio_encoder, self.audio_processor)
         return ModaMotionGenerator(*parts, self._execution_device)

@@ -1,51 +1,53 @@
-"""How speech becomes motion: the contract of all motion generators, and what they share.
+"""Motion from speech: the protocol of all motion generators, and the code that they share.
 
     audio --windows--> features of each window --denoise, guided--> motion of each window --place--> motion of a subject
 
 `Vasa1MotionGenerator`, `ModaMotionGenerator` and `JoyVasaMotionGenerator` are siblings. A generator belongs to one call
-of a pipeline: it has a scheduler of its own, so that calls in several threads do not disturb each other.
+of a pipeline: it has its own scheduler, so that calls in several threads are independent.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from diffusers import SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from vasa_hf.checks import check_number
-from vasa_hf.guidance import check_guidance_scale, guided_prediction
 from vasa_hf.motion import MotionSpec
-from vasa_hf.pipelines.inputs import Subject, check_components, check_fit, check_generator
+from vasa_hf.motion.guidance import check_guidance_scale, guided_prediction
+from vasa_hf.motion.streaming import audio_windows
+from vasa_hf.motion.windows import MotionWindows, OverlappedWindows
+from vasa_hf.pipelines.inputs import Subject, check_choice, check_components, check_fit, check_generator
 from vasa_hf.processors.audio import VasaAudioProcessor
-from vasa_hf.streaming import audio_windows
-from vasa_hf.windowing import MotionWindows, OverlappedWindows
 
 MAX_HEAD_MOTION = 3.0
 
 
 @dataclass
 class Sampling:
-    """How the motion of a call is sampled.
+    """Settings of the sampling of a call.
 
     Args:
         guidance_scale (`Mapping[str, float]`, *optional*): Changes of the generator's `default_guidance_scale`.
         num_inference_steps (`int`, *optional*): Denoising steps of each window; defaults to `default_steps`.
-        timesteps (`Sequence[int]`, *optional*): Instead of the scheduler's own, where it takes them.
-        sigmas (`Sequence[float]`, *optional*): Likewise.
+        timesteps (`Sequence[int]`, *optional*): Timesteps of a window, where the scheduler takes them.
+        sigmas (`Sequence[float]`, *optional*): Noise levels of a window, where the scheduler takes them.
         latents (`torch.Tensor` of shape `(batch, window, channels)` or `(batch, windows, window, channels)`):
             *Optional*. Noise that every window, or each of them, begins with.
         generator (`torch.Generator` or a list of one for each of the batch, *optional*): Random numbers.
         first_window (`int`, *optional*): Frames of the first window, fewer for an early start.
         num_frames (`Sequence[int]`, *optional*): Frames of each of the batch, where the lengths differ.
         on_step (`Callable`, *optional*): `on_step(timestep, latents, audio_features) -> latents`.
-        is_interrupted (`Callable`, *optional*): Asked after each step; if it says so, no more motion is made.
+        is_interrupted (`Callable`, *optional*): Called after each step; once it returns true, no more motion is made.
     """
 
     guidance_scale: Mapping[str, float] | None = None
@@ -61,7 +63,7 @@ class Sampling:
 
 
 class MotionGenerator(Protocol):
-    """What makes motion of speech.
+    """Generates motion from speech.
 
     Attributes:
         spec (`MotionSpec`): Meaning of the channels of placed motion.
@@ -104,7 +106,7 @@ class MotionGenerator(Protocol):
 def check_speech_components(
     name: str, model: Any, model_class: type, audio_encoder: Any, audio_processor: Any, scheduler: Any
 ) -> None:
-    """Raise `ValueError` if components that make motion of speech are of another class, or do not fit each other."""
+    """Raise `ValueError` if components for motion from speech are of another class, or do not fit each other."""
     check_components(
         {
             name: (model, model_class),
@@ -144,6 +146,44 @@ def check_sampling(generator: MotionGenerator, sampling: Sampling, batch_size: i
     check_generator(sampling.generator, batch_size)
 
 
+def check_callback(callback: Any, tensor_inputs: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    """Return the names of the tensors that a callback gets.
+
+    Args:
+        callback (`Callable` or `PipelineCallback`, *optional*): The argument of a call.
+        tensor_inputs (`Sequence[str]`): Requested names; a `PipelineCallback` has its own.
+        known (`Sequence[str]`): Names that the pipeline has.
+
+    Raises:
+        ValueError: If it is not callable, or a name is unknown.
+    """
+    if callback is not None and not callable(callback):
+        raise ValueError(f"`callback_on_step_end` must be callable, got {type(callback).__name__}.")
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        tensor_inputs = callback.tensor_inputs
+    for name in tensor_inputs:
+        check_choice("callback_on_step_end_tensor_inputs", name, known)
+    return tensor_inputs
+
+
+def report_steps(
+    pipeline: Any, progress_bar: Any, callback: Callable | None, names: Sequence[str]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Make a `Sampling.on_step` that counts the steps of a call and asks the user's callback for other latents."""
+    steps = itertools.count()
+
+    def on_step(timestep: Tensor, latents: Tensor, audio_features: Tensor) -> Tensor:
+        progress_bar.update()
+        step = next(steps)
+        if callback is None:
+            return latents
+        tensors = {"latents": latents, "audio_features": audio_features}
+        chosen = {name: tensors[name] for name in names}
+        return (callback(pipeline, step, timestep, chosen) or {}).get("latents", latents)
+
+    return on_step
+
+
 def set_timesteps(scheduler: SchedulerMixin, sampling: Sampling, default_steps: int, device: torch.device) -> Tensor:
     """Set the steps of a window, and return their timesteps."""
     chosen = {name: getattr(sampling, name) for name in ("timesteps", "sigmas")}
@@ -152,6 +192,12 @@ def set_timesteps(scheduler: SchedulerMixin, sampling: Sampling, default_steps: 
         chosen["num_inference_steps"] = sampling.num_inference_steps or default_steps
     scheduler.set_timesteps(**chosen, device=device)
     return scheduler.timesteps
+
+
+def count_steps(generator: MotionGenerator, sampling: Sampling) -> int:
+    """Number of denoising steps of a window."""
+    given = sampling.sigmas if sampling.timesteps is None else sampling.timesteps
+    return (sampling.num_inference_steps or generator.default_steps) if given is None else len(given)
 
 
 def encode_windows(
@@ -166,7 +212,7 @@ def encode_windows(
     Args:
         audio (`Iterable[torch.Tensor]`): Chunks `(batch, n)` of mono audio at the encoder's rate.
         windows (`MotionWindows` or `OverlappedWindows`): Plans the windows.
-        processor (`VasaAudioProcessor`): Knows how much audio around a window the encoder needs.
+        processor (`VasaAudioProcessor`): Has the audio context of the encoder around a window.
         encoder (`transformers.PreTrainedModel`): Audio encoder.
         num_frames (`Sequence[int]`, *optional*): Frames of each of the batch, where the lengths differ.
 
@@ -182,7 +228,7 @@ def encode_windows(
 
 
 def initial_noise(sampling: Sampling, index: int, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Noise of the window of this index, float32: the call's `latents`, or random numbers."""
+    """Return the initial noise of a window, float32: the call's `latents`, or random numbers."""
     if sampling.latents is None:
         return randn_tensor(tuple(shape), generator=sampling.generator, device=device, dtype=torch.float32)
     given = (
@@ -210,13 +256,13 @@ def denoise(
     """Denoise the motion of one window with any scheduler; its arithmetic stays in float32, whatever the model's.
 
     Args:
-        model (`Any`): Predicts what the scheduler expects, see `guided_prediction`.
+        model (`Any`): The denoiser, see `guided_prediction`.
         scheduler (`diffusers.SchedulerMixin`): Sampler, whose timesteps are set.
         timesteps (`torch.Tensor`): From `set_timesteps`.
         latents (`torch.Tensor` of shape `(batch, window, channels)`): From `initial_noise`.
         conditions (`Mapping[str, torch.Tensor | None]`): On the right device.
         guidance_scale (`Mapping[str, float]`): Of all conditions.
-        sampling (`Sampling`): How.
+        sampling (`Sampling`): Settings.
         audio (`torch.Tensor`): Features, for the callback.
         **shared: More keyword arguments of the model.
 

@@ -2,7 +2,7 @@
 
     audio  | 2 frames of silence | n frames | 1 frame of silence |     cut into windows of W frames, the last filled up
     each window -> HuBERT -> A        X_t = noise -> X_0, given A, the window's past, and a scale of guidance
-    -> units of LivePortrait -> pose smoothed -> n frames -> the portrait moves as the motion since its first frame
+    -> units of LivePortrait -> pose smoothed -> n frames -> the portrait moves relative to the motion's first frame
 
 Source: JoyVASA's public code. All windows begin with the same noise, each is denoised with noise of its own.
 """
@@ -22,22 +22,22 @@ from transformers import PreTrainedModel
 
 from vasa_hf.geometry.keypoints import LIP_KEYPOINTS, KeypointMotion, relative_motion
 from vasa_hf.models.motion_denoiser_joyvasa import POSE_DIM, JoyVasaMotionDenoiser
+from vasa_hf.motion.streaming import audio_windows
+from vasa_hf.motion.windows import MotionWindows
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, HeadControls, KeypointPortrait
 from vasa_hf.pipelines.motion_generator import Sampling, denoise, initial_noise, set_timesteps
 from vasa_hf.processors.audio import VasaAudioProcessor, frame_features
-from vasa_hf.streaming import audio_windows
-from vasa_hf.windowing import MotionWindows
 
 LEAD_FRAMES, TAIL_FRAMES = 2, 1  # of silence around the audio
 SMOOTHING = 0.01
 
 
 class JoyVasaMotionGenerator:
-    """Makes motion of speech; see `MotionGenerator`.
+    """Generates motion from speech; see `MotionGenerator`.
 
     Args:
         model (`JoyVasaMotionDenoiser`): Predicts clean motion.
-        scheduler (`diffusers.SchedulerMixin`): From `joyvasa_scheduler`, or another one made of its config; copied.
+        scheduler (`diffusers.SchedulerMixin`): From `joyvasa_scheduler`, or another one with its config; copied.
         audio_encoder (`transformers.HubertModel`): JoyVASA's own, with the model's `audio_dim` channels.
         audio_processor (`VasaAudioProcessor`): Knows the rates.
         device (`torch.device`): Where the model runs.
@@ -91,7 +91,7 @@ class JoyVasaMotionGenerator:
             audio (`Iterable[torch.Tensor]`): Chunks `(batch, n)` of mono audio, 16 kHz, full scale = 1.
             subjects (`Sequence[KeypointPortrait]`): Of each of the batch; this motion is the same for all.
             controls (`HeadControls`): Applied by `place`.
-            sampling (`Sampling`): How. Beyond its own length an entry of a batch is silent.
+            sampling (`Sampling`): Settings. Beyond its own length an entry of a batch is silent.
 
         Yields:
             `torch.Tensor` of shape `(batch, frames, 70)`: expression 63, scale, translation 3, pitch, yaw, roll in
@@ -107,7 +107,7 @@ class JoyVasaMotionGenerator:
                 samples = F.pad(samples[:, : size * unit], (0, (windows.window - size) * unit), mode="replicate")
             features = frame_features(self.audio_encoder, samples, windows.window, padding="reflect")
             features = model.project_audio(features.to(self.device, model.dtype))
-            # All of a window is generated; what lies beyond the audio's end is cut off here.
+            # A whole window is generated; the frames beyond the audio's end are removed here.
             motion = windows.generate(
                 features,
                 lambda audio, _, *past, noise=noise: self.sample_window(noise, audio, *past, sampling=sampling),
@@ -125,7 +125,7 @@ class JoyVasaMotionGenerator:
     def place(self, windows: Iterable[Tensor], subject: KeypointPortrait, controls: HeadControls) -> Iterator[Tensor]:
         """Put a motion onto a portrait, relative to its first frame, but the lips as they are: `(1, frames, 69)`."""
 
-        def moved() -> Iterator[KeypointMotion]:
+        def drive() -> Iterator[KeypointMotion]:
             first, lips = None, list(LIP_KEYPOINTS)
             for motion in windows:
                 driving = KeypointMotion.from_vector(motion[0], subject.keypoints.kp)
@@ -135,7 +135,7 @@ class JoyVasaMotionGenerator:
                 exp[:, lips] = driving.exp[:, lips]
                 yield replace(relative, exp=exp)
 
-        yield from controls.apply(moved(), subject, self.audio_processor.fps)
+        yield from controls.apply(drive(), subject, self.audio_processor.fps)
 
     @torch.no_grad()
     def sample_window(
@@ -176,7 +176,7 @@ def smooth(
     """Exponential moving average along time.
 
     Args:
-        values (`torch.Tensor` of shape `(batch, frames, channels)`): What to smooth.
+        values (`torch.Tensor` of shape `(batch, frames, channels)`): Values over time.
         weight (`float`): Weight of a new value in (0, 1].
         before (`torch.Tensor` of shape `(batch, channels)`, *optional*): The average so far; the first value if None.
     """

@@ -21,14 +21,14 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vasa_hf.controls import parse_emotion_label
 from vasa_hf.geometry.keypoints import KeypointMotion, absolute_motion
-from vasa_hf.keyframes import Keyframes
 from vasa_hf.models.motion_transformer_moda import CONDITIONS, EMOTIONS, ModaMotionTransformer
+from vasa_hf.motion.controls import parse_emotion_label
+from vasa_hf.motion.keyframes import Keyframes
+from vasa_hf.motion.windows import OverlappedWindows, hold_after, join_windows
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, HeadControls, KeypointPortrait
 from vasa_hf.pipelines.motion_generator import Sampling, denoise, encode_windows, initial_noise, set_timesteps
 from vasa_hf.processors.audio import VasaAudioProcessor
-from vasa_hf.windowing import OverlappedWindows, hold_after, join_windows
 
 POSE = slice(63, 70)
 _SCALE, _TRANSLATION = slice(63, 64), slice(64, 67)
@@ -43,14 +43,14 @@ class ModaControls(HeadControls):
     Args:
         emotion (`str`, `dict[str, float]`, keyframes of them, *optional*):
             One of `emotions`, such as `"happiness"`, or weights, of which the largest counts: a window has one emotion.
-            `None`: what the voice expresses. Keyframes hold until the next.
+            `None`: the emotion of the voice. Keyframes hold until the next.
     """
 
     emotion: Any = None
 
 
 class ModaMotionGenerator:
-    """Makes motion of speech; see `MotionGenerator`.
+    """Generates motion from speech; see `MotionGenerator`.
 
     Args:
         model (`ModaMotionTransformer`): Predicts the velocity.
@@ -102,8 +102,8 @@ class ModaMotionGenerator:
         Args:
             audio (`Iterable[torch.Tensor]`): Chunks `(batch, n)` of mono audio at the encoder's rate.
             subjects (`Sequence[KeypointPortrait]`): Of each of the batch.
-            controls (`ModaControls`): What is asked for.
-            sampling (`Sampling`): How.
+            controls (`ModaControls`): Controls of the call.
+            sampling (`Sampling`): Settings.
 
         Yields:
             `torch.Tensor` of shape `(batch, frames, 70)`, float32. Frames that neighbours share are in both.
@@ -138,7 +138,7 @@ class ModaMotionGenerator:
     def place(self, windows: Iterable[Tensor], subject: KeypointPortrait, controls: ModaControls) -> Iterator[Tensor]:
         """Join windows to one motion and put it onto a portrait: absolute motion `(1, frames, 69)`."""
 
-        def moved() -> Iterator[KeypointMotion]:
+        def drive() -> Iterator[KeypointMotion]:
             for motion in join_windows(windows, self.overlap, POSE):
                 driving = KeypointMotion.from_vector(motion[0], subject.keypoints.kp)
                 if self.gaze_offset:
@@ -147,7 +147,7 @@ class ModaMotionGenerator:
                     driving = replace(driving, exp=exp)
                 yield absolute_motion(subject.keypoints, driving)
 
-        yield from controls.apply(moved(), subject, self.audio_processor.fps)
+        yield from controls.apply(drive(), subject, self.audio_processor.fps)
 
     @torch.no_grad()
     def sample_window(
@@ -188,7 +188,7 @@ class ModaMotionGenerator:
 
 
 def rescale_to_mean_face(portraits: KeypointMotion, model: ModaMotionTransformer) -> tuple[Tensor, Tensor]:
-    """Portraits as if all were of the mean size, `(batch, 70)`, and how much larger they are, `(batch, 1)`.
+    """Rescale portraits to the mean size, `(batch, 70)`, and return how much larger they are, `(batch, 1)`.
 
     # Not in the paper: MoDA's code divides scale and translation by the portrait's scale over the mean one.
     """

@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vasa_hf.checks import check_number
-from vasa_hf.controls import parse_controls, place_motion, window_controls
-from vasa_hf.guidance import GUIDANCE_NAMES
-from vasa_hf.keyframes import Keyframes
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
+from vasa_hf.motion.controls import parse_controls, place_motion, window_controls
+from vasa_hf.motion.guidance import GUIDANCE_NAMES
+from vasa_hf.motion.keyframes import Keyframes
+from vasa_hf.motion.windows import MotionWindows
 from vasa_hf.pipelines.inputs import Subject
 from vasa_hf.pipelines.motion_generator import (
     MAX_HEAD_MOTION,
@@ -34,7 +35,6 @@ from vasa_hf.pipelines.motion_generator import (
     set_timesteps,
 )
 from vasa_hf.processors.audio import VasaAudioProcessor
-from vasa_hf.windowing import MotionWindows
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Vasa1Controls:
 
 
 class Vasa1MotionGenerator:
-    """Makes motion of speech; see `MotionGenerator`.
+    """Generates motion from speech; see `MotionGenerator`.
 
     Args:
         model (`Vasa1MotionTransformer`): Predicts clean motion.
@@ -111,8 +111,8 @@ class Vasa1MotionGenerator:
         Args:
             audio (`Iterable[torch.Tensor]`): Chunks `(batch, n)` of mono audio at the encoder's rate.
             subjects (`Sequence[Subject]`): Of each of the batch; this motion is the same for all.
-            controls (`Vasa1Controls`): What is asked for.
-            sampling (`Sampling`): How.
+            controls (`Vasa1Controls`): Controls of the call.
+            sampling (`Sampling`): Settings.
 
         Yields:
             `torch.Tensor` of shape `(batch, frames, channels)`, float32.
@@ -133,7 +133,7 @@ class Vasa1MotionGenerator:
                 return
 
     def place(self, windows: Iterable[Tensor], subject: Subject, controls: Vasa1Controls) -> Iterator[Tensor]:
-        """Put generated motion onto a subject's own pose; see `vasa_hf.controls.place_motion`."""
+        """Put generated motion onto a subject's own pose; see `vasa_hf.motion.controls.place_motion`."""
         start, fps, distance = 0, self.audio_processor.fps, self._tracks(controls)["head_distance"]
         for relative in windows:
             yield place_motion(relative, subject.motion, start, fps, controls.head_motion, distance)

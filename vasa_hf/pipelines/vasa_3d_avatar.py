@@ -1,4 +1,4 @@
-"""The 3D avatar pipeline of VASA-3D: one portrait and one voice in, a head in, seen from any side, out.
+"""The 3D avatar pipeline of VASA-3D: an avatar, fitted to one portrait, and speech in; a video from any side out.
 
     image --fit: VASA-1 makes frames, Gaussians learn them--> avatar                                  once per person
     audio --motion_vasa1.py--> X = [z_pose, z_dyn] --avatar (Eqs. 1-4)--> G'' --camera--> frames
@@ -6,7 +6,7 @@
 VASA-1 makes the motion (§3.1, "Animation and Rendering"), by the same generator and the same components. The call, the
 stream and the other drivers are those of `base.py`; the subject is an `AvatarView`.
 
-# Not in the paper: cameras that move (`camera_paths.py`); generated motion starts from the portrait's own pose.
+# Not in the paper: cameras that move (`motion/camera_paths.py`); generated motion starts from the portrait's own pose.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2Model
 
-from vasa_hf.camera_paths import view_cameras
 from vasa_hf.gaussians.export import SAVERS
 from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
+from vasa_hf.geometry.cameras import view_cameras
 from vasa_hf.hub import base_name, read_index
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
@@ -60,7 +60,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         motion_transformer (`Vasa1MotionTransformer`): Diffusion transformer over motion.
         scheduler (`DDIMScheduler` or another of diffusers' with `prediction_type="sample"`): Sampler.
 
-    Who talks is the first argument of a call, also named `avatar`: a `Vasa3DGaussianAvatar`, the name of one
+    The first argument of a call, also named `avatar`, is a `Vasa3DGaussianAvatar`, the name of one
     (`avatars`), its folder or repository, or a `view`. Options of a call are the fields of `Vasa1Controls` and of
     `AvatarOptions` (`camera`, `background`, `output_size`).
 
@@ -104,7 +104,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         check_vasa1_components(face_autoencoder, audio_encoder, audio_processor, motion_transformer, scheduler)
         self._library = AvatarLibrary(self.check_avatar)
 
-    # VASA-1's components make and encode motion in its own way.
+    # Motion is made and encoded as by VASA-1.
     motion_spec = VasaTalkingFacePipeline.motion_spec
     create_motion_generator = VasaTalkingFacePipeline.create_motion_generator
     encode_video = VasaTalkingFacePipeline.encode_video
@@ -113,7 +113,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
 
     @property
     def talking_face(self) -> VasaTalkingFacePipeline:
-        """VASA-1's pipeline with these components: what a fit learns from."""
+        """VASA-1's pipeline with these components, which makes the training frames of a fit."""
         pipeline = VasaTalkingFacePipeline(**self.components)
         pipeline.model_name = self.model_name if self.base_model is None else Path(self.base_model).name
         pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
@@ -146,15 +146,15 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
             save_directory (`str` or `os.PathLike`): Folder to write.
             safe_serialization (`bool`, defaults to `True`): Must be true.
             talking_face (`str`, *optional*):
-                Name of embedded weights or of a repository that has VASA-1's components: they are left out here then,
-                and `from_pretrained` takes them from there.
+                Name of embedded weights or of a repository with VASA-1's components: they are not saved then, and
+                `from_pretrained` loads them from there.
             **kwargs: As for `DiffusionPipeline.save_pretrained`.
 
         Raises:
             ValueError: If `safe_serialization=False` is asked for.
         """
         if talking_face is not None and kwargs:
-            raise ValueError(f"`talking_face` leaves nothing for {sorted(kwargs)} to do: save first, then upload.")
+            raise ValueError(f"`talking_face` cannot be combined with {sorted(kwargs)}: save first, then upload.")
         if talking_face is None:
             super().save_pretrained(save_directory, safe_serialization, **kwargs)
         else:
@@ -167,14 +167,14 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         return self._library.names
 
     def add_avatar(self, name: str, avatar: Vasa3DGaussianAvatar) -> None:
-        """Give an avatar a name, under which it is called and saved.
+        """Add an avatar under a name, by which it is called and saved.
 
         Args:
             name (`str`): Letters, digits, `_` and `-`.
             avatar (`Vasa3DGaussianAvatar`): Fitted with these components.
 
         Raises:
-            ValueError: If the name is no such name, or the avatar does not belong to these components.
+            ValueError: If the name has other characters, or the avatar does not fit these components.
         """
         self._library.add(name, avatar)
 
@@ -187,7 +187,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
             **kwargs: As for `Vasa3DGaussianAvatar.from_pretrained`.
 
         Raises:
-            ValueError: If there is none, or it does not belong to these components.
+            ValueError: If there is none, or it does not fit these components.
         """
         return self._library.load(os.fspath(name_or_path), **kwargs).to(self._execution_device)
 
@@ -213,13 +213,13 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The portrait.
             preset (`str`, defaults to "fast"): "fast" (two CPU cores, minutes), "fast-gpu" or "paper".
-            **options: As for `vasa_hf.training.train_gaussian_avatar.fit_avatar`.
+            **options: As for `vasa_hf.training.avatar.fit.fit_avatar`.
 
         Raises:
-            ValueError: If the picture shows no face that an avatar can be made of, or an option is unfit.
+            ValueError: If the image shows no face that an avatar can be made of, or an option cannot be used.
         """
-        # Here alone a pipeline trains: an avatar is one person's weights, which only exist once there is a portrait.
-        from vasa_hf.training.train_gaussian_avatar import fit_avatar
+        # The only pipeline that trains: an avatar is one person's weights, which exist once there is a portrait.
+        from vasa_hf.training.avatar.fit import fit_avatar
 
         return fit_avatar(self.talking_face, image, preset, **options).eval()
 
@@ -231,19 +231,19 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         output_size: int = 256,
         background: Sequence[float] = WHITE,
     ) -> AvatarView:
-        """Put an avatar before a camera, to be called with; `fps`, if given, is the only rate it may be rendered at.
+        """Combine an avatar with a camera, to be given as `avatar`. With `fps`, no other rate is accepted.
 
         Raises:
-            ValueError: If an argument is unfit, or the camera is inside the head.
+            ValueError: If an argument cannot be used, or the camera is inside the head.
         """
         options = AvatarOptions(camera, background, output_size)
-        return AvatarView(self._avatar(avatar), options, fps, self.draw_batch_size)
+        return AvatarView(self._load_avatar(avatar), options, fps, self.draw_batch_size)
 
     def prepare_subject(self, image: AvatarInput, view: AvatarOptions) -> AvatarView:
-        """Put an avatar before the camera; a view stays as it is."""
+        """Combine an avatar with the camera; a view stays as it is."""
         if isinstance(image, AvatarView):
             return image
-        return AvatarView(self._avatar(image), view, None, self.draw_batch_size)
+        return AvatarView(self._load_avatar(image), view, None, self.draw_batch_size)
 
     def render_frames(
         self,
@@ -256,14 +256,8 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         """Render absolute motion to frames; see `TalkingHeadPipeline.render_frames`."""
         return subject.draw(motion, start_frame, fps)
 
-    def _name_subject(self, image: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        avatar, options = options.get("avatar"), {name: options[name] for name in options if name != "avatar"}
-        if (image is None) == (avatar is None):
-            raise ValueError("`avatar` must be given, once: as the first argument, `image=` or `avatar=`.")
-        return avatar if image is None else image, options
-
     def check_subject(self, image: Any, view: AvatarOptions, fps: Any) -> None:
-        """Raise `ValueError` for what is no avatar, or a view of another rate; a portrait must be fitted first."""
+        """Raise `ValueError` unless this is an avatar, or a view of this rate; a portrait must be fitted first."""
         if isinstance(image, AvatarView):
             image.check_fps(fps)
         elif self._is_portrait(image):
@@ -286,11 +280,11 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         output_size: int = 256,
         background: Sequence[float] = WHITE,
     ) -> Image.Image:
-        """One picture of an avatar from several sides, a row for each frame of a motion.
+        """Render an avatar from several sides into one image, with a row for each frame of a motion.
 
         Args:
             avatar (`Vasa3DGaussianAvatar`, `str` or `os.PathLike`): One avatar.
-            azimuths_deg (`Sequence[float]`, defaults to `(-45, 0, 45)`): Columns; above 0 from the picture's right.
+            azimuths_deg (`Sequence[float]`, defaults to `(-45, 0, 45)`): Columns; above 0 from the image's right.
             motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`, *optional*):
                 Absolute motion; defaults to the portrait's own, one row.
             elevation_deg (`float`, defaults to 0.0): Angle upwards.
@@ -298,7 +292,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
             background (`Sequence[float]`, defaults to white): RGB in [0, 1].
 
         Raises:
-            ValueError: If an argument is unfit; its name is in the message.
+            ValueError: If an argument cannot be used; the message names it.
         """
         angles = [*azimuths_deg, elevation_deg]
         if len(angles) < 2 or not all(isinstance(angle, int | float) and abs(angle) <= 360 for angle in angles):
@@ -309,7 +303,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         cameras = view_cameras(view.camera.portrait, view.camera.center, azimuth, *rest)
         table = [
             torch.cat(list(render(gaussians, cameras, output_size, view.background).color), dim=-1)
-            for gaussians in self._gaussians(view.avatar, motion)
+            for gaussians in self._pose_gaussians(view.avatar, motion)
         ]
         sheet = torch.cat(table, dim=-2).clamp(0, 1).cpu()
         return Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).numpy())
@@ -327,20 +321,20 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Args:
             avatar (`Vasa3DGaussianAvatar`, `str` or `os.PathLike`): One avatar.
             motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): Absolute motion.
-            folder (`str` or `os.PathLike`): Where to; must not hold anything. Appears whole or not at all.
+            folder (`str` or `os.PathLike`): Folder to write, new or empty. Appears whole or not at all.
             suffix (`str`, defaults to ".ply"): ".ply" (3DGS) or ".splat" (web viewers).
 
         Returns:
             `list[Path]`: The files.
 
         Raises:
-            ValueError: If an argument is unfit; its name is in the message.
+            ValueError: If an argument cannot be used; the message names it.
         """
         check_choice("suffix", suffix, list(SAVERS))
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"`folder` must be new or empty, but {str(folder)!r} is not.")
-        frames, names = self._gaussians(self._avatar(avatar), motion), []
+        frames, names = self._pose_gaussians(self._load_avatar(avatar), motion), []
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         partial.mkdir(parents=True)
         try:
@@ -353,22 +347,22 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         return [folder / name for name in names]
 
     def _is_portrait(self, value: Any) -> bool:
-        """Whether this is an image, rather than an avatar or the name of one."""
+        """Whether this is an image, not an avatar or the name of one."""
         if isinstance(value, str | os.PathLike):
             named = os.fspath(value) in self.avatars
             return not named and os.path.isfile(value) and Path(value).suffix.lower() not in SAVERS
         return isinstance(value, Image.Image | np.ndarray | Tensor | Portrait)
 
-    def _avatar(self, avatar: Any) -> Vasa3DGaussianAvatar:
+    def _load_avatar(self, avatar: Any) -> Vasa3DGaussianAvatar:
         if isinstance(avatar, str | os.PathLike):
             return self.load_avatar(avatar)
         self.check_avatar(avatar)
         return avatar.to(self._execution_device)
 
-    def _gaussians(
+    def _pose_gaussians(
         self, avatar: Vasa3DGaussianAvatar, motion: Tensor | str | os.PathLike | None
     ) -> Iterator[Gaussians]:
-        """The Gaussians of each frame of a motion; of the portrait's own if there is none."""
+        """Yield the Gaussians of each frame of a motion, by default of the portrait's own."""
         frames = avatar.own_motion[None]
         if motion is not None:
             spec = self.motion_transformer.motion_spec

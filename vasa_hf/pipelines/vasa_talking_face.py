@@ -1,4 +1,4 @@
-"""The talking-face pipeline of VASA-1 (paper §3): one portrait and one voice in, one video out.
+"""The talking-face pipeline of VASA-1 (paper §3): one portrait and one audio in, one video out.
 
     image --FaceAnalyzer, crop--> portrait --encode_appearance--> V_app, z_id, own motion
     audio --motion_vasa1.py--> X = [z_pose, z_dyn] at 25 frames per second --decoder, frame by frame--> frames
@@ -25,10 +25,12 @@ from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import FaceAppearance, Vasa1FaceAutoencoder
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
-from vasa_hf.pipelines.base import FPS, FaceView, TalkingHeadPipeline
+from vasa_hf.pipelines.base import FPS
 from vasa_hf.pipelines.inputs import ImageInput, Subject, check_components, check_fit
 from vasa_hf.pipelines.motion_generator import check_speech_components
 from vasa_hf.pipelines.motion_vasa1 import Vasa1Controls, Vasa1MotionGenerator
+from vasa_hf.pipelines.options import FaceView
+from vasa_hf.pipelines.portrait import PortraitPipeline
 from vasa_hf.processors.audio import VasaAudioProcessor
 from vasa_hf.processors.image import FaceCrop, FaceImageProcessor
 
@@ -38,7 +40,7 @@ class Portrait(Subject):
     """A portrait prepared by `prepare_portrait`; give it as `image` to save that work.
 
     Attributes:
-        appearance (`FaceAppearance`): What the decoder needs of the person, a batch of one.
+        appearance (`FaceAppearance`): The decoder's view of the person, a batch of one.
         picture (`torch.Tensor` of shape `(3, height, width)`): The whole image in [-1, 1].
         crop (`FaceCrop`): Where the face's square lies in it.
     """
@@ -70,8 +72,8 @@ def check_vasa1_components(
     check_fit("scheduler", "prediction_type", scheduler.config.get("prediction_type"), "sample", name)
 
 
-class VasaTalkingFacePipeline(TalkingHeadPipeline):
-    """Talking face from one portrait and one voice, after VASA-1.
+class VasaTalkingFacePipeline(PortraitPipeline):
+    """Talking face from one portrait and one audio, after VASA-1.
 
     Args:
         face_analyzer (`FaceAnalyzer`): Finds faces.
@@ -121,7 +123,7 @@ class VasaTalkingFacePipeline(TalkingHeadPipeline):
 
     @property
     def output_sizes(self) -> tuple[int, ...]:
-        """Sides of the square that the decoder can make."""
+        """Sides of the square that the decoder can render."""
         size = self.face_autoencoder.config.image_size
         return (size, 2 * size) if self.face_autoencoder.config.source_passthrough else (size,)
 
@@ -131,23 +133,9 @@ class VasaTalkingFacePipeline(TalkingHeadPipeline):
         return self.motion_transformer.motion_spec
 
     def create_motion_generator(self) -> Vasa1MotionGenerator:
-        """Create what makes motion of speech, with a copy of the scheduler."""
+        """Create the object that generates motion from speech, with a copy of the scheduler."""
         parts = (self.motion_transformer, self.scheduler, self.audio_encoder, self.audio_processor)
         return Vasa1MotionGenerator(*parts, self._execution_device)
-
-    def prepare_portrait(
-        self,
-        image: ImageInput | Portrait,
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        output_size: int | None = None,
-    ) -> Portrait:
-        """Find the face, crop it and encode its appearance; the arguments are those of a call.
-
-        Raises:
-            ValueError: If the image cannot be read or shows no face that can be animated.
-        """
-        return self.prepare_subject(image, FaceView(face, box, output_size))
 
     @torch.no_grad()
     def prepare_subject(self, image: ImageInput | Portrait, view: FaceView) -> Portrait:
@@ -174,10 +162,6 @@ class VasaTalkingFacePipeline(TalkingHeadPipeline):
         for crop in self.driving_crops(frames, face, box, num_frames, model.config.image_size):
             motions.append(model.encode_motion(crop[None].to(self._execution_device, model.dtype)).float())
         return torch.stack(motions, dim=1)
-
-    def decode_frames(self, portrait: Portrait, motion: Tensor, paste_back: bool = False) -> Iterator[Tensor]:
-        """Decode absolute motion `(frames, channels)` to frames, a few at a time; see `render_frames`."""
-        return self.render_frames(portrait, motion, FaceView(paste_back=paste_back))
 
     @torch.no_grad()
     def render_frames(

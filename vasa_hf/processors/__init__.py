@@ -1,1 +1,1 @@
-"""Saved pre- and post-processors of pictures and sound."""
+"""Processors of images and audio, which are saved with a pipeline."""

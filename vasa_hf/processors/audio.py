@@ -1,16 +1,16 @@
-"""Audio in, features at the frame rate out.
+"""Audio to features at the frame rate.
 
 VASA-1 (paper section 3.2) conditions its motion generator on features of a pretrained Wav2Vec2, "synchronised" with the
-video. Wav2Vec2 makes one vector every 320 samples (50 Hz at 16 kHz); the project works at 25 frames a second.
+video. Wav2Vec2 gives one vector per 320 samples (50 Hz at 16 kHz); the project uses 25 frames per second.
 
-    any rate, any channels --VasaAudioProcessor--> 16 kHz mono, 640 samples a frame, [1, 640 N]
-    [B, 640 N] --frame_features--> [B, N, hidden]       one vector a frame (or one a layer), over the samples given
-    [B, 640 N] --window_features--> [B, W, hidden]      frames of one window, from the samples near it alone
+    any rate, any channels --VasaAudioProcessor--> 16 kHz mono, 640 samples per frame, [1, 640 N]
+    [B, 640 N] --frame_features--> [B, N, hidden]       one vector per frame (or per frame and layer)
+    [B, 640 N] --window_features--> [B, W, hidden]      frames of one window, from the samples around it
 
-MoDA takes all layers of a HuBERT whose transformer runs at the frame rate: `layers="all"`, `resample_first=True`,
+MoDA uses all layers of a HuBERT whose transformer runs at the frame rate: `layers="all"`, `resample_first=True`,
 `padding="reflect"`, `pre_emphasis=0.97`.
 
-# Not in the paper: how features are aligned and how far they may look. Here each window sees `context_frames` before it
+# Not in the paper: the alignment and the context of features. Here the encoder gets `context_frames` before each window
 # and `lookahead_frames` after it, zeros beyond the ends, so that streaming and offline give the same numbers.
 """
 
@@ -37,15 +37,15 @@ CLIPPED_SHARE = 0.002  # of the samples, at full scale
 
 
 class StreamingResampler:
-    """Band-limited resampling of a mono signal that comes in pieces: a polyphase sinc under a Kaiser window.
+    """Band-limited resampling of a mono signal in chunks: a polyphase sinc with a Kaiser window.
 
-    The pieces of the output, one after another, are the same numbers as the whole signal gives at once. Output `k` lies
-    at time `k / to_rate`; the stop band is 90 dB down.
+    The concatenated output equals that of the whole signal at once. Output `k` is at time `k / to_rate`; the stop band
+    is at -90 dB.
 
     Args:
-        from_rate (`int`): Sampling rate of what comes in, in Hz.
-        to_rate (`int`): Sampling rate of what goes out, in Hz.
-        zero_crossings (`int`, defaults to 24): Of the sinc on each side: the length of the filter.
+        from_rate (`int`): Sampling rate of the input in Hz.
+        to_rate (`int`): Sampling rate of the output in Hz.
+        zero_crossings (`int`, defaults to 24): Zero crossings of the sinc on each side: the length of the filter.
     """
 
     def __init__(self, from_rate: int, to_rate: int, zero_crossings: int = 24):
@@ -65,7 +65,7 @@ class StreamingResampler:
         self.half, self.num_in, self.num_out = half, 0, 0
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """Take the next samples `[n]` and return the output that they complete, float32."""
+        """Add the next samples `[n]` and return the output that is complete, float32."""
         samples = np.ascontiguousarray(samples, np.float32)
         self.num_in += len(samples)
         if self.up == self.down:
@@ -81,7 +81,7 @@ class StreamingResampler:
         return out
 
     def flush(self) -> np.ndarray:
-        """End the signal and return the rest of the output, up to its last sample's time."""
+        """End the signal and return the rest of the output, up to the time of its last sample."""
         if self.up == self.down:
             return np.zeros(0, np.float32)
         num_in, before = self.num_in, self.num_out
@@ -120,14 +120,14 @@ def pad_by_reflection(
     stride: int = 320,
     field: int = 400,
 ) -> Tensor:  # [B, n + 2 * side]
-    """Lengthen both ends by their mirror image, so that an encoder makes one vector for every whole `stride`.
+    """Pad both ends by reflection, so that an encoder gives one vector for every whole `stride`.
 
-    Source: code of JoyVASA and MoDA. The mirror is laid on in two halves, the second of which reflects the first.
+    Source: code of JoyVASA and MoDA. They pad in two halves; the second reflects the first.
 
     Args:
         samples (`torch.Tensor` of shape `(batch, n)`): Mono audio.
-        stride (`int`, defaults to 320): Samples from one vector of the encoder to the next.
-        field (`int`, defaults to 400): Samples that one vector sees.
+        stride (`int`, defaults to 320): Samples between two vectors of the encoder.
+        field (`int`, defaults to 400): Receptive field of a vector in samples.
     """
     length = samples.shape[1]
     side = -((length - stride * (length // stride) - (field - stride)) // 2)
@@ -148,9 +148,9 @@ def frame_features(
     resample_first: bool = False,
     pre_emphasis: float = 0.0,
 ) -> Tensor:  # [B, N, hidden] or [B, N, L, hidden]
-    """Encode audio and give exactly one feature vector a video frame.
+    """Encode audio to exactly one feature vector per video frame.
 
-    The edges are padded so that the encoder makes exactly two vectors a frame (more if its stride is shorter); these
+    The edges are padded so that the encoder gives exactly two vectors per frame (more if its stride is shorter); these
     are averaged, unless `resample_first`.
 
     Args:
@@ -158,17 +158,17 @@ def frame_features(
         samples (`torch.Tensor` of shape `(batch, num_frames * samples_per_frame)`): Mono audio, full scale = 1.
         num_frames (`int`): Number of video frames that the samples span.
         do_normalize (`bool`, defaults to `False`):
-            Bring the samples to zero mean and unit variance first, as the published encoders without a layer norm in
-            their convolutions expect. The embedded encoder must not: it knows silence by its level.
-        padding (`str`, defaults to `"zeros"`): What lies beyond the ends: `"zeros"`, or `"reflect"` as JoyVASA has it.
-        layers (`str`, defaults to `"last"`): `"all"` gives the outputs of all layers, as MoDA has it.
+            Normalise the samples to zero mean and unit variance first, as the published encoders without a layer norm
+            in their convolutions expect. Not for the embedded encoder, which needs the level to detect silence.
+        padding (`str`, defaults to `"zeros"`): Samples beyond the ends: `"zeros"`, or `"reflect"` as in JoyVASA.
+        layers (`str`, defaults to `"last"`): `"all"` returns the outputs of all layers, as in MoDA.
         resample_first (`bool`, defaults to `False`):
-            Bring the features of the convolutions to one a frame, so that the transformer runs at the frame rate.
-        pre_emphasis (`float`, defaults to 0.0): Share of the sample before that is taken off each; 0.97 in MoDA's code.
+            Resample the features of the convolutions to one per frame, so that the transformer runs at the frame rate.
+        pre_emphasis (`float`, defaults to 0.0): Share of the previous sample that is subtracted; 0.97 in MoDA's code.
 
     Returns:
-        `torch.Tensor` of shape `(batch, num_frames, hidden_size)`, or `(batch, num_frames, layers, hidden_size)` of all
-        layers, on the encoder's device, in its dtype.
+        `torch.Tensor` of shape `(batch, num_frames, hidden_size)`, or `(batch, num_frames, layers, hidden_size)` for
+        all layers, on the encoder's device, in its dtype.
 
     Raises:
         ValueError: If `samples` is not two-dimensional, or its length is no multiple of `num_frames` and the stride.
@@ -185,9 +185,9 @@ def frame_features(
         raise ValueError(f"`layers` must be 'last' or 'all', got {layers!r}.")
     whole = layers == "last" and not resample_first
     hook = getattr(encoder, "_hf_hook", None)
-    if hook is not None and not whole:  # offloaded, and `layer_features` does not call `forward`, which would load it
+    if hook is not None and not whole:  # offloaded: `layer_features` does not call `forward`, which would load it
         hook.pre_forward(encoder)
-    # With an encoder that is offloaded layer by layer, the hook of each layer moves its input.
+    # If the encoder is offloaded layer by layer, the hook of each layer moves its input.
     samples = samples.to(samples.device if encoder.device.type == "meta" else encoder.device, torch.float32)
     if pre_emphasis:
         samples = samples - pre_emphasis * F.pad(samples, (1, 0))[:, :-1]
@@ -212,15 +212,15 @@ def layer_features(
     samples: Tensor,  # [B, n]
     num_vectors: int | None = None,
 ) -> Tensor:  # [B, N, L, hidden]
-    """Outputs of all layers of an encoder's transformer, which may run at a rate of its own.
+    """Compute the outputs of all layers of an encoder's transformer, optionally at another rate.
 
     Source: MoDA's code (its paper says "wav2vec").
 
     Args:
         encoder (`transformers.HubertModel` or `transformers.Wav2Vec2Model`): The encoder, in evaluation mode.
-        samples (`torch.Tensor` of shape `(batch, n)`): Mono audio, padded already.
+        samples (`torch.Tensor` of shape `(batch, n)`): Padded mono audio.
         num_vectors (`int`, *optional*):
-            Length to which the features of the convolutions are interpolated, ends onto ends, before the transformer.
+            Length to which the features of the convolutions are interpolated, with aligned ends.
 
     Returns:
         `torch.Tensor` of shape `(batch, vectors, layers, hidden_size)`.
@@ -267,9 +267,9 @@ def window_features(
     samples_per_frame: int = 640,
     **options,
 ) -> Tensor:  # [B, num_frames, hidden] or [B, num_frames, L, hidden]
-    """Features of one window, computed from the samples of the window and its near surroundings alone.
+    """Compute the features of one window from its samples and some context.
 
-    Nothing else of the audio is looked at, and what lies beyond its ends counts as zeros, so a stream that has received
+    The rest of the audio has no influence, and samples beyond its ends are zeros, so a stream that has received
     `start_frame + num_frames + lookahead_frames` frames gets the same numbers as a pass over the whole file.
 
     Args:
@@ -277,11 +277,11 @@ def window_features(
         samples (`torch.Tensor` of shape `(batch, n)`): Mono audio, full scale = 1.
         start_frame (`int`): First frame of the window.
         num_frames (`int`): Length of the window in frames.
-        context_frames (`int`, defaults to 10): Frames heard before the window.
-        lookahead_frames (`int`, defaults to 2): Frames heard after the window.
+        context_frames (`int`, defaults to 10): Frames of context before the window.
+        lookahead_frames (`int`, defaults to 2): Frames of context after the window.
         do_normalize (`bool`, defaults to `False`): See `frame_features`; the statistics are those of this window.
         samples_per_frame (`int`, defaults to 640): Samples of one video frame.
-        **options: More of `frame_features`.
+        **options: Other arguments of `frame_features`.
 
     Returns:
         `torch.Tensor` of shape `(batch, num_frames, hidden_size)`, or with all layers, see `frame_features`.
@@ -293,10 +293,10 @@ def window_features(
 
 
 class AudioCheck:
-    """Raise for audio that cannot be used, warn about audio that is doubtful; the audio may come in pieces.
+    """Check audio in chunks: raise for unusable audio, warn about silent or clipped audio.
 
     Args:
-        sampling_rate (`int`): Its rate in Hz.
+        sampling_rate (`int`): Sampling rate in Hz.
 
     Raises:
         ValueError: If the rate is outside 8 to 96 kHz.
@@ -308,10 +308,10 @@ class AudioCheck:
         self.sampling_rate = sampling_rate
         self.num_samples = 0  # of each channel
         self.num_values, self.num_bad, self.num_clipped, self.peak = 0, 0, 0, 0.0
-        self.mixed_peak = 0.0  # of the mean of all channels, which is what is heard
+        self.mixed_peak = 0.0  # of the mean of all channels, which the encoder gets
 
     def add(self, samples: np.ndarray) -> None:
-        """Look at the next samples `(channels, n)`, full scale = 1."""
+        """Add the next samples `(channels, n)`, full scale = 1."""
         level = np.abs(samples)
         finite = np.isfinite(level)
         self.num_samples += samples.shape[1]
@@ -323,7 +323,7 @@ class AudioCheck:
         self.mixed_peak = max(self.mixed_peak, float(mixed.max(initial=0.0, where=np.isfinite(mixed))))
 
     def finish(self) -> None:
-        """Judge all that was heard.
+        """Check all samples.
 
         Raises:
             ValueError: If a sample is NaN or infinite, or there is less than 0.2 s.
@@ -336,29 +336,29 @@ class AudioCheck:
         if seconds < MIN_SECONDS:
             raise ValueError(f"`audio` must be at least {MIN_SECONDS} s long; got {seconds:.3f} s.")
         if self.mixed_peak < SILENCE_PEAK:
-            text = "`audio` is silent (peak %.1e of all channels mixed): the face will move, but it will not speak."
+            text = "`audio` is silent (peak %.1e of all channels mixed): the face moves, but does not speak."
             logger.warning(text, self.mixed_peak)
         clipped = self.num_clipped / self.num_values
         if clipped > CLIPPED_SHARE:
-            logger.warning("`audio` is clipped in %.1f %% of its samples: lips may follow it less well.", 100 * clipped)
+            logger.warning("`audio` is clipped in %.1f %% of its samples: lip sync may be worse.", 100 * clipped)
         if self.peak > 1.0:
-            logger.warning("`audio` exceeds full scale (peak %.2f); what lies beyond is cut off.", self.peak)
+            logger.warning("`audio` exceeds full scale (peak %.2f) and is clipped.", self.peak)
 
 
 class VasaAudioProcessor(FeatureExtractionMixin):
-    """Bring any audio to mono at the encoder's rate, cut to whole video frames.
+    """Convert any audio to mono at the encoder's rate, padded to whole video frames.
 
     Args:
         sampling_rate (`int`, defaults to 16000): Rate of the encoder in Hz.
-        fps (`int`, defaults to 25): Video frames a second inside the models.
-        context_frames (`int`, defaults to 10): Frames that the encoder hears before each window.
-        lookahead_frames (`int`, defaults to 2): Frames that the encoder hears after each window.
+        fps (`int`, defaults to 25): Video frames per second inside the models.
+        context_frames (`int`, defaults to 10): Frames of context before each window.
+        lookahead_frames (`int`, defaults to 2): Frames of context after each window.
         do_normalize (`bool`, defaults to `False`):
-            Normalise each window before encoding: `True` for `facebook/wav2vec2-base-960h` and its like.
-        padding (`str`, defaults to `"zeros"`): See `frame_features`, as the following.
+            Normalise each window before encoding: `True` for encoders such as `facebook/wav2vec2-base-960h`.
+        padding (`str`, defaults to `"zeros"`): See `frame_features`, also for the next arguments.
         layers (`str`, defaults to `"last"`): `"last"` or `"all"`.
         resample_first (`bool`, defaults to `False`): Whether the transformer runs at the frame rate.
-        pre_emphasis (`float`, defaults to 0.0): Share of the sample before that is taken off each.
+        pre_emphasis (`float`, defaults to 0.0): Share of the previous sample that is subtracted.
     """
 
     model_input_names = ["input_values"]
@@ -406,9 +406,10 @@ class VasaAudioProcessor(FeatureExtractionMixin):
 
         Args:
             audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor`, `list[float]` or `tuple`):
-                A file that ffmpeg reads, samples `(n,)` or `(channels, n)`, or `(samples, rate)` / `(rate, samples)`.
+                A file that ffmpeg can read, samples `(n,)` or `(channels, n)`, or `(samples, rate)` / `(rate,
+                samples)`.
             sampling_rate (`int`, *optional*):
-                Rate of bare samples in Hz, defaults to the processor's.
+                Rate in Hz of samples without a rate, defaults to the processor's.
 
         Returns:
             `np.ndarray` of shape `(n,)`, float32 in [-1, 1], at the processor's rate.
@@ -425,7 +426,7 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         return resample(samples.clip(-1.0, 1.0).mean(0), rate, self.sampling_rate).clip(-1.0, 1.0)
 
     def __call__(self, audio, sampling_rate: int | None = None) -> dict:
-        """Prepare one audio for the encoder.
+        """Prepare audio for the encoder.
 
         Args:
             audio: See `load`.
@@ -433,7 +434,7 @@ class VasaAudioProcessor(FeatureExtractionMixin):
 
         Returns:
             `dict` with `input_values` (`torch.Tensor` of shape `(1, num_frames * samples_per_frame)`, float32, the last
-            frame filled up with zeros) and `num_frames` (`int`).
+            frame padded with zeros) and `num_frames` (`int`).
         """
         samples = self.load(audio, sampling_rate)
         num_frames = max(1, -(-len(samples) // self.samples_per_frame))
@@ -441,7 +442,7 @@ class VasaAudioProcessor(FeatureExtractionMixin):
         return {"input_values": torch.from_numpy(samples)[None], "num_frames": num_frames}
 
     def window_features(self, encoder, samples: Tensor, start_frame: int, num_frames: int) -> Tensor:
-        """`window_features` with this processor's context, look-ahead and normalisation and layers."""
+        """Call `window_features` with this processor's settings."""
         return window_features(
             encoder,
             samples,

@@ -1,7 +1,6 @@
-"""Pictures in, face crops out, and back: the saved image processor.
+"""The image processor: images to face crops, and back.
 
-Not in the paper: VASA-1 trains and tests on ready face crops. The crop is that of the training clips
-(`geometry/crops.py`), so a portrait reaches the models as they know it.
+Not in the paper: VASA-1 trains and tests on face crops. The crop is that of the training clips (`geometry/crops.py`).
 """
 
 import dataclasses
@@ -34,58 +33,58 @@ from vasa_hf.geometry.landmarks import CLOSED_GROUPS, GROUPS
 from vasa_hf.media.ffmpeg import read_picture
 
 logger = logging.getLogger(__name__)
-# Pillow knows more; some of them start other programs (EPS: Ghostscript), and none is a photo's.
+# Pillow's formats of photos; some of its other formats start external programs (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-# What Pillow raises for files that are cut off or hold impossible numbers.
+# Exceptions of Pillow for truncated or invalid files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
 ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
-# What transformers itself writes into the saved config.
+# Keys that transformers adds to the saved config.
 _SAVED_BY_TRANSFORMERS = {"image_processor_type", "feature_extractor_type", "processor_class", "_commit_hash"}
 
 
 @dataclasses.dataclass
 class FaceCrop:
-    """A square cut out of a picture, and the way back.
+    """A square crop of an image, and the transformation back.
 
     Attributes:
         image (`torch.Tensor` of shape `(3, size, size)`): The crop, RGB in [-1, 1].
-        crop_from_image (`torch.Tensor` of shape `(3, 3)`): Picture pixels to fractions of the crop, float64.
-        image_size (`tuple` of two `int`): Height and width of the picture.
+        crop_from_image (`torch.Tensor` of shape `(3, 3)`): Image pixels to fractions of the crop, float64.
+        image_size (`tuple` of two `int`): Height and width of the image.
     """
 
     image: Tensor
     crop_from_image: Tensor
     image_size: tuple[int, int]
-    window: PasteWindow | None = dataclasses.field(default=None, repr=False)  # made at the first paste_back
+    window: PasteWindow | None = dataclasses.field(default=None, repr=False)  # computed at the first paste_back
 
     @property
     def image_from_crop(self) -> Tensor:
-        """Fractions of the crop to picture pixels, `(3, 3)` float64."""
+        """Matrix from fractions of the crop to image pixels, `(3, 3)` float64."""
         return torch.linalg.inv(self.crop_from_image)
 
     @property
     def side(self) -> float:
-        """Side of the crop in picture pixels."""
+        """Side of the crop in image pixels."""
         return float(self.image_from_crop[:2, 0].norm())
 
 
 class FaceImageProcessor(ImageProcessingMixin):
-    """Load pictures of any kind, choose a face, crop it, and paste the result back.
+    """Load images of any kind, choose a face, crop it, and paste the result back.
 
     Args:
         size (`int`, *optional*, defaults to 256): Side of the crop in pixels.
-        scale (`float`, *optional*, defaults to 2.0): Side of the crop over the larger side of the landmark box.
-        shift (`tuple` of two `float`, *optional*, defaults to `(0, 0)`): Move of the crop, right and down, of its side.
-        upright (`bool`, *optional*, defaults to `False`): Whether the crop turns with the head's roll.
-        feather (`float`, *optional*, defaults to 0.12): Width of the soft border of the paste-back, of the side.
-        max_pixels (`int`, *optional*, defaults to 50,000,000): Larger pictures are refused.
-        max_side (`int`, *optional*, defaults to 1920): Larger pictures are shrunk to this long side.
-        min_side (`int`, *optional*, defaults to 64): Pictures with a shorter side are refused.
-        min_face (`int`, *optional*, defaults to 32): Least larger side of a face's box in pixels.
-        max_yaw_deg (`float`, *optional*, defaults to 60.0): A face turned further away is refused.
-        max_cut_off (`float`, *optional*, defaults to 0.1): Greatest share of landmarks outside of the picture.
-        background (`tuple` of three `int`, *optional*, defaults to white): What shows through transparent pixels.
+        scale (`float`, *optional*, defaults to 2.0): Side of the crop relative to the larger side of the landmark box.
+        shift (`tuple` of two `float`, *optional*, defaults to `(0, 0)`): Shift right and down, relative to the side.
+        upright (`bool`, *optional*, defaults to `False`): Whether the crop rotates with the head's roll.
+        feather (`float`, *optional*, defaults to 0.12): Width of the paste-back's soft border, relative to the side.
+        max_pixels (`int`, *optional*, defaults to 50,000,000): Maximal number of pixels of an image.
+        max_side (`int`, *optional*, defaults to 1920): Larger images are shrunk to this longer side.
+        min_side (`int`, *optional*, defaults to 64): Minimal shorter side of an image.
+        min_face (`int`, *optional*, defaults to 32): Minimal larger side of a face's box in pixels.
+        max_yaw_deg (`float`, *optional*, defaults to 60.0): Maximal yaw of a face.
+        max_cut_off (`float`, *optional*, defaults to 0.1): Maximal share of landmarks outside of the image.
+        background (`tuple` of three `int`, *optional*, defaults to white): Colour behind transparent pixels.
     """
 
     model_input_names = ["pixel_values"]
@@ -131,22 +130,22 @@ class FaceImageProcessor(ImageProcessingMixin):
         self.max_pixels, self.max_side, self.min_side = max_pixels, max_side, min_side
         self.min_face, self.max_yaw_deg, self.max_cut_off = min_face, max_yaw_deg, max_cut_off
 
-    # --- pictures -----------------------------------------------------------------------------------------------------
+    # --- images -----------------------------------------------------------------------------------------------------
 
     def __call__(self, image: ImageInput) -> Tensor:
         """Same as `load`."""
         return self.load(image)
 
     def load(self, image: ImageInput) -> Tensor:
-        """Read a picture of any kind as RGB.
+        """Read an image of any kind as RGB.
 
-        EXIF rotation is applied, transparency laid over `background`, palettes, CMYK, grey and 16-bit pictures are
-        converted, the first frame of an animation is taken, and a picture longer than `max_side` is shrunk (said by
-        logging).
+        EXIF rotation is applied, transparency is blended over `background`, palettes, CMYK, grey and 16-bit images are
+        converted, only the first frame of an animation is used, and an image larger than `max_side` is shrunk, with a
+        log message.
 
-        Memory: 4 bytes for each pixel of a picture with 8 bits a colour, less for a JPEG (one of at least twice
-        `max_side` is decoded at a half, quarter or eighth), 12 bytes for others; at most `max_pixels` of them. The
-        result has at most 12 bytes times `max_side` squared.
+        Memory: 4 bytes per pixel of an image with 8 bits per colour, less for a JPEG (if at least twice `max_side`, it
+        is decoded at 1/2, 1/4 or 1/8), 12 bytes for others; at most `max_pixels` of them. The result has at most 12
+        bytes times `max_side` squared.
 
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
@@ -157,26 +156,26 @@ class FaceImageProcessor(ImageProcessingMixin):
             `torch.Tensor` of shape `(3, height, width)`, float32 in [-1, 1].
 
         Raises:
-            ValueError: If the picture cannot be read, is too large or too small, or holds other values.
+            ValueError: If the image cannot be read, is too large or too small, or has other values.
         """
         picture, (width, height) = self._read(image, self.max_side)
         ratio = self.max_side / max(width, height)
         if ratio >= 1:
             return self._to_rgb(picture).contiguous()
         size = (max(round(width * ratio), 1), max(round(height * ratio), 1))
-        logger.info("The picture of %dx%d pixels is shrunk to %dx%d.", width, height, *size)
+        logger.info("The image of %dx%d pixels is shrunk to %dx%d.", width, height, *size)
         picture = self._flatten(picture)
         if isinstance(picture, Tensor):
             return F.interpolate(picture[None], size=size[::-1], mode="bilinear", antialias=True)[0]
         return self._to_rgb(picture.resize(size, Image.Resampling.BILINEAR))  # antialiased, still in 8 bits
 
     def _read(self, image: ImageInput, least_side: float) -> tuple[Image.Image | Tensor, tuple[int, int]]:
-        """An upright picture whose longer side is its own or at least `least_side`, and its full width and height."""
+        """Read an upright image, possibly reduced to a longer side of at least `least_side`, and its full size."""
         if isinstance(image, str | os.PathLike):
             return self._open(image, least_side)
         if isinstance(image, Image.Image):
             self._check_size(image.width, image.height)
-            picture = _decoded(image, "the given PIL image")
+            picture = _decode(image, "the given PIL image")
         elif isinstance(image, np.ndarray | Tensor):
             picture = self._from_array(image)
         else:
@@ -188,18 +187,18 @@ class FaceImageProcessor(ImageProcessingMixin):
         path = Path(path)
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise ValueError(f"`image` must be a picture file, but {str(path)!r} {what}.")
+            raise ValueError(f"`image` must be an image file, but {str(path)!r} {what}.")
         if _is_for_ffmpeg(path):
             picture = Image.fromarray(read_picture(path, self.max_pixels))
             self._check_size(*picture.size)
             return picture, picture.size
-        with open_picture(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             self._check_size(width, height)
             ratio = least_side / max(width, height)
             if ratio < 1:  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; others stay as they are
                 image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))
-            picture = _decoded(image, repr(str(path)))
+            picture = _decode(image, repr(str(path)))
         turned = (width > height) != (picture.width > picture.height)
         return picture, (height, width) if turned else (width, height)
 
@@ -243,7 +242,7 @@ class FaceImageProcessor(ImageProcessingMixin):
         return picture.expand(3, -1, -1) * 2 - 1
 
     def _flatten(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
-        """An opaque RGB picture: a PIL image if it has 8 bits a colour, else a tensor in [-1, 1]."""
+        """Convert to opaque RGB: a PIL image for 8 bits per colour, else a tensor in [-1, 1]."""
         if isinstance(image, Tensor):
             return image
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -267,26 +266,26 @@ class FaceImageProcessor(ImageProcessingMixin):
     # --- faces --------------------------------------------------------------------------------------------------------
 
     def choose(self, faces: Sequence[Any], image_size: tuple[int, int], face: int | None = None) -> Any:
-        """Pick the face to animate and refuse one that cannot be.
+        """Choose the face to animate and check it.
 
         Args:
-            faces (`Sequence` of `DetectedFace`): What `FaceAnalyzer.detect` found, largest first.
-            image_size (`tuple` of two `int`): Height and width of the picture.
-            face (`int`, *optional*): Which of them; the largest (0) if not given, which is said if there are several.
+            faces (`Sequence` of `DetectedFace`): Result of `FaceAnalyzer.detect`, largest first.
+            image_size (`tuple` of two `int`): Height and width of the image.
+            face (`int`, *optional*): Index of the face; by default the largest (0), with a warning if there are more.
 
         Returns:
             `DetectedFace`.
 
         Raises:
-            ValueError: If there is none, or the chosen one is too small, cut off, or turned away.
+            ValueError: If there is no face, or the chosen one is too small, cut off, or turned away.
         """
         if not faces:
             raise ValueError(
-                "`image` must show a face, but none was found. Give its place by hand: `box=(x0, y0, x1, y1)`."
+                "`image` must show a face, but none was found. Give the position of the face: `box=(x0, y0, x1, y1)`."
             )
         if face is None and len(faces) > 1:
             sizes = ", ".join(f"{i}: {f.side:.0f} px" for i, f in enumerate(faces))
-            logger.warning("%d faces were found (%s); the largest is taken. Choose with `face=`.", len(faces), sizes)
+            logger.warning("%d faces were found (%s); the largest is used. Choose with `face=1`.", len(faces), sizes)
         index = 0 if face is None else face
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(faces):
             raise ValueError(f"`face` must be 0 to {len(faces) - 1}, as {len(faces)} were found, but is {face!r}.")
@@ -304,13 +303,13 @@ class FaceImageProcessor(ImageProcessingMixin):
         outside = ((x < 0) | (x > width) | (y < 0) | (y > height)).float().mean().item()
         if outside > self.max_cut_off:
             raise ValueError(
-                f"`image` must show the whole face, but {outside:.0%} of it is cut off by the border of the picture."
+                f"`image` must show the whole face, but {outside:.0%} of it is cut off by the border of the image."
             )
         yaw_deg = math.degrees(float(face.pose[0]))
         if abs(yaw_deg) > self.max_yaw_deg:
             raise ValueError(
-                f"`image` must show a face turned at most {self.max_yaw_deg:.0f} degrees aside, "
-                f"but this one is turned {abs(yaw_deg):.0f} degrees."
+                f"`image` must show a face turned by at most {self.max_yaw_deg:.0f} degrees, "
+                f"but this one is turned by {abs(yaw_deg):.0f} degrees."
             )
 
     # --- crops --------------------------------------------------------------------------------------------------------
@@ -326,27 +325,27 @@ class FaceImageProcessor(ImageProcessingMixin):
         angle_rad: float | None = None,
         original: ImageInput | None = None,
     ) -> FaceCrop:
-        """Cut the standard square (or one moved, scaled and turned from it) around a face.
+        """Crop the standard square around a face, or a shifted, scaled and rotated one.
 
-        A small face in a picture that `load` has shrunk is cut from the full picture if `original` is given. Memory: as
-        in `load`, and 12 bytes for each pixel of the full picture that the square covers.
+        A small face in an image that `load` has shrunk is cropped from the full image if `original` is given. Memory:
+        as in `load`, and 12 bytes for each pixel of the full image that the square covers.
 
         Args:
-            image (`torch.Tensor` of shape `(3, height, width)`): A loaded picture in [-1, 1].
+            image (`torch.Tensor` of shape `(3, height, width)`): A loaded image in [-1, 1].
             face (`DetectedFace`, *optional*): The face.
-            box (`Sequence` of four `float`, *optional*): x0, y0, x1, y1 of the face by hand, in pixels; before `face`.
-            size (`int`, *optional*): Side of the result in pixels; the saved one if not given, as for the next two.
-            scale (`float`, *optional*): Side of the square over the larger side of the box.
-            shift (`Sequence` of two `float`, *optional*): Move right and down in sides of the square.
-            angle_rad (`float`, *optional*): Clockwise turn; the head's roll if not given and `upright` is on, else 0.
-            original (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): What `image`
-                was loaded from.
+            box (`Sequence` of four `float`, *optional*): Box x0, y0, x1, y1 of the face in pixels, instead of `face`.
+            size (`int`, *optional*): Side of the result in pixels; by default the saved one, as for the next two.
+            scale (`float`, *optional*): Side of the square relative to the larger side of the box.
+            shift (`Sequence` of two `float`, *optional*): Shift right and down in sides of the square.
+            angle_rad (`float`, *optional*): Clockwise rotation; by default the head's roll if `upright` is on, else 0.
+            original (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): The source
+                of `image`.
 
         Returns:
             `FaceCrop`; its matrix and size are those of `image`.
 
         Raises:
-            ValueError: If `box` is no box within the picture, or a number is out of range.
+            ValueError: If `box` is not inside the image, or a number is out of range.
         """
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"`image` must be of shape (3, height, width), but is {tuple(image.shape)}.")
@@ -373,13 +372,13 @@ class FaceImageProcessor(ImageProcessingMixin):
             raise ValueError(f"`angle_rad` must be -pi to pi, but is {angle_rad!r}.")
         image_from_crop = standard_crop(around.double(), scale, tuple(shift), angle_rad)
         finest = (image.float(), image_from_crop)
-        if original is not None and max(height, width) == self.max_side:  # longer ones were shrunk to this
+        if original is not None and max(height, width) == self.max_side:  # larger ones were shrunk to this
             finest = self._finest(original, image, image_from_crop, size)
         square = cut_crop(finest[0], finest[1].float(), size)
         return FaceCrop(square, torch.linalg.inv(image_from_crop), (height, width))
 
     def _finest(self, original: ImageInput, image: Tensor, image_from_crop: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """The part of the full picture that a crop covers, and the crop's matrix in it; `image` if that suffices."""
+        """Read the region of the full image that a crop covers, and the crop's matrix in it; `image` if it suffices."""
         side, (height, width) = float(image_from_crop[:2, 0].norm()), image.shape[-2:]
         if side >= size:
             return image.float(), image_from_crop
@@ -393,7 +392,7 @@ class FaceImageProcessor(ImageProcessingMixin):
         return self._to_rgb(picture.crop((left, top, right, bottom))), matrix
 
     def check_box(self, box: Sequence[float] | Tensor, image_size: tuple[int, int]) -> Tensor:
-        """A box by hand as a tensor `(4,)`; raises a `ValueError` if it is none or lies outside of the picture."""
+        """Convert a box to a tensor `(4,)`; raises `ValueError` if it is invalid or outside of the image."""
         try:
             around = torch.as_tensor(box, dtype=torch.float32).flatten()
         except (TypeError, ValueError, RuntimeError) as error:
@@ -415,21 +414,21 @@ class FaceImageProcessor(ImageProcessingMixin):
         crop_image: Tensor,  # [3, S, S] or [B, 3, S, S]
         crop: FaceCrop,
     ) -> Tensor:
-        """Put a made crop back into the full picture under a soft mask.
+        """Blend a generated crop into the full image with a soft mask.
 
-        Where the new content does not differ from what was cut out, the picture keeps its pixels exactly.
+        Where the new content equals the crop, the pixels of the image do not change.
 
         Args:
-            image (`torch.Tensor` of shape `(3, height, width)`): The picture the crop was cut from.
+            image (`torch.Tensor` of shape `(3, height, width)`): The image of the crop.
             crop_image (`torch.Tensor` of shape `([batch,] 3, size, size)`): New content, any size.
-            crop (`FaceCrop`): Where it belongs.
+            crop (`FaceCrop`): Position of the crop.
 
         Returns:
-            `torch.Tensor` of shape `([batch,] 3, height, width)` in the picture's full resolution.
+            `torch.Tensor` of shape `([batch,] 3, height, width)` in the image's full resolution.
         """
         if tuple(image.shape[-2:]) != tuple(crop.image_size):
             raise ValueError(
-                f"`image` must be the cropped picture, {tuple(crop.image_size)}, but is {tuple(image.shape[-2:])}."
+                f"`image` must be the cropped image, {tuple(crop.image_size)}, but is {tuple(image.shape[-2:])}."
             )
         if crop_image.ndim not in (3, 4) or crop_image.shape[-1] != crop_image.shape[-2]:
             raise ValueError(f"`crop_image` must be ([batch,] 3, size, size), but is {tuple(crop_image.shape)}.")
@@ -442,8 +441,17 @@ class FaceImageProcessor(ImageProcessingMixin):
             return paste(image, crop_image, crop.window, own)
         return torch.stack([paste(image, one, crop.window, own) for one in crop_image])
 
-    def preview(self, image: Tensor, faces: Sequence[Any] = (), crop: FaceCrop | None = None) -> Image.Image:
-        """The picture with boxes, indices, scores and landmarks of the faces and the outline of the crop."""
+    def preview(
+        self,
+        image: Tensor,
+        faces: Sequence[Any] = (),
+        crop: FaceCrop | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> Image.Image:
+        """Draw boxes, labels and landmarks of the faces and the outline of the crop.
+
+        Labels are index and score by default; others are drawn large enough to be read on a small preview.
+        """
         picture = to_pil(image)
         draw = ImageDraw.Draw(picture)
         width = max(1, round(max(picture.size) / 400))
@@ -459,7 +467,13 @@ class FaceImageProcessor(ImageProcessingMixin):
                     draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 220, 0))
             box = face.box.tolist()
             draw.rectangle(box, outline=(255, 140, 0), width=width)
-            draw.text((box[0] + 2 * width, box[1] + 2 * width), f"{index}: {face.score:.2f}", fill=(255, 140, 0))
+            corner = (box[0] + 2 * width, box[1] + 2 * width)
+            if labels is None:
+                draw.text(corner, f"{index}: {face.score:.2f}", fill=(255, 140, 0))
+            else:
+                font = {"font_size": max(14, round(max(picture.size) / 14))}
+                draw.rectangle(draw.textbbox(corner, labels[index], **font), fill=(255, 140, 0))
+                draw.text(corner, labels[index], fill="black", **font)
         if crop is not None:
             corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.float64)
             outline = [tuple(p) for p in transform_points(crop.image_from_crop, corners).tolist()]
@@ -467,17 +481,17 @@ class FaceImageProcessor(ImageProcessingMixin):
         return picture
 
 
-def _decoded(image: Image.Image, name: str) -> Image.Image:
-    """The picture turned as its EXIF data say; decoding happens here, so broken files are found here."""
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    """Decode an image and apply its EXIF rotation; raises `ValueError` for damaged files."""
     try:
         image.load()
         return ImageOps.exif_transpose(image)
     except _DAMAGE as error:
-        raise ValueError(f"`image` must be a whole picture, but {name} is damaged: {error}.") from error
+        raise ValueError(f"`image` must be an intact image file, but {name} is damaged: {error}.") from error
 
 
 def _is_for_ffmpeg(path: Path) -> bool:
-    """Whether a file begins as a HEIC or a JPEG XL, or as an AVIF that this Pillow cannot read."""
+    """Whether a file is HEIC or JPEG XL, or AVIF that this version of Pillow cannot read."""
     with open(path, "rb") as file:
         begin = file.read(12)
     if begin[4:8] == b"ftyp":
@@ -487,11 +501,11 @@ def _is_for_ffmpeg(path: Path) -> bool:
     return begin.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL "))
 
 
-def open_picture(path: str | os.PathLike) -> Image.Image:
-    """Open a picture file of one of `FORMATS`; nothing is decoded yet.
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Open an image file of one of `FORMATS`, without decoding it.
 
     Raises:
-        ValueError: If it is none, is damaged, or claims so many pixels that Pillow warns of an attack.
+        ValueError: If it is no image, is damaged, or has so many pixels that Pillow warns of an attack.
     """
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs Pillow 11.3
@@ -500,15 +514,15 @@ def open_picture(path: str | os.PathLike) -> Image.Image:
     except UnidentifiedImageError as error:
         kinds = ", ".join(known)
         raise ValueError(
-            f"`image` must be a picture file (HEIC, JPEG XL, {kinds}), but {str(path)!r} is none."
+            f"`image` must be an image file (HEIC, JPEG XL, {kinds}), but {str(path)!r} is not."
         ) from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"`image` must have fewer pixels: {error}.") from error
     except _DAMAGE as error:
-        raise ValueError(f"`image` must be a whole picture, but {str(path)!r} is damaged: {error}.") from error
+        raise ValueError(f"`image` must be an intact image file, but {str(path)!r} is damaged: {error}.") from error
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1] to a PIL image."""
+    """Convert [3, H, W] in [-1, 1] to a PIL image."""
     array = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(array.permute(1, 2, 0).numpy())

@@ -13,15 +13,17 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vasa_hf.models import face_autoencoder_vasa1, motion_transformer_vasa1
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder, region_code
 from vasa_hf.models.motion_transformer_vasa1 import EMOTIONS, Vasa1MotionTransformer
-from vasa_hf.training import train_face_autoencoder, train_motion_transformer
-from vasa_hf.training.loop import LoopOptions, configs, parse_options
+from vasa_hf.training.options import LoopOptions, configs, parse_options
+from vasa_hf.training.recipes.face_autoencoder import FaceAutoencoderOptions
+from vasa_hf.training.recipes.motion_transformer import MotionTransformerOptions
 
 
-def face_autoencoder_cost(options: train_face_autoencoder.FaceAutoencoderOptions) -> tuple[int, float]:
-    """Parameters, and FLOP of a training sample: both frames' motion, a decoded picture, three more for the losses."""
-    config = train_face_autoencoder.PRESETS[options.preset]
+def face_autoencoder_cost(options: FaceAutoencoderOptions) -> tuple[int, float]:
+    """Parameters, and FLOP of a training sample: both frames' motion, a decoded image, three more for the losses."""
+    config = face_autoencoder_vasa1.PRESETS[options.preset]
     with FakeTensorMode():
         model = Vasa1FaceAutoencoder(**config).requires_grad_(False)
         image = torch.zeros(1, 3, config["image_size"], config["image_size"])
@@ -40,10 +42,10 @@ def face_autoencoder_cost(options: train_face_autoencoder.FaceAutoencoderOptions
     return _parameters(model), 3 * (encodes * encode + decodes * decode)
 
 
-def motion_transformer_cost(options: train_motion_transformer.MotionTransformerOptions) -> tuple[int, float]:
+def motion_transformer_cost(options: MotionTransformerOptions) -> tuple[int, float]:
     """Parameters, and FLOP of a training sample: one window with its context."""
     with FakeTensorMode():
-        preset = train_motion_transformer.PRESETS[options.preset]
+        preset = motion_transformer_vasa1.PRESETS[options.preset]
         model = Vasa1MotionTransformer(window=options.window, context=options.context, **preset).requires_grad_(False)
         zeros = lambda *shape: torch.zeros(1, *shape)  # noqa: E731
         conditions = {
@@ -60,8 +62,8 @@ def motion_transformer_cost(options: train_motion_transformer.MotionTransformerO
 
 
 _TRAININGS = {
-    "face_autoencoder": (train_face_autoencoder.FaceAutoencoderOptions, face_autoencoder_cost),
-    "motion_transformer": (train_motion_transformer.MotionTransformerOptions, motion_transformer_cost),
+    "face_autoencoder": (FaceAutoencoderOptions, face_autoencoder_cost),
+    "motion_transformer": (MotionTransformerOptions, motion_transformer_cost),
 }
 
 

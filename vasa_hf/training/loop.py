@@ -11,15 +11,12 @@ function of `i`, and each micro-batch seeds its own random numbers from its numb
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 import os
 import shutil
 import time
-import types
-import typing
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,37 +32,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vasa_hf.training.ema import ExponentialMovingAverage
-
-
-def option(default: Any, help: str) -> Any:
-    """Dataclass field with a help text for the command line."""
-    if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: default.copy(), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
-@dataclass
-class LoopOptions:
-    """Options of the loop; each stage subclasses it with its own."""
-
-    output: str = option("outputs/run", "folder for checkpoints, logs and sample sheets")
-    max_steps: int = option(100_000, "optimiser steps of the whole run; the learning rate ends here")
-    max_minutes: float | None = option(None, "end (with the learning rate at its end) after so many minutes")
-    batch_size: int = option(32, "samples a process and micro-batch")
-    gradient_accumulation_steps: int = option(1, "micro-batches an optimiser step")
-    mixed_precision: str = option("no", "no, fp16 or bf16")
-    warmup_steps: int = option(100, "steps of linear warm-up of the learning rate")
-    final_lr_ratio: float = option(0.02, "learning rate at the end of the cosine, as a share of its peak")
-    max_grad_norm: float = option(1.0, "gradient norm of a player is clipped to this")
-    ema_decay: float = option(0.999, "decay of the averaged weights")
-    seed: int = option(0, "seed of every random number of the run")
-    num_workers: int = option(0, "data loading processes")
-    log_every: int = option(20, "steps between log lines")
-    sample_every: int = option(1000, "steps between sample sheets; 0 for none")
-    checkpoint_every: int = option(1000, "steps between checkpoints; 0 for the last one alone")
-    resume: bool = option(False, "go on from the newest checkpoint in `output`")
-    report_to: str = option("none", "none (a log.jsonl is always written), tensorboard or wandb")
-    cpu: bool = option(False, "train on the CPU even if there is a GPU")
+from vasa_hf.training.options import LoopOptions
 
 
 @dataclass
@@ -141,7 +108,7 @@ def train(
             `i >= 0` (draw with `numpy.random.default_rng([seed, i])`).
         ema_of (`tuple[str, ...]`): Names of the modules whose weights are averaged. They carry the averaged weights
             while `on_sample` runs.
-        on_log (`Callable`, *optional*): `on_log(step, values)` beside the log file.
+        on_log (`Callable`, *optional*): `on_log(step, values)` next to the log file.
         on_sample (`Callable`, *optional*): `on_sample(modules, step, folder)` every `sample_every` steps and at the
             end; runs in evaluation mode without gradients on the main process.
 
@@ -334,60 +301,3 @@ def _load_checkpoint(accelerator: Accelerator, state: TrainingState, folder: Pat
 def checkpoints(folder: str | Path) -> list[Path]:
     """Complete checkpoints in `folder`, oldest first."""
     return sorted(path for path in Path(folder).glob("checkpoint-*") if (path / "progress.json").exists())
-
-
-def parse_options(options_class: type, arguments: list[str] | None = None, description: str | None = None) -> Any:
-    """Make an options dataclass from the command line: `--batch-size 8`, `--cpu`, `--no-cpu`.
-
-    `--config` names a JSON file of options, or one of `training/configs/` without its ending; the rest of the command
-    line has the last word.
-
-    Args:
-        options_class (`type`): A dataclass whose fields are made with `option`.
-        arguments (`list[str]`, *optional*, defaults to the process' own): What to parse.
-        description (`str`, *optional*): Head of the `--help` text.
-
-    Returns:
-        An instance of `options_class`.
-
-    Raises:
-        ValueError: If the config is missing, or holds what is no option.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--config", help=f"JSON file of options, or one of {', '.join(sorted(configs()))}")
-    hints = typing.get_type_hints(options_class)
-    for field in dataclasses.fields(options_class):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-        name, kind = "--" + field.name.replace("_", "-"), hints[field.name]
-        if isinstance(kind, types.UnionType):  # `float | None`
-            kind = next(part for part in kind.__args__ if part is not types.NoneType)
-        text = field.metadata.get("help", "").replace("%", "%%")
-        if kind is bool:
-            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
-        elif typing.get_origin(kind) in (list, tuple):
-            inner = typing.get_args(kind)[0]
-            parser.add_argument(name, nargs="*", type=inner, default=default, help=text)
-        else:
-            parser.add_argument(name, type=kind, default=default, help=text)
-    config = parser.parse_known_args(arguments)[0].config
-    if config:
-        parser.set_defaults(**read_config(config, options_class))
-    chosen = vars(parser.parse_args(arguments))
-    del chosen["config"]
-    return options_class(**chosen)
-
-
-def configs() -> dict[str, Path]:
-    """Name and file of each set of options that comes with the package."""
-    return {path.stem: path for path in (Path(__file__).parent / "configs").glob("*.json")}
-
-
-def read_config(config: str, options_class: type) -> dict[str, Any]:
-    """Options of a JSON file, or of a named set; see `parse_options`."""
-    path = configs().get(config, Path(config))
-    if not path.is_file():
-        raise ValueError(f"`config` must be a JSON file or one of {sorted(configs())}, got {config!r}.")
-    values = json.loads(path.read_text())
-    if unknown := set(values) - {field.name for field in dataclasses.fields(options_class)}:
-        raise ValueError(f"`config`: {path.name} holds {sorted(unknown)}, which are no options of this training.")
-    return values

@@ -13,10 +13,10 @@ Features = Callable[[Tensor], list[Tensor]]
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """L1 between pictures, optionally weighted by place (mouth and eyes).
+    """L1 between images, optionally weighted by place (mouth and eyes).
 
     Args:
-        prediction (`torch.Tensor` of shape `(batch, 3, height, width)`): Decoded picture.
+        prediction (`torch.Tensor` of shape `(batch, 3, height, width)`): Decoded image.
         target (`torch.Tensor` of the same shape): Driving frame.
         weight (`torch.Tensor` of shape `(batch, 1, height, width)`, *optional*): Importance of each pixel.
     """
@@ -27,9 +27,9 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor | Non
 
 
 def pyramid_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None, levels: int = 3) -> Tensor:
-    """L1 of picture gradients at several scales: keeps edges sharp where plain L1 would blur them.
+    """L1 of image gradients at several scales: keeps edges sharp where plain L1 would blur them.
 
-    # Not in the paper: stands beside the perceptual loss where no pretrained network is at hand.
+    # Not in the paper: stands next to the perceptual loss where no pretrained network is at hand.
     """
     total = prediction.new_zeros(())
     for level in range(levels):
@@ -46,8 +46,8 @@ def perceptual_loss(features: Features, prediction: Tensor, target: Tensor) -> T
     """L1 between deep features of prediction and target (MegaPortraits' VGG19 / VGGFace terms).
 
     Args:
-        features (`Callable`): Pictures in [-1, 1] to a list of feature maps; any pretrained network.
-        prediction (`torch.Tensor` of shape `(batch, 3, height, width)`): Decoded picture.
+        features (`Callable`): Images in [-1, 1] to a list of feature maps; any pretrained network.
+        prediction (`torch.Tensor` of shape `(batch, 3, height, width)`): Decoded image.
         target (`torch.Tensor` of the same shape): Driving frame.
     """
     with torch.no_grad():
@@ -60,7 +60,7 @@ def discriminator_loss(real: list[Tensor], fake: list[Tensor], weight: Tensor | 
 
     Args:
         real (`list[torch.Tensor]`): Scores of driving frames, one map for each scale.
-        fake (`list[torch.Tensor]`): Scores of decoded pictures.
+        fake (`list[torch.Tensor]`): Scores of decoded images.
         weight (`torch.Tensor` of shape `(batch, 1, height, width)`, *optional*): Importance of each pixel.
     """
     scores = zip(real, fake, strict=True)
@@ -68,7 +68,7 @@ def discriminator_loss(real: list[Tensor], fake: list[Tensor], weight: Tensor | 
 
 
 def generator_loss(fake: list[Tensor], weight: Tensor | None = None) -> Tensor:
-    """Hinge adversarial loss of the decoder, averaged over scales; arguments as of `discriminator_loss`."""
+    """Hinge adversarial loss of the decoder, averaged over scales; arguments as for `discriminator_loss`."""
     return -sum(_mean(score, weight) for score in fake) / len(fake)
 
 
@@ -81,7 +81,7 @@ def _mean(scores: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def feature_matching_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
-    """L1 between the discriminator's features of real and decoded pictures, averaged over scales and layers."""
+    """L1 between the discriminator's features of real and decoded images, averaged over scales and layers."""
     pairs = [(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs, fs, strict=True)]
     return sum(F.l1_loss(f.float(), r.detach().float()) for r, f in pairs) / len(pairs)
 
@@ -94,7 +94,7 @@ def motion_contrastive_loss(
     Source: MegaPortraits' cosine loss on motion descriptors, scale s = 5 and margin m = 0.2.
 
     Args:
-        prediction (`torch.Tensor` of shape `(batch, dim)`): z_dyn encoded from the decoded picture.
+        prediction (`torch.Tensor` of shape `(batch, dim)`): z_dyn encoded from the decoded image.
         driving (`torch.Tensor` of shape `(batch, dim)`): z_dyn of the driver.
         others (`torch.Tensor` of shape `(batch, negatives, dim)`): z_dyn of other frames.
         scale (`float`): Inverse temperature.
@@ -117,7 +117,7 @@ def gaze_loss(predicted_gaze: Tensor, target_gaze: Tensor) -> Tensor:
 
 
 def consistency_loss(pose_moved: Tensor, dynamics_moved: Tensor) -> Tensor:
-    """`l_consist` (VASA-1 §3.1): pose of i onto j and dynamics of j onto i give the same picture.
+    """`l_consist` (VASA-1 §3.1): pose of i onto j and dynamics of j onto i give the same image.
 
     Args:
         pose_moved (`torch.Tensor` of shape `(batch, 3, height, width)`): D(V_j, id_j, pose_i, dyn_j).
@@ -130,7 +130,7 @@ def cross_identity_loss(identity: Callable[[Tensor], Tensor], source: Tensor, tr
     """`l_cross_id` (VASA-1 §3.1): a person driven by someone else keeps deep identity features.
 
     Args:
-        identity (`Callable`): Pictures in [-1, 1] to identity features `(batch, dim)`, a face recogniser.
+        identity (`Callable`): Images in [-1, 1] to identity features `(batch, dim)`, a face recogniser.
         source (`torch.Tensor` of shape `(batch, 3, height, width)`): I_s.
         transferred (`torch.Tensor` of the same shape): D(V_s, id_s, pose_d, dyn_d).
     """
@@ -171,13 +171,13 @@ def landmark_flow_loss(
 
 
 class MultiScalePatchDiscriminator(nn.Module):
-    """Patch discriminators on the picture and on its halvings.
+    """Patch discriminators on the image and on its halvings.
 
     Args:
         channels (`int`): Width of the first layer.
         layers (`int`): Strided layers of each discriminator.
         scales (`int`): Number of discriminators.
-        in_channels (`int`): Channels of the picture; more than 3 where it is judged beside another one.
+        in_channels (`int`): Channels of the image; more than 3 where it is judged next to another one.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3, scales: int = 2, in_channels: int = 3):
@@ -192,7 +192,7 @@ class MultiScalePatchDiscriminator(nn.Module):
             self.scales.append(nn.ModuleList([*convs, nn.Conv2d(widths[-1], 1, 3, padding=1)]))
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Score pictures `(batch, in_channels, height, width)`: score maps and inner features, one for each scale."""
+        """Score images `(batch, in_channels, height, width)`: score maps and inner features, one for each scale."""
         scores, features = [], []
         for index, layers in enumerate(self.scales):
             x = F.avg_pool2d(image, 2**index) if index else image

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from vasa_hf.data.clips import MotionData, MotionPriors
 from vasa_hf.data.keypoint_clips import KeypointClips, KeypointData, encode_clips
-from vasa_hf.data.keypoint_sequences import KeypointSequences, emotion_offsets, faces_of
+from vasa_hf.data.keypoint_sequences import KeypointSequences, emotion_offsets, load_faces
 from vasa_hf.data.landmark_dynamics import LandmarkDynamics
 from vasa_hf.geometry.keypoints import LIP_KEYPOINTS
 from vasa_hf.hub import resolve
-from vasa_hf.training.loop import LoopOptions, option
+from vasa_hf.training.options import LoopOptions, option
 
 # The lips' 18 of the 63 numbers of the expression.
 LIP_CHANNELS = [3 * point + axis for point in LIP_KEYPOINTS for axis in range(3)]
@@ -70,10 +70,10 @@ def _labelled(options: ModaDataOptions, drop_audio: float) -> KeypointSequences:
             raise ValueError(f"`{name}` must be given with `landmark_dynamics`.")
     dynamics = LandmarkDynamics.load(resolve(options.landmark_dynamics))
     clips = MotionData.load(options.prepared)
-    data = clips.joined([MotionData.load(path) for path in options.talkers])
+    data = clips.join([MotionData.load(path) for path in options.talkers])
     return KeypointSequences(
         data,
-        faces_of(options.data, dynamics),
+        load_faces(options.data, dynamics),
         dynamics,
         MotionPriors.load(resolve(options.priors)),
         emotion_offsets(dynamics, options.head) if options.head else None,
@@ -87,7 +87,7 @@ def _labelled(options: ModaDataOptions, drop_audio: float) -> KeypointSequences:
 
 
 def as_columns(audio: Tensor, columns: int = 4) -> Tensor:
-    """Audio features laid out as the spectrogram of a sync expert, which has four columns a frame.
+    """Audio features laid out as the spectrogram of a sync expert, which has four columns per frame.
 
     Its first layer sees three whole frames at once, so that it does not matter which feature stands in which column.
 
@@ -100,7 +100,9 @@ def as_columns(audio: Tensor, columns: int = 4) -> Tensor:
     """
     flat = audio.flatten(-2)
     if flat.shape[-1] % columns:
-        raise ValueError(f"`audio` must have a multiple of {columns} numbers a frame, got shape {tuple(audio.shape)}.")
+        raise ValueError(
+            f"`audio` must have a multiple of {columns} numbers per frame, got shape {tuple(audio.shape)}."
+        )
     return flat.unflatten(-1, (columns, -1)).flatten(-3, -2)
 
 

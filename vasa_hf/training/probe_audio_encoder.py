@@ -17,11 +17,11 @@ from vasa_hf.data.shards import training_folder
 from vasa_hf.data.speech_teacher import load_teacher
 from vasa_hf.hub import resolve
 from vasa_hf.processors.audio import VasaAudioProcessor
-from vasa_hf.training.loop import option, parse_options
-from vasa_hf.training.train_audio_encoder import AudioEncoderOptions, Voice, load_clips, load_sound, split_people
+from vasa_hf.training.options import option, parse_options
+from vasa_hf.training.recipes.audio_encoder import AudioEncoderOptions, Voice, load_clips, load_sound, split_people
 
 RADIUS = 3  # frames to either side
-PRESENTER_CLIPS = {"train": 20, "eval": 5}  # who has so many is a presenter
+PRESENTER_CLIPS = {"train": 20, "eval": 5}  # people with this many clips are presenters
 
 
 @dataclass
@@ -29,16 +29,17 @@ class ProbeOptions:
     """Options of the probe."""
 
     encoder: str = option("vasa-small/audio_encoder", "encoder folder, or name on the Hub")
-    teacher: str | None = option(None, "judge a teacher of train_audio_encoder instead, by its last states")
+    teacher: str | None = option(None, "judge a teacher of audio_encoder instead, by its last states")
     do_normalize: bool = option(False, "normalise the audio first, as facebook/wav2vec2-base-960h expects")
     data: str = option("data/train", "folder with clips.npz, clips/ and identities.csv to fit on")
     eval: str = option("data/eval", "such a folder to judge on")
     num_clips: int = option(500, "clips to fit on, drawn from the presenters")
     validation_people: int = option(
-        AudioEncoderOptions.validation_people, "people of `data` to judge on: those that train_audio_encoder keeps out"
+        AudioEncoderOptions.validation_people,
+        "people of `data` to judge on: those that audio_encoder keeps out",
     )
     ridge: float = option(1.0, "penalty, in units of the variance of standardised features")
-    audio_cache: str | None = option(None, "see train_audio_encoder")
+    audio_cache: str | None = option(None, "see the recipe audio_encoder")
     seed: int = option(0, "seed of the draw of clips")
 
 

@@ -1,10 +1,12 @@
-"""How trainings of one model end: as a component's folder, or a pipeline that loads."""
+"""How every training ends: averaged weights as component folders, and as a pipeline that loads."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,87 +16,115 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from vasa_hf.hub import resolve
-from vasa_hf.training.ema import ExponentialMovingAverage
 from vasa_hf.training.loop import Player, TrainingState, print_log, train
+from vasa_hf.training.options import LoopOptions
 
-
-def published_dtype(name: str) -> torch.dtype:
-    """The type that the option `save_dtype` names.
-
-    Raises:
-        ValueError: If it is neither float32 nor float16.
-    """
-    if name not in ("float32", "float16"):
-        raise ValueError(f"`save_dtype` must be float32 or float16, got {name!r}.")
-    return getattr(torch, name)
+MAX_SHARD_SIZE = "15MB"
 
 
 def train_and_save(
-    options: Any, name: str, model: nn.Module, loss: Any, dataset: Dataset, on_sample: Any = None, **others: nn.Module
+    options: LoopOptions,
+    modules: dict[str, nn.Module],
+    players: list[Player],
+    dataset: Dataset,
+    averaged: tuple[str, ...],
+    components: Callable[[], dict[str, Any]],
+    pipeline: str | os.PathLike | None = None,
+    on_sample: Callable[[dict[str, nn.Module], int, Path], None] | None = None,
 ) -> TrainingState:
-    """Train one model by one loss, and write `output/NAME` with averaged weights. The model itself becomes that.
+    """Train, let the modules carry their averaged weights, and save what came of it.
 
     Args:
-        options (`LoopOptions`): With `learning_rate`, `weight_decay` and `save_dtype`.
-        name (`str`): Of the component.
-        model (`diffusers.ModelMixin`): A model whose config has `dropout`.
-        loss (`Callable`): See `Player`.
+        options (`LoopOptions`): See there; `save_dtype` is the type of the weights that are written.
+        modules (`dict[str, torch.nn.Module]`): See `train`.
+        players (`list[Player]`): See `train`.
         dataset (`torch.utils.data.Dataset`): See `train`.
+        averaged (`tuple[str, ...]`): Names of the modules whose averaged weights are published.
+        components (`Callable`): Called at the end; returns what `save_components` writes.
+        pipeline (`str` or `os.PathLike`, *optional*):
+            Known pipeline; a copy of it with the new components is written to `output/pipeline`.
         on_sample (`Callable`, *optional*): See `train`.
-        **others: Modules that the loss uses and nobody trains.
+
+    Returns:
+        `TrainingState`: The modules carry the averaged weights, in float32.
     """
-    player = Player(name, (name,), loss, options.learning_rate, weight_decay=options.weight_decay)
-    state = train(options, {name: model, **others}, [player], dataset, (name,), print_log, on_sample)
+    state = train(options, modules, players, dataset, averaged, print_log, on_sample)
+    for name in averaged:
+        state.ema[name].copy_to(state.modules[name])
     if PartialState().is_main_process:
-        save_averaged(model, state.ema[name], Path(options.output) / name, published_dtype(options.save_dtype))
+        made = save_components(options.output, components(), options.save_dtype)
+        if pipeline:
+            save_pipeline(pipeline, Path(options.output) / "pipeline", **made)
     return state
 
 
-def save_averaged(model, average: ExponentialMovingAverage, folder: str | os.PathLike, dtype: torch.dtype) -> None:
-    """Write a model as it is published: with averaged weights and without dropout. The model itself becomes that.
+def save_components(folder: str | os.PathLike, components: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
+    """Write components as they are published: models without dropout, in shards of at most 15 MB.
 
     Args:
-        model (`diffusers.ModelMixin`): A trained model whose config has `dropout`.
-        average (`ExponentialMovingAverage`): Of its weights.
         folder (`str` or `os.PathLike`): Where to.
-        dtype (`torch.dtype`): Of the weights.
+        components (`dict`): Name -> what has `save_pretrained`, or, under a file name, what has `save`.
+        dtype (`str`, defaults to "float32"): Type of models' weights, float32 or float16. The models stay as they are.
+
+    Returns:
+        `dict`: What was written, for `save_pipeline`.
     """
-    average.copy_to(model)
-    model.register_to_config(dropout=0.0)
-    model.to(dtype=dtype).save_pretrained(folder)
+    written = {}
+    for name, component in components.items():
+        if _is_model(component):
+            component = copy.deepcopy(component).to(device="cpu", dtype=getattr(torch, dtype)).requires_grad_(True)
+            if hasattr(component, "register_to_config") and "dropout" in component.config:
+                component.register_to_config(dropout=0.0)
+        _save(component, Path(folder) / name)
+        written[name] = component
+    return written
+
+
+def _is_model(component: Any) -> bool:
+    return isinstance(component, nn.Module) and hasattr(component, "save_pretrained")
+
+
+def _save(component: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_model(component):
+        component.save_pretrained(path, max_shard_size=MAX_SHARD_SIZE)
+    elif hasattr(component, "save_pretrained"):
+        component.save_pretrained(path)
+    else:
+        component.save(path)
+    config = path / "config.json"
+    if config.is_file():  # diffusers records the folder that the weights were read from
+        values = json.loads(config.read_text())
+        values.pop("_name_or_path", None)
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def save_pipeline(base: str | os.PathLike, target: str | os.PathLike, **components: Any) -> Path:
     """Write a pipeline folder: a known pipeline with some components replaced by newly trained ones.
 
-    The model card of the known pipeline is left behind, since it does not speak of these weights. Models are written in
+    The model card of the known pipeline is not copied, since it does not describe these weights. Models are written in
     shards of at most 15 MB.
 
     Args:
         base (`str` or `os.PathLike`): Name of an embedded pipeline, or a pipeline folder.
-        target (`str` or `os.PathLike`): Folder to write; replaced if it is there.
-        components: Name in `model_index.json` -> whatever has `save_pretrained`.
+        target (`str` or `os.PathLike`): Folder to write; replaced if it exists.
+        components: Name in `model_index.json` -> what has `save_pretrained`; or file name -> what has `save`.
 
     Raises:
-        ValueError: If `base` is no pipeline folder, or has no component of a name.
+        ValueError: If `base` is not a pipeline folder, or has no component of a name.
     """
     base, target = Path(resolve(base)), Path(target)
     if not (base / "model_index.json").is_file():
         raise ValueError(f"`base` must be a pipeline folder with model_index.json, got {str(base)!r}.")
     known = json.loads((base / "model_index.json").read_text())
-    if unknown := set(components) - set(known):
+    models = {name for name, component in components.items() if hasattr(component, "save_pretrained")}
+    if unknown := models - set(known):
         raise ValueError(f"`components` must be among those of {base.name!r}, but {sorted(unknown)} are not.")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *components))
     for name, component in components.items():
-        shards = {"max_shard_size": "15MB"} if isinstance(component, torch.nn.Module) else {}
-        component.save_pretrained(partial / name, **shards)
-        config = partial / name / "config.json"
-        if config.is_file():  # diffusers records the folder that the weights were read from
-            values = json.loads(config.read_text())
-            values.pop("_name_or_path", None)
-            config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        _save(component, partial / name)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target

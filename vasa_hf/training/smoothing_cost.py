@@ -42,7 +42,7 @@ def measure_motion(clips: list[np.ndarray]) -> tuple[float, float]:
 
 
 def pose_variation_of(angles: list[np.ndarray]) -> float:
-    """ΔP as of `metrics.motion.pose_variation`, over clips of yaw, pitch and roll in radians; degrees a frame."""
+    """ΔP as `metrics.motion.pose_variation`, over clips of yaw, pitch and roll in radians; degrees per frame."""
     rotations = [matrix_from_euler(*torch.from_numpy(clip).unbind(-1)) for clip in angles]
     return float(torch.cat([angle_between(rotation[:-1], rotation[1:]) for rotation in rotations]).mean())
 

@@ -220,7 +220,7 @@ def test_anchors_hold_the_sides_as_they_began(frames, distance, tmp_path):
 
 
 def test_logs_say_that_sds_is_off(caplog):
-    from vasa_hf.training.train_gaussian_avatar import _score_distillation
+    from vasa_hf.training.avatar.fit import _score_distillation
 
     with caplog.at_level(logging.WARNING):
         assert _score_distillation(make_preset()) is None

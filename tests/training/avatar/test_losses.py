@@ -20,7 +20,7 @@ from vasa_hf.training.avatar.losses import (
     random_cameras,
     recon_loss,
     sds_t_max,
-    sharpened,
+    sharpen,
     sharpening_loss,
     ssim_loss,
 )
@@ -103,7 +103,7 @@ def test_perceptual_distance_with_lpips_is_lpips(tmp_path):
 def test_sharpening_is_amds_filter():
     """Each pixel by itself, as the shader has it, with `CAS_BETTER_DIAGONALS`."""
     picture, sharpness = pictures(1, 6, dtype=torch.float64), 0.4
-    result = sharpened(picture, sharpness)[0]
+    result = sharpen(picture, sharpness)[0]
     for y, x in product(range(6), range(6)):
         a, b, c, d, e, f, g, h, i = (
             picture[0, :, min(max(y + v, 0), 5), min(max(x + u, 0), 5)] for v in (-1, 0, 1) for u in (-1, 0, 1)
@@ -117,13 +117,13 @@ def test_sharpening_is_amds_filter():
 
 def test_sharpening_leaves_plain_pictures_alone_and_raises_contrast():
     plain = torch.full((1, 3, 8, 8), 0.4)
-    torch.testing.assert_close(sharpened(plain), plain)
+    torch.testing.assert_close(sharpen(plain), plain)
     edge = torch.full((1, 3, 8, 8), 0.4)
     edge[..., 4:] = 0.6
-    weak, strong = sharpened(edge, 0.0), sharpened(edge, 1.0)
+    weak, strong = sharpen(edge, 0.0), sharpen(edge, 1.0)
     assert strong[..., 4].min() > weak[..., 4].min() > 0.6 and strong[..., 3].max() < weak[..., 3].max() < 0.4
     with pytest.raises(ValueError, match="`sharpness`"):
-        sharpened(edge, 1.5)
+        sharpen(edge, 1.5)
 
 
 def test_the_sharpening_loss_makes_pictures_sharper(tmp_path):

@@ -1,4 +1,4 @@
-"""Where a rendered head's landmarks are, for many states at once and without a picture.
+"""Where a rendered head's landmarks are, for many states at once and without an image.
 
 Not in the paper. `HeadPoints` repeats on the 152 landmark vertices and the eyes what `RenderedHead` does to the whole
 mesh, so labels of long tracks cost next to nothing; a test holds the two together.
@@ -33,7 +33,7 @@ class HeadTrack:
             shares of the lid gap.
         rotation (`torch.Tensor` of shape `(frames, 3)`): yaw, pitch, roll in radians.
         gaze (`torch.Tensor` of shape `(frames, 2)`): Turn of the eyes in the head from the photograph's, radians.
-        shift (`torch.Tensor` of shape `(frames, 2)`): Move of the head, fractions of the picture.
+        shift (`torch.Tensor` of shape `(frames, 2)`): Move of the head, fractions of the image.
         zoom (`torch.Tensor` of shape `(frames,)`): Size of the head over that in the photograph.
     """
 

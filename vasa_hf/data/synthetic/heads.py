@@ -36,7 +36,7 @@ from vasa_hf.data.synthetic.painting import (
     on_ball,
     outer_border,
     outline_mask,
-    painted_over,
+    paint_over,
     spread_out,
     turn_to,
 )
@@ -51,16 +51,16 @@ from vasa_hf.geometry.landmarks import (
     rows,
 )
 from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
-from vasa_hf.head.fit import fit_head, spreading
+from vasa_hf.head.fit import fit_head, spread_weights
 from vasa_hf.head.ict import ict_mesh
 from vasa_hf.head.mesh import NUM_SKIN_LANDMARKS, HeadMesh, vertex_normals
 
-# Lid margins from the outer to the inner corner, the picture's left eye first.
+# Lid margins from the outer to the inner corner, the image's left eye first.
 UPPER_LIDS = (rows(33, 246, 161, 160, 159, 158, 157, 173, 133), rows(263, 466, 388, 387, 386, 385, 384, 398, 362))
 LOWER_LIDS = (rows(33, 7, 163, 144, 145, 153, 154, 155, 133), rows(263, 249, 390, 373, 374, 380, 381, 382, 362))
 _LIDS = tuple((*upper, *lower[-2:0:-1]) for upper, lower in zip(UPPER_LIDS, LOWER_LIDS, strict=True))
 IRISES = (list(GROUPS["left_iris"]), list(GROUPS["right_iris"]))
-SIDES = ("R", "L")  # the picture's left eye is the person's right one
+SIDES = ("R", "L")  # the image's left eye is the person's right one
 _LIPS = list(GROUPS["lips_inner"])
 _TEETH, _GUMS, _CAVITY = (0.84, 0.80, 0.74), (0.55, 0.24, 0.24), (0.10, 0.04, 0.04)
 NECK_CM = (0.0, 4.0, 9.0)  # what heads turn about, from the origin of the landmarks' canonical face
@@ -76,7 +76,7 @@ class HeadState:
             Weights 0..1 of the head's shapes; those not named keep the photograph's own. `eyeBlink` is the share of the
             photograph's lid gap that is closed: 0 leaves the lids as they are, 1 shuts them.
         rotation (`torch.Tensor` of shape `(3,)`, *optional*): yaw, pitch, roll in radians; the photograph's if absent.
-        shift (`tuple` of two `float`): Move of the head in fractions of the picture.
+        shift (`tuple` of two `float`): Move of the head in fractions of the image.
         zoom (`float`): Size of the head over that in the photograph.
         gaze (`tuple` of two `float`): Turn of the eyes in the head from where they look in the photograph, yaw and
             pitch in radians, signs as for the head.
@@ -98,7 +98,7 @@ class HeadFrame:
 
     Attributes:
         image (`torch.Tensor` of shape `(size, size, 3)`): uint8 RGB.
-        landmarks (`torch.Tensor` of shape `(162, 2)`): Fractions of the picture.
+        landmarks (`torch.Tensor` of shape `(162, 2)`): Fractions of the image.
         pose (`torch.Tensor` of shape `(7,)`): yaw, pitch, roll, tx, ty, tz, scale.
         eye_open (`torch.Tensor` of shape `(2,)`): Lid gap over eye width.
         mouth (`torch.Tensor` of shape `(2,)`): Lip gap and mouth width over the outer eye distance.
@@ -119,7 +119,7 @@ class HeadFrame:
 
 @dataclasses.dataclass
 class _Eye:
-    """An eyeball: centre and radius in fractions of the picture, its turn, the iris on it, its texture."""
+    """An eyeball: centre and radius in fractions of the image, its turn, the iris on it, its texture."""
 
     center: Tensor
     radius: float
@@ -150,7 +150,7 @@ class RenderedHead:
     Args:
         mesh (`HeadMesh`): The head.
         portrait (`torch.Tensor` of shape `(S, S, 3)`): uint8 RGB, a square crop with one face.
-        landmarks (`torch.Tensor` of shape `(162, 2)`): The face's labelled points, fractions of the picture.
+        landmarks (`torch.Tensor` of shape `(162, 2)`): The face's labelled points, fractions of the image.
         pose (`torch.Tensor` of shape `(7,)`): Its labelled pose: yaw, pitch, roll, tx, ty, tz, scale.
 
     Raises:
@@ -171,7 +171,7 @@ class RenderedHead:
         self.portrait = portrait.permute(2, 0, 1).float() / 255  # [3, S, S]
         self.rotation = matrix_from_euler(*self.pose[:3])
         self.head = fit_head(mesh, self.landmarks, self.rotation)
-        self.unit = float(self.head.scale)  # fractions of the picture per centimetre
+        self.unit = float(self.head.scale)  # fractions of the image per centimetre
         self.rest = self.head.project(self.head.vertices)  # [V, 3]
         self.origin = self.head.project(mesh.origin_cm[None])[0]
         self.normals = vertex_normals(self.head.vertices, mesh.skin) @ self.head.rotation.mT
@@ -196,15 +196,17 @@ class RenderedHead:
         trust = facing * inwards.clamp(0, 1)
         near_points = torch.cdist(mesh.vertices, mesh.vertices[mesh.landmarks]).amin(1) < 1.0
         self.trust = torch.where(near_points & (facing > 0), torch.ones(()), trust * trust * (3 - 2 * trust))
-        # The surroundings move with a few well-spread vertices of the skin that the picture shows.
+        # The surroundings move with a few well-spread vertices of the skin that the image shows.
         seen = (skin & (self.trust > 0.02) & (self.normals[:, 2] < -0.1)).nonzero()[:, 0]
         self.anchors = seen[spread_out(rest[seen, :2], 110)]
         grid = centers(_BEND).reshape(-1, 2)
         unit = self.unit
-        self.surround = spreading(rest[self.anchors, :2], grid, reach=11 * unit, softness=2.5 * unit, stiffness=0.05)
+        self.surround = spread_weights(
+            rest[self.anchors, :2], grid, reach=11 * unit, softness=2.5 * unit, stiffness=0.05
+        )
 
     def _prepare_lids(self) -> None:
-        """Blink offsets [V, 3] that shut this person's lids exactly, and the picture with its eyes painted over."""
+        """Blink offsets [V, 3] that shut this person's lids exactly, and the image with its eyes painted over."""
         mesh, side = self.mesh, self.portrait.shape[-1]
         self.blinks = []
         for name, upper, lower in zip(SIDES, UPPER_LIDS, LOWER_LIDS, strict=True):
@@ -223,7 +225,7 @@ class RenderedHead:
         self.eye_mask = torch.stack(
             [outline_mask(grown_eye(self.landmarks[list(lids)]), side, softness=2.0) for lids in _LIDS]
         ).amax(0)
-        self.without_eyes = painted_over(self.portrait, self.eye_mask)
+        self.without_eyes = paint_over(self.portrait, self.eye_mask)
 
     def _prepare_eyes(self) -> None:
         """The eyeballs as the photograph shows them."""
@@ -240,7 +242,7 @@ class RenderedHead:
             self.eyes.append(_Eye(center, radius, turn, on_sphere @ turn, texture))
 
     def _prepare_mouth(self) -> None:
-        """Colours [V, 3] of teeth, gums and tongue: the picture's where it shows them."""
+        """Colours [V, 3] of teeth, gums and tongue: the image's where it shows them."""
         mesh, side = self.mesh, self.portrait.shape[-1]
         skin = look_up(self.portrait, self.landmarks[list(GROUPS["nose"])][:, None])[..., 0].mean(1)
         level = (skin.max() / 0.75).clamp(0.45, 1.1)
@@ -288,7 +290,7 @@ class RenderedHead:
         return _Motion(weights, closed, turn, pivot, torch.tensor([*state.shift, 0.0]), state.zoom)
 
     def _move(self, motion: _Motion) -> Tensor:
-        """Vertices [V, 3] in the picture."""
+        """Vertices [V, 3] in the image."""
         offset = ((motion.weights - self.head.expression) @ self.mesh.expression.flatten(1)).view(-1, 3)
         moved = self.rest + self.unit * offset @ self.head.rotation.mT
         down = self.head.rotation[:2, 1]
@@ -477,7 +479,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--portraits", type=Path, required=True, help="folder with portraits.npz and portraits/")
     parser.add_argument("--head", type=Path, required=True, help="ict_facekit.npz")
-    parser.add_argument("--output", type=Path, required=True, help="the picture to write")
+    parser.add_argument("--output", type=Path, required=True, help="the image to write")
     parser.add_argument("--count", type=int, default=6, help="number of portraits")
     parser.add_argument("--size", type=int, default=256)
     options = parser.parse_args()

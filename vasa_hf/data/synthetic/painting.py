@@ -1,6 +1,6 @@
 """Pieces that rendered heads are painted with: look-ups, filled holes, eyeballs, bent surroundings. Pure tensors.
 
-Places are fractions of a square picture, x right and y down; pictures are float `(channels, side, side)` in [0, 1].
+Places are fractions of a square image, x right and y down; images are float `(channels, side, side)` in [0, 1].
 """
 
 import torch
@@ -14,9 +14,9 @@ BALL_SIDE = 64  # of an eyeball's texture
 _BALL_EDGE = 0.97  # the texture's edge in radii of the ball
 
 
-def look_up(picture: Tensor, places: Tensor) -> Tensor:
-    """Colours [C, H, W] of a picture [C, S, S] at places [H, W, 2]."""
-    return F.grid_sample(picture[None], places[None] * 2 - 1, padding_mode="border", align_corners=False)[0]
+def look_up(image: Tensor, places: Tensor) -> Tensor:
+    """Colours [C, H, W] of an image [C, S, S] at places [H, W, 2]."""
+    return F.grid_sample(image[None], places[None] * 2 - 1, padding_mode="border", align_corners=False)[0]
 
 
 def centers(side: int) -> Tensor:
@@ -42,17 +42,17 @@ def grown_eye(outline: Tensor) -> Tensor:
     return grown
 
 
-def painted_over(picture: Tensor, mask: Tensor) -> Tensor:
-    """The picture with what the mask [1, S, S] covers filled smoothly from around it, coarse to fine."""
+def paint_over(image: Tensor, mask: Tensor) -> Tensor:
+    """The image with what the mask [1, S, S] covers filled smoothly from around it, coarse to fine."""
     known = (mask < 0.02).float()[None]
-    levels = [(picture[None] * known, known)]
+    levels = [(image[None] * known, known)]
     while levels[-1][1].shape[-1] > 1:
         levels.append(tuple(F.avg_pool2d(part, 2, ceil_mode=True) for part in levels[-1]))
     filled = levels[-1][0] / levels[-1][1].clamp_min(1e-4)
     for colour, weight in reversed(levels[:-1]):
         coarse = F.interpolate(filled, size=colour.shape[-2:], mode="bilinear", align_corners=False)
         filled = coarse + (4 * weight).clamp(0, 1) * (colour / weight.clamp_min(1e-4) - coarse)
-    return picture + mask * (filled[0] - picture)
+    return image + mask * (filled[0] - image)
 
 
 def inverse_flow(flow: Tensor, steps: int = 8) -> Tensor:
@@ -68,7 +68,7 @@ def inverse_flow(flow: Tensor, steps: int = 8) -> Tensor:
 
 
 def on_ball(points: Tensor, center: Tensor, radius: float) -> Tensor:
-    """Unit vectors [N, 3] from a ball's centre to the places on its front that lie at picture points [N, 2]."""
+    """Unit vectors [N, 3] from a ball's centre to the places on its front that lie at image points [N, 2]."""
     flat = (points - center[:2]) / radius
     flat = flat / flat.norm(dim=-1, keepdim=True).div(0.95).clamp_min(1)
     return torch.cat([flat, -(1 - flat.square().sum(-1, keepdim=True)).sqrt()], -1)
@@ -80,13 +80,13 @@ def turn_to(direction: Tensor) -> Tensor:
     return matrix_from_euler(yaw, pitch, torch.zeros(()))
 
 
-def ball_texture(picture: Tensor, center: Tensor, radius: float, turn: Tensor, iris: float, outline: Tensor) -> Tensor:
+def ball_texture(image: Tensor, center: Tensor, radius: float, turn: Tensor, iris: float, outline: Tensor) -> Tensor:
     """An eyeball as seen along its own axis; what the lids hide is filled in.
 
     Args:
-        picture (`torch.Tensor` of shape `(3, S, S)`): The photograph.
-        center (`torch.Tensor` of shape `(3,)`): Of the ball, in fractions of the picture.
-        radius (`float`): Of the ball, in fractions of the picture.
+        image (`torch.Tensor` of shape `(3, S, S)`): The photograph.
+        center (`torch.Tensor` of shape `(3,)`): Of the ball, in fractions of the image.
+        radius (`float`): Of the ball, in fractions of the image.
         turn (`torch.Tensor` of shape `(3, 3)`): Takes (0, 0, -1) to where the eye looks.
         iris (`float`): Radius of the iris in radii of the ball.
         outline (`torch.Tensor` of shape `(N, 2)`): The lids' margins.
@@ -98,8 +98,8 @@ def ball_texture(picture: Tensor, center: Tensor, radius: float, turn: Tensor, i
     off_axis = torch.hypot(x, y)
     axis = torch.stack([x, y, -(1 - off_axis.square()).clamp_min(0).sqrt()], -1)
     place = axis @ turn.mT * radius + center
-    colour = look_up(picture, place[..., :2])
-    side = picture.shape[-1]
+    colour = look_up(image, place[..., :2])
+    side = image.shape[-1]
     open_part = -F.max_pool2d(-outline_mask(outline, side)[None], 3, 1, 1)[0]  # its edge shows lashes and lids
     known = (look_up(open_part, place[..., :2])[0] > 0.9) & (place[..., 2] < center[2]) & (off_axis < _BALL_EDGE)
     white = known & (off_axis > 1.15 * iris)

@@ -1,7 +1,7 @@
 """What a head follows in speech: loudness, pitch of the voice, accents and phrases.
 
-Not in the paper: VASA-1 learns head motion from videos. Rendered talkers need a rule from sound to motion; this file
-measures the sound, `talkers` moves the head.
+Not in the paper: VASA-1 learns head motion from videos. Rendered talkers need a rule from audio to motion; this file
+measures the audio, `talkers` moves the head.
 """
 
 import dataclasses
@@ -10,14 +10,14 @@ import numpy as np
 
 from vasa_hf.data.synthetic.speech import Speech
 
-RATE = 100  # measures a second
+RATE = 100  # measures per second
 _VOWELS = frozenset("aa ae ah ao aw ay eh er ey ih iy ow oy uh uw ue oe".split())
 _PAUSE_SECONDS = 0.16  # shorter gaps are closures of plosives
 
 
 @dataclasses.dataclass
 class Prosody:
-    """Measures of one recording, `RATE` a second.
+    """Measures of one recording, `RATE` per second.
 
     Attributes:
         loudness (`numpy.ndarray` of shape `(n,)`): 0 at 40 dB under the loudest, 1 at the loudest.

@@ -17,7 +17,7 @@ def rasterize(
     Args:
         points (`torch.Tensor` of shape `(V, 3)`): x and y in pixels, z away from the viewer.
         faces (`torch.Tensor` of shape `(F, 3)`): Vertex indices, anticlockwise on the screen when seen from outside.
-        size (`int`): Side of the square picture.
+        size (`int`): Side of the square image.
 
     Returns:
         pixels (`torch.Tensor` of shape `(P,)`): Flat indices of the covered pixels.
@@ -66,7 +66,7 @@ def soft_polygon(
 
     Args:
         polygon (`torch.Tensor` of shape `(N, 2)`): Corners in pixels; it need not be convex.
-        size (`int`): Side of the square picture.
+        size (`int`): Side of the square image.
         softness (`float`, *optional*, defaults to 1.0): Width of the ramp at the outline in pixels.
 
     Returns:

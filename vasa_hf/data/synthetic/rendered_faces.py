@@ -101,7 +101,7 @@ def as_labels(frames: list[HeadFrame]) -> dict[str, np.ndarray]:
 def sources(
     data: Path, cache: Path, clip_people: int, rng: np.random.Generator
 ) -> list[tuple[str, np.ndarray, Tensor, Tensor]]:
-    """Name, picture, landmarks and pose of the faces to render: every portrait, and a wide-eyed frame of some clips."""
+    """Name, image, landmarks and pose of the faces to render: every portrait, and a wide-eyed frame of some clips."""
     found = []
     if (data / "portraits.npz").is_file():
         labels = FaceLabels.load(data / "portraits.npz")
@@ -118,7 +118,7 @@ def sources(
 
 
 def usable(landmarks: Tensor, pose: Tensor, eye_open: Tensor) -> bool:
-    """Whether a face can be worn: eyes open, not too far turned, inside the picture."""
+    """Whether a face can be worn: eyes open, not too far turned, inside the image."""
     inside = bool((landmarks > 0.02).all() and (landmarks < 0.98).all())
     return inside and bool(eye_open.amin() > 0.13) and bool(pose[0].abs() < 0.6)
 
@@ -129,11 +129,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with portraits.npz and portraits/")
     parser.add_argument("--head", type=Path, required=True, help="ict_facekit.npz")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, help="folder of decoded frames; without it beside the output")
-    parser.add_argument("--people", type=int, default=10_000, help="at most so many faces")
-    parser.add_argument("--clip-people", type=int, default=0, help="faces taken from so many clips")
+    parser.add_argument("--cache", type=Path, help="folder of decoded frames; without it next to the output")
+    parser.add_argument("--people", type=int, default=10_000, help="at most this many faces")
+    parser.add_argument("--clip-people", type=int, default=0, help="faces taken from this many clips")
     parser.add_argument("--frames", type=int, default=6, help="frames of each face")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes, with what there is")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this many minutes, with what there is")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -46,7 +46,7 @@ class Camera:
         gain (`numpy.ndarray` of shape `(3,)`): On each colour.
         gamma (`float`): Of the brightness.
         noise (`float`): Deviation of the sensor's noise, of 255.
-        softness (`float`): Side of the picture before it is enlarged again, over its side.
+        softness (`float`): Side of the image before it is enlarged again, over its side.
         crf (`int`): Quality of libx264.
     """
 
@@ -92,7 +92,7 @@ class TalkingPhotograph:
     Args:
         mesh (`HeadMesh`): The head that wears it.
         picture (`torch.Tensor` of shape `(side, side, 3)`): uint8 RGB.
-        landmarks (`torch.Tensor` of shape `(162, 2)`): Its labelled points, fractions of the picture.
+        landmarks (`torch.Tensor` of shape `(162, 2)`): Its labelled points, fractions of the image.
         pose (`torch.Tensor` of shape `(7,)`): Its labelled pose.
     """
 
@@ -114,7 +114,7 @@ class TalkingPhotograph:
         return talker
 
     def frames(self, talker: Talker, camera: Camera, rng: np.random.Generator, size: int) -> Iterator[np.ndarray]:
-        """Its pictures, uint8 `(size, size, 3)`."""
+        """Its images, uint8 `(size, size, 3)`."""
         for frame in range(len(talker.track)):
             yield camera.shoot(self.head.render(talker.track.state(frame, camera.light), size).image.numpy(), rng)
 
@@ -131,7 +131,7 @@ def talking_photographs(
 
 
 def clip_labels(photograph: TalkingPhotograph, talker: Talker, dynamics: LandmarkDynamics) -> dict[str, np.ndarray]:
-    """Arrays of a clip's `npz`: those of `FaceLabels`, gaze, emotion, speech or not, phones at 50 a second."""
+    """Arrays of a clip's `npz`: those of `FaceLabels`, gaze, emotion, speech or not, phones at 50 per second."""
     labels = photograph.points.labels(talker.track, dynamics)
     count = len(talker.track)
     phones = talker.speech.phone_ids(2 * count)
@@ -253,8 +253,8 @@ def main() -> None:
     parser.add_argument("--head", type=Path, help="ict_facekit.npz; the built-in head if left out")
     parser.add_argument("--pipeline", default="vasa-small", help="pipeline whose z_dyn is meant")
     parser.add_argument("--output", type=Path, required=True, help="folder of the shards, or the sheet's file")
-    parser.add_argument("--sheet", type=int, default=0, help="a contact sheet of so many talkers instead of shards")
-    parser.add_argument("--cache", type=Path, help="folder of decoded portraits; without it beside the output")
+    parser.add_argument("--sheet", type=int, default=0, help="a contact sheet of this many talkers instead of shards")
+    parser.add_argument("--cache", type=Path, help="folder of decoded portraits; without it next to the output")
     parser.add_argument("--minutes", type=float, default=5.0, help="length of all clips together")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--held-out", action="store_true", help="voices that training never hears")
@@ -278,7 +278,7 @@ def main() -> None:
             clip += 1
             if clip % 10 == 0 or frames >= options.minutes * 60 * FPS:
                 speed = frames / (time.process_time() - busy)
-                logger.info("%d clips, %d frames, %.0f s, %.0f frames a second of processor time",
+                logger.info("%d clips, %d frames, %.0f s, %.0f frames per second of processor time",
                             clip, frames, time.monotonic() - start, speed)  # fmt: skip
             if frames >= options.minutes * 60 * FPS:
                 break

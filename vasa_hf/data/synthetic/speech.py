@@ -21,7 +21,7 @@ import numpy as np
 
 from vasa_hf.processors.audio import resample
 
-# phone: (lip opening 0..1, width -1 rounded .. 1 spread, lips pressed 0..1). Chosen by hand after phonetics textbooks.
+# phone: (lip opening 0..1, width -1 rounded .. 1 spread, lips pressed 0..1). Chosen after phonetics textbooks.
 ARTICULATION = {
     "sil": (0.0, 0.0, 0.3),
     "aa": (1.0, 0.0, 0.0),

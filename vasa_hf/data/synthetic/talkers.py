@@ -1,7 +1,7 @@
 """Talkers who do not exist: synthesised speech, and how a face and head move with it.
 
 `python -m vasa_hf.data.synthetic.talkers --minutes 60 --head FILE --pipeline FOLDER --output FILE` writes motion and
-audio features for `train_motion_transformer --talkers` and `train_capp --talkers`.
+audio features for `train motion_transformer --talkers` and `train capp --talkers`.
 
 ```
 random voice, sentences, pauses -> Speech -> visemes -> lips
@@ -9,7 +9,7 @@ random voice, sentences, pauses -> Speech -> visemes -> lips
                      blinks, saccades, aversions, emotion, idle motion (their own chance, tied to phrases)
 ```
 # Not in the paper: VASA-1 learns all of this from videos. Numbers come from the literature on gaze, blinks and head
-motion in speech and were set so that heads turn as far a frame as those of the longer real clips do.
+motion in speech and were set so that heads turn as far per frame as those of the longer real clips do.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def random_manner(rng: np.random.Generator, held_out: bool = False) -> Manner:
     )
 
 
-# --- sound ----------------------------------------------------------------------------------------------------------
+# --- audio ----------------------------------------------------------------------------------------------------------
 
 
 def random_script(rng: np.random.Generator, voice: Voice, seconds: float) -> Speech:
@@ -296,8 +296,8 @@ class Talker:
     """A recording and what the face does with it.
 
     Attributes:
-        speech (`Speech`): Sound and phones.
-        track (`HeadTrack`): What the head does, 25 frames a second.
+        speech (`Speech`): Audio and phones.
+        track (`HeadTrack`): What the head does, 25 frames per second.
         prosody (`Prosody`): Accents and phrases that it followed.
         emotion (`numpy.ndarray` of shape `(frames, 6)`): Intensities in the order of `EMOTION_SHAPES`.
     """
@@ -423,8 +423,8 @@ def _centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 class RealFaces:
     """How z_dyn of lips and lids goes with lip gap, mouth width and lids in real clips.
 
-    A mesh opens mouths and shuts lids in its own way. Talkers that shall stand beside real clips take over theirs: what
-    the three measures explain linearly is replaced, the rest stays.
+    A mesh opens mouths and shuts lids in its own way. Talkers that are mixed with real clips take over theirs: what the
+    three measures explain linearly is replaced, the rest stays.
 
     Args:
         folder (`Path`): Holds `clips.npz` and `identities.csv`.

@@ -32,10 +32,10 @@ def _phone_rows(speech: Speech) -> list[tuple[str, float, float]]:
 
 
 def articulate(speech: Speech, num_frames: int) -> np.ndarray:  # [num_frames, 5]
-    """Opening, rounding, spreading, lower-lip tuck and lip contact of each frame, 0..1, 25 frames a second.
+    """Opening, rounding, spreading, lower-lip tuck and lip contact of each frame, 0..1, 25 frames per second.
 
     Args:
-        speech (`Speech`): Sound and phones.
+        speech (`Speech`): Audio and phones.
         num_frames (`int`): Length; after the speech's end the mouth is at rest.
     """
     rows = _phone_rows(speech)
@@ -67,7 +67,7 @@ def articulate(speech: Speech, num_frames: int) -> np.ndarray:  # [num_frames, 5
     before = np.tile([0.045, 0.085, 0.06, 0.035], (len(names), 1))
     after = np.tile([0.05, 0.06, 0.06, 0.035], (len(names), 1))
     before[rest], after[rest] = 0.03, 0.03
-    # Four samples a frame, averaged: the shutter of a camera.
+    # Four samples per frame, averaged: the shutter of a camera.
     time = (np.arange(num_frames * 4) + 0.5)[:, None] / RATE
     distance_in, distance_out = (start - time).clip(0), (time - end).clip(0)  # [T, P]
     near = ((distance_in < 0.6) & (distance_out < 0.6)).astype(float) + 1e-12

@@ -1,4 +1,4 @@
-"""Protocols of settings and controls: ablations of guidance and steps, and what a control changes."""
+"""Protocols of settings and controls: ablations of guidance and steps, response to controls."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vasa_hf.evaluation.catalogue import ABLATIONS, ASKED, NO_CONTROL, NOT_DEFINED
+from vasa_hf.evaluation.catalogue import ABLATIONS, CONTROL_METRICS, NO_CONTROL, NOT_DEFINED
 from vasa_hf.evaluation.protocols.base import Protocol
-from vasa_hf.evaluation.scoring import Case
+from vasa_hf.evaluation.scoring import VideoSample
 from vasa_hf.geometry.landmarks import EXPRESSIONS
 from vasa_hf.metrics import motion as measures
 from vasa_hf.metrics.faces import FaceTrack
 from vasa_hf.metrics.gaze import angle_of_shift, iris_shift
 
 ABLATION_SECONDS = 10
-LOOK_STRIDE = 10  # ablations and controls look at every tenth frame
+LOOK_STRIDE = 10  # ablations and controls measure every tenth frame
 ABLATION_GAZE = ((0.25, 0.0), (-0.25, 0.0), (0.0, 0.15))
 CONTROL_GAZE = ((-0.3, 0.0), (0.3, 0.0), (0.0, -0.2), (0.0, 0.2))
 CONTROL_DISTANCE = (0.8, 1.25)
@@ -40,8 +40,8 @@ class Ablations(Protocol):
         for number, (audio_scale, gaze_scale, steps) in enumerate(ABLATIONS):
             system = f"{run.model}, λ_A = {audio_scale:g}, λ_g = {gaze_scale:g}, {steps} steps"
             for index, (name, samples) in enumerate(voices):
-                self.say(number * len(voices) + index, len(ABLATIONS) * len(voices), f"{system}: {name}")
-                with self.reasons(name, system):
+                self.report(number * len(voices) + index, len(ABLATIONS) * len(voices), f"{system}: {name}")
+                with self.record_failure(name, system):
                     gaze = ABLATION_GAZE[index % len(ABLATION_GAZE)]
                     settings = {
                         "guidance_scale": {"audio": audio_scale, "gaze": gaze_scale},
@@ -64,17 +64,17 @@ class Ablations(Protocol):
             shared = {"samples": samples, "latent": latent, "audio_features": None}
             if run.has("capp"):
                 shared["audio_features"] = run.audio_features(samples, len(latent))
-            seen = [name for name in self.metrics if name not in ASKED]
-            no_pictures = {"frames": f"{NOT_DEFINED}: ablations are scored on motion"}
-            values = self.scorer.score(seen, Case(track=moving, lacks=no_pictures, **shared))
-            scale = float(run.need_track(run.picture(portrait)).scale[0])
-            looked = Case(track=track, wanted_gaze=torch.tensor(settings["gaze"]), wanted_scale=scale)
-            values |= self.scorer.score(ASKED, looked)
+            seen = [name for name in self.metrics if name not in CONTROL_METRICS]
+            no_frames = {"frames": f"{NOT_DEFINED}: ablations are scored on motion"}
+            values = self.scorer.score(seen, VideoSample(track=moving, lacks=no_frames, **shared))
+            scale = float(run.require_track(run.crop_portrait(portrait)).scale[0])
+            looked = VideoSample(track=track, wanted_gaze=torch.tensor(settings["gaze"]), wanted_scale=scale)
+            values |= self.scorer.score(CONTROL_METRICS, looked)
             self.scorer.record("model", system, name, 0, values)
 
 
 class Controls(Protocol):
-    """What a face does when a control is moved."""
+    """Response of a face to gaze, distance and emotion."""
 
     name = "controls"
 
@@ -85,8 +85,8 @@ class Controls(Protocol):
             return
         paths = run.data.portraits[:: max(1, len(run.data.portraits) // CONTROL_PORTRAITS)][:CONTROL_PORTRAITS]
         for number, path in enumerate(paths):
-            self.say(number, len(paths), path.stem)
-            with self.reasons(path.stem):
+            self.report(number, len(paths), path.stem)
+            with self.record_failure(path.stem):
                 portrait = run.portrait(path)
 
                 def look(portrait=portrait, **settings: Any) -> tuple[Tensor, FaceTrack]:
@@ -95,18 +95,18 @@ class Controls(Protocol):
                         latent = run.motion(portrait, voices[0][1], generator=generator, **settings)
                         some = run.render(portrait, latent[LOOK_STRIDE // 2 :: LOOK_STRIDE])
                     with run.clock("score"):
-                        return some, run.need_track(some)
+                        return some, run.require_track(some)
 
-                self.scorer.record("model", run.model, path.stem, 0, run.wanted_values(self._respond(look)))
+                self.scorer.record("model", run.model, path.stem, 0, run.select_values(self._respond(look)))
                 ignored = {"gaze_yaw_slope": 0.0, "gaze_pitch_slope": 0.0, "distance_slope": 0.0, "emotion_change": 0.0}
                 ignored |= {"iris_yaw_slope": 0.0, "iris_pitch_slope": 0.0}
                 ignored |= {"emotion_hit": 1 / len(EXPRESSIONS)}
                 ignored |= {"gaze_control_error": float(np.abs(np.array(CONTROL_GAZE)).sum(1).mean() * 180 / np.pi)}
                 ignored |= {"distance_control_error": float(np.abs(np.log(CONTROL_DISTANCE)).mean())}
-                self.scorer.record("baseline", NO_CONTROL, path.stem, 0, run.wanted_values(ignored))
+                self.scorer.record("baseline", NO_CONTROL, path.stem, 0, run.select_values(ignored))
 
     def _respond(self, look: Callable[..., tuple[Tensor, FaceTrack]]) -> dict[str, float]:
-        """Measured change when a control moves, for one portrait."""
+        """Measure the response of one portrait to each control."""
         run = self.run
         still, neutral = look()
         gaze, seen = {(0.0, 0.0): neutral}, {(0.0, 0.0): neutral.gaze[neutral.found].mean(0)}
@@ -114,7 +114,7 @@ class Controls(Protocol):
         for asked in CONTROL_GAZE:
             frames, track = look(gaze=asked)
             gaze[asked], seen[asked] = track, track.gaze[track.found].mean(0)
-            with contextlib.suppress(ValueError):  # shut eyes show none
+            with contextlib.suppress(ValueError):  # closed eyes show no iris
                 irises[asked] = angle_of_shift(iris_shift(still, frames, neutral, track))
         values: dict[str, float] = {}
         for axis, name in enumerate(("yaw", "pitch")):
@@ -148,6 +148,6 @@ class Controls(Protocol):
 
 
 def _track_of_motion(latent: Tensor) -> FaceTrack:
-    """Head pose of motion vectors as a track; it has no landmarks."""
+    """Return the head pose of motion vectors as a track without landmarks."""
     pose = torch.cat([latent[:, :5], torch.zeros(len(latent), 1), latent[:, 5:6]], 1)
     return FaceTrack.of(torch.full((len(latent), 162, 2), torch.nan), pose)

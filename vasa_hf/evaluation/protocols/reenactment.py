@@ -8,32 +8,32 @@ from torch import Tensor
 from vasa_hf.evaluation.catalogue import COPY, PARTS, TRUTH, WARP
 from vasa_hf.evaluation.data import Clip, to_uint8
 from vasa_hf.evaluation.protocols.base import Protocol
-from vasa_hf.evaluation.scoring import Case
+from vasa_hf.evaluation.scoring import VideoSample
 from vasa_hf.geometry.thin_plate import warp_by_landmarks
-from vasa_hf.streaming import map_ahead
+from vasa_hf.motion.streaming import map_ahead
 
 CROSS_FRAMES = 75
 ALONE = ("identity", "akd_labels", "lip_correlation", *PARTS["self"][PARTS["self"].index("msi") :])
 
 
 class SelfReconstruction(Protocol):
-    """Every clip made from its first frame and its own motion."""
+    """Every clip, generated from its first frame and its own motion."""
 
     name = "self"
 
     def _generate(self) -> None:
         for clip in self.readable_clips():
-            with self.reasons(clip.name):
+            with self.record_failure(clip.name):
                 self._reconstruct(clip)
         self.score_sets()
 
     def _reconstruct(self, clip: Clip) -> None:
-        """The first frame as source, all others to be made."""
+        """Generate all frames after the first, which is the source."""
         run = self.run
         if len(clip.frames) < 2:
             raise ValueError("the clip has a single frame.")
         first, rest = clip.frames[:1], clip.frames[1:]
-        truth = run.truth(clip, encode=False)
+        truth = run.measure_reference(clip, encode=False)
         with run.clock("generate"):
             out = run.pipeline.animate(
                 to_uint8(first)[0],
@@ -45,17 +45,17 @@ class SelfReconstruction(Protocol):
             )
         made = out.frames[1:]
         if run.reference is run.pipeline:
-            truth.latent = out.motion[0].cpu()  # absolute motion is what the encoder sees
+            truth.latent = out.motion[0].cpu()  # absolute motion equals the encoded motion
         labels = None if clip.labels is None else clip.labels[1:]
         shared = {"truth": rest, "truth_track": truth.track[1:], "labels": labels, "source": first}
         with run.clock("score"):
             points = truth.best.landmarks
-            copied = {"frames": first.expand_as(rest), "track": truth.track.held(len(rest))}
-            real = Case(frames=rest, track=truth.track[1:], labels=labels, source=first)
+            copied = {"frames": first.expand_as(rest), "track": truth.track.repeat_first(len(rest))}
+            real = VideoSample(frames=rest, track=truth.track[1:], labels=labels, source=first)
             videos = [
-                ("model", run.model, 0, self.metrics, Case(frames=made, **shared)),
-                ("baseline", COPY, 0, self.metrics, Case(**copied, **shared)),
-                ("baseline", WARP, 0, self.metrics, Case(frames=_warped(first, points[:1], points[1:]), **shared)),
+                ("model", run.model, 0, self.metrics, VideoSample(frames=made, **shared)),
+                ("baseline", COPY, 0, self.metrics, VideoSample(**copied, **shared)),
+                ("baseline", WARP, 0, self.metrics, VideoSample(frames=_warp(first, points[:1], points[1:]), **shared)),
                 ("truth", TRUTH, 0, [name for name in self.metrics if name in ALONE], real),
             ]
             self.keep(clip.name, videos)
@@ -63,7 +63,7 @@ class SelfReconstruction(Protocol):
 
 
 class CrossReenactment(Protocol):
-    """Every portrait with a clip's movements."""
+    """Every portrait with the motion of a clip."""
 
     name = "cross"
 
@@ -71,45 +71,45 @@ class CrossReenactment(Protocol):
         run = self.run
         portraits, clips = run.data.portraits, run.data.clips
         for index, path in enumerate(portraits):
-            self.say(index, len(portraits), path.stem)
-            with self.reasons(path.stem):
+            self.report(index, len(portraits), path.stem)
+            with self.record_failure(path.stem):
                 first = index * len(clips) // len(portraits)
-                clip = run.first_of(clips[first:] + clips[:first])
+                clip = run.load_first(clips[first:] + clips[:first])
                 with run.clock("generate"):
                     portrait = run.pipeline.prepare_portrait(path)
                     frames = clip.frames[:CROSS_FRAMES]
                     made = run.pipeline.animate(
                         portrait, to_uint8(frames), relative=False, driving_box=run.whole, output_type="pt"
                     ).frames
-                source = run.picture(portrait)
-                truth = run.truth(clip, encode=False)
+                source = run.crop_portrait(portrait)
+                truth = run.measure_reference(clip, encode=False)
                 with run.clock("score"):
                     canonical = run.canonical()
-                    still, driving = run.need_track(source), truth.track[: len(made)]
+                    still, driving = run.require_track(source), truth.track[: len(made)]
                     shared = {"truth_track": driving, "driving": frames[: len(made)], "source": source}
-                    target = driving.transplanted(still, canonical)
-                    copied = {"frames": source.expand_as(made), "track": still.held(len(made))}
-                    warped = _warped(source, still.landmarks, target)
+                    target = driving.transplant(still, canonical)
+                    copied = {"frames": source.expand_as(made), "track": still.repeat_first(len(made))}
+                    warped = _warp(source, still.landmarks, target)
                     videos = [
-                        ("model", run.model, 0, self.metrics, Case(frames=made, **shared)),
-                        ("baseline", COPY, 0, self.metrics, Case(**copied, **shared)),
-                        ("baseline", WARP, 0, self.metrics, Case(frames=warped, **shared)),
+                        ("model", run.model, 0, self.metrics, VideoSample(frames=made, **shared)),
+                        ("baseline", COPY, 0, self.metrics, VideoSample(**copied, **shared)),
+                        ("baseline", WARP, 0, self.metrics, VideoSample(frames=warped, **shared)),
                     ]
                     self.keep(path.stem, videos)
-                    real = Case(frames=frames, track=driving)
+                    real = VideoSample(frames=frames, track=driving)
                     kept = ("msi", "smoothness", "delta_pose", "blink_rate", "teeth_when_shut", "found")
                     self.scorer.record("truth", TRUTH, path.stem, 0, self.scorer.score(kept, real))
-                    self.scorer.collect(TRUTH, source)  # of real faces there are the portraits alone
+                    self.scorer.collect(TRUTH, source)  # the portraits are the only real frames of these people
                 self.sheet(path.stem, source, frames, made, None)
         self.score_sets()
 
 
-def _warped(source: Tensor, landmarks: Tensor, target: Tensor) -> Tensor:
-    """One picture warped so that its landmarks `(1, 162, 2)` come to lie at `(frames, 162, 2)`."""
+def _warp(source: Tensor, landmarks: Tensor, target: Tensor) -> Tensor:
+    """Warp one image so that its landmarks `(1, 162, 2)` move to `(frames, 162, 2)`."""
 
     def warp(some: Tensor) -> Tensor:
         return warp_by_landmarks(source.expand(len(some), -1, -1, -1), landmarks.expand(len(some), -1, -1), some)
 
-    # A spline holds megabytes a frame: with more of them it leaves the cache.
-    parts = list(map_ahead(warp, target.split(4), torch.get_num_threads()))
-    return torch.cat(parts).clamp(0, 1)
+    # A spline takes megabytes per frame: larger chunks exceed the cache.
+    chunks = list(map_ahead(warp, target.split(4), torch.get_num_threads()))
+    return torch.cat(chunks).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The protocol that studies the learned metrics, and our detector, on real clips."""
+"""The protocol that checks the learned metrics and the detector on real clips."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vasa_hf.metrics.sync import expert_embeds, sync_study
 
 
 class Studies(Protocol):
-    """What the learned metrics make of real clips, right and made wrong."""
+    """Response of the learned metrics to real clips, unchanged and with errors added."""
 
     name = "studies"
 
@@ -23,8 +23,8 @@ class Studies(Protocol):
         run = self.run
         pairs, embeds, tracks = [], [], []
         for clip in self.readable_clips():
-            with self.reasons(clip.name):
-                truth = run.truth(clip)
+            with self.record_failure(clip.name):
+                truth = run.measure_reference(clip)
                 if clip.labels is not None:
                     tracks.append((truth.track, clip.labels))
                 if clip.samples is None:
@@ -32,8 +32,8 @@ class Studies(Protocol):
                 if run.has("capp"):
                     pairs.append((truth.best.pose, run.audio_features(clip.samples, len(clip.frames))))
                 if run.has("sync_expert") and truth.latent is not None:
-                    heard = -(-len(clip.samples) // SAMPLES_PER_FRAME)
-                    embeds.append(expert_embeds(run.networks["sync_expert"], truth.latent[:heard], clip.samples))
+                    latent = truth.latent[: -(-len(clip.samples) // SAMPLES_PER_FRAME)]
+                    embeds.append(expert_embeds(run.networks["sync_expert"], latent, clip.samples))
         ours, paper = "ours", "VASA-1"
         with run.clock("score"):
             if run.has("capp"):
@@ -63,7 +63,7 @@ class Studies(Protocol):
 
 
 def _check_detector(tracks: Sequence[tuple[FaceTrack, FaceTrack]]) -> dict[str, float]:
-    """How far our detector agrees with the labels of real clips: what the metrics that rest on it can see."""
+    """Compare the detector with the labels of real clips: its errors limit the metrics that use it."""
     if not tracks:
         return {}
     both = [seen.found & labels.found for seen, labels in tracks]

@@ -1,9 +1,8 @@
-"""Convolutions with fewer multiplications, for CPUs: equal to the plain ones up to rounding, inference only.
+"""Convolutions with fewer multiplications, for CPUs: equal to the ordinary ones up to rounding, inference only.
 
-Everything here works on one picture or volume with the channels last, `(depth, height, width, channels)`; pictures have
-a depth of 1. Inputs come with their zero padding in place, so that whoever makes them writes straight into it. Large
-intermediates lie in memory that is kept from call to call (`scratch`): fresh memory costs more than the sums done in
-it.
+Everything here works on one image or volume with the channels last, `(depth, height, width, channels)`; images have
+a depth of 1. Inputs come with their zero padding in place, so that the code that computes them writes straight into
+it. Large intermediates lie in memory that is kept from call to call (`scratch`): allocating costs more than computing.
 """
 
 from __future__ import annotations
@@ -22,8 +21,11 @@ from torch.nn import functional as F
 _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 TILE, PATCH = 4, 6
 # What is worked on at a time, for intermediates to stay in the processor's cache: tiles, and channels out.
-MOST_CELLS, MOST_OUTS = 256, 256
-FEWEST_CHANNELS = {4: 65, 5: 33}  # of kernels of maps and of volumes, for tiles to be worth their transforms
+MAX_CELLS, MAX_OUTS = 256, 256
+MIN_CHANNELS = {
+    4: 65,
+    5: 33,
+}  # of kernels of maps and of volumes: from here on, tiles are faster
 LANES = 16  # numbers in a cache line: odd widths slow the library's products down
 GROUP = 36  # channels transformed at a time
 _MEMORY = threading.local()
@@ -54,7 +56,7 @@ def scratch(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
     """A tensor with any content, in memory that this thread's next `scratch` of that name uses again.
 
     Args:
-        name (`str`): What for; what is needed at a time has different names.
+        name (`str`): Its purpose; tensors that are needed at the same time have different names.
         *shape (`int`): Its shape.
         dtype (`torch.dtype`): Its type.
     """
@@ -70,7 +72,9 @@ def release_scratch() -> None:
     _MEMORY.__dict__.clear()
 
 
-def padded(name: str, depth: int, height: int, width: int, channels: int, margin: tuple[int, int] = (0, 1)) -> Tensor:
+def pad_scratch(
+    name: str, depth: int, height: int, width: int, channels: int, margin: tuple[int, int] = (0, 1)
+) -> Tensor:
     """Scratch `(depth + 2 a, height + 2 b, width + 2 b, channels)` for a margin of `(a, b)`, which is zero.
 
     Args:
@@ -90,7 +94,7 @@ def padded(name: str, depth: int, height: int, width: int, channels: int, margin
 
 
 def inside(buffer: Tensor, margin: tuple[int, int] = (0, 1)) -> Tensor:
-    """What a padded map is padding of."""
+    """The map without its padding."""
     a, b = margin
     return buffer[a : len(buffer) - a, b:-b, b:-b]
 
@@ -101,14 +105,14 @@ class TiledConv:
     Args:
         weight (`torch.Tensor` of shape `(out, in, 3, 3)` or `(out, in, 3, 3, 3)`): Kernel.
         bias (`torch.Tensor` of shape `(out,)`): Added to the results.
-        most_outs (`int`): Channels out at a time.
+        max_outs (`int`): Channels out at a time.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, most_outs: int = MOST_OUTS):
+    def __init__(self, weight: Tensor, bias: Tensor, max_outs: int = MAX_OUTS):
         self.out_channels = len(weight)
         self.parts = []  # channels, weights [kd, 36, in, out], bias
-        for start in range(0, len(weight), most_outs):
-            part = weight[start : start + most_outs]
+        for start in range(0, len(weight), max_outs):
+            part = weight[start : start + max_outs]
             taps = part.view(*part.shape[:2], -1, 9).double().permute(2, 3, 1, 0)  # [kd, 9, in, out]
             values = torch.einsum("pk,dkio->dpio", _KERNEL, taps).float()
             more = -len(part) % LANES
@@ -132,7 +136,7 @@ class TiledConv:
         taps, points, ins, _ = self.parts[0][1].shape
         depth = len(buffer) - taps + 1
         height, width = (side // TILE for side in buffer.shape[1:3])
-        step = -(-height // -(-height * depth * width // MOST_CELLS))  # as even as can be
+        step = -(-height // -(-height * depth * width // MAX_CELLS))  # as even as possible
         plane, row, column = buffer.stride()[:3]
         for start in range(0, height, step):
             rows = min(step, height - start)
@@ -144,7 +148,7 @@ class TiledConv:
             values = scratch("values", points, len(buffer) * cells, ins)
             torch.mm(self.transforms[0], patches.view(points, -1), out=values.view(points, -1))
             for channels, weight, bias in self.parts:
-                products = scratch("patches", points, depth * cells, len(bias))  # the patches are done with
+                products = scratch("patches", points, depth * cells, len(bias))  # the patches are no longer needed
                 torch.bmm(values[:, : depth * cells], weight[0], out=products)
                 for tap in range(1, taps):
                     products.baddbmm_(values[:, tap * cells : (tap + depth) * cells], weight[tap])
@@ -190,12 +194,12 @@ class DirectConv:
         return F.conv3d(x[None], self.weight, self.bias)[0].permute(1, 2, 3, 0)
 
     def chunks(self, buffer: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """As of `TiledConv`, all at once."""
+        """Like `TiledConv.chunks`, but all at once."""
         result = self._result(buffer)
         yield slice(0, result.shape[1] // TILE), slice(0, self.out_channels), as_tiles(result)
 
     def into(self, buffer: Tensor, target: Tensor, add: bool = False) -> Tensor:
-        """As of `TiledConv`, of any size."""
+        """Like `TiledConv.into`, for any size."""
         return target.add_(self._result(buffer)) if add else target.copy_(self._result(buffer))
 
 
@@ -211,8 +215,8 @@ def fast_conv(weight: Tensor, bias: Tensor, tiled: bool = True) -> TiledConv | D
 
 
 def is_tiled(weight: Tensor) -> bool:
-    """Whether tiles are worth their transforms for a kernel `(out, in, ...)`."""
-    return weight.shape[2] == 3 and min(weight.shape[:2]) >= FEWEST_CHANNELS[weight.ndim]
+    """Whether tiles are faster, in spite of their transforms, for a kernel `(out, in, ...)`."""
+    return weight.shape[2] == 3 and min(weight.shape[:2]) >= MIN_CHANNELS[weight.ndim]
 
 
 def as_tiles(image: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""LivePortrait's W and G rearranged for inference on a CPU: the same pictures up to rounding, several times as fast.
+"""LivePortrait's W and G rearranged for inference on a CPU: the same images up to rounding, several times as fast.
 
 What changes, besides channels being last throughout:
 
-- Batch norms are folded into convolutions, and most 3x3 convolutions go by `TiledConv`, the 7x7x7 one by Fourier.
+- Batch norms are folded into convolutions, and most 3x3 convolutions use `TiledConv`, the 7x7x7 one Fourier transforms.
 - The generator's label is one map for all norms: the first convolutions of all norms of a size are one. Where the norms
-  look at it enlarged, nine products for each of its cells are enough: collapsed rows of a kernel are sums of the whole
+  take it enlarged, nine products for each of its cells are enough: collapsed rows of a kernel are sums of the whole
   kernel and its first or last row. Their last convolutions, scale and shift, are one each.
 - Norms, modulation and rectifier are done tile by tile while these are in the cache, and features that a block doubles
   are never stored doubled.
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from vasa_hf.layers.dense_motion import ConvBlock, DenseMotionNetwork
 from vasa_hf.layers.spade import Spade, SpadeResBlock
 from vasa_hf.models.backends.fast_conv import (
-    MOST_OUTS,
+    MAX_OUTS,
     TILE,
     DirectConv,
     SpectralConv3d,
@@ -30,16 +30,16 @@ from vasa_hf.models.backends.fast_conv import (
     fast_conv,
     inside,
     is_tiled,
-    padded,
+    pad_scratch,
     scratch,
 )
 
-VOLUME = (1, 1)  # margin of volumes; pictures have one of (0, 1)
+VOLUME = (1, 1)  # margin of volumes; images have one of (0, 1)
 LARGE_KERNEL = 5  # from here on, Fourier
 
 
-def folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with the batch norm behind it.
+def fold_batch_norm(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Fold the batch norm behind a convolution into its weight and bias.
 
     Args:
         conv (`torch.nn.Module`): Convolution.
@@ -57,7 +57,7 @@ def enlarge_into(target: Tensor, source: Tensor, factor: int = 2) -> None:
     Args:
         target (`torch.Tensor` of shape `(depth, factor * height, factor * width, channels)`): Written.
         source (`torch.Tensor` of shape `(depth, height, width, channels)`): Read.
-        factor (`int`): How often each row and column comes.
+        factor (`int`): How often each row and column is repeated.
     """
     cells = target.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # [D, H, f, W, f, C]
     cells.copy_(source[:, :, None, :, None].expand_as(cells))
@@ -73,7 +73,7 @@ class FastVolumeBlock:
     """
 
     def __init__(self, conv: nn.Module, norm: nn.Module, side: int):
-        self.conv = fast_conv(*folded(conv, norm), tiled=side % TILE == 0)
+        self.conv = fast_conv(*fold_batch_norm(conv, norm), tiled=side % TILE == 0)
 
     def __call__(self, buffer: Tensor, name: str) -> Tensor:
         """Map a padded volume to one `(depth, height, width, out)` in the scratch of that name."""
@@ -85,7 +85,7 @@ class FastDenseMotion:
     """`DenseMotionNetwork` for one item.
 
     Args:
-        network (`DenseMotionNetwork`): Whose weights.
+        network (`DenseMotionNetwork`): Source of the weights.
         size (`tuple[int, int, int]`): Depth, height and width of the volumes.
     """
 
@@ -114,7 +114,7 @@ class FastDenseMotion:
         x = proposals.permute(1, 2, 3, 0)
         skips = []
         for level, block in enumerate(self.down):
-            buffer = padded(f"skip {level}", *x.shape, VOLUME)
+            buffer = pad_scratch(f"skip {level}", *x.shape, VOLUME)
             skips.append(inside(buffer, VOLUME).copy_(x))
             full = block(buffer, "map")
             x = F.avg_pool2d(full.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
@@ -122,12 +122,12 @@ class FastDenseMotion:
             parts = [x] if level == 0 else [x, skips.pop()]
             depth, height, width, _ = x.shape
             widths = [part.shape[-1] for part in parts]
-            buffer = padded("joined", depth, 2 * height, 2 * width, sum(widths), VOLUME)
+            buffer = pad_scratch("joined", depth, 2 * height, 2 * width, sum(widths), VOLUME)
             for part, target in zip(parts, inside(buffer, VOLUME).split(widths, -1), strict=True):
                 enlarge_into(target, part)
             x = block(buffer, "map")
         skip = skips.pop()
-        buffer = padded("joined", *x.shape[:3], x.shape[-1] + skip.shape[-1], VOLUME)
+        buffer = pad_scratch("joined", *x.shape[:3], x.shape[-1] + skip.shape[-1], VOLUME)
         inside(buffer, VOLUME)[..., : x.shape[-1]] = x
         inside(buffer, VOLUME)[..., x.shape[-1] :] = skip
         return self.last(buffer, "map")
@@ -146,7 +146,7 @@ class FastDenseMotion:
         return (total + conv.bias.float()).sigmoid()
 
     def __call__(self, feature_3d: Tensor, kp_source: Tensor, kp_driving: Tensor) -> tuple[Tensor, Tensor]:
-        """Sampling positions and what is visible, of a batch of one; see `DenseMotionNetwork`."""
+        """Sampling positions and visibility mask, of a batch of one; see `DenseMotionNetwork`."""
         proposals = self.network.proposals(feature_3d, kp_source, kp_driving)[0]
         x = self.hourglass(proposals)
         mask = self.mask(x) if self.spectral else self.network.mask(x.permute(3, 0, 1, 2)[None])[0]
@@ -166,7 +166,7 @@ class FastWarping:
 
     def __init__(self, dense_motion: DenseMotionNetwork, third: ConvBlock, fourth: nn.Conv2d, size: tuple[int, ...]):
         self.dense_motion = FastDenseMotion(dense_motion, size)
-        self.third = fast_conv(*folded(third.conv, third.norm), tiled=min(size[1:]) % TILE == 0)
+        self.third = fast_conv(*fold_batch_norm(third.conv, third.norm), tiled=min(size[1:]) % TILE == 0)
         self.slope = third.negative_slope
         self.fourth_weight, self.fourth_bias = fourth.weight[:, :, 0, 0].T.float().contiguous(), fourth.bias.float()
 
@@ -180,7 +180,7 @@ class FastWarping:
     def _one(self, feature_3d: Tensor, kp_source: Tensor, kp_driving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         flow, occlusion = self.dense_motion(feature_3d, kp_source, kp_driving)
         warped = F.grid_sample(feature_3d, flow, align_corners=False).flatten(1, 2)  # [1, C D, H, W]
-        buffer = padded("joined", 1, *warped.shape[2:], warped.shape[1])
+        buffer = pad_scratch("joined", 1, *warped.shape[2:], warped.shape[1])
         inside(buffer).copy_(warped.permute(0, 2, 3, 1))
         x = self.third.into(buffer, scratch("map", 1, *warped.shape[2:], self.third.out_channels))
         x = F.leaky_relu(x, self.slope, inplace=True)
@@ -189,7 +189,7 @@ class FastWarping:
 
 
 class SharedLabel:
-    """The first convolutions of several norms that see the label at one size, in one.
+    """The first convolutions of several norms that take the label at one size, in one.
 
     Args:
         norms (`list[Spade]`): Norms.
@@ -210,9 +210,9 @@ class SharedLabel:
         self.groups = groups.permute(2, 3, 1, 0).float().contiguous()  # [3, 3, in, out]
 
     def __call__(self, label: Tensor) -> Tensor:
-        """Activations `(1, f height + 2, f width + 2, out)`, padded, of a padded label `(1, height + 2, ...)`."""
+        """Activations `(1, f height + 2, f width + 2, out)`, pad_scratch, of a padded label `(1, height + 2, ...)`."""
         height, width = label.shape[1] - 2, label.shape[2] - 2
-        result = padded("shared", 1, self.factor * height, self.factor * width, len(self.bias))
+        result = pad_scratch("shared", 1, self.factor * height, self.factor * width, len(self.bias))
         target = inside(result)
         if self.factor == 1:
             for rows, channels, tiles in self.conv.chunks(label):
@@ -251,7 +251,7 @@ class FastSpade:
     """A norm's scale and shift, and its use.
 
     Args:
-        norm (`Spade`): Whose weights.
+        norm (`Spade`): Source of the weights.
     """
 
     def __init__(self, norm: Spade):
@@ -263,7 +263,7 @@ class FastSpade:
             self.conv = DirectConv(*(torch.cat(pair) for pair in pairs))
             return
         # Scales and shifts of the same channels side by side, to be made at the same time.
-        half = MOST_OUTS // 2
+        half = MAX_OUTS // 2
         sides = [zip(*(value.split(half) for value in pair), strict=True) for pair in pairs]
         self.conv = TiledConv(*(torch.cat([part for both in side for part in both]) for side in sides))
 
@@ -281,7 +281,7 @@ class FastSpade:
         """
         mean, scale = moments
         height, width = shared.shape[1] - 2, shared.shape[2] - 2
-        result = padded("normed", 1, height, width, self.channels)
+        result = pad_scratch("normed", 1, height, width, self.channels)
         target = as_tiles(inside(result))
         if doubled:  # each tile's four rows and columns are two of the features'
             row, column, channel = x.stride()
@@ -316,7 +316,7 @@ class FastSpadeResBlock:
     """`SpadeResBlock` for one item.
 
     Args:
-        block (`SpadeResBlock`): Whose weights.
+        block (`SpadeResBlock`): Source of the weights.
         doubled (`bool`): Whether features are doubled before.
     """
 
@@ -360,7 +360,7 @@ class FastGenerator:
     Args:
         first (`torch.nn.Conv2d`): From the label to features.
         blocks (`list[tuple[SpadeResBlock, bool]]`): Blocks, and whether features are doubled before each.
-        last (`torch.nn.Conv2d`): From features to pictures.
+        last (`torch.nn.Conv2d`): From features to images.
         upscale (`int`): Of the last layer.
     """
 
@@ -385,7 +385,7 @@ class FastGenerator:
         return torch.cat([self._one(item) for item in feature.float()])
 
     def _one(self, feature: Tensor) -> Tensor:
-        label = padded("label", 1, *feature.shape[1:], len(feature))
+        label = pad_scratch("label", 1, *feature.shape[1:], len(feature))
         inside(label).copy_(feature.permute(1, 2, 0)[None])
         x = self.first.into(label, scratch("features", 1, *feature.shape[1:], self.first.out_channels))[0]
         names = itertools.cycle(("other features", "features"))
@@ -397,10 +397,10 @@ class FastGenerator:
             for block in blocks:
                 count = 2 if block.norm_s is None else 3
                 y = block(x, parts[:count], name)
-                # A block that changes the shape has written beside what it read.
+                # A block that changes the shape has written next to what it read.
                 name = name if y is x or y.data_ptr() == x.data_ptr() else next(names)
                 x, parts = y, parts[count:]
-        buffer = padded("normed", 1, *x.shape)
+        buffer = pad_scratch("normed", 1, *x.shape)
         inside(buffer).copy_(F.leaky_relu(x, 0.2, inplace=True)[None])
-        picture = self.last.into(buffer, scratch("middle", 1, *x.shape[:2], self.last.out_channels))
-        return F.pixel_shuffle(picture.permute(0, 3, 1, 2), self.upscale).sigmoid()
+        image = self.last.into(buffer, scratch("middle", 1, *x.shape[:2], self.last.out_channels))
+        return F.pixel_shuffle(image.permute(0, 3, 1, 2), self.upscale).sigmoid()

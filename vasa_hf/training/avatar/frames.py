@@ -37,11 +37,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vasa_hf.controls import rebase_motion
 from vasa_hf.data.clips import MotionPriors
 from vasa_hf.gaussians.render import render
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import POSE_DIM
+from vasa_hf.motion.controls import rebase_motion
 from vasa_hf.training.avatar.losses import cameras_around
 
 FPS = 25
@@ -83,7 +83,7 @@ def make_motions(
         talking_face (`VasaTalkingFacePipeline`): Makes it.
         portrait (`Portrait`): Whose.
         folder (`str` or `os.PathLike`): Where to.
-        minutes (`float`): How much, at 25 frames a second.
+        minutes (`float`): How much, at 25 frames per second.
         audios (`Sequence`, *optional*): Driving voices; the package's own if there are no videos either.
         videos (`Sequence`, *optional*): Driving clips: files, or sequences of frames.
         sweep_share (`float`, *optional*, defaults to 0.2): Part that sweeps the head's pose.
@@ -198,7 +198,7 @@ def _sweep(talking_face: Any, portrait: Any, files: Sequence[Path], count: int, 
 
 
 def motion_priors(talking_face: Any) -> MotionPriors:
-    """Known directions of z_dyn, which may lie beside a pipeline's face autoencoder."""
+    """Known directions of z_dyn, which may lie next to a pipeline's face autoencoder."""
     name = talking_face.face_autoencoder.config.get("_name_or_path")
     path = Path(name or "").parent / "motion_priors.safetensors"
     return MotionPriors.load(path) if name and path.is_file() else MotionPriors()
@@ -327,7 +327,7 @@ def render_anchors(start: Any, frames: AvatarFrames, path: str | os.PathLike, co
         frames (`AvatarFrames`): Whose motions and backgrounds are taken.
         path (`str` or `os.PathLike`): The file: `picture` uint8 `(count, 3, H, W)`; `weight` uint8 `(count, 1, H, W)`,
             255 where the avatar must stay as it is; `motion`, `background`, `camera_from_world` `(count, 4, 4)`.
-        count (`int`, *optional*, defaults to 48): How many pictures.
+        count (`int`, *optional*, defaults to 48): How many images.
         seed (`int`, *optional*, defaults to 0): Of the choice.
     """
     avatar, generator = start.avatar, torch.Generator().manual_seed(seed)

@@ -1,10 +1,10 @@
 """The optimisation of an avatar (VASA-3D §3.3, appendix A): one iteration after another, to be stopped and resumed.
 
-Not `training/loop.py`: here parameters change in number, each kind has a learning rate of its own, and pictures are
+Not `training/loop.py`: here parameters change in number, each kind has a learning rate of its own, and images are
 rendered. What they share is the rule by which a resumed run equals an uninterrupted one: nothing random is carried
 over. Frame `i` is a pure function of `i`, and each iteration seeds its own random numbers.
 
-With several processes each takes its own frames; gradients and densification are averaged by hand, since the modules
+With several processes each takes its own frames; gradients and densification are averaged explicitly, since the modules
 that average them by themselves need parameters that stay.
 """
 
@@ -34,7 +34,7 @@ from vasa_hf.gaussians.render import RenderOutput, render
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import Cameras
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DGaussianAvatarOutput, Vasa3DRestState
-from vasa_hf.outputs import to_pictures
+from vasa_hf.outputs import to_images
 from vasa_hf.training import losses
 from vasa_hf.training.avatar.frames import AvatarFrames
 from vasa_hf.training.avatar.losses import (
@@ -59,7 +59,7 @@ _SIDE_RAD = math.radians(45)  # of the previews' side views
 
 @dataclass
 class FitProgress:
-    """What `on_progress` is told.
+    """What `on_progress` takes.
 
     Attributes:
         stage (`str`): "start" (mesh and colours), "motion", "frames", "fit" or "sharpen".
@@ -355,7 +355,7 @@ class AvatarFit:
         sides = self._render(neutral, beside, background[0])
         row = torch.cat([sample["frame"][0], *front, *sides.color], dim=2).clamp(0, 1).float().cpu()
         path = self.folder / f"preview-{self.step:06d}.png"
-        (picture,) = to_pictures(row[None], "pil")
+        (picture,) = to_images(row[None], "pil")
         _save_picture(picture, path)
         self.preview = path
 

@@ -1,11 +1,11 @@
-"""Losses of VASA-3D (§3.3): pictures of an avatar against VASA-1's frames, and pictures from where no frame looks.
+"""Losses of VASA-3D (§3.3): images of an avatar against VASA-1's frames, and images from where no frame looks.
 
 ```
 L_recon (Eq. 5)   SSIM and L1                     L_sds              a text-to-image model judges views from all sides
 L_perc  (Eq. 6)   LPIPS, patch discriminators     L_consist (Eq. 7)  G'' looks like G' from the side
-L_others          position and scale, binding.py  L_cas              the picture sharpened is what it should be
+L_others          position and scale, binding.py  L_cas              the sharpened image is what it should be
 ```
-All pictures are RGB `(batch, 3, height, width)`, in [0, 1] as far as the renderer keeps to it.
+All images are RGB `(batch, 3, height, width)`, in [0, 1] as far as the renderer keeps to it.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _FEATURE_SCALE = 0.1
 class _Blur(torch.autograd.Function):
     """Both axes filtered by an even line of weights where it fits; the backward pass is the same filter.
 
-    `metrics.image.blur` alone would keep a picture for each of its weights until the backward pass.
+    `metrics.image.blur` alone would keep an image for each of its weights until the backward pass.
     """
 
     @staticmethod
-    def forward(ctx, pictures: Tensor, weights: tuple[float, ...]) -> Tensor:
+    def forward(ctx, images: Tensor, weights: tuple[float, ...]) -> Tensor:
         ctx.weights = weights
-        return blur(pictures, weights)
+        return blur(images, weights)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
@@ -104,12 +104,12 @@ class PerceptualDistance(nn.Module):
         self.name = "face_recognizer" if lpips is None else "lpips"
         self.network = pretrained_features(resolve(recognizer)) if lpips is None else Lpips.load(lpips)
 
-    def maps(self, pictures: Tensor) -> list[Tensor]:
-        """Feature maps of pictures in [0, 1]."""
-        return self.network.feature_maps(pictures * 2 - 1) if self.name != "lpips" else self.network.maps(pictures)
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of images in [0, 1]."""
+        return self.network.feature_maps(images * 2 - 1) if self.name != "lpips" else self.network.maps(images)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Mean distance of pictures, a scalar; `target` gets no gradient. Both may be repetitions of each other."""
+        """Mean distance of images, a scalar; `target` gets no gradient. Both may be repetitions of each other."""
         with torch.no_grad():
             wanted = self.maps(target)
         pairs = list(zip(self.maps(prediction), wanted, strict=True))
@@ -121,13 +121,13 @@ class PerceptualDistance(nn.Module):
         return _FEATURE_SCALE * sum((a.float() - b.float()).square().mean() for a, b in pairs)
 
 
-def sharpened(pictures: Tensor, sharpness: float = 1.0) -> Tensor:
+def sharpen(images: Tensor, sharpness: float = 1.0) -> Tensor:
     """AMD's contrast adaptive sharpening: local contrast is raised, least where it is high already.
 
     Source: FidelityFX CAS 1.0 without scaling, `CAS_BETTER_DIAGONALS`, exact divisions; green's weight for all colours.
 
     Args:
-        pictures (`torch.Tensor` of shape `(batch, 3, height, width)`): In [0, 1].
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): In [0, 1].
         sharpness (`float`, *optional*, defaults to 1.0): 0 (least) to 1. # Not in the paper.
 
     Returns:
@@ -135,8 +135,8 @@ def sharpened(pictures: Tensor, sharpness: float = 1.0) -> Tensor:
     """
     if not 0 <= sharpness <= 1:
         raise ValueError(f"`sharpness` must lie in [0, 1], got {sharpness}.")
-    padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
-    height, width = pictures.shape[-2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    height, width = images.shape[-2:]
     around = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]  # a b c d e f g h i
     green = torch.stack([value[:, 1:2] for value in around])
     cross = green[[1, 3, 4, 5, 7]]
@@ -144,12 +144,12 @@ def sharpened(pictures: Tensor, sharpness: float = 1.0) -> Tensor:
     amount = (torch.minimum(low, 2 - high) / high.clamp_min(1e-6)).clamp(0, 1).sqrt()
     weight = amount * (-1 / (8 + (5 - 8) * sharpness))
     neighbours = around[1] + around[3] + around[5] + around[7]
-    return ((neighbours * weight + pictures) / (1 + 4 * weight)).clamp(0, 1)
+    return ((neighbours * weight + images) / (1 + 4 * weight)).clamp(0, 1)
 
 
 def sharpening_loss(distance: PerceptualDistance, prediction: Tensor) -> Tensor:
-    """L_cas (§3.3): the picture should look as it does after `sharpened`."""
-    return distance(prediction, sharpened(prediction.detach()))
+    """L_cas (§3.3): the image should look as it does after `sharpen`."""
+    return distance(prediction, sharpen(prediction.detach()))
 
 
 # --- views ------------------------------------------------------------------------------------------------------------
@@ -200,14 +200,14 @@ def cameras_around(avatar: Any, gaussians: Gaussians, azimuth: Tensor, elevation
 
 
 class ScoreDistillation(nn.Module):
-    """L_sds: a text-to-image model says how pictures should change to look like its prompt.
+    """L_sds: a text-to-image model says how images should change to look like its prompt.
 
     Source: VASA-3D §3.3; Poole et al. 2022 (DreamFusion) Eq. 3 with w(t) = 1 - alpha_bar(t), in the model's latents.
 
     Args:
         pipeline (`diffusers.DiffusionPipeline`, `str` or `os.PathLike`):
             With a `unet` and a `vae`, as Stable Diffusion 1, 2 and XL; or its folder or name on the Hub.
-        prompt (`str`, *optional*, defaults to the paper's): What pictures should show.
+        prompt (`str`, *optional*, defaults to the paper's): What images should show.
         guidance_scale (`float`, *optional*, defaults to 10.0): Of classifier-free guidance, in diffusers' form.
         gradient_scale (`float`, *optional*, defaults to 0.001): Of the gradient on the latents.
 
@@ -241,7 +241,7 @@ class ScoreDistillation(nn.Module):
                 f"`sds` must predict epsilon or v, {type(pipeline).__name__} predicts {self.prediction_type}."
             )
         self.register_buffer("alphas", pipeline.scheduler.alphas_cumprod.float(), persistent=False)
-        self.picture_size = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.image_size = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._encode_prompt(pipeline, prompt)
 
     @torch.no_grad()
@@ -260,7 +260,7 @@ class ScoreDistillation(nn.Module):
         count = len(latents)
         extra = {}
         if self.pooled is not None:
-            side = self.picture_size
+            side = self.image_size
             ids = latents.new_tensor([side, side, 0, 0, side, side]).repeat(2 * count, 1)
             pooled = self.pooled.repeat_interleave(count, 0).to(self.unet.dtype)
             extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.to(self.unet.dtype)}
@@ -273,17 +273,17 @@ class ScoreDistillation(nn.Module):
         alpha = self.alphas[timestep].view(-1, 1, 1, 1)
         return alpha.sqrt() * predicted + (1 - alpha).sqrt() * latents
 
-    def forward(self, pictures: Tensor, t_min: float, t_max: float, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, images: Tensor, t_min: float, t_max: float, generator: torch.Generator | None = None) -> Tensor:
         """A scalar whose gradient on the latents is that of score distillation; its number means little.
 
         Args:
-            pictures (`torch.Tensor` of shape `(batch, 3, height, width)`): Rendered.
+            images (`torch.Tensor` of shape `(batch, 3, height, width)`): Rendered.
             t_min (`float`): Least time of the diffusion, in [0, 1].
             t_max (`float`): Largest.
             generator (`torch.Generator`, *optional*): Of time and noise; on the CPU.
         """
-        pictures = F.interpolate(pictures, (self.picture_size,) * 2, mode="bilinear", antialias=True)
-        latents = self.vae.encode((pictures * 2 - 1).to(self.vae.dtype)).latent_dist.mean.float()
+        images = F.interpolate(images, (self.image_size,) * 2, mode="bilinear", antialias=True)
+        latents = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mean.float()
         latents = latents * self.vae.config.scaling_factor
         with torch.no_grad():
             time = t_min + (t_max - t_min) * torch.rand(len(latents), generator=generator)

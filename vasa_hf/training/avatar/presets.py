@@ -23,7 +23,7 @@ class AvatarPreset:
     """How an avatar is fitted. Weights of 0 leave a loss out; `..._every` is the number of iterations between its uses.
 
     Attributes:
-        size (`int`): Side of the pictures, where the face model can make it.
+        size (`int`): Side of the images, where the face model can make it.
         num_gaussians (`int`): At the start. # Not in the paper.
         avatar (`dict`): Further sizes of `Vasa3DGaussianAvatar`.
         motion_minutes (`float`): How much motion is made (paper: 10 hours).

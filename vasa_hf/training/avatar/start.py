@@ -27,7 +27,7 @@ from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar
 from vasa_hf.motion import POSE_DIM
 from vasa_hf.processors.image import FaceCrop
 from vasa_hf.processors.matte import cut_out
-from vasa_hf.training.avatar.shell import PortraitMaps, is_hair, make_shell, shell_size
+from vasa_hf.training.avatar.hair_shell import PortraitMaps, is_hair, make_shell, shell_size
 
 MOST_YAW_RAD = 0.7  # a portrait turned further shows too little of the other half
 BACKGROUNDS = (0.9, 0.1)  # greys; two of them tell what is opaque
@@ -49,7 +49,7 @@ class AvatarStart:
         backgrounds (`torch.Tensor` of shape `(n, 3)`): Their colours, in [0, 1].
         motion (`torch.Tensor` of shape `(motion_dim,)`): The portrait's own.
         shown (`torch.Tensor` of shape `(gaussians,)`): bool, which of the mesh's Gaussians the portrait shows.
-        picture (`torch.Tensor` of shape `(4, size, size)`): The person cut out: RGB and alpha in [0, 1].
+        image (`torch.Tensor` of shape `(4, size, size)`): The person cut out: RGB and alpha in [0, 1].
     """
 
     avatar: Vasa3DGaussianAvatar
@@ -75,7 +75,7 @@ def start_avatar(
     Args:
         talking_face (`VasaTalkingFacePipeline`): VASA-1.
         image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The portrait.
-        num_gaussians (`int`, *optional*, defaults to 20,000): Of the avatar, about so many.
+        num_gaussians (`int`, *optional*, defaults to 20,000): Of the avatar, about this many.
         face (`int`, *optional*): Which face, 0 is the largest.
         output_size (`int`, *optional*): Side of VASA-1's frames in pixels.
         **config: Other arguments of `Vasa3DGaussianAvatar`.
@@ -147,7 +147,7 @@ def _wear_own_expression(avatar: Vasa3DGaussianAvatar, fitted: FittedHead) -> No
 
 
 def _plain(talking_face: Any, picture: Tensor) -> Any:
-    """A picture that is the crop already, prepared for VASA-1."""
+    """An image that is the crop already, prepared for VASA-1."""
     size = picture.shape[-1]
     return talking_face.prepare_portrait(picture, box=[size * share for share in WHOLE_PICTURE_BOX], output_size=size)
 
@@ -200,14 +200,14 @@ def _where_the_person_is(person, fitted: FittedHead, landmarks: Tensor, size: in
 
 
 def _within_picture(crop: FaceCrop) -> Tensor:
-    """1 where the crop shows the picture, softly 0 beyond its edge, `(size, size)`."""
+    """1 where the crop shows the image, softly 0 beyond its edge, `(size, size)`."""
     height, width = crop.image_size
     corners = crop.crop_from_image.float() @ torch.tensor([[0.0, width], [0.0, height], [1.0, 1.0]])
     (x0, x1), (y0, y1) = corners[:2].tolist()
     size = crop.image.shape[-1]
     axis = (torch.arange(size) + 0.5) / size
     inside = [(size * torch.minimum(axis - low, high - axis) / 2).clamp(0, 1) for low, high in ((y0, y1), (x0, x1))]
-    # Where the crop ends within the picture there is no edge.
+    # Where the crop ends within the image there is no edge.
     for one, low, high in zip(inside, (y0, x0), (y1, x1), strict=True):
         one[(axis - max(low, 0.0) < 2 / size) & (low <= 0)] = 1.0
         one[(min(high, 1.0) - axis < 2 / size) & (high >= 1)] = 1.0
@@ -219,7 +219,7 @@ def _colour(avatar: Vasa3DGaussianAvatar, fitted: FittedHead, colours: Tensor, a
     head, size = avatar.head, alpha.shape[-1]
     placed = fitted.project(fitted.vertices)
     unit = float(fitted.scale)
-    means = _in_world(avatar, triangle_frames(placed, head.faces)).means  # fractions of the picture
+    means = _in_world(avatar, triangle_frames(placed, head.faces)).means  # fractions of the image
     skin = head.faces[head.region("face", "scalp", "neck")]  # teeth and eyeballs may stick out of a fitted face
     pixels, hit, weights = rasterize(placed * size, skin, size)
     nearest = torch.full((size * size,), torch.inf)
@@ -248,7 +248,7 @@ def _colour(avatar: Vasa3DGaussianAvatar, fitted: FittedHead, colours: Tensor, a
 
 
 def _pull_in(avatar: Vasa3DGaussianAvatar, means: Tensor, frames: TriangleFrames, alpha: Tensor) -> None:
-    """Bring Gaussians that lie beside the person, whose skull is smaller than the mesh's, to the silhouette."""
+    """Bring Gaussians that lie next to the person, whose skull is smaller than the mesh's, to the silhouette."""
     triangles = avatar.triangles
     middle = means[avatar.head.region("scalp")[triangles]].mean(0)
     inwards = torch.linspace(1.0, 0.5, 21)[:, None, None]
@@ -303,7 +303,7 @@ def _in_world(avatar: Vasa3DGaussianAvatar, frames: TriangleFrames) -> Gaussians
 
 
 def _look_up(picture: Tensor, places: Tensor, mode: str = "bilinear") -> Tensor:
-    """Values [N, C] of a picture [C, S, S] at places [N, 2] in fractions of it."""
+    """Values [N, C] of an image [C, S, S] at places [N, 2] in fractions of it."""
     grid = (2 * places - 1)[None, :, None]
     return F.grid_sample(picture[None], grid, mode, "border", align_corners=False)[0, :, :, 0].T
 
