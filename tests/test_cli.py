@@ -353,7 +353,7 @@ def test_inspect_tells_marked_from_unmarked(files, tmp_path, capsys):
         facts = json.loads(capsys.readouterr().out)
         assert facts["marked"] is facts["found"] is is_marked and facts["manifest"] is None
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:300])
-    assert main(["inspect", str(tmp_path / "a.jpg")]) == 2 and "`path` must be a whole" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "a.jpg")]) == 2 and "`video` must be a whole" in capsys.readouterr().err
 
 
 def portrait_array():
@@ -370,9 +370,11 @@ def test_talk_signs_with_the_certificate_that_is_given(files, tmp_path, capsys, 
     write_chain(tmp_path, ec.generate_private_key(ec.SECP256R1()))
     certificate, key, out = (str(tmp_path / name) for name in ("cert.pem", "key.pem", "out.mp4"))
     assert talk(files, out, "--c2pa-cert", certificate) == 2
-    assert "`c2pa-key` must be given" in capsys.readouterr().err
+    assert "`--c2pa-key` must be given" in capsys.readouterr().err
     assert talk(files, out, "--c2pa-cert", certificate, "--c2pa-key", key, "--no-provenance") == 2
+    capsys.readouterr()
     assert talk(files, out, "--c2pa-cert", certificate, "--c2pa-key", certificate) == 2
+    assert "`--c2pa-key` must be a PKCS#8 key" in capsys.readouterr().err
     assert not os.path.exists(out)
     monkeypatch.setenv("VASA_HF_C2PA_CERT", certificate)
     monkeypatch.setenv("VASA_HF_C2PA_KEY", key)

@@ -115,7 +115,7 @@ def package_sources() -> dict[str, str]:
 
 def project_texts() -> dict[str, str]:
     """Path in the repository -> text of what a reader sees: code, configuration and prose."""
-    folders = ("vasa_hf", "tests", "notebooks", "model_cards", ".ci")
+    folders = ("vasa_hf", "tests", "notebooks", "model_cards", "docs", ".ci")
     paths = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".git")]
     paths += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     paths = [path for path in paths if path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts]

@@ -128,12 +128,12 @@ def test_bench_counts_what_is_found(tmp_path, monkeypatch):
     write(tmp_path / "a.mp4", portrait(5), provenance=False)
     Image.open(PORTRAIT).save(tmp_path / "b.jpg")
     monkeypatch.setattr(
-        marks, "TREATMENTS", {name: marks.TREATMENTS[name] for name in ("H.264, crf 28", "50 %, crf 23")}
+        marks, "DISTORTIONS", {name: marks.DISTORTIONS[name] for name in ("H.264, crf 28", "50 %, crf 23")}
     )
     result = marks.measure(str(tmp_path), limit=1, unmarked=2)
     assert all(score > MARK_THRESHOLD for scores in result["detection"].values() for score in scores)
-    assert (result["unmarked_videos"], result["unmarked_pictures"], result["false_alarms"]) == (1, 1, 0)
+    assert (result["unmarked_videos"], result["unmarked_images"], result["false_alarms"]) == (1, 1, 0)
     text = marks.table([result])
-    assert "| 50 %, crf 23 | 1 of 1 (100 %) |" in text and "False alarms: 0 of 2 (1 videos, 1 pictures)" in text
+    assert "| 50 %, crf 23 | 1 of 1 (100 %) |" in text and "False alarms: 0 of 2 (1 videos, 1 images)" in text
     with pytest.raises(ValueError, match="`data` must be a folder with videos"):
         marks.measure(str(tmp_path / "nothing"))

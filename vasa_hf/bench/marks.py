@@ -1,7 +1,7 @@
-"""How often the invisible mark is found after what happens to videos, and how often where there is none.
+"""Robustness of the watermark: detection rate after common distortions, and false-alarm rate.
 
-Each video is cut to a second, scaled to `SIZE` and written as the pipelines write theirs; then ffmpeg treats it as
-sites and people do, and `detect_mark` reads what is left, as `vasa-hf inspect` would.
+Each video is cut to a second, scaled to `SIZE` and written as the pipelines write theirs; then ffmpeg distorts
+it as sites and people do, and `detect_mark` scores the result, as `vasa-hf inspect` would.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vasa_hf.media.ffmpeg import FfmpegError, run_ffmpeg, shortened
 
 SIZE, NUM_FRAMES, FPS = 256, 25, 25
 NUM_UNMARKED_FRAMES = 8  # of each unmarked video
-VIDEOS, PICTURES = (".mp4", ".mov", ".webm", ".mkv"), (".jpg", ".jpeg", ".png", ".webp")
+VIDEOS, IMAGES = (".mp4", ".mov", ".webm", ".mkv"), (".jpg", ".jpeg", ".png", ".webp")
 
 
 def _h264(crf: int, *options: str) -> list[str]:
@@ -45,7 +45,7 @@ def _scale(factor: float) -> str:
 
 _CROP = "crop=trunc(iw*0.9/2)*2:trunc(ih*0.9/2)*2:iw*0.04:ih*0.07"
 # Name -> suffix, filters, options of the encoder.
-TREATMENTS: dict[str, tuple[str, str, list[str]]] = {
+DISTORTIONS: dict[str, tuple[str, str, list[str]]] = {
     **{f"H.264, crf {crf}": (".mp4", "null", _h264(crf)) for crf in (23, 28, 32, 35)},
     **{f"VP9, crf {crf}": (".webm", "null", _vp9(crf)) for crf in (23, 28, 32, 35)},
     **{f"AV1, crf {crf}": (".mp4", "null", _av1(crf)) for crf in (23, 28, 32, 35)},
@@ -80,35 +80,35 @@ def measure(
 
     Args:
         data (`str`, *optional*):
-            Folder with unmarked videos and pictures, searched with its subfolders. Without it, the package's portrait
+            Folder with unmarked videos and images, searched with its subfolders. Without it, the package's portrait
             is animated, and all else is synthetic.
-        limit (`int`, defaults to 24): Videos to mark and treat, evenly from all.
-        unmarked (`int`, defaults to 1000): Videos and pictures, evenly from all, to test without a mark.
+        limit (`int`, defaults to 24): Videos to mark and distort, evenly from all.
+        unmarked (`int`, defaults to 1000): Videos and images, evenly from all, to test without a mark.
         model (`str`, defaults to `"vasa-small"`): What animates the portrait.
         device (`str`, defaults to `"cpu"`): Where.
         threads (`int`, *optional*): CPU threads.
 
     Returns:
-        `dict`: `detection` (treatment -> scores), `false_alarms`, `unmarked_videos`, `unmarked_pictures`,
+        `dict`: `detection` (distortion -> scores), `false_alarms`, `unmarked_videos`, `unmarked_images`,
         `highest_unmarked`, `psnr_db` (of each marked video), and milliseconds to embed and detect.
 
     Raises:
         ValueError: If `data` has no video.
     """
-    videos, pictures = _find_files(data)
+    videos, images = _find_files(data)
     clips = (list(_read(path, NUM_FRAMES)) for path in _spread(videos, limit))
     if data is None:
         clips = (_animate(model, device, threads) if i == 0 else _scene(i, NUM_FRAMES) for i in range(limit))
-    detection: dict[str, list[float]] = {name: [] for name in ("as written, crf 18", *TREATMENTS, *STILLS)}
+    detection: dict[str, list[float]] = {name: [] for name in ("as written, crf 18", *DISTORTIONS, *STILLS)}
     psnr = []
     with tempfile.TemporaryDirectory() as folder:
         for frames in clips:
             psnr.append(_psnr(frames))
-            for name, score in _treat(frames, Path(folder)):
+            for name, score in _distort(frames, Path(folder)):
                 detection[name].append(score)
-            print(f"treated video {len(psnr)}", file=sys.stderr)
-    num_videos = round(unmarked * len(videos) / max(len(videos) + len(pictures), 1))
-    chosen = [*_spread(videos, num_videos), *_spread(pictures, unmarked - num_videos)]
+            print(f"distorted video {len(psnr)}", file=sys.stderr)
+    num_videos = round(unmarked * len(videos) / max(len(videos) + len(images), 1))
+    chosen = [*_spread(videos, num_videos), *_spread(images, unmarked - num_videos)]
     tested = (_read(path, NUM_UNMARKED_FRAMES) for path in chosen)
     if data is None:
         tested, num_videos = (_scene(limit + i, NUM_UNMARKED_FRAMES) for i in range(unmarked)), unmarked
@@ -117,7 +117,7 @@ def measure(
         "detection": detection,
         "false_alarms": sum(score > MARK_THRESHOLD for score in scores),
         "unmarked_videos": num_videos,
-        "unmarked_pictures": len(scores) - num_videos,
+        "unmarked_images": len(scores) - num_videos,
         "highest_unmarked": max(scores, default=0.0),
         "psnr_db": psnr,
         **{f"embed_ms_{side}": _embed_ms(side) for side in (256, 512)},
@@ -132,11 +132,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         found = sum(score > MARK_THRESHOLD for score in scores)
         share = f"{found} of {len(scores)} ({100 * found / len(scores):.0f} %)"
         lines.append(f"| {name} | {share} | {min(scores):.1f} | {np.median(scores):.1f} |")
-    tested = result["unmarked_videos"] + result["unmarked_pictures"]
+    tested = result["unmarked_videos"] + result["unmarked_images"]
     lines += [
         "",
         f"False alarms: {result['false_alarms']} of {tested} ({result['unmarked_videos']} videos, "
-        f"{result['unmarked_pictures']} pictures); highest score {result['highest_unmarked']:.1f}, "
+        f"{result['unmarked_images']} images); highest score {result['highest_unmarked']:.1f}, "
         f"threshold {MARK_THRESHOLD:.1f}.",
         f"Marking a frame of 256 / 512 pixels: {result['embed_ms_256']:.1f} / {result['embed_ms_512']:.1f} ms.",
     ]
@@ -146,14 +146,14 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _find_files(data: str | None) -> tuple[list[Path], list[Path]]:
-    """Return videos and pictures."""
+    """Return videos and images."""
     if data is None:
         return [], []
     files = sorted(path for path in Path(data).rglob("*") if path.is_file())
     videos = [path for path in files if path.suffix.lower() in VIDEOS]
     if not videos:
         raise ValueError(f"`data` must be a folder with videos, found none in {data!r}.")
-    return videos, [path for path in files if path.suffix.lower() in PICTURES]
+    return videos, [path for path in files if path.suffix.lower() in IMAGES]
 
 
 def _spread(items: Sequence[Path], count: int) -> list[Path]:
@@ -161,10 +161,10 @@ def _spread(items: Sequence[Path], count: int) -> list[Path]:
 
 
 def _read(path: Path, count: int) -> Iterator[np.ndarray]:
-    """Yield the first frames of a video, or a picture, with the shorter side of `SIZE` pixels."""
-    if path.suffix.lower() in PICTURES:
-        with Image.open(path) as picture:
-            frames = [np.asarray(picture.convert("RGB"))]
+    """Yield the first frames of a video, or a image, with the shorter side of `SIZE` pixels."""
+    if path.suffix.lower() in IMAGES:
+        with Image.open(path) as image:
+            frames = [np.asarray(image.convert("RGB"))]
     else:
         frames = itertools.islice(read_video(path), count)
     for frame in frames:
@@ -176,12 +176,11 @@ def _read(path: Path, count: int) -> Iterator[np.ndarray]:
 
 def _animate(model: str, device: str, threads: int | None) -> list[np.ndarray]:
     """Return frames of the package's portrait, as they are before they are marked."""
-    from vasa_hf.outputs import to_uint8
-
     pipe, _ = runs.load_pipeline("VasaTalkingFacePipeline", model, device, threads)
     samples, rate = runs.load_voice()
     voice = (samples[: rate * NUM_FRAMES // FPS], rate)
-    return list(to_uint8(pipe(runs.PORTRAIT, voice, generator=runs.seeded(), output_size=SIZE).videos[0]))
+    result = pipe(runs.PORTRAIT, voice, generator=runs.seeded(), output_size=SIZE)
+    return [np.asarray(frame) for frame in result.frames]
 
 
 def _scene(seed: int, count: int) -> list[np.ndarray]:
@@ -193,23 +192,23 @@ def _scene(seed: int, count: int) -> list[np.ndarray]:
     return [np.ascontiguousarray(image[i : i + SIZE, 2 * i : 2 * i + SIZE].astype(np.uint8)) for i in range(count)]
 
 
-def _treat(frames: Sequence[np.ndarray], folder: Path) -> Iterator[tuple[str, float]]:
-    """Mark, write and treat one video; yield the name of each treatment and the score after it."""
+def _distort(frames: Sequence[np.ndarray], folder: Path) -> Iterator[tuple[str, float]]:
+    """Mark, write and distort one video; yield the name of each distortion and the score after it."""
     source = folder / "marked.mp4"
     with VideoWriter(source, FPS, frames[0].shape[1::-1]) as writer:
         for frame in frames:
             writer.write(frame)
     written = list(read_video(source))
     yield "as written, crf 18", detect_mark(written)
-    for name, (suffix, filters, options) in TREATMENTS.items():
-        target = folder / f"treated{suffix}"
+    for name, (suffix, filters, options) in DISTORTIONS.items():
+        target = folder / f"distorted{suffix}"
         done = run_ffmpeg(["-v", "error", "-y", "-i", str(source), "-an", "-vf", filters, *options, str(target)])
         if done.returncode != 0:
             raise FfmpegError(f"ffmpeg could not make {name!r}: {shortened(done.stderr)}")
         yield name, detect_mark(read_video(target))
     for name, factor in STILLS.items():
-        picture, file = Image.fromarray(written[len(written) // 2]), io.BytesIO()
-        picture.resize([round(side * factor) for side in picture.size]).save(file, format="JPEG", quality=70)
+        image, file = Image.fromarray(written[len(written) // 2]), io.BytesIO()
+        image.resize([round(side * factor) for side in image.size]).save(file, format="JPEG", quality=70)
         yield name, detect_mark(np.asarray(Image.open(file)))
 
 

@@ -29,7 +29,7 @@ _READ_SETTINGS = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False
 
 @dataclass(frozen=True)
 class ContentCredentials:
-    """Certificate and key that sign videos; checked at once, by signing a picture in memory.
+    """Certificate and key that sign videos; checked at once, by signing an image in memory.
 
     Signatures bear no time stamp of an authority: they are valid as long as the certificate.
 
@@ -46,10 +46,10 @@ class ContentCredentials:
     key: str | os.PathLike
 
     def __post_init__(self):
-        picture = io.BytesIO()
-        Image.new("RGB", (1, 1)).save(picture, format="PNG")
-        picture.seek(0)
-        self._sign("image/png", picture, io.BytesIO(), {})
+        image = io.BytesIO()
+        Image.new("RGB", (1, 1)).save(image, format="PNG")
+        image.seek(0)
+        self._sign("image/png", image, io.BytesIO(), {})
 
     def sign(self, source: str | os.PathLike, target: str | os.PathLike, entries: Mapping[str, Any]) -> None:
         """Write a copy of an MP4 file with a signed manifest.

@@ -16,7 +16,7 @@ from .provenance import read_provenance
 from .video import read_video
 from .watermark import MARK_THRESHOLD, detect_mark
 
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,25 @@ class Provenance:
 
 
 def find_provenance(path: str | os.PathLike) -> Provenance:
-    """Look for the metadata note, the invisible mark and a C2PA manifest in a video or picture file.
+    """Look for the metadata note, the invisible mark and a C2PA manifest in a video or image file.
 
     Raises:
-        ValueError: If the file is missing, or neither a video nor a picture.
+        ValueError: If the file is missing, or neither a video nor an image.
     """
     input_url(path)
-    picture = _read_picture(path)
-    note = read_provenance(path) if picture is None else None
-    score = detect_mark(read_video(path) if picture is None else picture)
+    image = _read_image(path)
+    note = read_provenance(path) if image is None else None
+    score = detect_mark(read_video(path) if image is None else image)
     checked = importlib.util.find_spec("c2pa") is not None
     return Provenance(note, score, read_content_credentials(path) if checked else None, checked)
 
 
-def _read_picture(path: str | os.PathLike) -> np.ndarray | None:
-    """Return a picture's pixels; `None` of a file that is none or moves."""
+def _read_image(path: str | os.PathLike) -> np.ndarray | None:
+    """Return an image's pixels; `None` of a file that is no still image."""
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            return np.asarray(picture.convert("RGB")) if getattr(picture, "n_frames", 1) == 1 else None
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return np.asarray(image.convert("RGB")) if getattr(image, "n_frames", 1) == 1 else None
     except UnidentifiedImageError:
         return None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"`path` must be a whole picture or video, got {os.fspath(path)!r}: {error}.") from error
+        raise ValueError(f"`path` must be a whole image or video, got {os.fspath(path)!r}: {error}.") from error

@@ -7,7 +7,7 @@ sides of the frame it needs no search after resizing; after cropping, detection 
 not outlive turning, heavy filters, or somebody who sets out to remove it. `docs/provenance.md` has figures.
 
 Detection is a sign test: with r any image computed from the frames alone and p random signs, `<r, p> / |r|` has mean 0,
-variance 1, and exceeds t with probability at most exp(-t^2 / 2) (Hoeffding) whatever the picture is; the largest of n
+variance 1, and exceeds t with probability at most exp(-t^2 / 2) (Hoeffding) whatever the image is; the largest of n
 such scores, with at most n exp(-t^2 / 2).
 """
 
@@ -56,7 +56,7 @@ def embed_mark(
     signs, moved = _signs(), np.zeros((GRID, GRID), np.float32)  # `moved` in the direction of the sign
     for _ in range(3):  # cells change the difference of those around them
         reached = signs * _difference(cells + signs * moved)
-        hopeless = reached - moved < -2 * most  # the picture's own difference is too large to turn
+        hopeless = reached - moved < -2 * most  # the image's own difference is too large to turn
         moved = np.clip(moved + 0.7 * (MARGIN - reached), 0, np.where(hopeless, np.minimum(most, FLAT / 2), most))
     # Interpolation lowers the mean of a cell by a sixth.
     shift = np.array(Image.fromarray(1.2 * signs * moved).resize((width, height), Image.Resampling.BICUBIC))
@@ -80,7 +80,7 @@ def detect_mark(
         max_frames (`int`, defaults to 50): Frames looked at, from the first on.
 
     Returns:
-        `float`: At least 0; an unmarked picture scores above s with probability `exp(-s**2 / 2)` at most.
+        `float`: At least 0; an unmarked image scores above s with probability `exp(-s**2 / 2)` at most.
     """
     frames = [frames] if isinstance(frames, np.ndarray) and frames.ndim == 3 else frames
     total, mean, scores = np.zeros((GRID, GRID)), np.zeros((GRID * DETAIL, GRID * DETAIL), np.float32), []
@@ -110,7 +110,7 @@ def _score(evidence: np.ndarray) -> float:
 
 
 def _score_crops(detail: np.ndarray) -> Iterator[float]:
-    """Score a picture as each part of a marked frame that leaves at least `KEPT[-1]` of both sides.
+    """Score an image as each part of a marked frame that leaves at least `KEPT[-1]` of both sides.
 
     A part begins at a whole or a half cell of the pattern; all that differ by whole cells come from one correlation.
     """
@@ -149,7 +149,7 @@ def _difference(cells: np.ndarray) -> np.ndarray:
 
 
 def _evidence(cells: np.ndarray) -> np.ndarray:
-    """Return the differences, limited, and weighted down in busy places, where the picture's own are large."""
+    """Return the differences, limited, and weighted down in busy places, where the image's own are large."""
     difference = _difference(cells)
     busy = _neighbours(np.abs(difference)).mean(0)
     return difference / (difference**2 + 4.0) / (busy + 1.0)
