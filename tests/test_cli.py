@@ -20,7 +20,7 @@ from vasa_hf import VasaTalkingFacePipeline, load_motion
 from vasa_hf.bench import talking as bench
 from vasa_hf.cli import main
 from vasa_hf.hub import EMBEDDED, embedded_path
-from vasa_hf.media import VideoReader, load_audio, read_provenance, read_video, save_wav
+from vasa_hf.media import VideoReader, embed_mark, load_audio, read_provenance, read_video, save_wav
 
 ROOT = Path(__file__).resolve().parents[1]
 PORTRAIT = ROOT / "vasa_hf" / "assets" / "portrait.jpg"
@@ -341,10 +341,50 @@ def test_inspect_tells_marked_from_unmarked(files, tmp_path, capsys):
         assert talk(files, tmp_path / name, *extra) == 0
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "marked.mp4"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["manifest"]["synthetic"] is True
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["manifest"]["synthetic"] is True and facts["found"] is True and facts["c2pa"] is None
     assert main(["inspect", str(tmp_path / "plain.mp4")]) == 0
     said = capsys.readouterr().out
-    assert "manifest  none" in said and "threshold" in said
+    assert "manifest  none" in said and "threshold" in said and "proves nothing" in said
+    # A picture, as somebody may cut out of a video.
+    for picture, is_marked in ((Image.open(PORTRAIT), False), (Image.fromarray(embed_mark(portrait_array())), True)):
+        picture.save(tmp_path / "a.jpg", quality=70)
+        assert main(["inspect", str(tmp_path / "a.jpg"), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["marked"] is facts["found"] is is_marked and facts["manifest"] is None
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:300])
+    assert main(["inspect", str(tmp_path / "a.jpg")]) == 2 and "`video` must be a whole" in capsys.readouterr().err
+
+
+def portrait_array():
+    return np.asarray(Image.open(PORTRAIT).convert("RGB"))
+
+
+def test_talk_signs_with_the_certificate_that_is_given(files, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("c2pa")
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from tests.testing_utils.certificates import write_chain
+
+    write_chain(tmp_path, ec.generate_private_key(ec.SECP256R1()))
+    certificate, key, out = (str(tmp_path / name) for name in ("cert.pem", "key.pem", "out.mp4"))
+    assert talk(files, out, "--c2pa-cert", certificate) == 2
+    assert "`--c2pa-key` must be given" in capsys.readouterr().err
+    assert talk(files, out, "--c2pa-cert", certificate, "--c2pa-key", key, "--no-provenance") == 2
+    capsys.readouterr()
+    assert talk(files, out, "--c2pa-cert", certificate, "--c2pa-key", certificate) == 2
+    assert "`--c2pa-key` must be a PKCS#8 key" in capsys.readouterr().err
+    assert not os.path.exists(out)
+    monkeypatch.setenv("VASA_HF_C2PA_CERT", certificate)
+    monkeypatch.setenv("VASA_HF_C2PA_KEY", key)
+    assert talk(files, out) == 0
+    capsys.readouterr()
+    assert main(["inspect", out, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["c2pa"]
+    assert found["state"] == "Valid" and found["signer"] == "Test Studio" and found["synthetic"] is True
+    assert talk(files, out, "--no-provenance") == 0  # the environment asks for nothing then
+    assert main(["inspect", out]) == 0 and "c2pa      none" in capsys.readouterr().out
 
 
 @pytest.mark.e2e

@@ -80,6 +80,7 @@ KEPT_APART = {
     "mediapipe": ("models/face_analyzer_mediapipe.py",),
     "ray": ("data/prepare_ray.py",),
     "viser": ("viewer.py",),
+    "c2pa": ("media/content_credentials.py",),
 }
 # Development tools and libraries that the project does not depend on.
 NOT_OURS = {"torchvision", "torchaudio", "librosa", "scipy", "skimage", "pytest", "requests"}
@@ -126,7 +127,7 @@ def package_sources() -> dict[str, str]:
 
 def project_texts() -> dict[str, str]:
     """Path in the repository -> text of what a reader sees: code, configuration and prose."""
-    folders = ("vasa_hf", "tests", "notebooks", "model_cards", ".ci")
+    folders = ("vasa_hf", "tests", "notebooks", "model_cards", "docs", ".ci")
     paths = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".git")]
     paths += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     paths = [path for path in paths if path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts]

@@ -26,10 +26,12 @@ _CONSENT = "Animate only adults who agreed to it, or people who do not exist; ne
 
 # Arguments of the package's functions -> the options that set them, where the names differ.
 _OPTIONS = {
+    "certificate": "c2pa_cert",
     "driving_multiplier": "multiplier",
     "eye_ratio": "eyes",
     "guidance_scale": "guidance",
     "head_distance": "distance",
+    "key": "c2pa_key",
     "lip_ratio": "lips",
     "num_gaussians": "gaussians",
     "num_inference_steps": "steps",

@@ -17,6 +17,7 @@ import numpy as np
 from vasa_hf.checks import check_number, naming, shorten
 
 from .audio import as_channels
+from .content_credentials import ContentCredentials
 from .ffmpeg import (
     DECODE_OPTIONS,
     MAX_SECONDS,
@@ -34,7 +35,8 @@ from .ffmpeg import (
     staging,
     tone_map_filters,
 )
-from .provenance import embed_mark, provenance_tags
+from .provenance import provenance_tags
+from .watermark import embed_mark
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +123,12 @@ def read_video(path: str | os.PathLike, fps: Fraction | float | str | None = Non
     return VideoReader(path, fps)
 
 
+def check_credentials(credentials: ContentCredentials | None, provenance: bool | Mapping[str, Any]) -> None:
+    """Raise `ValueError` for credentials of a video that is to say nothing."""
+    if credentials is not None and provenance is False:
+        raise ValueError("`credentials` sign what `provenance` says, but `provenance` is False.")
+
+
 class VideoWriter:
     """Write an MP4 (H.264 yuv420p + AAC) frame by frame; a context manager.
 
@@ -133,8 +141,9 @@ class VideoWriter:
         size (`tuple[int, int]`): Width and height of the frames. An odd side is made even by repeating its last line.
         audio (`tuple`, *optional*): Samples as in `load_audio` and their rate.
         provenance (`bool` or `dict`, defaults to `True`):
-            Mark each frame invisibly and tag the file as synthetic (see `provenance.py`). A dict adds its entries, such
-            as `{"model": "vasa-small"}`, to the manifest.
+            Mark each frame invisibly and tag the file as synthetic (see `docs/provenance.md`). A dict adds its entries,
+            such as `{"model": "vasa-small"}`, to the manifest.
+        credentials (`ContentCredentials`, *optional*): Also sign a C2PA manifest that says the same.
         crf (`int`, defaults to 18): Quality of libx264, 0 (lossless) to 51.
         preset (`str`, defaults to `"veryfast"`): Speed of libx264.
 
@@ -151,6 +160,7 @@ class VideoWriter:
         audio: tuple[Any, int] | None = None,
         *,
         provenance: bool | Mapping[str, Any] = True,
+        credentials: ContentCredentials | None = None,
         crf: int = 18,
         preset: str = "veryfast",
     ):
@@ -164,8 +174,9 @@ class VideoWriter:
         names = list(provenance) if isinstance(provenance, Mapping) else []
         if not isinstance(provenance, bool | Mapping) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"`provenance` must be True, False or a dict with names, got {shorten(provenance)}.")
+        check_credentials(credentials, provenance)
         self.size = (int(size[0]), int(size[1]))
-        self.provenance = provenance
+        self.provenance, self.credentials = provenance, credentials
         self.num_frames = 0
         self._first_audio = audio
         self._audio_format: tuple[int, int] | None = None  # channels, rate
@@ -261,8 +272,8 @@ class VideoWriter:
             # An AAC frame is 1024 samples: below 48 kHz that may be longer than a video frame.
             command += ["-ar", "48000"] if rate < 44100 else []
         command += ["-map", "0:v", "-c:v", "copy", "-video_track_timescale", str(self._timescale())]
+        extra = self.provenance if isinstance(self.provenance, Mapping) else {}
         if self.provenance is not False:
-            extra = self.provenance if isinstance(self.provenance, Mapping) else {}
             for key, value in provenance_tags(**extra).items():
                 command += ["-metadata", f"{key}={value}"]
         command += ["-movflags", "+faststart", "-progress", "pipe:1", str(self._folder / self.path.name)]
@@ -272,6 +283,10 @@ class VideoWriter:
         if done.returncode != 0 or not written or int(written[-1]) != self.num_frames:
             count = written[-1].decode() if written else "no"
             raise FfmpegError(f"ffmpeg wrote {count} of {self.num_frames} frames: {self._stderr()}")
+        if self.credentials is not None:
+            signed = self._folder / "signed.mov"  # as with the pictures: another name than the file's own
+            self.credentials.sign(self._folder / self.path.name, signed, extra)
+            signed.replace(self._folder / self.path.name)
 
     def _stop_encoder(self) -> None:
         self._process.kill()

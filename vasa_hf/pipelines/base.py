@@ -32,8 +32,9 @@ from torch import Tensor
 
 from vasa_hf.checks import check_callable, check_flag, check_number, check_path
 from vasa_hf.media.audio import load_audio, mix_to_mono
+from vasa_hf.media.content_credentials import ContentCredentials
 from vasa_hf.media.ffmpeg import parse_fps
-from vasa_hf.media.video import VideoWriter
+from vasa_hf.media.video import VideoWriter, check_credentials
 from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.motion.controls import rebase_motion
 from vasa_hf.motion.streaming import AudioBuffer, map_ahead, resample_chunks
@@ -448,6 +449,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         *,
         provenance: bool | Mapping[str, Any] = True,
         crf: int = 18,
+        credentials: ContentCredentials | None = None,
         on_frames: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> TalkingFaceOutput:
@@ -459,6 +461,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One audio.
             provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
             crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
             on_frames (`Callable`, *optional*): Called with the frames written and in total, after each chunk.
             **options: As for `stream`.
 
@@ -466,8 +469,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             `TalkingFaceOutput` without frames and audio: its motion (at the video's rate) can be saved.
         """
         check_output(path)
-        check_number("crf", crf, 0, 51, whole=True)
-        check_callable("on_frames", on_frames)
+        settings = _check_writing(crf, provenance, credentials, on_frames)
         self.create_motion_generator()
         check_audios([audio])
         source = self.open_audio(audio, options.get("sampling_rate"))
@@ -481,7 +483,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
         num_frames = math.ceil(source.num_samples * fps / source.sampling_rate)
         sound = ((block.mean(0), source.sampling_rate) for block in source)
-        self._write_video(path, parts(), num_frames, fps, sound, provenance, crf, on_frames)
+        self._write_video(path, parts(), num_frames, fps, sound, settings, on_frames)
         return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
 
     def _write_video(
@@ -491,15 +493,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
         num_frames: int,
         fps: Fraction,
         sound: Iterable[tuple[np.ndarray, int]],
-        provenance: bool | Mapping[str, Any],
-        crf: int,
+        settings: dict[str, Any],
         on_frames: Callable[[int, int], None] | None,
     ) -> None:
         """Write frames `(n, height, width, 3)` as they come, and blocks of mono audio with their rate."""
         first = next(parts)
         size = (first.shape[2], first.shape[1])
-        provenance = name_provenance(provenance, self.model_name)
-        with VideoWriter(path, fps, size, provenance=provenance, crf=crf) as writer:
+        provenance = name_provenance(settings["provenance"], self.model_name)
+        with VideoWriter(path, fps, size, **{**settings, "provenance": provenance}) as writer:
             for samples, rate in sound:
                 writer.write_audio(samples, rate)
             for part in itertools.chain([first], parts):
@@ -566,6 +567,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         fps: Fraction | float | str | None = None,
         provenance: bool | Mapping[str, Any] = True,
         crf: int = 18,
+        credentials: ContentCredentials | None = None,
         on_frames: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> TalkingFaceOutput:
@@ -581,6 +583,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             fps (`Fraction`, `float` or `str`, *optional*): Defaults to the video's own rate, 25 for frames.
             provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
             crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
             on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
             **options: As for `animate`.
 
@@ -591,11 +594,11 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If an argument is unfit; its name is in the message.
         """
         check_output(path)
-        check_number("crf", crf, 0, 51, whole=True)
+        settings = _check_writing(crf, provenance, credentials, on_frames)
         check_flag("relative", relative)
         call = self._read_animate(image, driving_video, driving_face, driving_box, fps, "np", options)
         sound = call.video.sound_blocks()
-        return self._write_motion(path, *self._animate(call, relative), sound, provenance, crf, on_frames)
+        return self._write_motion(path, *self._animate(call, relative), sound, settings, on_frames)
 
     def _read_animate(
         self, image: Any, video: Any, face: int | None, box: Any, fps: Any, output_type: str, options: dict[str, Any]
@@ -680,6 +683,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         fps: Fraction | float | str = 25,
         provenance: bool | Mapping[str, Any] = True,
         crf: int = 18,
+        credentials: ContentCredentials | None = None,
         on_frames: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> TalkingFaceOutput:
@@ -696,6 +700,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             fps (`Fraction`, `float` or `str`, defaults to 25): Frames per second of the video.
             provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
             crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
             on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
             **options: As for `render`.
 
@@ -706,11 +711,11 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If an argument is unfit; its name is in the message.
         """
         check_output(path)
-        check_number("crf", crf, 0, 51, whole=True)
+        settings = _check_writing(crf, provenance, credentials, on_frames)
         rates = (motion_fps, fps)
         prepared, sound = self._prepare_render(image, motion, rates, relative, audio, sampling_rate, "np", options)
         blocks = () if sound is None else ((block.mean(0), sound.sampling_rate) for block in sound)
-        return self._write_motion(path, *prepared, blocks, provenance, crf, on_frames)
+        return self._write_motion(path, *prepared, blocks, settings, on_frames)
 
     def _prepare_render(
         self,
@@ -979,15 +984,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
         view: Any,
         fps: Fraction,
         sound: Iterable[tuple[np.ndarray, int]],
-        provenance: bool | Mapping[str, Any],
-        crf: int,
+        settings: dict[str, Any],
         on_frames: Callable[[int, int], None] | None,
     ) -> TalkingFaceOutput:
         """Write one absolute motion `(1, frames, channels)`; the end of `animate_to_file` and `render_to_file`."""
         (motion,) = _check_finite([motion])
         wanted = resample_motion(motion, motion_fps, fps)[0]
         parts = (self.postprocess(part, "np") for part in self.render_frames(subject, wanted, view, 0, fps))
-        self._write_video(path, parts, len(wanted), fps, sound, provenance, crf, on_frames)
+        self._write_video(path, parts, len(wanted), fps, sound, settings, on_frames)
         self.maybe_free_model_hooks()
         return self._output([], None, None, fps, motion, motion_fps)
 
@@ -1034,3 +1038,11 @@ def _cpu_computes_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16; others emulate it slowly."""
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, test, bool)() for test in tests)
+
+
+def _check_writing(crf: int, provenance: Any, credentials: ContentCredentials | None, on_frames: Any) -> dict[str, Any]:
+    """Check the options of writing a video, and return those of `VideoWriter`."""
+    check_number("crf", crf, 0, 51, whole=True)
+    check_credentials(credentials, provenance)
+    check_callable("on_frames", on_frames)
+    return {"provenance": provenance, "crf": crf, "credentials": credentials}
