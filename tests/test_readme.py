@@ -155,7 +155,7 @@ def test_fit_as_the_readme_writes_it(tmp_path, monkeypatch):
     assert cli.main(words) == 0
     pipe = Vasa3DAvatarPipeline.from_pretrained("vasa3d-small")
     likeness = torch.from_numpy(pixels(pipe.contact_sheet("me", [0]))).float()
-    assert likeness.std() > 20, "a person, not a blank picture"
+    assert likeness.std() > 20, "a person, not a blank image"
 
 
 def pixels(picture):

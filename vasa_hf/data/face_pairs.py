@@ -112,15 +112,18 @@ class FacePairs(Dataset):
     """Source and driving frames of the same clip, of one rendered face, or one portrait twice.
 
     Sample `i` is a function of `i` and the seed: a dict of `source` and `driving` (uint8, `(3, size, size)`), their
-    `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another frame's `other_motion` `(34,)`, `is_portrait` and
-    `is_rendered`. With `others` that frame is of another person, and there are `other` and `other_landmarks` too.
-    Without labels of z_dyn motions are the pose alone, `(6,)`.
+    `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another frame's `other_motion` `(34,)`, `is_portrait`,
+    `is_rendered`, and `is_opening`: a portrait with an open mouth, and `other_motion` with a closed one. With `others`
+    that frame is of another person, and there are `other` and `other_landmarks` too. Without labels of z_dyn motions
+    are the pose alone, `(6,)`.
 
     Args:
         data (`str` or `Path`): Folder with clips and labels, and portraits if there are any; or shards.
         cache (`str` or `Path`): Folder for decoded frames.
         seed (`int`): Seed of the draws.
         portrait_share (`float`): Share of samples that are portraits.
+        opening_share (`float`): Share of the portraits with `is_opening`: the source is the portrait with its mouth
+            closed by a warp, the driving frame is the portrait with its own teeth.
         long_clip_share (`float`): Share of clip samples taken from clips of more than 60 frames.
         dynamics (`str` or `Path`, *optional*): Saved `LandmarkDynamics` that defines z_dyn; fitted when absent.
         rendered (`str` or `Path`, *optional*): Folder of faces rendered from this data: averted gaze, closed eyes and
@@ -148,6 +151,7 @@ class FacePairs(Dataset):
         rendered: str | Path | None = None,
         rendered_share: float = 0.35,
         stream: bool = False,
+        opening_share: float = 0.0,
         size: int = 256,
         labels_dynamics: bool = True,
         others: bool = False,
@@ -181,12 +185,16 @@ class FacePairs(Dataset):
             target = cache_file(cache, data, "portraits", size)
             self.pictures = decode_frames(data, self.portraits, "portraits", target, size)
             self.portrait_motion = motion_of(self.portraits, self.dynamics.encode(self.portraits))
+            self.open_portraits = np.flatnonzero(self.portraits.mouth[:, 0] > 0.05)
         self.person = np.repeat(np.unique(people, return_inverse=True)[1], np.diff(self.clips.offsets))  # of frames
         used, lengths = choose_share(len(self.clips.names), data_share), np.diff(self.clips.offsets)
         self.rows = np.flatnonzero(np.repeat(used, lengths))
         if others and len(np.unique(self.person[self.rows])) < 2:
             raise ValueError("`others` needs clips of at least two people; identities.csv names one.")
         self.long, self.short = np.flatnonzero(used & (lengths > 60)), np.flatnonzero(used & (lengths <= 60))
+        self.closed_frames = self.rows[self.clips.mouth[self.rows, 0] < 0.015]
+        can_open = self.portraits is not None and len(self.open_portraits) and len(self.closed_frames)
+        self.opening_share = opening_share if can_open else 0.0
         self.rendered_share = rendered_share if rendered else 0.0
         if rendered:
             self.rendered = FaceLabels.load(Path(rendered) / "rendered.npz")
@@ -212,8 +220,11 @@ class FacePairs(Dataset):
         is_portrait = kind < self.portrait_share
         is_rendered = not is_portrait and kind < self.portrait_share + self.rendered_share
         other, person = int(self.rows[rng.integers(len(self.rows))]), -1
+        is_opening = is_portrait and rng.random() < self.opening_share
+        if is_opening:
+            other = int(rng.choice(self.closed_frames))
         if is_portrait:
-            row = int(rng.integers(len(self.pictures)))
+            row = int(rng.choice(self.open_portraits) if is_opening else rng.integers(len(self.pictures)))
             rows, pictures, labels, motion = (row, row), self.pictures, self.portraits, self.portrait_motion
         elif is_rendered:
             face = int(rng.integers(len(self.rendered.names)))
@@ -243,9 +254,8 @@ class FacePairs(Dataset):
                 score = face + 10 * apart[:, :3].mean(1)
             driver = int(candidates[int(score.argmax())] if rng.random() < 0.75 else candidates[0])
             rows, pictures, labels, motion = (source, driver), self.frames, self.clips, self.clip_motion
-        sample = {
-            name: torch.tensor(value) for name, value in (("is_portrait", is_portrait), ("is_rendered", is_rendered))
-        }
+        kinds = {"is_portrait": is_portrait, "is_rendered": is_rendered, "is_opening": is_opening}
+        sample = {name: torch.tensor(value) for name, value in kinds.items()}
         while self.others and self.person[other] == person:
             other = int(self.rows[rng.integers(len(self.rows))])
         sample["other_motion"] = self.clip_motion[other]

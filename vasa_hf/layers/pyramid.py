@@ -128,7 +128,7 @@ class PointEncoder(nn.Module):
     def train(self, mode: bool = True) -> "PointEncoder":
         """Keep the landmarker's batch statistics: batches of one video are not representative.
 
-        With `learns_statistics`, for weights that no landmarker has trained, they are learned.
+        With `learns_statistics`, for weights that no landmarker has trained, they are learned as usual.
         """
         super().train(mode)
         for module in self.modules():

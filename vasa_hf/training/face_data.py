@@ -122,9 +122,14 @@ def augment(
         moved = dynamics.move(landmarks, source, target)
         out["driving"][alone] = warp_by_landmarks(out["source"][alone], landmarks, moved)
         out["driving_landmarks"][alone], out["driving_motion"][alone] = moved, target
+        # A mouth that the warp has closed opens onto the portrait's own teeth when the two change places.
+        opening = batch["is_opening"].nonzero()[:, 0]
+        for name in ("", "_landmarks", "_motion"):
+            source, driving = out[f"source{name}"][opening], out[f"driving{name}"][opening]
+            out[f"source{name}"][opening], out[f"driving{name}"][opening] = driving, source
         # What a mouth opens onto is not in the portrait: no pixel loss there.
-        before, after = (mouth_box(x) for x in (landmarks, moved))
-        opened = ((after[2] - before[2]) > 0.004).float()[:, None, None, None]
+        before, after = (mouth_box(out[f"{name}_landmarks"][alone]) for name in ("source", "driving"))
+        opened = ((after[2] - before[2] > 0.004) & ~batch["is_opening"][alone]).float()[:, None, None, None]
         void[alone] = ellipse(size, after[0], after[1] * 0.5, after[2] * 0.6 + 0.01) * opened
     points = out["driving_landmarks"]
     center, width, _ = mouth_box(points)

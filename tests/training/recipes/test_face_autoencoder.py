@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from vasa_hf.hub import embedded_path
 from vasa_hf.models.face_analyzer import FaceAnalyzer, to_image_tensor
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import FaceRecognizer
-from vasa_hf.training.face_data import augment
+from vasa_hf.training.face_data import augment, mouth_box
 from vasa_hf.training.losses import gaze_loss
 from vasa_hf.training.recipes.face_autoencoder import measure_gaze
 from vasa_hf.training.run import main
@@ -116,6 +117,29 @@ def test_augmentation_keeps_picture_landmarks_and_pose_together(pairs):
         torch.testing.assert_close(bright, motion[3:5], atol=0.02, rtol=0)
     moved = pairs.dynamics.move(out["source_landmarks"], out["source_motion"], out["source_motion"])
     torch.testing.assert_close(moved, out["source_landmarks"], atol=1e-4, rtol=0)
+
+
+def test_a_mouth_closed_by_a_warp_opens_onto_the_portrait_s_own_pixels(pairs):
+    """The driving frame is the portrait itself, and every pixel of it counts; the source's mouth is smaller."""
+    dataset = copy.copy(pairs)
+    dataset.portrait_share = dataset.opening_share = 1.0
+    widest = int(dataset.portraits.mouth[:, 0].argmax())
+    dataset.open_portraits, dataset.closed_frames = (
+        np.array([widest]),
+        np.array([int(pairs.clips.mouth[:, 0].argmin())]),
+    )
+    samples = [dataset[i] for i in range(4)]
+    batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+    assert batch["is_opening"].all()
+    torch.manual_seed(0)
+    out = augment(batch, dataset.dynamics, 128, framing=0.0)
+    # Without the change of places, by the same random numbers, the portrait is the source and its mouth is hidden.
+    torch.manual_seed(0)
+    plain = augment({**batch, "is_opening": torch.zeros(4, dtype=torch.bool)}, dataset.dynamics, 128, framing=0.0)
+    assert torch.equal(out["driving"], plain["source"]) and torch.equal(out["source"], plain["driving"])
+    assert torch.equal(out["driving_motion"], plain["source_motion"])
+    gap = {name: mouth_box(out[f"{name}_landmarks"])[2] for name in ("source", "driving")}
+    assert (gap["source"] < gap["driving"]).all() and (out["seen"] == 1).all()
 
 
 @pytest.mark.parametrize(
