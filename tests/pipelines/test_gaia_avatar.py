@@ -132,7 +132,8 @@ def test_landmarks_of_a_video_are_followed(pipe, tmp_path, monkeypatch):
             writer.write(make_image(seed))
     with pytest.raises(ValueError, match="face"):  # the random analyzer finds none in it
         call(pipe, edit_landmarks=path)
-    monkeypatch.setattr(pipe, "find_face", lambda picture, view: {"box": BOX})
+    driving_face = pipe._driving_face
+    monkeypatch.setattr(pipe, "_driving_face", lambda frames, face, box, count: driving_face(frames, face, BOX, count))
     out = call(pipe, audio=make_audio(0.4), edit_landmarks=path)
     assert len(out.frames) == 10 and torch.isfinite(out.frames).all()
 

@@ -24,8 +24,9 @@ def transfer_landmarks(
     driving: Tensor,  # [T, N, 2]
     driving_pose: Tensor,  # [T, 7]
     canonical: Tensor,  # [N, 3]
+    neutral: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Move a face's landmarks by the change of another face since its first frame.
+    """Move a face's landmarks by the change of another face since one of its frames.
 
     Args:
         own (`torch.Tensor` of shape `(points, 2)`): Landmarks of the face.
@@ -33,15 +34,16 @@ def transfer_landmarks(
         driving (`torch.Tensor` of shape `(frames, points, 2)`): Landmarks of the other face.
         driving_pose (`torch.Tensor` of shape `(frames, 7)`): Its poses.
         canonical (`torch.Tensor` of shape `(points, 3)`): Mean face.
+        neutral (`int`, defaults to 0): The frame that the change is measured from.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: landmarks `(frames, points, 2)` and poses `(frames, 7)`.
     """
-    shape = frontal_points(driving, driving_pose, canonical)
-    shape = frontal_points(own, own_pose, canonical) + shape - shape[:1]
+    start, shape = driving_pose[neutral], frontal_points(driving, driving_pose, canonical)
+    shape = frontal_points(own, own_pose, canonical) + shape - shape[neutral]
     turns, own_turn = (matrix_from_euler(*pose[..., :3].unbind(-1)) for pose in (driving_pose, own_pose))
-    rotation = turns @ turns[:1].transpose(-1, -2) @ own_turn
-    ratio = driving_pose[:, 6:] / driving_pose[:1, 6:]
-    shift = (driving_pose[:, 3:6] - driving_pose[:1, 3:6]) / driving_pose[:1, 6:] * own_pose[6:]
+    rotation = turns @ turns[neutral].transpose(-1, -2) @ own_turn
+    ratio = driving_pose[:, 6:] / start[6:]
+    shift = (driving_pose[:, 3:6] - start[3:6]) / start[6:] * own_pose[6:]
     pose = torch.cat([euler_from_matrix(rotation), own_pose[3:6] + shift, own_pose[6:] * ratio], dim=-1)
     return posed_points(shape, pose, canonical), pose

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from vasa_hf.checks import check_number
-from vasa_hf.geometry.crops import landmark_box, transform_points
+from vasa_hf.geometry.crops import transform_points
 from vasa_hf.geometry.landmark_motion import transfer_landmarks
 from vasa_hf.models.autoencoder_gaia import GaiaAppearance, GaiaAutoencoder
 from vasa_hf.models.face_analyzer import FaceAnalyzer
@@ -34,7 +34,8 @@ from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.motion.keyframes import Keyframes
 from vasa_hf.outputs import TalkingFaceOutput
 from vasa_hf.pipelines.base import FPS
-from vasa_hf.pipelines.inputs import ImageInput, Subject, check_components, check_fit, open_driving
+from vasa_hf.pipelines.driving import DrivingFace
+from vasa_hf.pipelines.inputs import DrivingVideo, ImageInput, Subject, check_components, check_fit
 from vasa_hf.pipelines.motion_gaia import GaiaControls, GaiaMotionGenerator, LandmarkEdit, encode_landmarks
 from vasa_hf.pipelines.motion_generator import Sampling, check_sampling, check_speech_components
 from vasa_hf.pipelines.options import FaceView, Transfer
@@ -77,7 +78,7 @@ class GaiaPortrait(Subject):
 
 
 @dataclass(frozen=True)
-class _Driving:
+class DrivingLandmarks:
     """Landmarks `(frames, 162, 2)`, poses `(frames, 7)` and z_m `(frames, motion_dim)` of a video."""
 
     landmarks: Tensor
@@ -114,6 +115,8 @@ class GaiaAvatarPipeline(PortraitPipeline):
     model_cpu_offload_seq = (
         "face_analyzer->audio_encoder->text_encoder->motion_denoiser->landmark_denoiser->text_denoiser->autoencoder"
     )
+    # Their own parameters and buffers are read outside of a layer.
+    _exclude_from_cpu_offload = ["face_analyzer", "motion_denoiser", "landmark_denoiser", "text_denoiser"]
     _optional_components = ["landmark_denoiser", "text_denoiser", "text_encoder", "text_tokenizer"]
     subject_type = GaiaPortrait
     controls_type = GaiaControls
@@ -213,22 +216,31 @@ class GaiaAvatarPipeline(PortraitPipeline):
         return self.autoencoder.flatten_motion(self.autoencoder.encode_motion(frames).mode()).float()
 
     @torch.no_grad()
-    def encode_driving(
-        self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, num_frames: int | None
-    ) -> _Driving:
-        """Landmarks, poses and z_m of the face in a video, followed from frame to frame."""
-        size, device = self.autoencoder.config.image_size, self._execution_device
-        around, landmarks, poses, latents = torch.tensor([0.25, 0.3, 0.75, 0.8]) * size, [], [], []
-        for crop in self.driving_crops(frames, face, box, num_frames, size):
-            found = self.face_analyzer.measure(crop, around[None])[0]
-            around = landmark_box(found.landmarks).clamp(0, size)
-            if (around[2:] - around[:2]).min() < 0.1 * size:  # lost: look again where the first frame has its face
-                around = torch.tensor([0.25, 0.3, 0.75, 0.8]) * size
-            landmarks.append(found.landmarks / size)
-            poses.append(found.pose_in(torch.diag(torch.tensor([1 / size, 1 / size, 1.0]))))
-            source = crop[None].to(device, self.autoencoder.dtype)
-            latents.append(self._encode_motion(landmarks[-1][None].to(device), source).cpu())
-        return _Driving(torch.stack(landmarks), torch.stack(poses), torch.cat(latents))
+    def encode_driving(self, driving: DrivingFace) -> DrivingLandmarks:
+        """Landmarks, poses and z_m of a driving face, all in the first square; see `TalkingHeadPipeline`."""
+        size, device, points, poses, latents = self.autoencoder.config.image_size, self._execution_device, [], [], []
+        box = torch.tensor([[0.25, 0.3, 0.75, 0.8]]) * size  # of a face in the standard square
+        pixels = torch.diag(torch.tensor([1 / size, 1 / size, 1.0]))
+        for crop in driving.crops(size):
+            face = self.face_analyzer.measure(crop, box)[0]
+            points.append(face.landmarks / size)
+            poses.append(face.pose_in(pixels))
+            if not self.autoencoder.disentangles:
+                source = crop[None].to(device, self.autoencoder.dtype)
+                latents.append(self._encode_motion(points[-1][None], source).cpu())
+        zoom, shift = driving.view
+        landmarks, pose = torch.stack(points), torch.stack(poses)
+        landmarks = zoom[:, None] * (landmarks - 0.5) + 0.5 + shift[:, None]
+        place = zoom * (pose[:, 3:5] - 0.5) + 0.5 + shift
+        pose = torch.cat([pose[:, :3], place, pose[:, 5:] * zoom], dim=-1)
+        landmarks, pose = driving.fill(landmarks), driving.fill(pose)
+        latent = driving.fill(torch.cat(latents)) if latents else self._encode_all(landmarks)
+        return DrivingLandmarks(landmarks, pose, latent)
+
+    def _encode_all(self, landmarks: Tensor) -> Tensor:
+        """z_m `(frames, motion_dim)` of landmarks, a few at a time, on the CPU."""
+        parts = landmarks.to(self._execution_device).split(16)
+        return torch.cat([encode_landmarks(self.autoencoder, part).cpu() for part in parts])
 
     def encode_video(
         self,
@@ -236,26 +248,34 @@ class GaiaAvatarPipeline(PortraitPipeline):
         face: int | None = None,
         box: Sequence[float] | None = None,
         num_frames: int | None = None,
+        follow: bool = True,
     ) -> Tensor:
         """Motion `(1, frames, channels)` of the face in a video; see `TalkingHeadPipeline.encode_video`."""
-        driving = self.encode_driving(frames, face, box, num_frames)
-        return motion_of(driving.pose, driving.latent)[None]
+        with self._driving_face(frames, face, box, num_frames, follow) as driving:
+            found = self.encode_driving(driving)
+        return motion_of(found.pose, found.latent)[None]
 
+    @torch.no_grad()
     def transfer_motion(
-        self, subject: GaiaPortrait, driving: _Driving, relative: bool, fps: Fraction, transfer: Transfer, view: Any
+        self,
+        subject: GaiaPortrait,
+        driving: DrivingLandmarks,
+        neutral: int | None,
+        fps: Fraction,
+        transfer: Transfer,
+        view: Any,
     ) -> tuple[Tensor, Any]:
         """Motion `(1, frames, channels)` of a subject that follows a driving video, and the view."""
-        if not relative or not self.autoencoder.disentangles:
+        if neutral is None or not self.autoencoder.disentangles:
             return motion_of(driving.pose, driving.latent)[None], view
-        landmarks, pose = self._follow(subject, driving)
-        parts = landmarks.to(self._execution_device).split(16)
-        latent = torch.cat([encode_landmarks(self.autoencoder, part).cpu() for part in parts])
-        return motion_of(pose, latent)[None], view
+        landmarks, pose = self._follow(subject, driving, neutral)
+        return motion_of(pose, self._encode_all(landmarks))[None], view
 
-    def _follow(self, subject: GaiaPortrait, driving: _Driving) -> tuple[Tensor, Tensor]:
+    def _follow(self, subject: GaiaPortrait, driving: DrivingLandmarks, neutral: int) -> tuple[Tensor, Tensor]:
         """Landmarks and poses of a subject that changes as a driving face does."""
         canonical = self.face_analyzer.canonical.float().cpu()
-        return transfer_landmarks(subject.landmarks, subject.pose, driving.landmarks, driving.pose, canonical)
+        own = (subject.landmarks, subject.pose)
+        return transfer_landmarks(*own, driving.landmarks, driving.pose, canonical, neutral)
 
     @torch.no_grad()
     def render_frames(
@@ -338,10 +358,10 @@ class GaiaAvatarPipeline(PortraitPipeline):
             face (`int`, *optional*): Which face of the first frame, 0 is the largest.
             box (`Sequence[float]`, *optional*): Its box, instead of detecting it.
         """
-        frames, fps, num_frames, _ = open_driving(video, None)
-        driving = self.encode_driving(frames, face, box, num_frames)
-        seconds = torch.arange(len(driving.pose), dtype=torch.float64) / float(fps)
-        return Keyframes(seconds, driving.pose[:, :3].double())
+        opened = DrivingVideo(video)
+        with self._driving_face(opened.frames, face, box, opened.num_frames) as driving:
+            pose = self.encode_driving(driving).pose
+        return Keyframes(torch.arange(len(pose), dtype=torch.float64) / float(opened.fps), pose[:, :3].double())
 
     def _read_options(self, image: Any, options: dict[str, Any], *kinds: type | None) -> tuple[Any, ...]:
         """As in the base class; head poses and landmarks of a video are read here."""
@@ -355,11 +375,13 @@ class GaiaAvatarPipeline(PortraitPipeline):
         if isinstance(controls.pose, str | os.PathLike):
             controls = dataclasses.replace(controls, pose=self.read_pose(controls.pose))
         if isinstance(controls.edit_landmarks, str | os.PathLike):
-            frames, fps, num_frames, _ = open_driving(controls.edit_landmarks, None)
+            video = DrivingVideo(controls.edit_landmarks)
             view = next((part for part in others if isinstance(part, FaceView)), FaceView())
             subject = self.prepare_subject(self._one_subject(image), view)
-            landmarks, _ = self._follow(subject, self.encode_driving(frames, None, None, num_frames))
-            landmarks = resample_motion(landmarks.flatten(1), fps, self.audio_processor.fps).unflatten(1, (-1, 2))
+            with self._driving_face(video.frames, None, None, video.num_frames) as driving:
+                found = self.encode_driving(driving)
+            landmarks, _ = self._follow(subject, found, driving.neutral)
+            landmarks = resample_motion(landmarks.flatten(1), video.fps, self.audio_processor.fps).unflatten(1, (-1, 2))
             controls = dataclasses.replace(controls, edit_landmarks=LandmarkEdit(landmarks))
         return controls
 
