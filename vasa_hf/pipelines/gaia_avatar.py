@@ -314,7 +314,7 @@ class GaiaAvatarPipeline(PortraitPipeline):
         output_type: str = "pil",
         **view: Any,
     ) -> TalkingFaceOutput:
-        """Let a portrait do what it is told, without audio (appendix E). With audio, give `text` to a call.
+        """Let a portrait follow instructions, without audio (appendix E). With audio, give `text` to a call.
 
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `GaiaPortrait`): A portrait.

@@ -1,7 +1,7 @@
 """Motion from speech by GAIA's diffusion model (§4.3), and its three kinds of control (§5.4, appendices D and E).
 
     audio --Wav2Vec2--> z_s --windows, reverse diffusion--> z_m of every frame      pose=: instead of P's prediction
-    audio --> coordinates, some of them held at every step --picture, E_M--> z_m    edit_landmarks=
+    audio --> coordinates, some of them held at every step --drawn, E_M--> z_m      edit_landmarks=
     words --CLIP--> features instead of z_s --reverse diffusion--> z_m              text=
 
 # Not in the paper: windows. The last frames of a window are the first ones of the next, held at every reverse step as
