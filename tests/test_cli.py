@@ -31,7 +31,7 @@ has_analyzer = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A tiny model, a picture and a sound."""
+    """A tiny model, an image and audio."""
     folder = tmp_path_factory.mktemp("cli")
     VasaTalkingFacePipeline(**make_vasa1_components()).save_pretrained(folder / "model")
     Image.fromarray(make_image()).save(folder / "me.png")
@@ -109,7 +109,7 @@ def test_talk_hands_every_option_on(files, tmp_path):
         (("--emotion", "hungry=1"), "`--emotion` knows the names"),
         (("--guidance", "light=1"), "`--guidance` knows the names"),
         (("--steps", "0"), "`--steps` must be a whole number"),
-        (("--fps", "x"), "`--fps` must be a number of frames a second"),
+        (("--fps", "x"), "`--fps` must be a number of frames"),
         (("--size", "100"), "`--size` must be one of [32, 64]"),
         (("--box", "1,2"), "`--box` must be 4 numbers"),
         (("--face", "0"), "`--face` has no effect with --box: leave one of them out"),
@@ -142,7 +142,7 @@ LONG = "a" * 300 + ".mp4"
         (("talk", "nowhere.png", "{voice}", "-o", "{out}"), "`image` must be an existing file, got 'nowhere.png'"),
         (("talk", "{image}", "nowhere.wav", "-o", "{out}"), "`audio` must be an existing file, got 'nowhere.wav'"),
         (("talk", "{voice}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must be an image file"),
-        (("talk", "{image}", "{image}", "-o", "{out}", "--model", "{model}"), "`audio` must hold sound"),
+        (("talk", "{image}", "{image}", "-o", "{out}", "--model", "{model}"), "`audio` must hold "),
         (("talk", "{grey}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must show a face, but none was"),
         (("talk", "{image}", "{voice}", "-o", "{out}.avi"), "`--output` must end in .mp4"),
         (("talk", "{image}", "{voice}", "-o", "{out}/no/out.mp4"), "`--output` must lie in an existing folder"),
@@ -181,7 +181,7 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys, words, 
         ("bench", "--threads", "1", "--threads", "2"),
     ],
 )
-def test_an_option_that_is_given_twice_is_told(capsys, words):
+def test_an_option_that_is_given_twice_is_reported(capsys, words):
     with pytest.raises(SystemExit) as exit_:
         main(words)
     assert exit_.value.code == 2 and "is given twice" in capsys.readouterr().err
@@ -201,7 +201,7 @@ def test_an_option_that_is_given_twice_is_told(capsys, words):
         (("crop", "{image}", "--face", "0", "--box", "1,2,3,4"), "`--face` has no effect with --box"),
     ],
 )
-def test_an_option_without_effect_is_told(files, capsys, words, message):
+def test_an_option_without_effect_is_reported(files, capsys, words, message):
     assert main([word.format(image=files / "me.png") for word in words]) == 2
     assert message in capsys.readouterr().err
 
@@ -269,7 +269,7 @@ def test_stopping_leaves_nothing_behind(files, tmp_path, number, code):
     )
     deadline = time.monotonic() + 300
     while len(os.listdir(tmp_path)) == 1 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)  # until the video is being written, in a folder beside its place
+        time.sleep(0.05)  # until the video is being written, in a folder next to its place
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
@@ -285,7 +285,7 @@ def test_crop_finds_the_face(tmp_path, capsys):
     assert lines[:2] == [str(out), str(seen)]
     found = json.loads(lines[2])
     x0, y0, x1, y1 = found["faces"][0]["box"]
-    assert 100 < x0 < x1 < 350 and 20 < y0 < y1 < 330  # the astronaut's face in her 512 x 512 picture
+    assert 100 < x0 < x1 < 350 and 20 < y0 < y1 < 330  # the astronaut's face in her 512 x 512 image
     assert Image.open(out).size == (128, 128) and Image.open(seen).size == Image.open(PORTRAIT).size
     assert main(["crop", str(PORTRAIT)]) == 0
     assert "face 0: score" in capsys.readouterr().out
@@ -319,7 +319,7 @@ def test_crop_tells_faces_that_cannot_be_animated(tmp_path, capsys):
 
 
 @has_analyzer
-def test_crop_tells_a_picture_without_a_face(tmp_path, capsys):
+def test_crop_tells_a_image_without_a_face(tmp_path, capsys):
     Image.fromarray(np.full((200, 200, 3), 128, np.uint8)).save(tmp_path / "grey.png")
     assert main(["crop", str(tmp_path / "grey.png"), "-o", str(tmp_path / "out.png")]) == 2
     assert "`image` must show a face, but none was found" in capsys.readouterr().err
@@ -418,7 +418,7 @@ def test_bench_tells_what_failed(tmp_path, capsys):
 
 
 def test_video_of_the_demo_is_readable_by_others(files, tmp_path):
-    """The frames are upright RGB pictures of the right number, whatever reads them."""
+    """The frames are upright RGB images of the right number, whatever reads them."""
     assert talk(files, tmp_path / "out.mp4", "--seed", "1") == 0
     frames = list(read_video(tmp_path / "out.mp4"))
     assert len(frames) == 23 and frames[0].shape == (32, 32, 3)

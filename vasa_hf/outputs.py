@@ -15,6 +15,7 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from .checks import check_number, check_path
 from .media.content_credentials import ContentCredentials
 from .media.ffmpeg import parse_fps
 from .media.video import VideoWriter
@@ -79,6 +80,7 @@ class TalkingFaceOutput(BaseOutput):
         Raises:
             ValueError: If the suffix is unknown, `index` is missing or out of range, or there is no motion.
         """
+        check_path("path", path)
         suffix = Path(path).suffix.lower()
         if suffix == ".safetensors":
             if self.motion is None or self.motion_spec is None:
@@ -167,6 +169,5 @@ def to_uint8(video: Sequence[Image.Image] | np.ndarray | torch.Tensor) -> Iterat
 
 
 def _check_index(index: int, count: int) -> int:
-    if not 0 <= index < count:
-        raise ValueError(f"`index` must lie in [0, {count}), got {index}.")
+    check_number("index", index, 0, count - 1, whole=True)
     return index

@@ -12,6 +12,8 @@ from gradio_client import Client, handle_file
 
 from vasa_hf.media import read_video
 
+pytestmark = pytest.mark.e2e
+
 # Gaze, distance, emotion; guidance; steps, seed, fps, size, paste back; keyframes.
 SETTINGS = (0, 0, 1, "neutral", 0.6, 1, 0.5, 1, 0, 0, 0, 4, 7, "25", 256, False, {"headers": ["seconds"], "data": []})
 

@@ -15,6 +15,8 @@ from vasa_hf.media import read_video
 from .conftest import serving
 from .test_api import SETTINGS
 
+pytestmark = pytest.mark.e2e
+
 # A Space's package: it lends a GPU, here only a line in a file, to calls of what it decorates.
 SPACES = """
 import functools, inspect, os
@@ -29,12 +31,12 @@ def GPU(function=None, duration=60):
 
         @functools.wraps(function)
         def generator(*arguments):
-            note(f"lent {arguments[0]}")
+            note(f"lent {arguments[0].__name__}")
             yield from function(*arguments)
 
         @functools.wraps(function)
         def plain(*arguments):
-            note(f"lent {arguments[0]}")
+            note(f"lent {arguments[0].__name__}")
             return function(*arguments)
 
         return generator if inspect.isgeneratorfunction(function) else plain
@@ -95,7 +97,7 @@ def test_a_space_lends_its_gpu_to_the_work_alone(tmp_path, portrait, voices):
     path = os.pathsep.join(filter(None, (str(tmp_path / "with"), os.environ.get("PYTHONPATH"))))
     loans = tmp_path / "loans"
     with serving(tmp_path, PYTHONPATH=path, LOANS=str(loans)) as served:
-        assert sorted(loans.read_text().splitlines()) == ["long_work 120 decorated", "short_work 20 decorated"]
+        assert sorted(loans.read_text().splitlines()) == ["run_job 120 decorated", "run_short 20 decorated"]
         client = Client(served.url, verbose=False)
         video, _ = client.predict(
             True, handle_file(portrait), handle_file(voices(1)), None, *SETTINGS, api_name="/talk"
@@ -108,9 +110,9 @@ def test_a_space_lends_its_gpu_to_the_work_alone(tmp_path, portrait, voices):
             client.predict("mine (fitted here)", 0, 0, "white", api_name="/look")
     lent = [line.split(" ", 2) for line in loans.read_text().splitlines() if " lent " in line]
     assert [(name, what) for name, _, what in lent] == [
-        ("long_work", "lent talk"),
-        ("short_work", "lent look"),
-        ("short_work", "lent export"),
+        ("run_job", "lent make_talk"),
+        ("run_short", "lent render_avatar"),
+        ("run_short", "lent export_avatar"),
     ]
 
 

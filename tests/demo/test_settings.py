@@ -5,7 +5,7 @@ import math
 import gradio as gr
 import pytest
 
-from vasa_hf.demo.settings import TalkSettings, add_keyframe, build_controls
+from vasa_hf.demo.settings import TalkSettings, add_keyframe, build_controls, list_keyframes
 from vasa_hf.motion.controls import parse_controls
 
 
@@ -44,6 +44,7 @@ def test_keyframes_are_added_in_order_and_empty_cells_stay_empty():
     rows = add_keyframe([], 2, None, None, 1.5, "", None)
     rows = add_keyframe(rows, 0.5, 10, None, None, "happy", 0.4)
     assert rows == [["0.5", "10", "", "", "happy", "0.4"], ["2", "", "", "1.5", "", ""]]
+    assert list_keyframes(rows).splitlines() == ["- 0.5 s: gaze yaw 10°, happy 0.4", "- 2 s: distance 1.5"]
     assert add_keyframe(rows, 2, None, 0, None, "", None)[1] == ["2", "", "0", "", "", ""]  # the same time: replaced
     assert TalkSettings(keyframes=rows).controls()["head_distance"] == [(2.0, 1.5)]
 

@@ -12,9 +12,12 @@ from vasa_hf.hub import embedded_path
 from .conftest import CHROMIUM, WAIT_MS
 
 SHOWN = ".splat-viewer[data-state=shown]"
-pytestmark = pytest.mark.skipif(
-    not (embedded_path("vasa3d-small") / "avatars").is_dir(), reason="the embedded avatars are not here"
-)
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(
+        not (embedded_path("vasa3d-small") / "avatars").is_dir(), reason="the embedded avatars are not here"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,6 @@ def test_without_webgl_it_is_told_what_works_instead(server, browser):
     page.goto(server.url)
     page.get_by_role("tab", name="3D", exact=True).click()
     page.locator(".splat-viewer .note", has_text="no WebGL 2").wait_for()
-    page.get_by_role("button", name="Export its Gaussians").click()
+    page.get_by_role("button", name="Export the Gaussians").click()
     page.locator("a[download*='avatar.splat']").wait_for()  # the files are there all the same
     plain.close()

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import vasa_hf
+from vasa_hf.demo.avatar import show_fit
 from vasa_hf.demo.compare import compare_systems, join_frames
-from vasa_hf.demo.handler import RequestHandler
+from vasa_hf.demo.handler import MINE, RequestHandler
+from vasa_hf.demo.jobs import Update
 from vasa_hf.demo.settings import TalkSettings
 from vasa_hf.demo.talk import drive_portrait, find_faces, make_talk
 from vasa_hf.hub import embedded_path
@@ -71,8 +73,9 @@ def test_consent_is_needed_before_anything_else(handler):
 def test_faces_are_numbered_on_the_image(handler):
     found = find_faces(handler.models, PORTRAIT)
     x, y, *_ = found.boxes[0]
-    corner = np.asarray(found.image)[round(y) : round(y) + 40, round(x) : round(x) + 30].reshape(-1, 3)
-    assert (corner == (255, 140, 0)).all(-1).mean() > 0.2  # a filled label, not only the outline of the box
+    size = max(found.image.size) // 16
+    label = np.asarray(found.image)[round(y) - size : round(y) - 2, round(x) : round(x) + size // 3].reshape(-1, 3)
+    assert (label == (255, 140, 0)).all(-1).mean() > 0.3 and (label == 0).all(-1).any()  # a filled label with a number
 
 
 @has_weights
@@ -95,3 +98,12 @@ def test_compared_systems_are_named_in_the_frames():
     assert (one[8:, :64] == 0).all() and (one[8:, 64:] == 255).all()
     left, right = one[:8, :64], one[:8, 64:]
     assert left.min() < 100 and right.min() < 100 and (left != right).any()  # a name each
+
+
+def test_the_last_preview_of_a_fit_stays(tmp_path):
+    image, name = show_fit(Update("Fitting", preview=tmp_path / "preview.png"))
+    assert image["value"] == str(tmp_path / "preview.png") and image["visible"]
+    for update in (Update("Fitting"), Update("Done", files={"avatar": tmp_path})):
+        image, name = show_fit(update)
+        assert "value" not in image
+    assert name["value"] == MINE

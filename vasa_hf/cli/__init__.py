@@ -3,7 +3,7 @@
 Results go to stdout, progress and messages to stderr. Exit status: 0 done, 2 bad input (one line says what), 130
 stopped by Ctrl-C, 1 any other error. The commands are in the modules next to this one: `talk.py` (videos of a
 portrait), `avatars.py` (3D), `app.py` (the web page), `measure.py` (bench, eval), `prepare.py` (data), `train.py`
-(trainings), `convert.py` (public checkpoints), `push.py` (the Hub).
+and `assemble.py` (trainings), `convert.py` (public checkpoints), `push.py` (the Hub).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import vasa_hf
-from vasa_hf.cli import app, avatars, convert, measure, options, prepare, push, talk, train
+from vasa_hf.cli import app, assemble, avatars, convert, measure, options, prepare, push, talk, train
+
+_CONSENT = "Animate only adults who agreed to it, or people who do not exist; never children."
 
 # Heavy imports (torch and all that imports it) are inside the commands, so that `vasa-hf --help` is quick.
 
@@ -132,19 +134,21 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vasa-hf",
         description="Talking faces from one portrait and one voice (VASA-1, VASA-3D), with embedded weights.",
-        epilog="`vasa-hf COMMAND --help` shows the options and examples of a command.",
+        epilog=f"`vasa-hf COMMAND --help` shows the options and examples of a command. {_CONSENT}",
     )
     parser.add_argument("--version", action="version", version=f"vasa-hf {vasa_hf.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Any, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        animates = name in ("talk", "animate", "render", "fit", "talk3d", "app")
+        about = f"{text}. {_CONSENT}" if animates else text
         added = commands.add_parser(
-            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+            name, help=text, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         added.set_defaults(run=run, parser=added, arguments={})
         options.record_given(added)
         return added
 
-    for module in (talk, avatars, app, measure, prepare, train, convert, push):
+    for module in (talk, avatars, app, measure, prepare, train, assemble, convert, push):
         module.add_commands(command)
     return parser

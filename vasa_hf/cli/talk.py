@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import vasa_hf
+from vasa_hf.checks import naming
 from vasa_hf.cli import options as shared
 from vasa_hf.hub import resolve
 
@@ -175,16 +176,19 @@ def _animate(options: argparse.Namespace) -> int:
     if own and not system.has_keypoints:
         raise ValueError(f"`{next(iter(own))}` needs --system moda.")
     pipe = shared.load_pipeline(options, system.pipeline)
-    if options.driving.lower().endswith(".safetensors"):
-        if own.pop("expression_friendly", None) or options.driving_face is not None or options.driving_box:
-            raise ValueError("`driving` must be a video with --expression-friendly, --driving-face or --driving-box.")
-        settings["fps"] = settings["fps"] or 25
-        result = pipe.render(options.image, options.driving, **settings, **own)
-    else:
-        box = None if options.driving_box is None else shared.parse_numbers("driving_box", options.driving_box, 4)
-        face = {"driving_face": options.driving_face, "driving_box": box}
-        result = pipe.animate(options.image, options.driving, **settings, **face, **own)
-    result.save(options.output, provenance=not options.no_provenance, crf=options.crf, credentials=credentials)
+    settings |= {"provenance": not options.no_provenance, "crf": options.crf, "credentials": credentials}
+    with shared.frame_counter(pipe) as show:
+        if options.driving.lower().endswith(".safetensors"):
+            if own.pop("expression_friendly", None) or options.driving_face is not None or options.driving_box:
+                wanted = "--expression-friendly, --driving-face or --driving-box"
+                raise ValueError(f"`driving` must be a video with {wanted}.")
+            settings["fps"] = settings["fps"] or 25
+            write = pipe.render_to_file
+        else:
+            box = None if options.driving_box is None else shared.parse_numbers("driving_box", options.driving_box, 4)
+            settings |= {"driving_face": options.driving_face, "driving_box": box}
+            write = pipe.animate_to_file
+        result = write(options.output, options.image, options.driving, on_frames=show, **settings, **own)
     if options.motion is not None:
         result.save(options.motion)
     print(options.output)
@@ -241,7 +245,8 @@ def _crop(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from vasa_hf.media import MARK_THRESHOLD, find_provenance
 
-    seen = find_provenance(options.video)
+    with naming("video"):
+        seen = find_provenance(options.video)
     if options.json:
         facts = {"manifest": seen.note, "mark_score": round(seen.mark_score, 2), "marked": seen.is_marked}
         print(json.dumps({**facts, "c2pa": seen.c2pa, "c2pa_checked": seen.c2pa_checked, "found": seen.found}))

@@ -26,6 +26,7 @@ CONSENT = (
 # Fields that an error names (`FieldError.field`) get a border while the error is shown.
 _FIELDS = {name: f".{name}" for name in ("portrait", "voice", "driving", "avatar")} | {"consent": "#consent"}
 STYLE = """
+body:not(.dark) {--color-accent: var(--primary-600)}
 .status {min-height: 3em; padding: 0 4px}
 .status.error, .note:has(p) {color: var(--body-text-color)}
 .status.error {border-left: 4px solid var(--error-border-color); padding-left: 8px; font-weight: 600}
@@ -34,11 +35,25 @@ STYLE = """
 .status progress::-webkit-progress-bar {background: var(--border-color-primary)}
 .status progress::-webkit-progress-value {background: var(--color-accent)}
 .status progress::-moz-progress-bar {background: var(--color-accent)}
-@media (max-width: 640px) {.gradio-container {padding: 6px !important}}
+.voice :is(time, .controls button, .controls span) {color: var(--body-text-color-subdued) !important}
+.icon-button, .download-link {min-width: 24px; min-height: 24px}
+@media (max-width: 640px) {.gradio-container {padding: 6px !important} footer .divider {display: none !important}}
 """ + "".join(
     f"body:has(.status.error[data-field={name}]) {selector} {{outline: 3px solid var(--error-border-color)}}\n"
     for name, selector in _FIELDS.items()
 )
+# What screen readers and keyboards need and Gradio leaves out: names of buttons around images and of empty fields, and
+# one target where a button is inside a link.
+SCRIPT = """() => {
+  const name = () => {
+    for (const button of document.querySelectorAll(".block button:not([aria-label]):has(img)"))
+      button.ariaLabel = button.closest(".block").querySelector("label")?.textContent.trim() || "Image";
+    for (const empty of document.querySelectorAll("[aria-label='Empty value']:not([role])")) empty.role = "img";
+    for (const inner of document.querySelectorAll("a.download-link button:not([tabindex])")) inner.tabIndex = -1;
+  };
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  name();
+}"""
 # Fonts of the device: a page that runs offline must not load others. Colors with a contrast of 4.5 (WCAG AA) and more.
 THEME = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
     body_text_color_subdued="*neutral_600",
@@ -112,6 +127,7 @@ def serve(
     page = build(handler)
     page.launch(
         css=STYLE,
+        js=SCRIPT,
         theme=THEME,
         footer_links=["api", "settings"],
         ssr_mode=False,

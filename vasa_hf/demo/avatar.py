@@ -19,8 +19,8 @@ from vasa_hf.demo.talk import EXAMPLE_VOICE, build_portrait, build_voice
 from vasa_hf.demo.video import PREPARING, make_video
 from vasa_hf.demo.widgets import LAST, PRIVATE, JobControls, VideoJob, add_api, session_name
 
-# Least, most and default. Below the least the mouth stays blurred on two cores.
-FIT_MINUTES = (3, 15, 6)
+FIT_MINUTES = (3, 15, 6)  # least, most, default
+ENOUGH_STEPS = 300  # after 100 the teeth and irises of the package's portrait are still blurred
 FIT_STAGES = {
     "start": "Mesh and colors",
     "motion": "Making motion for training",
@@ -60,16 +60,19 @@ def fit_avatar(
         changes = {"max_minutes": float(minutes), "preview_every": 50}
         return pipe.fit(image, preset="fast", output=folder, face=face, on_progress=report, **changes)
 
+    steps = 0
     for progress in run_in_thread(job, work):
         if progress is None:
             continue
+        steps = max(steps, progress.done) if progress.stage == "fit" else steps
         stage = FIT_STAGES.get(progress.stage, progress.stage)
         left = pace.left(stage, progress.done, progress.total)
         yield Update(stage, progress.done, progress.total, left, preview=progress.preview)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(folder, target)
-    yield Update("Done", 1, 1, 0.0, files={"avatar": target})
+    hasty = f", but after only {steps} steps: the mouth may be blurred. Fit again with more minutes."
+    yield Update("Done" + (hasty if steps < ENOUGH_STEPS else ""), files={"avatar": target})
 
 
 def render_avatar(
@@ -183,6 +186,12 @@ def viewer_camera(camera: Any) -> dict[str, Any]:
     return {"center": camera.center.tolist(), "seen": seen.tolist(), "focal": float(camera.portrait.focal[0, 1])}
 
 
+def show_fit(update: Update) -> tuple:
+    """Preview and chosen avatar for an update of `fit_avatar`; the last preview stays."""
+    image = gr.update(value=str(update.preview), visible=True) if update.preview else gr.skip()
+    return image, gr.update(value=MINE) if update.files else gr.skip()
+
+
 def build_avatar_tab(handler: RequestHandler, consent: gr.Checkbox, tab: gr.Tab) -> None:
     """Build the tab."""
     avatars = handler.about["avatars"]
@@ -213,7 +222,9 @@ def build_avatar_tab(handler: RequestHandler, consent: gr.Checkbox, tab: gr.Tab)
             elevation = gr.Slider(-30, 30, 0, step=5, label="From above (degrees)")
             note = gr.Markdown(elem_classes="note")
             export = gr.Button("Export the Gaussians")
-            files = gr.File(label="Download: .ply and .splat", file_count="multiple", interactive=False, height=140)
+            files = gr.File(label="Download: .ply and .splat", file_count="multiple", interactive=False, visible=False)
+
+    hidden = gr.update(value=None, visible=False)
 
     def fit(session: str, agreed: bool, image: str | None, minutes: float) -> Iterator[Update]:
         handler.check_consent(agreed)
@@ -250,9 +261,9 @@ def build_avatar_tab(handler: RequestHandler, consent: gr.Checkbox, tab: gr.Tab)
     def export_on_page(request: gr.Request, name: str) -> Iterator[tuple]:
         try:
             for made in export_api(request, name):
-                yield made, ""
+                yield gr.update(value=made, visible=True), ""
         except Exception as error:
-            yield None, f"Error: {explain_error(error)}"
+            yield hidden, f"Error: {explain_error(error)}"
 
     def show(request: gr.Request, name: str, *side: Any) -> Iterator[tuple]:
         try:
@@ -271,10 +282,6 @@ def build_avatar_tab(handler: RequestHandler, consent: gr.Checkbox, tab: gr.Tab)
         if name == MINE:
             yield from show(request, name, *side)
 
-    def show_fit(update: Update) -> tuple:
-        image = gr.update(value=str(update.preview), visible=True) if update.preview else gr.skip()
-        return image, gr.update(value=MINE) if update.files else gr.skip()
-
     def clear_fit(begins: bool) -> tuple:
         return gr.update(value=None, visible=False), gr.skip()
 
@@ -284,10 +291,10 @@ def build_avatar_tab(handler: RequestHandler, consent: gr.Checkbox, tab: gr.Tab)
     gr.on([azimuth.input, elevation.input, background.input], look_on_page, side, [view, note], **LAST, **PRIVATE)
     export.click(export_on_page, name, [files, note], **PRIVATE)
     add_api(look, "look", side, view)
-    add_api(export_api, "export", name, files)
+    add_api(export_api, "export", name, gr.File(visible=False, file_count="multiple"))
     shown = {"outputs": [view, splat, note], **LAST, **PRIVATE}
     name.change(show, side, **shown)
     fitted.then(show_own, side, **shown)  # the name does not change when an avatar is fitted again
     tab.select(show_first, [splat, *side], **shown)
     for event in (name.change, fitted.then):  # exported files are of another avatar
-        event(lambda: None, None, files, queue=False, **PRIVATE)
+        event(lambda: hidden, None, files, queue=False, **PRIVATE)

@@ -22,7 +22,7 @@ from vasa_hf.demo.widgets import LAST, PRIVATE, JobControls, add_api
 from vasa_hf.motion import POSE_DIM
 from vasa_hf.motion.controls import rebase_motion
 
-POSES = ("yaw", "pitch", "roll", "size")
+POSES = {"yaw": "degrees", "pitch": "degrees", "roll": "degrees", "size": "percent"}
 # Name -> channel of the pose, and the step of one unit of the slider.
 _POSE = {"yaw": (0, math.radians(1)), "pitch": (1, math.radians(1)), "roll": (2, math.radians(1))}
 
@@ -144,7 +144,7 @@ def build_explore_tab(handler: RequestHandler, consent: gr.Checkbox, image: gr.I
         with gr.Column(min_width=280):
             moved = gr.Image(label="Portrait, moved along named directions", interactive=False, height=300)
             note = gr.Markdown(elem_classes="note")
-            sliders = [gr.Slider(-40, 40, 0, step=1, label=f"pose: {one}", min_width=140) for one in POSES]
+            sliders = [gr.Slider(-40, 40, 0, step=1, label=f"Pose: {one} ({unit})") for one, unit in POSES.items()]
             with gr.Row():
                 sliders += [gr.Slider(-2, 2, 0, step=0.1, label=one, min_width=220) for one in names[len(POSES) :]]
         with gr.Column(min_width=280):

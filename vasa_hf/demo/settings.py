@@ -145,6 +145,16 @@ def add_keyframe(rows: Sequence[Sequence[Any]] | None, *cells: Any) -> list[list
     return [[_text(cell) for cell in row] for row in sorted([*held, new], key=lambda row: row[0])]
 
 
+def list_keyframes(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of `add_keyframe` as a list in Markdown."""
+    lines = []
+    for seconds, yaw, pitch, distance, emotion, amount in rows:
+        parts = [f"gaze yaw {yaw}°"] * bool(yaw) + [f"gaze pitch {pitch}°"] * bool(pitch)
+        parts += [f"distance {distance}"] * bool(distance) + [f"{emotion} {amount}".strip()] * bool(emotion)
+        lines.append(f"- {seconds} s: {', '.join(parts)}")
+    return "\n".join(lines)
+
+
 def _text(cell: Any) -> str:
     return "" if cell is None else cell if isinstance(cell, str) else f"{cell:g}"
 
@@ -177,7 +187,7 @@ def build_controls(emotions: Sequence[str], sizes: Sequence[int]) -> list[Any]:
             gr.Dropdown(list(sizes), value=sizes[0], label="Size of the face (pixels)", **small),
             gr.Checkbox(own.paste_back, label="Paste back", info="into the whole image", **small),
         ]
-    with gr.Accordion("Keyframes: controls over time", open=False):
+    with gr.Accordion("Keyframes: controls over time", open=False, elem_classes="keyframes"):
         controls.append(_build_keyframes(emotions))
     return controls
 
@@ -185,35 +195,30 @@ def build_controls(emotions: Sequence[str], sizes: Sequence[int]) -> list[Any]:
 def _build_keyframes(emotions: Sequence[str]) -> Any:
     """Fields of one keyframe, and the table that they are added to."""
     note = gr.Markdown("Set what changes at a time, and add it. An empty field leaves that control unchanged.")
-    empty = {"value": None, "placeholder": "unchanged", "min_width": 120}
+    empty = {"placeholder": "unchanged", "min_width": 150}  # texts: an empty number field of Gradio shows 0
     with gr.Row():
         cells = [
-            gr.Number(0, label="Time (seconds)", minimum=0, min_width=120),
-            gr.Number(label="Gaze yaw (degrees)", minimum=-90, maximum=90, **empty),
-            gr.Number(label="Gaze pitch (degrees)", minimum=-90, maximum=90, **empty),
-            gr.Number(label="Head distance", minimum=0.1, maximum=10, **empty),
-            gr.Dropdown([("unchanged", ""), NEUTRAL, *emotions], value="", label="Emotion", min_width=120),
-            gr.Number(label="Emotion amount", minimum=-1, maximum=1, **empty),
+            gr.Number(0, label="Time (seconds)", minimum=0, min_width=150),
+            gr.Textbox(label="Gaze yaw (degrees)", **empty),
+            gr.Textbox(label="Gaze pitch (degrees)", **empty),
+            gr.Textbox(label="Head distance", **empty),
+            gr.Dropdown([("unchanged", ""), NEUTRAL, *emotions], value="", label="Emotion", min_width=150),
+            gr.Textbox(label="Emotion amount", **empty),
         ]
     with gr.Row():
         add, clear = gr.Button("Add keyframe", size="sm"), gr.Button("Remove all", size="sm")
-    table = gr.Dataframe(
-        headers=list(KEYFRAME_COLUMNS),
-        datatype="str",
-        type="array",
-        row_count=0,
-        column_widths=["17%", "15%", "17%", "18%", "18%", "15%"],
-        label="Keyframes",
-        visible=False,
-    )
+    shown = gr.Markdown()
+    # Only holds the rows: on a phone its columns are too narrow to be read.
+    table = gr.Dataframe(headers=list(KEYFRAME_COLUMNS), datatype="str", type="array", row_count=0, visible="hidden")
 
     def add_row(rows: Any, *row: Any) -> tuple:
         try:
-            return gr.update(value=add_keyframe(rows, *row), visible=True), ""
+            rows = add_keyframe(rows, *row)
         except ValueError as error:
-            return gr.skip(), f"Error: {error}".replace("`", "")
+            return gr.skip(), gr.skip(), f"Error: {error}".replace("`", "")
+        return rows, list_keyframes(rows), ""
 
-    private = {"queue": False, "api_visibility": "private"}
-    add.click(add_row, [table, *cells], [table, note], **private)
-    clear.click(lambda: gr.update(value=[], visible=False), None, table, **private)
+    private = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    add.click(add_row, [table, *cells], [table, shown, note], **private)
+    clear.click(lambda: ([], ""), None, [table, shown], **private)
     return table

@@ -132,7 +132,7 @@ async function load() {
 function start() {
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false });
   if (!gl) {
-    tell("failed", "This browser has no WebGL 2, which turning needs. The sliders of “From this side” and “Export its Gaussians” work without.");
+    tell("failed", "This browser has no WebGL 2, which turning needs. The sliders of “View from this side” and “Export the Gaussians” work without.");
     return;
   }
   const program = gl.createProgram();

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from vasa_hf.checks import check_number, naming, shorten
+
 from .audio import as_channels
 from .content_credentials import ContentCredentials
 from .ffmpeg import (
@@ -50,6 +52,7 @@ class VideoReader:
         fps (`Fraction`, `float` or `str`, *optional*, defaults to the file's own average rate):
             Frames a second to deliver.
         max_seconds (`float`, defaults to six hours): Longer videos are refused as soon as so much has been read.
+        argument (`str`, defaults to "path"): Its name in messages.
 
     Attributes:
         fps (`Fraction`): Frames a second delivered.
@@ -67,9 +70,11 @@ class VideoReader:
         path: str | os.PathLike,
         fps: Fraction | float | str | None = None,
         max_seconds: float = MAX_SECONDS,
+        argument: str = "path",
     ):
-        self.path, self.max_seconds = os.fspath(path), max_seconds
-        self._info: VideoInfo = probe_video(path)
+        self.path, self.max_seconds, self.argument = os.fspath(path), max_seconds, argument
+        with naming(argument):
+            self._info: VideoInfo = probe_video(path)
         self.fps = self._info.fps if fps is None else parse_fps(fps)
         self.size = self._info.size
         self.has_audio = self._info.has_audio
@@ -83,7 +88,7 @@ class VideoReader:
 
     def resampled(self, fps: Fraction | float | str) -> VideoReader:
         """Return a reader of the same file at another rate."""
-        return VideoReader(self.path, fps, self.max_seconds)
+        return VideoReader(self.path, fps, self.max_seconds, self.argument)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield frames as uint8 RGB arrays of shape `(height, width, 3)`."""
@@ -94,16 +99,18 @@ class VideoReader:
         with Decoder(options) as decoder:
             while (frame := read_ppm(decoder)) is not None:
                 count += 1
-                check_seconds(float(count / self.fps), self.max_seconds, "path")
+                check_seconds(float(count / self.fps), self.max_seconds, self.argument)
                 yield frame
             status, stderr = decoder.finish()
         if decoder.is_stuck:
-            raise ValueError(f"`path` must be a whole video, but {self.path!r} gives nothing after {count} frames.")
+            raise ValueError(
+                f"`{self.argument}` must be a whole video, but {self.path!r} gives nothing after {count} frames."
+            )
         missing = (self.num_frames or count) - count
         # ffmpeg calls a cut-off file a success. A few missing frames are common in good ones (the sound may be longer).
         if status != 0 or count == 0 or (stderr and missing > max(5, 0.05 * count)):
             raise ValueError(
-                f"`path` must be a whole video, but {self.path!r} could be read for {count} frames only "
+                f"`{self.argument}` must be a whole video, but {self.path!r} could be read for {count} frames only "
                 f"(expected {self.num_frames or 'some'}): {shortened(stderr)}"
             )
         if stderr:
@@ -163,8 +170,10 @@ class VideoWriter:
         self.fps = parse_fps(fps)
         if len(size) != 2 or min(size) < 2 or max(size) > 8192:
             raise ValueError(f"`size` must be (width, height), each in [2, 8192], got {size!r}.")
-        if not 0 <= crf <= 51:
-            raise ValueError(f"`crf` must lie in [0, 51], got {crf}.")
+        check_number("crf", crf, 0, 51, whole=True)
+        names = list(provenance) if isinstance(provenance, Mapping) else []
+        if not isinstance(provenance, bool | Mapping) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"`provenance` must be True, False or a dict with names, got {shorten(provenance)}.")
         check_credentials(credentials, provenance)
         self.size = (int(size[0]), int(size[1]))
         self.provenance, self.credentials = provenance, credentials
