@@ -17,7 +17,7 @@ import torch
 
 TESTS = Path(__file__).resolve().parent
 # Folders whose tests take long belong to a tier; elsewhere single tests are marked `e2e`.
-TIERS = {"training": "training"}
+TIERS = {"fuzz": "e2e", "training": "training"}
 MAX_WORKERS = 4  # each holds 1 to 2 GB
 
 

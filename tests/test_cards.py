@@ -18,7 +18,7 @@ SECTIONS = {
     "misuse": r"[Ii]mpersonat",
     "Consent": r"agreed|[Aa]sk",
     "Data": r"rights|licen[cs]e",
-    "Training": r"vasa_hf\.training|vasa-hf fit",
+    "Training": r"vasa_hf\.training|vasa-hf (train|fit)",
     "Limits": r"^- ",
     "Bias": r"not been measured by group",
     "Licence": r"Apache-2\.0",

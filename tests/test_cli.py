@@ -20,7 +20,7 @@ from vasa_hf import VasaTalkingFacePipeline, load_motion
 from vasa_hf.bench import talking as bench
 from vasa_hf.cli import main
 from vasa_hf.hub import EMBEDDED, embedded_path
-from vasa_hf.media import VideoReader, load_audio, read_provenance, read_video, save_wav
+from vasa_hf.media import VideoReader, embed_mark, load_audio, read_provenance, read_video, save_wav
 
 ROOT = Path(__file__).resolve().parents[1]
 PORTRAIT = ROOT / "vasa_hf" / "assets" / "portrait.jpg"
@@ -31,7 +31,7 @@ has_analyzer = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A tiny model, a picture and a sound."""
+    """A tiny model, an image and audio."""
     folder = tmp_path_factory.mktemp("cli")
     VasaTalkingFacePipeline(**make_vasa1_components()).save_pretrained(folder / "model")
     Image.fromarray(make_image()).save(folder / "me.png")
@@ -109,7 +109,7 @@ def test_talk_hands_every_option_on(files, tmp_path):
         (("--emotion", "hungry=1"), "`--emotion` knows the names"),
         (("--guidance", "light=1"), "`--guidance` knows the names"),
         (("--steps", "0"), "`--steps` must be a whole number"),
-        (("--fps", "x"), "`--fps` must be a number of frames a second"),
+        (("--fps", "x"), "`--fps` must be a number of frames"),
         (("--size", "100"), "`--size` must be one of [32, 64]"),
         (("--box", "1,2"), "`--box` must be 4 numbers"),
         (("--face", "0"), "`--face` has no effect with --box: leave one of them out"),
@@ -142,7 +142,7 @@ LONG = "a" * 300 + ".mp4"
         (("talk", "nowhere.png", "{voice}", "-o", "{out}"), "`image` must be an existing file, got 'nowhere.png'"),
         (("talk", "{image}", "nowhere.wav", "-o", "{out}"), "`audio` must be an existing file, got 'nowhere.wav'"),
         (("talk", "{voice}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must be an image file"),
-        (("talk", "{image}", "{image}", "-o", "{out}", "--model", "{model}"), "`audio` must hold sound"),
+        (("talk", "{image}", "{image}", "-o", "{out}", "--model", "{model}"), "`audio` must hold "),
         (("talk", "{grey}", "{voice}", "-o", "{out}", "--model", "{model}"), "`image` must show a face, but none was"),
         (("talk", "{image}", "{voice}", "-o", "{out}.avi"), "`--output` must end in .mp4"),
         (("talk", "{image}", "{voice}", "-o", "{out}/no/out.mp4"), "`--output` must lie in an existing folder"),
@@ -181,7 +181,7 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys, words, 
         ("bench", "--threads", "1", "--threads", "2"),
     ],
 )
-def test_an_option_that_is_given_twice_is_told(capsys, words):
+def test_an_option_that_is_given_twice_is_reported(capsys, words):
     with pytest.raises(SystemExit) as exit_:
         main(words)
     assert exit_.value.code == 2 and "is given twice" in capsys.readouterr().err
@@ -201,7 +201,7 @@ def test_an_option_that_is_given_twice_is_told(capsys, words):
         (("crop", "{image}", "--face", "0", "--box", "1,2,3,4"), "`--face` has no effect with --box"),
     ],
 )
-def test_an_option_without_effect_is_told(files, capsys, words, message):
+def test_an_option_without_effect_is_reported(files, capsys, words, message):
     assert main([word.format(image=files / "me.png") for word in words]) == 2
     assert message in capsys.readouterr().err
 
@@ -269,7 +269,7 @@ def test_stopping_leaves_nothing_behind(files, tmp_path, number, code):
     )
     deadline = time.monotonic() + 300
     while len(os.listdir(tmp_path)) == 1 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)  # until the video is being written, in a folder beside its place
+        time.sleep(0.05)  # until the video is being written, in a folder next to its place
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
@@ -285,7 +285,7 @@ def test_crop_finds_the_face(tmp_path, capsys):
     assert lines[:2] == [str(out), str(seen)]
     found = json.loads(lines[2])
     x0, y0, x1, y1 = found["faces"][0]["box"]
-    assert 100 < x0 < x1 < 350 and 20 < y0 < y1 < 330  # the astronaut's face in her 512 x 512 picture
+    assert 100 < x0 < x1 < 350 and 20 < y0 < y1 < 330  # the astronaut's face in her 512 x 512 image
     assert Image.open(out).size == (128, 128) and Image.open(seen).size == Image.open(PORTRAIT).size
     assert main(["crop", str(PORTRAIT)]) == 0
     assert "face 0: score" in capsys.readouterr().out
@@ -319,7 +319,7 @@ def test_crop_tells_faces_that_cannot_be_animated(tmp_path, capsys):
 
 
 @has_analyzer
-def test_crop_tells_a_picture_without_a_face(tmp_path, capsys):
+def test_crop_tells_a_image_without_a_face(tmp_path, capsys):
     Image.fromarray(np.full((200, 200, 3), 128, np.uint8)).save(tmp_path / "grey.png")
     assert main(["crop", str(tmp_path / "grey.png"), "-o", str(tmp_path / "out.png")]) == 2
     assert "`image` must show a face, but none was found" in capsys.readouterr().err
@@ -341,10 +341,50 @@ def test_inspect_tells_marked_from_unmarked(files, tmp_path, capsys):
         assert talk(files, tmp_path / name, *extra) == 0
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "marked.mp4"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["manifest"]["synthetic"] is True
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["manifest"]["synthetic"] is True and facts["found"] is True and facts["c2pa"] is None
     assert main(["inspect", str(tmp_path / "plain.mp4")]) == 0
     said = capsys.readouterr().out
-    assert "manifest  none" in said and "threshold" in said
+    assert "manifest  none" in said and "threshold" in said and "proves nothing" in said
+    # A picture, as somebody may cut out of a video.
+    for picture, is_marked in ((Image.open(PORTRAIT), False), (Image.fromarray(embed_mark(portrait_array())), True)):
+        picture.save(tmp_path / "a.jpg", quality=70)
+        assert main(["inspect", str(tmp_path / "a.jpg"), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["marked"] is facts["found"] is is_marked and facts["manifest"] is None
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:300])
+    assert main(["inspect", str(tmp_path / "a.jpg")]) == 2 and "`video` must be a whole" in capsys.readouterr().err
+
+
+def portrait_array():
+    return np.asarray(Image.open(PORTRAIT).convert("RGB"))
+
+
+def test_talk_signs_with_the_certificate_that_is_given(files, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("c2pa")
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from tests.testing_utils.certificates import write_chain
+
+    write_chain(tmp_path, ec.generate_private_key(ec.SECP256R1()))
+    certificate, key, out = (str(tmp_path / name) for name in ("cert.pem", "key.pem", "out.mp4"))
+    assert talk(files, out, "--c2pa-cert", certificate) == 2
+    assert "`--c2pa-key` must be given" in capsys.readouterr().err
+    assert talk(files, out, "--c2pa-cert", certificate, "--c2pa-key", key, "--no-provenance") == 2
+    capsys.readouterr()
+    assert talk(files, out, "--c2pa-cert", certificate, "--c2pa-key", certificate) == 2
+    assert "`--c2pa-key` must be a PKCS#8 key" in capsys.readouterr().err
+    assert not os.path.exists(out)
+    monkeypatch.setenv("VASA_HF_C2PA_CERT", certificate)
+    monkeypatch.setenv("VASA_HF_C2PA_KEY", key)
+    assert talk(files, out) == 0
+    capsys.readouterr()
+    assert main(["inspect", out, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["c2pa"]
+    assert found["state"] == "Valid" and found["signer"] == "Test Studio" and found["synthetic"] is True
+    assert talk(files, out, "--no-provenance") == 0  # the environment asks for nothing then
+    assert main(["inspect", out]) == 0 and "c2pa      none" in capsys.readouterr().out
 
 
 @pytest.mark.e2e
@@ -378,7 +418,7 @@ def test_bench_tells_what_failed(tmp_path, capsys):
 
 
 def test_video_of_the_demo_is_readable_by_others(files, tmp_path):
-    """The frames are upright RGB pictures of the right number, whatever reads them."""
+    """The frames are upright RGB images of the right number, whatever reads them."""
     assert talk(files, tmp_path / "out.mp4", "--seed", "1") == 0
     frames = list(read_video(tmp_path / "out.mp4"))
     assert len(frames) == 23 and frames[0].shape == (32, 32, 3)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A tiny pipeline with one avatar of its own, another avatar in a folder, a picture and a sound."""
+    """A tiny pipeline with one avatar of its own, another avatar in a folder, an image and audio."""
     folder = tmp_path_factory.mktemp("cli3d")
     pipe = Vasa3DAvatarPipeline(**make_vasa1_components())
     pipe.add_avatar("anna", make_avatar(0))
@@ -233,7 +233,7 @@ def test_bench_3d_measures_in_a_fresh_process(files, capsys):
     assert "failed" in capsys.readouterr().err
 
 
-def test_an_avatar_covered_anew_moves_as_before():
+def test_an_avatar_covered_again_moves_as_before():
     avatar = make_avatar(2)
     assert bench_3d.resize_avatar(avatar, len(avatar.triangles)) is avatar
     more = bench_3d.resize_avatar(avatar, 14_000).eval()

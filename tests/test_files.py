@@ -106,7 +106,7 @@ def test_saved_motion_has_the_mode_of_other_files(tmp_path):
 @pytest.mark.parametrize(("made", "kept"), [((), False), (("settings.json",), False), (("frames/complete",), True)])
 def test_a_refused_fit_leaves_no_folder(tmp_path, made, kept):
     folder = tmp_path / "me"
-    with pytest.raises(ValueError, match="no face"), avatars._removed_if_refused(str(folder)):
+    with pytest.raises(ValueError, match="no face"), avatars._remove_if_refused(str(folder)):
         (folder / "fit" / "frames").mkdir(parents=True)
         for name in made:
             (folder / "fit" / name).write_text("{}")

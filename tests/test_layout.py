@@ -5,8 +5,10 @@ it must complain about: a rule that cannot fail checks nothing.
 """
 
 import ast
+import io
 import json
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -25,8 +27,8 @@ MAY_IMPORT = {
     "motion": {"checks", "files", "geometry"},
     "hub": {"checks"},
     "publish": {"hub"},
-    "media": {"files", "motion"},
-    "outputs": {"motion", "media"},
+    "media": {"checks", "files", "motion"},
+    "outputs": {"checks", "motion", "media"},
     "processors": {"checks", "geometry", "media"},
     "metrics": {"geometry", "motion"},
     "layers": {"geometry"},
@@ -78,6 +80,7 @@ KEPT_APART = {
     "mediapipe": ("models/face_analyzer_mediapipe.py",),
     "ray": ("data/prepare_ray.py",),
     "viser": ("viewer.py",),
+    "c2pa": ("media/content_credentials.py",),
 }
 # Development tools and libraries that the project does not depend on.
 NOT_OURS = {"torchvision", "torchaudio", "librosa", "scipy", "skimage", "pytest", "requests"}
@@ -89,7 +92,7 @@ SYSTEMS = {
     "moda": "Moda",
     "joyvasa": "JoyVasa",
 }
-# Networks whose weights are somebody else's files, read as they are.
+# Networks whose weights are files of other projects, read unchanged.
 NOT_SAVED = {"face_analyzer_mediapipe", "emotion_classifier", "lpips"}
 SHARED_MODELS = {
     "face_analyzer",
@@ -102,6 +105,16 @@ SHARED_MODELS = {
 }
 # Files of `layers/` with one user, whose model file would be longer than 700 lines with them.
 LONG_WITH = {"convnext_v2", "volume_warp"}
+# Words with a plainer one ("image", "audio", "again", "next to", "at most"), for prose and messages.
+ODD_WORDS = re.compile(
+    r"\b(pictures?|sounds?|told|heard|anew|besides?|shelf|shelves|sitters?|performers?|somebody|nobody|anybody|everybody"
+    r"|by hand|so many|as of|whose weights|the story)\b|\b\w+_ours\b",
+    re.IGNORECASE,
+)
+# Parts and files whose prose is not checked yet.
+UNCHECKED_PROSE = {"data", "training", "media", "demo", "publish", "viewer", "app"}
+UNCHECKED_PROSE |= {"models/autoencoder_gaia", "models/motion_denoiser_gaia", "geometry/landmark_pictures"}
+UNCHECKED_PROSE |= {"head/driving"}
 MAX_EMBEDDED_FILE, MAX_RELEASE = 15 * 2**20, 45 * 2**20
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".yml", ".yaml", ".sh", ".ipynb", ""}
 
@@ -114,7 +127,7 @@ def package_sources() -> dict[str, str]:
 
 def project_texts() -> dict[str, str]:
     """Path in the repository -> text of what a reader sees: code, configuration and prose."""
-    folders = ("vasa_hf", "tests", "notebooks", "model_cards", ".ci")
+    folders = ("vasa_hf", "tests", "notebooks", "model_cards", "docs", ".ci")
     paths = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".git")]
     paths += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     paths = [path for path in paths if path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts]
@@ -327,6 +340,38 @@ def wrong_docstrings(sources: dict[str, str]) -> list[str]:
     return complaints
 
 
+def prose_of(source: str) -> list[tuple[int, str]]:
+    """(line, text) of the comments, docstrings and messages of a file, without code in backticks and argument names."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    texts = [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            texts.append((node.lineno, node.value))
+    hidden = re.compile(r"^ *[*\w, ]+ \((?=`)|`[^`]*`", re.MULTILINE)
+    return [(line, hidden.sub("", text)) for line, text in texts]
+
+
+def odd_words(sources: dict[str, str], guides: dict[str, str]) -> list[str]:
+    """Words of `ODD_WORDS` in the prose of the package, except for `UNCHECKED_PROSE`, and in guides."""
+    texts = []
+    for path, source in sources.items():
+        if not {path.split("/")[0].removesuffix(".py"), path.removesuffix(".py")} & UNCHECKED_PROSE:
+            texts += [(f"{path}:{line}", text) for line, text in prose_of(source)]
+    for path, guide in guides.items():
+        texts.append((path, re.sub(r"^```.*?^```|`[^`]*`", "", guide, flags=re.MULTILINE | re.DOTALL)))
+    return [f"{where}: {word.group()!r}" for where, text in texts for word in ODD_WORDS.finditer(text)]
+
+
+def guides() -> dict[str, str]:
+    """Name -> text of the guides that are checked, cells of notebooks included."""
+    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", PACKAGE / "evaluation" / "README.md"]
+    found = {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+        found[path.name] = "\n\n".join("".join(cell["source"]) for cell in cells)
+    return found
+
+
 def class_parameters(node: ast.ClassDef) -> list[str] | None:
     """What a class is made with: parameters of its `__init__`, or the fields of a dataclass; None if inherited."""
     for child in node.body:
@@ -431,6 +476,7 @@ RULES = {
     "loading": lambda: unsafe_loading(package_sources()),
     "models": lambda: wrong_models(package_sources()),
     "docstrings": lambda: wrong_docstrings(package_sources()),
+    "words": lambda: odd_words(package_sources(), guides()),
     "machine paths": lambda: machine_paths(project_texts()),
     "sizes": lambda: too_large(embedded_sizes()),
     "README commands": lambda: wrong_commands((ROOT / "README.md").read_text()),
@@ -609,6 +655,25 @@ def test_right_docstrings_pass():
     )
     docstring = f'"""F.\n\n    Args:\n{arguments}\n    Returns:\n        int: A.\n    """'
     assert not wrong_docstrings({"motion/spec.py": f"def f(a, b, *, c=1.0, **kwargs):\n    {docstring}"})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "# The sitter's picture.",
+        '"""What was heard, and no more."""',
+        'raise ValueError(f"{a} must hold sound, got {b}.")',
+    ],
+)
+def test_odd_words_are_found(source):
+    assert odd_words({"motion/spec.py": source}, {}) and odd_words({}, {"README.md": source})
+
+
+def test_names_in_prose_pass():
+    docstring = '"""Load `picture`.\n\n    Args:\n        picture (`Tensor`): An image.\n    """'
+    assert not odd_words(
+        {"motion/spec.py": f"def load(picture):\n    {docstring}"}, {"README.md": "`picture`: an image"}
+    )
 
 
 def test_machine_paths_are_found():

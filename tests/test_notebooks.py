@@ -1,6 +1,6 @@
 """The notebooks as a reader meets them: they run from a clean kernel, and what is saved in them is what they make.
 
-What is saved is compared with the run by kind: text that was printed, pictures, tables, errors. Pixels and numbers are
+What is saved is compared with the run by kind: text that was printed, images, tables, errors. Pixels and numbers are
 not: they differ in the last digits from one CPU to the next.
 """
 
@@ -48,7 +48,7 @@ def kinds(cell):
 
 
 def texts(notebook):
-    """All that is written in a notebook: sources and text outputs, without pictures and embedded videos."""
+    """All that is written in a notebook: sources and text outputs, without images and embedded videos."""
     for cell in notebook.cells:
         yield cell.source
         for output in cell.get("outputs", []):
@@ -94,7 +94,7 @@ def test_it_is_saved_as_it_was_run(path):
     saved = list(pictures(notebook))
     assert len(saved) >= 3
     for picture in saved:
-        assert np.asarray(picture.convert("L")).std() > 10, "a saved picture is empty"
+        assert np.asarray(picture.convert("L")).std() > 10, "a saved image is empty"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

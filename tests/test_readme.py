@@ -102,7 +102,7 @@ def test_python_blocks_run(session):
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_commands_parse(words):
-    options = cli._parser().parse_args(cli._with_joined_values(words))
+    options = cli._build_parser().parse_args(cli._join_values(words))
     assert callable(options.run)
 
 
@@ -152,7 +152,7 @@ def test_fit_as_the_readme_writes_it(tmp_path, monkeypatch):
     assert cli.main(words) == 0
     pipe = Vasa3DAvatarPipeline.from_pretrained("vasa3d-small")
     likeness = torch.from_numpy(pixels(pipe.contact_sheet("me", [0]))).float()
-    assert likeness.std() > 20, "a person, not a blank picture"
+    assert likeness.std() > 20, "a person, not a blank image"
 
 
 def pixels(picture):

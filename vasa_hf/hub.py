@@ -87,3 +87,15 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
         if not isinstance(index.get(name, ""), str):
             raise ValueError(f"`{name}` of model_index.json must be text, got {shorten(index[name])}.")
     return index
+
+
+def component_root(pipeline: str | os.PathLike, name: str) -> str:
+    """Folder or Hub repository whose subfolder `name` is a pipeline's component: its own, or that of its base.
+
+    Args:
+        pipeline (`str` or `os.PathLike`): Name of an embedded pipeline, a pipeline folder, or a Hub repository.
+        name (`str`): Name of the component.
+    """
+    root = resolve(pipeline)
+    base = base_name(read_index(root))
+    return resolve(base) if base and not (Path(root) / name).is_dir() else root

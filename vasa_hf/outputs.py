@@ -15,6 +15,8 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from .checks import check_number, check_path
+from .media.content_credentials import ContentCredentials
 from .media.ffmpeg import parse_fps
 from .media.video import VideoWriter
 from .motion import MotionSpec, save_motion
@@ -62,6 +64,7 @@ class TalkingFaceOutput(BaseOutput):
         index: int | None = None,
         provenance: bool | Mapping[str, Any] = True,
         crf: int = 18,
+        credentials: ContentCredentials | None = None,
     ) -> None:
         """Write a video (`.mp4`) or the motion (`.safetensors`).
 
@@ -71,10 +74,13 @@ class TalkingFaceOutput(BaseOutput):
             provenance (`bool` or `dict`, defaults to `True`):
                 Mark the frames invisibly and tag the file as synthetic; a dict adds entries to the manifest.
             crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            credentials (`ContentCredentials`, *optional*):
+                Your certificate and key, to sign a C2PA manifest in the video as well.
 
         Raises:
             ValueError: If the suffix is unknown, `index` is missing or out of range, or there is no motion.
         """
+        check_path("path", path)
         suffix = Path(path).suffix.lower()
         if suffix == ".safetensors":
             if self.motion is None or self.motion_spec is None:
@@ -82,12 +88,17 @@ class TalkingFaceOutput(BaseOutput):
             motion = self.motion if index is None else self.motion[_check_index(index, len(self.motion))][None]
             save_motion(path, motion, self.motion_spec, self.motion_fps)
         elif suffix == ".mp4":
-            self._save_video(path, index, provenance, crf)
+            self._save_video(path, index, provenance, crf, credentials)
         else:
             raise ValueError(f"`path` must end in .mp4 or .safetensors, got {str(path)!r}.")
 
     def _save_video(
-        self, path: str | os.PathLike, index: int | None, provenance: bool | Mapping[str, Any], crf: int
+        self,
+        path: str | os.PathLike,
+        index: int | None,
+        provenance: bool | Mapping[str, Any],
+        crf: int,
+        credentials: ContentCredentials | None,
     ) -> None:
         videos = self.videos
         if index is None and len(videos) != 1:
@@ -103,7 +114,8 @@ class TalkingFaceOutput(BaseOutput):
             audio = (self.audio[index] if several else self.audio, self.sampling_rate)
         provenance = name_provenance(provenance, self.model_name)
         size = (first.shape[1], first.shape[0])
-        with VideoWriter(path, parse_fps(self.fps), size, audio, provenance=provenance, crf=crf) as writer:
+        marks = {"provenance": provenance, "credentials": credentials}
+        with VideoWriter(path, parse_fps(self.fps), size, audio, **marks, crf=crf) as writer:
             writer.write(first)
             for frame in frames:
                 writer.write(frame)
@@ -157,6 +169,5 @@ def to_uint8(video: Sequence[Image.Image] | np.ndarray | torch.Tensor) -> Iterat
 
 
 def _check_index(index: int, count: int) -> int:
-    if not 0 <= index < count:
-        raise ValueError(f"`index` must lie in [0, {count}), got {index}.")
+    check_number("index", index, 0, count - 1, whole=True)
     return index

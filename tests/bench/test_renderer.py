@@ -48,7 +48,7 @@ def test_every_variant_is_measured(tmp_path, capsys):
     assert "optimised: times as fast" in said and "ours: off by at most" in said
 
 
-def test_bad_numbers_are_told(capsys):
+def test_bad_numbers_are_reported(capsys):
     assert main(["bench", "renderer", "--batch", "0"]) == 2
     assert "`--batch` must be at least 1, got 0" in capsys.readouterr().err
     assert main(["bench", "renderer", "--seconds", "3"]) == 2

@@ -1,7 +1,7 @@
 """Numbers that LivePortrait's modules gave once they agreed with the reference vectors, for where those are absent.
 
 The weights are made from their names, see `hash_weights`. `python -m tests.convert.golden_liveportrait` makes the file
-anew.
+again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def official() -> LivePortraitRenderer:
 
 @torch.no_grad()
 def outputs(renderer: LivePortraitRenderer) -> dict[str, Tensor]:
-    """What each module gives for hashed inputs, on the smallest picture that fits."""
+    """What each module gives for hashed inputs, on the smallest image that fits."""
     config, side = renderer.config, renderer.size_multiple
     cells = side // 2**config.num_down_blocks
     image = hash_input("golden/image", (2, 3, side, side)) / 2 + 0.5

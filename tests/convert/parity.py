@@ -1,6 +1,6 @@
 """How far our modules are from the reference vectors of three projects: `python -m tests.convert.parity`.
 
-Each project has a file `vectors_<project>.py` beside this one, with a function for each check: it returns the largest
+Each project has a file `vectors_<project>.py` next to this one, with a function for each check: it returns the largest
 absolute difference of each output. The tests run the same functions.
 """
 
@@ -62,7 +62,7 @@ def difference(ours: Tensor, reference: Tensor) -> float:
 
 
 def projects() -> dict[str, Checks]:
-    """Checks by project, from the files beside this one."""
+    """Checks by project, from the files next to this one."""
     names = sorted(path.stem for path in Path(__file__).parent.glob("vectors_*.py"))
     modules = {name: importlib.import_module(f"tests.convert.{name}") for name in names}
     return {name.removeprefix("vectors_"): module.CHECKS for name, module in modules.items()}

@@ -70,7 +70,7 @@ def test_hashed_weights_are_those_of_the_vectors(theirs):
 
 
 def test_spectral_norm_is_not_the_largest_singular_value():
-    """The public weights hold it as far as training had found it; who computes it anew gets other pictures."""
+    """The public weights hold it as far as training had found it; who computes it again gets other images."""
     weight = spectral_weight("G_middle_0.conv_0.weight", (32, 32, 3, 3), "spade_generator_small/")
     assert 1.01 < torch.linalg.matrix_norm(weight.flatten(1), 2) < 1.06
     assert SPECTRAL == ("conv_0", "conv_1", "conv_s")

@@ -1,4 +1,4 @@
-"""Folders in the layouts of LivePortrait, MoDA and JoyVASA are converted; what does not fit is told, all or nothing."""
+"""Folders in the layouts of LivePortrait, MoDA and JoyVASA are converted, completely or not at all."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def rows_of(error):
 
 
 def written(tmp_path):
-    """Everything beside the sources."""
+    """Everything next to the sources."""
     return sorted(path.name for path in tmp_path.iterdir() if path.name not in ("source", "renderer"))
 
 
@@ -256,7 +256,7 @@ def test_joyvasa_arrives_with_its_values(tmp_path, renderer, spelling, encoding)
             state = {name.replace(new, old): value for name, value in state.items()}
     layouts.write_joyvasa(tmp_path / "source", state)
     report = joyvasa.convert_joyvasa(tmp_path / "source", tmp_path / "out", renderer, encoding)
-    assert "denoising_net.TE.pe" in report.names("made anew")
+    assert "denoising_net.TE.pe" in report.names("recomputed")
     assert any(note.startswith(f"positional encoding: {encoding}") for note in report.notes)
     model = JoyVasaMotionDenoiser.from_pretrained(tmp_path / "out" / "motion_generator")
     assert {name: model.config[name] for name in layouts.JOYVASA} == layouts.JOYVASA
@@ -312,7 +312,7 @@ def test_joyvasa_misfits_are_all_named_and_nothing_is_written(tmp_path, renderer
     ],
 )
 def test_another_way_of_training_is_noticed(tmp_path, renderer, name, change, message):
-    """Tables that are made anew tell how the file was trained; this model does it in one way alone."""
+    """Tables that are made again tell how the file was trained; this model does it in one way alone."""
     state = layouts.joyvasa_state()
     state[name] = change(state[name])
     layouts.write_joyvasa(tmp_path / "source", state)
@@ -393,7 +393,7 @@ def test_the_command_converts_and_the_pipeline_loads(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["moda", "joyvasa"])
 def test_a_converted_folder_makes_a_video(tmp_path, kind):
-    """Random weights draw no face, but picture and voice both reach the video."""
+    """Random weights draw no face, but image and voice both reach the video."""
     if kind == "moda":
         moda.convert_moda(layouts.write_moda(tmp_path / "source")[0], tmp_path / "out")
     else:

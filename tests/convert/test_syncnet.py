@@ -46,7 +46,7 @@ def test_every_tensor_arrives_with_its_values(model, tmp_path, wrap):
 
 
 def test_names_and_shapes_of_the_public_size():
-    """A state with the public code's layers, written down by hand, must fit without remainder."""
+    """A state with the public code's layers, listed here, must fit without remainder."""
     state = {}
 
     def layer(name, index, weight, norm=True):

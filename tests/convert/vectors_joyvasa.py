@@ -1,4 +1,4 @@
-"""JoyVASA's reference vectors: denoiser, diffusion, encoder, and the windows of a whole sound."""
+"""JoyVASA's reference vectors: denoiser, diffusion, encoder, and the windows of complete audio."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _audio_features() -> dict[str, float]:
     }
 
 
-@CHECKS("windows of a whole sound", MODULE_LIMIT)
+@CHECKS("windows of complete audio", MODULE_LIMIT)
 def _whole_sound() -> dict[str, float]:
     """The network gave recorded numbers there, and does so here; what is around it is compared."""
     differences = {}
@@ -189,5 +189,5 @@ def _whole_sound() -> dict[str, float]:
         named["exp"] = named["exp"].unflatten(-1, (21, 3))
         named["R"] = euler_matrix(*(named[name][:, 0] for name in ("pitch", "yaw", "roll")))
         differences |= {f"{file}: {name}": difference(value, data[name]) for name, value in named.items()}
-        differences[f"{file}: sound of the windows"] = difference(torch.stack(heard), data["audio_windows"])
+        differences[f"{file}: audio of the windows"] = difference(torch.stack(heard), data["audio_windows"])
     return differences

@@ -212,7 +212,7 @@ def _chain() -> dict[str, float]:
     motion.kp, motion.exp = torch.tanh(motion.kp / 2), 0.05 * motion.exp
     motion.scale, motion.t = 1 + 0.1 * torch.tanh(motion.scale), 0.1 * motion.t
     kp_source = transform_keypoints(motion)
-    # Each picture is driven by the other's keypoints.
+    # Each image is driven by the other's keypoints.
     stitched = renderer.stitch(kp_source, kp_source.flip(0))
     warped = renderer.warp(renderer.encode_appearance(data["image"]), kp_source, stitched)[0]
     return {

@@ -30,7 +30,7 @@ def portrait():
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory, portrait):
-    """Two good clips of unequal length and size, one without a face, one without sound, one of a single frame."""
+    """Two good clips of unequal length and size, one without a face, one without audio, one of a single frame."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("clips", "portraits", "speech"):
         (folder / name).mkdir()

@@ -93,7 +93,7 @@ def test_sides_are_looked_at_in_the_avatar_alone(result):
     assert (45, True, 15) in asked  # every fifth frame
 
 
-def test_what_is_unfit_is_told(result):
+def test_what_is_unfit_is_reported(result):
     output, *_ = result
     whys = {(row["item"], row["why"]) for row in tables.read_rows(output) if row["why"]}
     assert ("broken", "portrait.png is not there") in whys
@@ -103,7 +103,7 @@ def test_what_is_unfit_is_told(result):
     assert "portrait.png is not there (1 items: broken)" in text and "needs SyncNet" in text
 
 
-def test_the_papers_rows_are_beside_ours(result):
+def test_the_papers_rows_are_next_to_ours(result):
     output, *_ = result
     text = (output / "table.md").read_text()
     assert "## Avatars against VASA-1" in text and "## Self-reconstruction" not in text

@@ -30,7 +30,7 @@ def rows(tmp_path):
     return tmp_path
 
 
-def test_tables_are_remade_and_missing_metrics_are_told(rows, capsys):
+def test_tables_are_remade_and_missing_metrics_are_reported(rows, capsys):
     assert main(["eval", "--output", str(rows), "--remake"]) == 1
     said = capsys.readouterr()
     assert said.out == f"{rows / 'table.md'}\n"
@@ -56,14 +56,14 @@ def test_exit_status_is_zero_if_all_that_was_asked_for_is_there(rows, capsys):
         (("--remake",), "`output` must hold rows"),
     ],
 )
-def test_bad_words_are_told(words, message, tmp_path, capsys):
+def test_bad_words_are_reported(words, message, tmp_path, capsys):
     assert main(["eval", "--output", str(tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_faces_gets_tables_that_say_so(tmp_path, capsys):
-    """A tiny random model finds no face: nothing can be computed, everything is told, nothing breaks."""
+    """A tiny random model finds no face: nothing can be computed, everything is reported, nothing breaks."""
     VasaTalkingFacePipeline(**make_vasa1_components()).save_pretrained(tmp_path / "model")
     (tmp_path / "data" / "speech").mkdir(parents=True)
     save_wav(tmp_path / "data" / "speech" / "voice.wav", make_audio(0.5), 16_000)

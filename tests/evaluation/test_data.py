@@ -15,7 +15,7 @@ from vasa_hf.media import VideoWriter
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three labelled clips of two people and two portraits; the second clip has sound."""
+    """Three labelled clips of two people and two portraits; the second clip has audio."""
     folder = make_face_data(tmp_path_factory.mktemp("eval") / "data", size=64)
     with VideoWriter(folder / "clips" / "a_2.mp4", 25, (64, 64), (make_audio(1.0), 16_000), provenance=False) as writer:
         for _ in range(5):
@@ -50,14 +50,14 @@ def test_frames_whose_labels_are_no_face_do_not_count(folder, tmp_path):
     assert found == [[True] * 7, [True, False, True, True, True, True, True]]
 
 
-def test_sound_is_cut_to_the_frames_and_its_absence_told(folder):
+def test_audio_is_cut_to_the_frames_and_its_absence_told(folder):
     data = EvalData(folder)
     assert load(data, "a_2").samples.shape == (5 * 640,)
     silent = load(data, "a_1")
     assert silent.samples is None and "no audio stream" in silent.silent_because
 
 
-def test_clips_that_do_not_fit_their_labels_are_told(folder, tmp_path):
+def test_clips_that_do_not_fit_their_labels_are_reported(folder, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
     for name, size, frames in (("a_1", (64, 64), 9), ("b_1", (80, 64), 7)):
@@ -79,7 +79,7 @@ def test_a_limit_is_spread_evenly(folder):
     assert len(EvalData(folder, limit=9).clips) == 3
 
 
-def test_pictures_and_back():
+def test_images_and_back():
     array = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     assert np.array_equal(to_uint8(to_tensor(array, 16)[None])[0], array)
     assert to_tensor(array, 8).shape == (3, 8, 8)

@@ -86,12 +86,12 @@ def test_a_product_of_matrices_is_a_convolution_with_a_kernel_of_1(channels_last
     assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def test_the_wrong_sound_is_a_strangers_and_long_enough(pipeline, data, tmp_path):
+def test_the_wrong_audio_is_a_strangers_and_long_enough(pipeline, data, tmp_path):
     run = Evaluation(pipeline, data, tmp_path)
     own = load_samples(data / "speech" / "long.wav", pipeline.audio_processor)
     other = load_samples(data / "speech" / "short.wav", pipeline.audio_processor)
     for index in range(8):
-        wrong = run.pick_wrong_audio("long", 25, index)["other_samples"]  # nobody else speaks for so long
+        wrong = run.pick_wrong_audio("long", 25, index)["other_samples"]  # no other voice is as long
         assert torch.equal(wrong, other[: 25 * 640]) and not torch.equal(wrong, own[: 25 * 640])
     assert run.pick_wrong_audio("long", 60, 0) == {}
     assert len(run.pick_wrong_audio("a_good", 60, 3)["other_samples"]) == 60 * 640
@@ -115,8 +115,8 @@ def test_unfit_files_get_rows_that_say_why(result):
     assert any("face" in why for why in reasons(output, "cross", "grey"))
 
 
-def test_clips_alone_are_enough_for_sounds_and_silence(pipeline, data, tmp_path, monkeypatch):
-    """A folder without portraits and voices: clips' own sounds, and idle faces on clips' first frames."""
+def test_clips_alone_are_enough_for_audio_and_silence(pipeline, data, tmp_path, monkeypatch):
+    """A folder without portraits and voices: the clips' own audio, and idle faces on clips' first frames."""
     monkeypatch.setattr(speaking, "SILENCE_SECONDS", 2)
     (tmp_path / "clips").mkdir()
     for name in ("a_good", "b_wide"):
@@ -152,7 +152,7 @@ def test_tables_hold_ours_the_papers_and_the_reasons(result, pipeline):
     assert Image.open(output / "sheets" / "self_a_good.jpg").size == (640, 654)
 
 
-def test_time_is_told_for_generating_and_measuring_apart(result):
+def test_time_is_reported_for_generating_and_measuring_apart(result):
     output, _ = result
     text, runs = (output / "table.md").read_text(), json.loads((output / "table.json").read_text())["runs"]
     assert set(runs) == {"self", "cross", "audio", "studies"}
@@ -176,7 +176,7 @@ def test_tables_are_remade_from_the_rows_alone(result, tmp_path):
 
 
 def test_what_was_asked_for_and_is_absent_is_missing(result):
-    """Without networks for them, S_C and CAPP are told but not asked for, unless by name."""
+    """Without networks for them, S_C and CAPP are reported but not required, unless named."""
     output, missing = result
     assert not [name for name in missing if "sync" in name or "capp" in name]
     assert missing_metrics(output, ["audio"], ["delta_pose"]) == []
@@ -190,7 +190,7 @@ def test_only_the_asked_for_metrics_are_computed(pipeline, data, tmp_path):
     assert not (tmp_path / "sheets").exists()
 
 
-def test_wrong_names_and_folders_are_told(pipeline, data, tmp_path):
+def test_wrong_names_and_folders_are_reported(pipeline, data, tmp_path):
     with pytest.raises(ValueError, match="`metrics` must be of"):
         evaluate(pipeline, data, tmp_path, metrics=["nonsense"])
     with pytest.raises(ValueError, match="`parts` must be of"):
@@ -212,7 +212,7 @@ def summary_of(**systems):
     return tables.summarize(rows)
 
 
-def test_a_model_below_its_baseline_is_told():
+def test_a_model_below_its_baseline_is_reported():
     verdicts = tables.below_baselines(summary_of(model_ours=[20, 21, 22.0], baseline_copy=[23, 24, 25.0]))
     assert [(v["system"], v["baseline"], v["certain"]) for v in verdicts] == [("ours", "copy", True)]
     doubtful = tables.below_baselines(summary_of(model_ours=[20, 25, 22.0], baseline_copy=[23, 23.5, 21.0]))
@@ -293,7 +293,7 @@ class DetectsOnly:
 
 def test_another_detector_is_asked_frame_by_frame(analyzer, portrait):
     frames = frames_of(portrait, [0, 3, 6])
-    frames[1] = 0.5  # nobody there
+    frames[1] = 0.5  # no person there
     track, ours = measure_faces(DetectsOnly(analyzer), frames), measure_faces(analyzer, frames)
     assert track.found.tolist() == [True, False, True]
     assert keypoint_distance(track, ours) < 2.5
@@ -345,7 +345,7 @@ def test_moda_is_judged_with_vasa1_as_reference(pipeline, analyzer, data, tmp_pa
     assert len(looks) >= 2  # at the real clip, and at the generated one
     name = "ModaTalkingHeadPipeline"
     assert values(tmp_path, "audio", name, "smoothness") and values(tmp_path, "audio", name, "expert_d")
-    assert not values(tmp_path, "audio", name, "gaze_error")  # nobody asked it to look anywhere
+    assert not values(tmp_path, "audio", name, "gaze_error")  # no gaze was requested
     (rtf,), (first,) = (list(values(tmp_path, "speed", name, key).values()) for key in ("rtf", "first_frame"))
     assert 0 < first < rtf * 3.1 * 1.5  # the voice lasts 3.1 s; the machine may be busy
     table = (tmp_path / "table.md").read_text()

@@ -127,8 +127,8 @@ def test_children_of_a_split_are_drawn_from_their_parent():
     assert (axes[:, 2] @ first_axis).abs() > 0.999
 
 
-def test_observed_gradients_do_not_depend_on_the_size_or_number_of_pictures():
-    """A Gaussian that is pulled aside by a mean loss over the pictures."""
+def test_observed_gradients_do_not_depend_on_the_size_or_number_of_images():
+    """A Gaussian that is pulled aside by a mean loss over the images."""
     scene = Gaussians(
         torch.tensor([[0.05, 0.0, 0.0], [0.0, 0.0, -9.0]]),
         torch.tensor([[1.0, 0, 0, 0]]).repeat(2, 1),
@@ -152,7 +152,7 @@ def test_observed_gradients_do_not_depend_on_the_size_or_number_of_pictures():
 
 
 def fit(target: torch.Tensor, views, densify: bool) -> tuple[float, int]:
-    """Fit a few Gaussians to pictures; the final loss, and how many Gaussians there are."""
+    """Fit a few Gaussians to images; the final loss, and how many Gaussians there are."""
     torch.manual_seed(0)
     parameters = {
         "means": nn.Parameter(torch.randn(20, 3) * 0.2),

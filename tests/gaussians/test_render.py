@@ -31,7 +31,7 @@ def cameras(count: int = 2):
 
 
 def difficult_scene() -> Gaussians:
-    """Beside ordinary Gaussians: behind the camera, off the screen, invisible, huge, tiny, thin, and at the edge."""
+    """Next to ordinary Gaussians: behind the camera, off the screen, invisible, huge, tiny, thin, and at the edge."""
     scene = random_scene(40)
     at = scene.means
     at[0], at[1], at[2] = (
@@ -49,7 +49,7 @@ def difficult_scene() -> Gaussians:
 
 
 def loss_and_gradients(scene: Gaussians, backend: str, dtype: torch.dtype, views, **options):
-    """Pictures, and gradients of a loss that weighs every pixel of every output differently."""
+    """Images, and gradients of a loss that weighs every pixel of every output differently."""
     scene = scene.map(lambda value: value.detach().to(dtype).requires_grad_())
     pictures = len(views) if scene.batch_size is None else scene.batch_size
     background = torch.tensor([0.2, 0.5, 0.9], dtype=dtype, requires_grad=True)
@@ -98,7 +98,7 @@ def test_cpu_agrees_with_the_reference_where_pixels_are_finished_early():
     assert_same_pictures_and_gradients(scene, cameras())
 
 
-def test_gradients_of_the_reference_are_those_of_its_pictures():
+def test_gradients_of_the_reference_are_those_of_its_images():
     """Against finite differences, with a scene smooth enough: no alpha near 1/255 or 0.999."""
     scene = random_scene(6, coefficients=4, dtype=torch.float64)
     scene.scales, scene.opacities = scene.scales * 0 + 2.0, 0.2 + 0.5 * scene.opacities
@@ -113,7 +113,7 @@ def test_gradients_of_the_reference_are_those_of_its_pictures():
 
 
 def test_one_gaussian_by_hand():
-    """In the middle of the picture: alpha is opacity * exp(-d^2 / (2 (s^2 + 0.3))), depth is its distance."""
+    """In the middle of the image: alpha is opacity * exp(-d^2 / (2 (s^2 + 0.3))), depth is its distance."""
     scene = Gaussians(
         torch.zeros(1, 3),
         torch.tensor([[2.0, 0, 0, 0]]),
@@ -179,7 +179,7 @@ def random_scene_of_seed(seed: int) -> Gaussians:
 
 
 def test_several_callers_at_once():
-    """As the sessions of a web page: each gets its own picture."""
+    """As the sessions of a web page: each gets its own image."""
     scenes = [random_scene_of_seed(seed) for seed in range(8)]
     expected = [render(scene, cameras(), SIZE).color for scene in scenes]
     before = torch.get_num_threads()

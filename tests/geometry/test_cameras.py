@@ -42,7 +42,7 @@ def test_azimuth_turns_the_face_as_a_positive_yaw_does():
     seen, _ = orbit_cameras(0.0, 0.0, 2.0).project(turned, SIZE)
     assert torch.allclose(moved, seen, atol=1e-3)
     above, _ = orbit_cameras(0.0, 0.5, 2.0).project(torch.tensor([[0.0, 0.0, -0.1]]), SIZE)
-    assert above[0, 0, 1] > 60  # from above, the nose lies lower in the picture
+    assert above[0, 0, 1] > 60  # from above, the nose lies lower in the image
 
 
 def test_field_of_view_reaches_the_upper_and_lower_edge_and_pixels_are_square():

@@ -77,9 +77,9 @@ def test_a_crop_in_whole_pixels_is_a_slice():
     torch.testing.assert_close(crop, image[:, 10:26, 14:30], atol=1e-5, rtol=0)
 
 
-def test_beyond_the_picture_its_edge_goes_on_blurred_with_distance():
+def test_beyond_the_image_its_edge_goes_on_blurred_with_distance():
     image = torch.zeros(3, 100, 100)
-    image[:, ::8] = image[:, 1::8] = image[:, 2::8] = image[:, 3::8] = 1.0  # stripes that end at the picture's side
+    image[:, ::8] = image[:, 1::8] = image[:, 2::8] = image[:, 3::8] = 1.0  # stripes that end at the image's side
     crop = cut_crop(image, crop_matrix(torch.tensor([0.0, 50.0]), torch.tensor(200.0)), 200)
     torch.testing.assert_close(crop[:, 50:150, 100:], image, atol=1e-4, rtol=0)
     contrast = crop[0, 60:140, :100].std(0)
@@ -117,7 +117,7 @@ def test_soft_square_is_one_inside_and_zero_at_the_border():
 
 @pytest.mark.parametrize("angle", [0.0, 0.35])
 @pytest.mark.parametrize("side", [60.0, 150.0])
-def test_pasting_back_an_untouched_crop_leaves_the_picture(angle, side):
+def test_pasting_back_an_untouched_crop_leaves_the_image(angle, side):
     image = smooth_picture(180, 200)
     matrix = crop_matrix(torch.tensor([90.0, 80.0]), torch.tensor(side), angle)
     crop = cut_crop(image, matrix, 256)
@@ -137,14 +137,14 @@ def test_pasted_content_arrives_in_the_middle_only():
     assert image.max() == 0.0  # the input stays as it was
 
 
-def test_a_crop_outside_of_the_picture_cannot_be_pasted():
+def test_a_crop_outside_of_the_image_cannot_be_pasted():
     with pytest.raises(ValueError, match="`image_from_crop` must overlap the image of 120x100 pixels"):
         paste_window(crop_matrix(torch.tensor([500.0, 50.0]), torch.tensor(60.0)), (100, 120))
 
 
 @pytest.mark.parametrize("size", [40, 256])
-def test_what_did_not_change_keeps_the_pictures_pixels(size):
-    """Finer and coarser crops than the picture: what the crop blurred comes back only where it changed."""
+def test_what_did_not_change_keeps_the_images_pixels(size):
+    """Finer and coarser crops than the image: what the crop blurred comes back only where it changed."""
     picture = torch.rand(3, 160, 200) * 2 - 1
     matrix = crop_matrix(torch.tensor([100.0, 80.0]), torch.tensor(120.0))
     window, own = paste_window(matrix, (160, 200)), cut_crop(picture, matrix, size)
@@ -169,11 +169,40 @@ def test_a_change_is_whole_inside_and_fades_smoothly():
     assert changed_share(own + 3.9 / 127.5, own).max() == 0
 
 
-def test_a_slight_change_keeps_the_pictures_detail():
-    """A coarse crop that is a little brighter: the picture gets brighter, and stays as sharp as it was."""
+def test_a_slight_change_keeps_the_images_detail():
+    """A coarse crop that is a little brighter: the image gets brighter, and stays as sharp as it was."""
     picture = torch.rand(3, 160, 200) - 0.5
     matrix = crop_matrix(torch.tensor([100.0, 80.0]), torch.tensor(120.0))
     window, own = paste_window(matrix, (160, 200)), cut_crop(picture, matrix, 40)
     pasted = paste(picture, own + 3.9 / 127.5, window, own)
     brighter = picture[:, 50:110, 70:130] + 3.9 / 127.5
     torch.testing.assert_close(pasted[:, 50:110, 70:130], brighter, atol=1e-5, rtol=0)
+
+
+def test_a_pasted_crop_has_no_edge():
+    """White into black: no step between neighbours is steeper than the soft border allows, also at odd sizes."""
+    for side, size in ((151.0, (201, 333)), (64.0, (97, 121))):
+        picture = -torch.ones(3, *size)
+        middle = torch.tensor([size[1] / 2 + 0.3, size[0] / 2 - 0.4])
+        window = paste_window(crop_matrix(middle, torch.tensor(side)), size)
+        pasted = paste(picture, torch.ones(3, 128, 128), window)
+        assert pasted.shape == picture.shape and pasted.max() == 1 and pasted.min() == -1
+        steepest = 2 * 1.5 / (0.12 * side)  # a smooth step rises 1.5 times as fast as a straight line
+        for axis in (1, 2):
+            step = pasted.diff(dim=axis).abs()
+            assert step.max() < steepest * 1.05
+            # Nor a bend: it begins and ends flat.
+            assert pasted.diff(n=2, dim=axis).abs().max() < 12 / (0.12 * side) ** 2 * 1.1
+
+
+def test_other_people_stay_as_they_are():
+    """A second face in the crop, and a small one far behind: their pixels stay; the face itself is pasted whole."""
+    picture, matrix = torch.zeros(3, 200, 300), crop_matrix(torch.tensor([120.0, 100.0]), torch.tensor(180.0))
+    box = torch.tensor([80.0, 60.0, 160.0, 140.0])
+    others = torch.tensor([[170.0, 60.0, 240.0, 130.0], [50.0, 140.0, 62.0, 152.0]])
+    window = paste_window(matrix, (200, 300), 0.12, box, others)
+    pasted = paste(picture, torch.ones(3, 64, 64), window)
+    assert pasted[:, 60:140, 80:155].min() > 0.9
+    assert pasted[:, 60:130, 178:240].max() < 0.02 and pasted[:, 142:150, 52:60].max() < 0.02
+    assert pasted[:, 160:170, 100:140].min() > 0.9  # the body belongs to the face over it
+    assert pasted[:, 60:130, 140:260].diff(dim=2).abs().max() < 0.15  # towards the other person, no edge

@@ -14,6 +14,6 @@ def test_lips_go_further_from_rest_and_nothing_else_moves():
     assert ratio.min() > 1 and ratio.max() < 6
     torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio), rtol=1e-3, atol=1e-3)  # in the same direction
     assert torch.equal(emphasize_lips(rest[:, None], rest), rest[:, None])
-    # A piece of a sequence gives the same if it is told the largest distance.
+    # A piece of a sequence gives the same with the largest distance given.
     largest = (motion - rest[:, None])[..., lips].square().sum(-1).amax(1)[:, None, None]
     torch.testing.assert_close(emphasize_lips(motion[:, :5], rest, largest), result[:, :5])

@@ -117,14 +117,14 @@ def test_iris_offset_and_the_directions_of_gaze():
     ahead, level = pose_tensor(0, 0, 0), -lm._IRIS_RAISE
     torch.testing.assert_close(lm.gaze_angles(eye_points(0.3, (0, level)), ahead), torch.zeros(2), atol=1e-6, rtol=0)
     left = lm.gaze_angles(eye_points(0.3, (-0.2, level)), ahead)
-    assert math.isclose(float(left[0]), math.asin(0.5), rel_tol=1e-4)  # iris to the picture's left: yaw > 0
+    assert math.isclose(float(left[0]), math.asin(0.5), rel_tol=1e-4)  # iris to the image's left: yaw > 0
     down = lm.gaze_angles(eye_points(0.3, (0, level + 0.2)), ahead)
     assert math.isclose(float(down[1]), math.asin(0.5), rel_tol=1e-4)
     # A head turned to the left whose irises stay amid the eyes looks to the left too.
     assert lm.gaze_angles(eye_points(0.3, (0, level)), pose_tensor(0.4, 0, 0))[0] > 0.1
 
 
-def test_gaze_does_not_change_when_the_picture_is_turned():
+def test_gaze_does_not_change_when_the_image_is_turned():
     points, turn = eye_points(0.3, (-0.15, 0.02)), 0.3
     matrix = crop_matrix(torch.tensor([3.0, 4.0]), torch.tensor(10.0), turn)
     turned = transform_points(matrix, points)

@@ -1,4 +1,4 @@
-"""The head laid on a picture, and ICT-FaceKit's file checked."""
+"""The head fitted to an image, and ICT-FaceKit's file checked."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def aligned(points, goal):
 
 
 def pictured(whole, **expression):
-    """A person of other proportions: shape, landmarks [162, 2] in a picture where the head is turned."""
+    """A person of other proportions: shape, landmarks [162, 2] in an image where the head is turned."""
     shape = torch.zeros(1, 14)
     shape[0, 3:8] = torch.tensor([1.5, 1.2, -1.0, 1.0, 0.8])
     weights, jaw = whole.named_expression(**expression)
@@ -77,7 +77,7 @@ def test_a_personal_head_is_the_person(whole):
 
 
 def test_a_personal_head_is_at_rest(whole):
-    """Somebody who smiles with an open mouth in the picture: the head has its mouth less open, and round eyes."""
+    """A person who smiles with an open mouth in the image: the head has its mouth less open, and round eyes."""
     _, points = pictured(whole, mouthSmile_L=0.4, mouthSmile_R=0.4, jawOpen=0.3)
     person, fitted = personal_head(whole, points, GUESS)
     assert fitted.expression[NAMED.index("jawOpen")] > 0.15 and fitted.expression.argmax() == NAMED.index("jawOpen")
@@ -88,7 +88,7 @@ def test_a_personal_head_is_at_rest(whole):
         ball = whole.faces[whole.region(name)].unique()
         before, after = ((h.template[ball] - h().joints[0, joint]).norm(dim=1) for h in (whole, person))
         torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
-    # Put on the picture with the expression that was found, the landmarks are near where they were labelled.
+    # Put on the image with the expression that was found, the landmarks are near where they were labelled.
     again = person.template + torch.tensordot(fitted.expression, whole.as_mesh().expression, 1)
     missed = (fitted.project(again)[whole.landmarks, :2] - points[:152]).norm(dim=1) / fitted.scale
     assert missed.mean() < 0.1  # centimetres

@@ -203,7 +203,7 @@ def test_landmarks_are_those_of_the_mean_face(built_in):
     expected = mean_face()[:152] * CM
     assert (placed - expected).norm(dim=1).max() < 0.3  # lips are shut, which takes up to 2.5 mm
     skin = built_in.faces[built_in.region("face", "scalp", "neck")].unique()
-    assert torch.cdist(placed, built_in.template[skin]).amin(1).max() < 0.7  # a cell beside the face
+    assert torch.cdist(placed, built_in.template[skin]).amin(1).max() < 0.7  # a cell next to the face
 
 
 def test_it_is_left_right_symmetric(built_in):
@@ -250,7 +250,7 @@ def test_eyes_turn_about_their_centres(real):
         center = real().joints[0, joint]
         rotation = rotation_from_vector(turn[0, :3])
         torch.testing.assert_close(out[ball], (real.template[ball] - center) @ rotation.T + center, atol=1e-4, rtol=0)
-        assert (rotation @ torch.tensor([0.0, 0.0, -1.0]))[0] > 0.3  # -y: to the picture's right
+        assert (rotation @ torch.tensor([0.0, 0.0, -1.0]))[0] > 0.3  # -y: to the image's right
     others = real.faces[~real.region("left_eye", "right_eye")].unique()
     assert (out - real.template)[others].abs().max() < 1e-5
 
@@ -279,7 +279,7 @@ def test_named_expressions_do_what_they_say(real):
         return mouth_openness(points), eye_openness(points), points
 
     openness = eye_openness(rest)
-    blink = measured(eyeBlink_L=1.0)[1]  # the person's left eye is the picture's right one
+    blink = measured(eyeBlink_L=1.0)[1]  # the person's left eye is the image's right one
     shut = 0.1 if len(real.template) < 7000 else 0.4  # of its gap; the lid points of ICT are not quite on the margins
     assert openness.min() > 0.25 and blink[1] < shut * openness[1] and blink[0] > 0.9 * openness[0]
     assert measured(mouthPucker=1.0)[0][1] < mouth_openness(rest)[1] - 0.04

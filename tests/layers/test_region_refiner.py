@@ -7,7 +7,7 @@ POSE = torch.tensor([[0.0, 0.0, 0.0, 0.5, 0.4, 0.3], [0.3, -0.2, 0.25, 0.45, 0.4
 
 
 def positions(size=256):
-    """Pictures whose two channels are the x and y of each pixel, fractions of the side."""
+    """Images whose two channels are the x and y of each pixel, fractions of the side."""
     axis = (torch.arange(size) + 0.5) / size
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy")).expand(2, -1, -1, -1)
 
@@ -50,7 +50,7 @@ def test_what_is_added_lands_where_it_was_cut(name, size):
     crops = cut_region(smooth, transform, region.size)
     image = torch.zeros(2, 1, size, size)
     out = add_region(image, crops, transform)
-    assert not image.any()  # a new picture
+    assert not image.any()  # a new image
     inside = add_region(image, torch.ones_like(crops), transform) > 0.999
     share = inside.float().mean().item()
     corners = torch.linalg.det(transform[:, :, :2]).abs().sum().item() / len(POSE)
@@ -60,7 +60,7 @@ def test_what_is_added_lands_where_it_was_cut(name, size):
     assert not out[outside].any()
 
 
-def test_a_region_outside_of_the_picture_adds_nothing():
+def test_a_region_outside_of_the_image_adds_nothing():
     pose = POSE[:1].clone()
     pose[:, 4] = 3.0
     transform = region_transform(pose, REGIONS["mouth"])

@@ -23,7 +23,7 @@ def test_euler_round_trip_and_axes():
     rotation = matrix_from_euler(*angles.unbind(1))
     torch.testing.assert_close(euler_from_matrix(rotation), angles)
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(20, 3, 3), atol=1e-6, rtol=0)
-    # The nose points to the viewer, at -z. Yaw > 0 turns it to the picture's left, pitch > 0 down.
+    # The nose points to the viewer, at -z. Yaw > 0 turns it to the image's left, pitch > 0 down.
     nose = torch.tensor([0.0, 0.0, -1.0])
     zero = torch.zeros(1)
     assert (matrix_from_euler(zero + 0.3, zero, zero) @ nose)[0, 0] < -0.1

@@ -78,7 +78,7 @@ def test_strangers_frozen_and_reversed_heads_score_lower(trained):
         assert np.mean([capp_score(model, change(pose), audio) for pose, audio in clips]) < 0.5 * right
 
 
-def test_evaluation_sets_a_strangers_sound_beside_the_right_one(trained):
+def test_evaluation_sets_a_strangers_audio_next_to_the_right_one(trained):
     model, clips = trained
     scorer, names = Scorer({"capp": model}), ("capp", "capp_shuffled")
     scores = []

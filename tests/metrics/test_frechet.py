@@ -52,20 +52,20 @@ def test_against_torchmetrics():
     assert frechet_distance(made.flatten(1), real.flatten(1)) == pytest.approx(float(fid.compute()), rel=1e-3)
 
 
-def test_noise_on_the_pictures_makes_it_worse():
+def test_noise_on_the_images_makes_it_worse():
     real = torch.rand(40, 6)
     distances = [frechet_distance(real + spread * torch.randn(40, 6), real) for spread in (0.0, 0.3, 1.0)]
     assert distances == sorted(distances) and distances[0] < 1e-6
 
 
-def test_too_few_samples_are_told():
+def test_too_few_samples_are_reported():
     with pytest.raises(ValueError, match="at least 2 samples"):
         frechet_distance(torch.rand(1, 3), torch.rand(5, 3))
     with pytest.raises(ValueError, match="samples, dim"):
         frechet_distance(torch.rand(4, 3), torch.rand(5, 2))
 
 
-def test_clips_do_not_overlap_and_short_videos_are_told():
+def test_clips_do_not_overlap_and_short_videos_are_reported():
     video = torch.arange(53.0).view(53, 1, 1, 1).expand(53, 3, 2, 2)
     assert cut_clips(video)[:, :, 0, 0, 0].tolist() == [list(range(25)), list(range(25, 50))]
     with pytest.raises(ValueError, match="shorter than a window"):
@@ -92,7 +92,7 @@ def test_fvd_of_frozen_videos_is_worse(tmp_path):
     assert frechet_distance(again, torch.cat(features)) < frechet_distance(frozen, torch.cat(features))
 
 
-def test_absent_networks_are_told(tmp_path):
+def test_absent_networks_are_reported(tmp_path):
     with pytest.raises(ValueError, match="`fvd_network` must be an existing TorchScript file"):
         load_i3d(tmp_path / "nothing.pt")
     (tmp_path / "no.pt").write_bytes(b"no network")

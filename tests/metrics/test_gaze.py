@@ -9,7 +9,7 @@ from vasa_hf.geometry.landmarks import rows
 from vasa_hf.metrics.faces import FaceTrack
 from vasa_hf.metrics.gaze import angle_of_shift, iris_shift
 
-SIZE, WIDTH = 256, 0.12  # an eye's width as a fraction of the picture
+SIZE, WIDTH = 256, 0.12  # an eye's width as a fraction of the image
 CENTERS = torch.tensor([[0.38, 0.42], [0.62, 0.42]])
 
 

@@ -1,4 +1,4 @@
-"""Pictures: closed forms, torchmetrics where it is installed, and what must get worse."""
+"""Images: closed forms, torchmetrics where it is installed, and what must get worse."""
 
 import math
 
@@ -13,7 +13,7 @@ from vasa_hf.models.face_recognizer import FaceRecognizer
 
 
 def pictures(count=2, size=32):
-    """Smooth random pictures."""
+    """Smooth random images."""
     noise = torch.rand(count, 3, size // 4, size // 4)
     return F.interpolate(noise, size, mode="bicubic").clamp(0, 1)
 
@@ -49,7 +49,7 @@ def test_l1_of_a_known_error():
     assert image.l1(torch.full((2, 3, 4, 4), 0.75), torch.full((2, 3, 4, 4), 0.5)).tolist() == [0.25, 0.25]
 
 
-def test_ssim_of_flat_pictures():
+def test_ssim_of_flat_images():
     """With no structure only the term of the means is left: (2ab + c) / (a² + b² + c)."""
     a, b = torch.full((1, 3, 16, 16), 0.4), torch.full((1, 3, 16, 16), 0.6)
     expected = (2 * 0.4 * 0.6 + 1e-4) / (0.4**2 + 0.6**2 + 1e-4)
@@ -107,7 +107,7 @@ def test_another_identity_is_less_alike():
     assert 1 + 1e-6 > identity((person + 0.01 * torch.randn(9, 3, 32, 32)).clamp(0, 1)) > identity(other)
 
 
-def test_a_picture_that_stands_still_is_looked_at_once_with_the_same_result():
+def test_a_image_that_stands_still_is_looked_at_once_with_the_same_result():
     network = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=8, num_feature_maps=2).eval()
     person, truth = pictures(1), pictures(11)
     scorer, results = Scorer({"face_recognizer": network}), []
@@ -121,7 +121,7 @@ def test_a_picture_that_stands_still_is_looked_at_once_with_the_same_result():
 
 
 @pytest.mark.parametrize("size", [(11, 11), (12, 40), (64, 48), (57, 256)])
-def test_ssim_blurs_pictures_of_any_size(size):
+def test_ssim_blurs_images_of_any_size(size):
     """The tiles against one convolution with the whole window."""
     line = torch.softmax(torch.randn(11), 0)
     frames = torch.rand(2, 3, *size)
@@ -129,7 +129,7 @@ def test_ssim_blurs_pictures_of_any_size(size):
     assert torch.allclose(image.blur(frames, line.tolist()), expected, atol=1e-5)
 
 
-def test_unequal_shapes_are_told():
+def test_unequal_shapes_are_reported():
     with pytest.raises(ValueError, match="`images` and `truth`"):
         image.psnr(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 9, 9))
     with pytest.raises(ValueError, match="at least 11 pixels"):

@@ -146,7 +146,7 @@ def test_lip_correlation_falls_when_lips_are_late_or_still():
     assert motion.lip_correlation(still(face_points(gap=0.1, frames=60)), truth) == 0
 
 
-def test_correlation_of_constants_is_told():
+def test_correlation_of_constants_is_reported():
     with pytest.raises(ValueError, match="change over time"):
         motion.correlation(torch.ones(9), torch.arange(9.0))
     with pytest.raises(ValueError, match="same length"):
@@ -154,7 +154,7 @@ def test_correlation_of_constants_is_told():
 
 
 def speech_with_pause():
-    """1 s of sound, 1 s of silence, 1 s of sound."""
+    """1 s of audio, 1 s of silence, 1 s of audio."""
     sound = 0.3 * torch.sin(torch.arange(48000) * 0.2)
     sound[16000:32000] = 0
     return sound
@@ -167,7 +167,7 @@ def test_loudness_and_silence():
     assert silent.nonzero().flatten().tolist() == list(range(28, 47))
 
 
-def test_open_mouth_in_silence_is_told():
+def test_open_mouth_in_silence_is_reported():
     samples = speech_with_pause()
     shut, gaping = still(face_points(frames=75)), still(face_points(gap=0.1, frames=75))
     half = torch.zeros(75)
@@ -176,7 +176,7 @@ def test_open_mouth_in_silence_is_told():
     assert motion.closed_in_silence(gaping, samples) == 0
     assert motion.closed_in_silence(still(face_points(gap=half, frames=75)), samples) == pytest.approx(7 / 15)
     near = torch.zeros(75)
-    near[25:30] = near[45:50] = 0.1  # within 0.2 s of a sound lips may be open
+    near[25:30] = near[45:50] = 0.1  # within 0.2 s of audio lips may be open
     assert motion.closed_in_silence(still(face_points(gap=near, frames=75)), samples) == 1
     with pytest.raises(ValueError, match="pause"):
         motion.closed_in_silence(shut[:20], samples[:12800])

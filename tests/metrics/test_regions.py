@@ -38,7 +38,7 @@ def draw(gaps, shift=0.0, lids=0.35):
 
 
 def texture(count, size=SIZE):
-    """Random pictures with detail of all sizes."""
+    """Random images with detail of all sizes."""
     parts = [F.interpolate(torch.rand(count, 3, size // s, size // s), size, mode="bilinear") for s in (2, 8, 32)]
     return sum(parts) / 3
 
@@ -147,7 +147,7 @@ def test_teeth_on_shut_lips_are_counted(scorer):
     track = draw([0.0, 0.02, 0.0, 0.2])
     for teeth, share in (((0, 0, 0, 1), 0), ((1, 0, 0, 1), 1 / 3), ((1, 1, 1, 0), 1)):
         assert regions.teeth_on_shut_lips(mouths(teeth), track) == pytest.approx(share)
-    # In reenactment the driving lips say when; with a sound alone only lips that are shut count.
+    # In reenactment the driving lips say when; with audio alone only lips that are shut count.
     driving, frames = draw([0.2, 0.0, 0.0, 0.0]), mouths((1, 1, 1, 1))
     video = VideoSample(frames=frames, track=track, truth_track=driving)
     assert scorer.score(("teeth_when_shut",), video)["teeth_when_shut"] == 1
@@ -167,6 +167,6 @@ def test_frames_without_a_face_do_not_count(scorer):
     assert values["eye_distance"] == 0
 
 
-def test_a_track_of_another_length_is_told():
+def test_a_track_of_another_length_is_reported():
     with pytest.raises(ValueError, match="as many as the 4 of `track`"):
         regions.mouth_sharpness(texture(3), draw([0.2] * 4))

@@ -38,7 +38,7 @@ needs_data = pytest.mark.skipif(
 def test_closed_form():
     """Orthogonal vectors are √2 apart: the right shift has distance 0, all others √2."""
     visual = torch.eye(60)[10:50]
-    for late in (-4, 0, 6):  # the sound of frame t sits at t + late
+    for late in (-4, 0, 6):  # the audio of frame t sits at t + late
         audio = torch.eye(60)[10 - late : 50 - late]
         score = sync_score(visual, audio, max_shift=10)
         assert score.offset_frames == -late
@@ -145,7 +145,7 @@ def test_mfcc_of_silence_and_of_one_column():
 
 
 def test_crops_hold_what_the_public_pipeline_holds():
-    """1.4 boxes wide and high, half a box above the centre to 0.9 below; grey beyond the picture."""
+    """1.4 boxes wide and high, half a box above the centre to 0.9 below; grey beyond the image."""
     frames = np.zeros((20, 300, 400, 3), np.uint8)
     frames[..., 0] = np.arange(400)[None, None] * 255 // 400  # red says x
     frames[..., 1] = np.arange(300)[None, :, None] * 255 // 300  # green says y
@@ -228,7 +228,7 @@ def test_clips_that_the_expert_cannot_judge_raise(tiny_expert, name, motion, sam
         expert_sync(tiny_expert, motion, samples)
 
 
-def test_sound_that_runs_on_is_cut_and_a_last_fraction_may_be_missing(tiny_expert):
+def test_audio_that_runs_on_is_cut_and_a_last_fraction_may_be_missing(tiny_expert):
     motion, samples = np.random.randn(20, 9), 0.1 * np.random.randn(21 * 640).astype(np.float32)
     whole = expert_sync(tiny_expert, motion, samples[: 20 * 640])
     assert expert_sync(tiny_expert, motion, samples).confidence == whole.confidence
@@ -237,7 +237,7 @@ def test_sound_that_runs_on_is_cut_and_a_last_fraction_may_be_missing(tiny_exper
 
 @pytest.fixture(scope="module")
 def real_clips():
-    """Motion and sound of some clips of people whom the expert never met."""
+    """Motion and audio of some clips of people whom the expert never met."""
     labels = FaceLabels.load(EVAL / "clips.npz")
     codes = LandmarkDynamics.load(embedded_path("vasa-small") / "landmark_dynamics.safetensors").encode(labels)
     motion = torch.cat([labels.pose[:, :5], labels.pose[:, 6:7], codes], 1)
@@ -268,13 +268,13 @@ def mean_aligned(expert, clips):
 
 @needs_data
 @pytest.mark.parametrize("frames", [-12, -6, -3, 3, 6, 12])
-def test_shifted_sound_is_worse(expert, real_clips, frames):
+def test_shifted_audio_is_worse(expert, real_clips, frames):
     shifted = [(motion, np.roll(samples, frames * 640)) for motion, samples in real_clips]
     assert mean_aligned(expert, shifted) < 0.6 * mean_aligned(expert, real_clips)
 
 
 @needs_data
-def test_frozen_lips_and_strange_sounds_are_worse(expert, real_clips):
+def test_frozen_lips_and_strange_audio_are_worse(expert, real_clips):
     whole = mean_aligned(expert, real_clips)
     frozen = [(motion[:1].expand(len(motion), -1), samples) for motion, samples in real_clips]
     sounds = [samples for _, samples in real_clips]
@@ -294,7 +294,7 @@ def test_noise_on_the_lips_is_worse(expert, real_clips):
 
 
 @needs_data
-def test_level_of_the_sound_hardly_matters(expert, real_clips):
+def test_level_of_the_audio_hardly_matters(expert, real_clips):
     quieter = [(motion, 0.4 * samples) for motion, samples in real_clips]
     assert mean_aligned(expert, quieter) == pytest.approx(mean_aligned(expert, real_clips), rel=0.15)
 

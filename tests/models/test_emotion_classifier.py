@@ -51,7 +51,7 @@ def slide(x, size, stride, operate):
 
 
 def run_keras(weights, x):
-    """Forward pass of the Keras graph on one [64, 64, 1] picture."""
+    """Forward pass of the Keras graph on one [64, 64, 1] image."""
 
     def get(layer, kind):
         return weights[layer][f"{layer}_1"][f"{kind}:0"].astype(np.float64)

@@ -18,7 +18,7 @@ from vasa_hf.models.face_analyzer_mediapipe import MediaPipeFaceAnalyzer, face_f
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "model_cards" / "vasa-small" / "face_analyzer"
 EVAL = ROOT.parent / "shared" / "data" / "eval"
-needs_pictures = pytest.mark.skipif(not EVAL.is_dir(), reason="the evaluation pictures are not here")
+needs_pictures = pytest.mark.skipif(not EVAL.is_dir(), reason="the evaluation images are not here")
 
 
 class TestFaceAnalyzer(ModelTesterMixin):
@@ -87,7 +87,7 @@ class TestFaceAnalyzer(ModelTesterMixin):
             ("face.png", "`image` must be a PIL image, an array or a tensor, but is a str"),
         ],
     )
-    def test_bad_pictures(self, image, message):
+    def test_bad_images(self, image, message):
         with pytest.raises(ValueError, match=message):
             self.make_model().detect(image)
 
@@ -115,7 +115,7 @@ def analyzer():
 
 
 def labelled(kind):
-    """Pictures of the evaluation set with their landmarks in pixels and poses."""
+    """Images of the evaluation set with their landmarks in pixels and poses."""
     labels = np.load(EVAL / f"{kind}.npz")
     for i, name in enumerate(labels["names"]):
         image = Image.open(next((EVAL / kind).glob(f"{name}.*"))).convert("RGB")
@@ -165,7 +165,7 @@ def test_embedded_weights_see_blinks(analyzer):
 
 
 @needs_pictures
-def test_a_scene_gives_faces_in_order_of_size_in_picture_pixels(analyzer):
+def test_a_scene_gives_faces_in_order_of_size_in_image_pixels(analyzer):
     (first, points, _), (second, _, _) = list(labelled("portraits"))[:2]
     scene = Image.new("RGB", (1000, 700), (90, 110, 100))
     scene.paste(first.resize((300, 300)), (650, 350))
@@ -188,7 +188,7 @@ def test_a_scene_gives_faces_in_order_of_size_in_picture_pixels(analyzer):
 
 
 @needs_pictures
-def test_a_hand_made_box_a_turned_picture_and_other_kinds_of_input(analyzer):
+def test_a_hand_made_box_a_turned_image_and_other_kinds_of_input(analyzer):
     image, points, _ = next(labelled("portraits"))
     found = analyzer.detect(image)[0]
     by_hand = analyzer.measure(image, landmark_box(points)[None] + torch.tensor([-9.0, -9, 9, 9]))[0]
@@ -201,7 +201,7 @@ def test_a_hand_made_box_a_turned_picture_and_other_kinds_of_input(analyzer):
     assert math.degrees(turned.pose[2] - found.pose[2]) == pytest.approx(20, abs=4)
 
 
-def test_pictures_without_a_face_give_none(analyzer):
+def test_images_without_a_face_give_none(analyzer):
     folder = Path(importlib.util.find_spec("gradio").origin).parent / "media_assets" / "images"
     pictures = [Image.open(p).convert("RGB") for p in (folder / "tower.jpg", folder / "bus.png") if p.is_file()]
     y, x = np.mgrid[0:300, 0:400]

@@ -165,7 +165,7 @@ def test_shoulders_are_held_less_firmly_the_further_the_head_goes():
     assert all(torch.equal(one[..., :150, :], source[..., :150, :]) for one in kept)
 
 
-def test_pose_moves_the_picture_the_right_way():
+def test_pose_moves_the_image_the_right_way():
     """With untouched (zero) non-rigid warps, tx moves the moved source to the right by as much."""
     model = tiny().eval()
     image = torch.rand(1, 3, 64, 64)

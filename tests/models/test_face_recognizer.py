@@ -57,7 +57,7 @@ class TestFaceRecognizer(ModelTesterMixin):
         for features in maps:
             torch.testing.assert_close(features.square().mean(1), torch.ones(6, *features.shape[2:]), atol=1e-2, rtol=0)
 
-    def test_losses_are_zero_for_equal_pictures_and_pull_towards_the_target(self):
+    def test_losses_are_zero_for_equal_images_and_pull_towards_the_target(self):
         model = self.make_model().requires_grad_(False)
         target = self.make_inputs(model)["image"]
         assert perceptual_loss(model.feature_maps, target, target) == 0
@@ -143,7 +143,7 @@ def test_transformers_backbones_give_maps_identities_and_gradients(kind, tmp_pat
     assert image.grad.abs().sum() > 0
 
 
-def test_pictures_are_normalised_as_the_backbone_expects(tmp_path):
+def test_images_are_normalised_as_the_backbone_expects(tmp_path):
     backbone = tiny_backbone("resnet").eval()
     backbone.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(

@@ -285,8 +285,8 @@ def test_head_appears_where_the_crop_says(avatar):
 
 
 @pytest.mark.parametrize("pose_prior", [True, False])
-def test_fitted_motion_moves_landmarks_as_told(pose_prior):
-    """Codes that mean: the mouth opens, the eyes look to the picture's right, a brow goes up."""
+def test_fitted_motion_moves_landmarks_as_requested(pose_prior):
+    """Codes that mean: the mouth opens, the eyes look to the image's right, a brow goes up."""
     torch.manual_seed(0)
     avatar = Vasa3DGaussianAvatar.from_head(num_gaussians=12_000, motion_dim=9, hidden_size=64, pose_prior=pose_prior)
     head, unit_cm = avatar.head, float(avatar.canonical_unit_cm)
@@ -343,7 +343,7 @@ def test_own_motion_is_the_mean_until_somebody_says_it(avatar):
     assert torch.equal(copy.own_motion, said)
 
 
-def test_place_from_picture_puts_the_head_where_the_fit_has_it():
+def test_place_from_image_puts_the_head_where_the_fit_has_it():
     avatar = Vasa3DGaussianAvatar.from_head(**{**SMALL_CONFIG, "num_gaussians": 12_000})
     pose = torch.tensor([0.3, -0.1, 0.1, 0.45, 0.55, 0.26])
     rotation = matrix_from_euler(*torch.tensor([0.35, -0.05, 0.08]))  # of a fit that sees things a little otherwise
@@ -368,7 +368,7 @@ def test_rotation_vector_inverts_rodrigues():
     torch.testing.assert_close(rotation_vector(rotation_from_vector(vectors)), vectors)
 
 
-def test_rendered_head_is_in_the_picture(avatar):
+def test_rendered_head_is_in_the_image(avatar):
     with torch.no_grad():
         out = avatar(torch.cat([motion(), motion([0, 0, 0, 0.7, 0.5, 0.25])]), deform=False)
         pictures = render(out.gaussians, avatar.portrait_camera, 64)

@@ -80,7 +80,7 @@ def test_public_linear_layers_are_read(files, tmp_path):
     assert all((weight >= 0).all() and weight.max() > 0 for weight in network.weights)
 
 
-def test_wrong_files_are_told(files, tmp_path):
+def test_wrong_files_are_reported(files, tmp_path):
     folder, _, _ = files
     with pytest.raises(ValueError, match="`lpips` must be a folder"):
         Lpips.load(tmp_path)

@@ -44,7 +44,7 @@ class TestJoyVasaMotionDenoiser(ModelTesterMixin):
         parts = [parameter for name, parameter in model.named_parameters() if name.startswith(self.unreached)]
         assert len(parts) == 5 and all(parameter.grad.abs().sum() > 0 for parameter in parts)
 
-    def test_dropped_sound_is_absent_sound_and_the_past_stays(self):
+    def test_dropped_audio_is_absent_audio_and_the_past_stays(self):
         model = self.make_model()
         inputs = self.make_inputs(model)
         full = self.run(model, inputs)
@@ -56,8 +56,8 @@ class TestJoyVasaMotionDenoiser(ModelTesterMixin):
         other_past = {**inputs, "audio": None, "previous_audio": -inputs["previous_audio"]}
         assert (self.run(model, other_past) - absent).abs().max() > 1e-4
 
-    def test_a_frame_hears_its_own_sound_alone(self):
-        """Without self-attention's mixing, sound of another frame must change nothing."""
+    def test_a_frame_attends_to_its_own_audio_alone(self):
+        """Without self-attention's mixing, audio of another frame must change nothing."""
         model = self.make_model()
         for layer in model.layers:
             torch.nn.init.zeros_(layer.self_attn.out_proj.weight)
@@ -68,7 +68,7 @@ class TestJoyVasaMotionDenoiser(ModelTesterMixin):
         assert difference[3] > 1e-4 and difference[[0, 1, 2, 4, 5]].max() == 0
 
     def test_places_matter_only_where_each_frame_has_its_own(self):
-        """With one row for all, frames that are swapped along with their sound give the same output, swapped."""
+        """With one row for all, frames that are swapped along with their audio give the same output, swapped."""
         order = torch.tensor([2, 0, 1, 5, 4, 3])
         for encoding, equal in (("single_row", True), ("per_frame", False)):
             torch.manual_seed(0)

@@ -133,12 +133,12 @@ def test_the_skip_is_the_best_linear_estimate_of_the_velocity(deviation):
 
 
 class AblationTester(ModaTester):
-    test_save_and_load_in_a_fresh_process = None  # the same code as of the whole model, and slow
+    test_save_and_load_in_a_fresh_process = None  # the same code as in the full model, and slow
 
 
 class TestFourStream(AblationTester):
     fusion = "four_stream"
-    # What the last block makes of the conditions is read by nobody.
+    # What the last block makes of the conditions is not used.
     unreached = (
         *ModaTester.unreached,
         *(f"blocks4.3.{part}" for part in ("audio_mlp", "attn1.au_proj", "attn1.au_q_norm")),

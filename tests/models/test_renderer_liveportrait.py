@@ -108,7 +108,7 @@ class TestLivePortraitRenderer(ModelTesterMixin):
             each = [model(**{name: value[i : i + 1] for name, value in inputs.items()}).image for i in range(2)]
         torch.testing.assert_close(torch.cat(each), both, atol=1e-5, rtol=1e-4)
 
-    def test_other_picture_sizes_work(self):
+    def test_other_image_sizes_work(self):
         model = self.make_model()
         images = torch.rand(1, 3, 24, 40)
         with torch.no_grad():
@@ -210,7 +210,7 @@ def fast_inputs(model, batch=2):
         {**WIDE, "num_up_blocks": 1, "generator_out_channels": 68},  # doubled, but as many channels
     ],
 )
-def test_optimised_for_inference_gives_the_same_pictures(config):
+def test_optimised_for_inference_gives_the_same_images(config):
     torch.manual_seed(0)
     model = LivePortraitRenderer(**config).eval()
     for name, value in model.state_dict().items():  # batch norms that do something

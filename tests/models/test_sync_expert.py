@@ -62,7 +62,7 @@ class TestSyncExpert(ModelTesterMixin):
                 moved = (old - new).abs().amax((0, 2)) > 1e-5
                 assert moved.tolist() == [start <= frame < start + 5 for start in range(7)], frame
 
-    def test_vectors_have_unit_length_and_spectrogram_equals_sound(self):
+    def test_vectors_have_unit_length_and_spectrogram_equals_audio(self):
         model = self.make_model()
         inputs = self.make_inputs(model)
         output = model(**inputs)
@@ -88,7 +88,7 @@ def test_spectrogram_of_a_tone():
     band = quiet.mean(0).argmax()
     assert abs(float(mel_filters(40)[band].argmax()) * 16_000 / 512 - 1000) < 60
     torch.testing.assert_close((loud - quiet)[:, band], torch.full((32,), 4.0).log(), atol=1e-3, rtol=0)
-    # Neighbouring bands share every frequency between their centres, so that no sound is lost.
+    # Neighbouring bands share every frequency between their centres, so that no frequency is lost.
     total = mel_filters(40).sum(0)[4:220]
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
 

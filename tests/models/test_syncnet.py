@@ -34,7 +34,7 @@ class TestSyncNet(ModelTesterMixin):
         missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert not [name for name in missing if not name.endswith("bias")]
 
-    def test_red_and_blue_are_told_apart_in_the_weights_order(self):
+    def test_red_and_blue_are_distinguished_in_the_weights_order(self):
         """The first convolution must meet BGR from 0 to 255."""
         model = self.make_model()
         seen = []

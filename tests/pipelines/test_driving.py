@@ -1,13 +1,25 @@
 """Motion and videos as drivers: `render` and `animate`."""
 
+import os
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from tests.testing_utils.pipelines import BOX, call, make_audio, make_image
+from tests.testing_utils.avatars import make_avatar
+from tests.testing_utils.pipelines import (
+    BOX,
+    call,
+    make_audio,
+    make_image,
+    make_joyvasa_components,
+    make_moda_components,
+    make_vasa1_components,
+)
+from vasa_hf import JoyVasaTalkingHeadPipeline, ModaTalkingHeadPipeline, Vasa3DAvatarPipeline
 from vasa_hf.media import VideoWriter
+from vasa_hf.media.video import VideoReader
 
 
 def test_render_of_a_calls_motion_gives_its_frames(pipe, tmp_path):
@@ -96,3 +108,82 @@ def test_animate_rejects_bad_videos(pipe, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match="bad.mp4"):
         pipe.animate(make_image(), tmp_path / "bad.mp4", box=BOX)
+
+
+# --- into files -------------------------------------------------------------------------------------------------------
+
+SYSTEMS = {
+    "vasa3d": (Vasa3DAvatarPipeline, make_vasa1_components),
+    "moda": (ModaTalkingHeadPipeline, make_moda_components),
+    "joyvasa": (JoyVasaTalkingHeadPipeline, make_joyvasa_components),
+}
+
+
+@pytest.fixture(params=["vasa1", *SYSTEMS])
+def system(request, pipe):
+    """A pipeline of each system, whom it animates, and options of its pictures."""
+    if request.param == "vasa1":
+        return pipe, make_image(), {"box": BOX}
+    kind, components = SYSTEMS[request.param]
+    pipe = kind(**components())
+    pipe.set_progress_bar_config(disable=True)
+    return (
+        (pipe, make_avatar(), {"output_size": 32}) if request.param == "vasa3d" else (pipe, make_image(), {"box": BOX})
+    )
+
+
+def test_files_hold_what_lists_hold(system, tmp_path):
+    pipe, who, options = system
+    sound, shown = make_audio(0.25), []
+    with VideoWriter(tmp_path / "drive.mp4", 25, (88, 96), (sound, 16_000)) as writer:
+        for frame in driving_frames():
+            writer.write(frame)
+    out = pipe.animate(who, tmp_path / "drive.mp4", driving_box=BOX, output_type="np", **options)
+    path, drive = tmp_path / "animated.mp4", tmp_path / "drive.mp4"
+    saved = pipe.animate_to_file(
+        path, who, drive, driving_box=BOX, provenance=False, crf=1, on_frames=lambda *n: shown.append(n), **options
+    )
+    assert torch.equal(saved.motion, out.motion) and saved.fps == out.fps and shown[-1] == (6, 6)
+    frames = np.stack(list(VideoReader(path)))
+    assert np.abs((frames / 255 - out.frames).mean(-1)).mean() < 8 / 255  # of noise, H.264 keeps little
+    assert VideoReader(path).has_audio
+    options["fps"] = 50
+    out = pipe.render(who, saved.motion, output_type="np", **options)
+    path = tmp_path / "rendered.mp4"
+    again = pipe.render_to_file(path, who, saved.motion, audio=sound, provenance=False, crf=1, **options)
+    assert torch.equal(again.motion, out.motion) and again.fps == 50
+    frames = np.stack(list(VideoReader(path)))
+    assert frames.shape == out.frames.shape and np.abs((frames / 255 - out.frames).mean(-1)).mean() < 8 / 255
+    assert VideoReader(path).has_audio
+
+
+def test_files_of_drivers_refuse_bad_targets_before_work(pipe, tmp_path):
+    for write in (
+        lambda path, **more: pipe.animate_to_file(path, make_image(), driving_frames(), box=BOX, **more),
+        lambda path, **more: pipe.render_to_file(path, make_image(), torch.zeros(3, 10), box=BOX, **more),
+    ):
+        with pytest.raises(ValueError, match="`path` must end in .mp4"):
+            write(tmp_path / "out.avi")
+        with pytest.raises(ValueError, match="`path` must lie in an existing folder"):
+            write(tmp_path / "none" / "out.mp4")
+        with pytest.raises(ValueError, match="`crf` must be"):
+            write(tmp_path / "out.mp4", crf=60)
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_does_not_grow_with_a_driving_video(pipe, tmp_path):
+    """160 frames of the whole picture, 1.4 MB each as numbers: kept, the last 120 of them would be 170 MB."""
+    large = np.repeat(np.repeat(make_image(), 4, 0), 4, 1)
+    box, frames = tuple(4 * side for side in BOX), [large] * 160
+    portrait, held = pipe.prepare_portrait(large, box=box), {}
+
+    def watch(done, total):
+        with open("/proc/self/statm") as file:
+            held[done] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    out = pipe.animate_to_file(
+        tmp_path / "out.mp4", portrait, frames, driving_box=box, paste_back=True, on_frames=watch
+    )
+    assert out.motion.shape[1] == 160 and len(held) >= 10
+    early = max(size for done, size in held.items() if done <= 40)
+    assert max(held.values()) - early < 40

@@ -18,6 +18,7 @@ from tests.testing_utils.pipelines import (
     BOX,
     PipelineTesterMixin,
     WatchedOffload,
+    check_sequential_offload,
     generator,
     make_audio,
     make_image,
@@ -142,7 +143,19 @@ def test_offloaded_models_of_joyvasa_and_of_a_renderer_alone_are_there_when_they
     watched.check_other_drivers(make_image(), box=BOX, lip_ratio=0.2)
 
 
-def test_folders_that_earlier_versions_saved_as_modas_are_loaded_as_what_they_are(joyvasa, tmp_path):
+def test_layers_of_joyvasa_are_offloaded_one_by_one_and_in_groups(monkeypatch):
+    pipe = JoyVasaTalkingHeadPipeline(**make_joyvasa_components())
+    pipe.set_progress_bar_config(disable=True)
+    run = lambda: talk(pipe, make_audio(0.5), output_type="pt")  # noqa: E731
+    expected = run()
+    check_sequential_offload(pipe, monkeypatch, run, make_image(), box=BOX)
+    pipe = JoyVasaTalkingHeadPipeline(**make_joyvasa_components())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert torch.equal(run().frames, expected.frames)
+
+
+def test_folders_of_earlier_versions_are_loaded_by_their_class(joyvasa, tmp_path):
     joyvasa.save_pretrained(tmp_path / "joyvasa")
     index = json.loads((tmp_path / "joyvasa" / "model_index.json").read_text())
     (tmp_path / "joyvasa" / "model_index.json").write_text(json.dumps({**index, "_class_name": OLD_NAME}))
@@ -258,7 +271,8 @@ def driving_frames(count=5):
     return [np.roll(make_image(7), 2 * i, axis=1) for i in range(count)]
 
 
-def test_animate_relative_starts_from_the_portrait_and_absolute_does_not(pipe):
+def test_animate_relative_starts_from_the_portrait_and_absolute_does_not(pipe, monkeypatch):
+    monkeypatch.setattr(pipe, "driving_smoothing", 0.0)
     portrait = pipe.prepare_portrait(make_image(), box=BOX)
     out = pipe.animate(portrait, driving_frames(), driving_box=BOX, output_type="pt")
     assert out.frames.shape == (5, 3, 32, 32) and out.motion_spec == KEYPOINT_SPEC

@@ -79,7 +79,7 @@ def test_stereo_is_mixed_in_either_layout():
         np.testing.assert_allclose(mono, tone(16_000) / 2, atol=1e-6)
 
 
-def test_integers_pairs_and_files_are_the_same_sound(tmp_path):
+def test_integers_pairs_and_files_are_the_same_audio(tmp_path):
     processor, samples = VasaAudioProcessor(), tone(24_000)
     expected = processor.load(samples, 24_000)
     save_wav(tmp_path / "voice.wav", samples, 24_000)
@@ -112,7 +112,7 @@ def test_bad_audio_is_named(audio, rate, message):
 
 
 def test_a_file_that_is_no_audio_is_named(tmp_path):
-    (tmp_path / "broken.wav").write_bytes(b"this is no sound" * 50)
+    (tmp_path / "broken.wav").write_bytes(b"this is no audio" * 50)
     with pytest.raises(ValueError, match=r"`audio`.*broken\.wav"):
         VasaAudioProcessor()(tmp_path / "broken.wav")
 
@@ -182,7 +182,7 @@ def test_wrong_length_is_named():
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
-def test_a_window_hears_its_surroundings_alone(norm):
+def test_a_window_attends_to_its_surroundings_alone(norm):
     encoder, processor = tiny_encoder(norm), VasaAudioProcessor(do_normalize=norm == "group")
     audio = 0.1 * torch.randn(1, 100 * 640)
     with torch.no_grad():
@@ -220,7 +220,7 @@ def test_all_layers_of_a_window_at_the_frame_rate():
     with torch.no_grad():
         features = processor.window_features(encoder, samples, 10, 20)
         assert features.shape == (1, 20, 3, 16)
-        # The transformer hears 30 vectors, not 60 that are averaged.
+        # The input of the transformer is 30 vectors, not 60 that are averaged.
         plain = window_features(encoder, samples, 10, 20, 8, 2, layers="all")
         assert plain.shape == features.shape and (plain - features).abs().max() > 1e-3
         # What lies further away than the context does not matter.
@@ -268,7 +268,7 @@ def test_frames_must_be_whole():
 
 
 def test_silence_is_judged_after_mixing(caplog):
-    """What is heard is the mean of the channels; one inverted channel is no reason to be silent."""
+    """The result is the mean of the channels; one inverted channel is no reason to be silent."""
     processor, tone = VasaAudioProcessor(), np.sin(np.arange(16000) * 0.2).astype(np.float32)
     three = np.stack([tone, -0.5 * tone, -0.5 * tone])  # no pair of channels: nothing tells which one to take
     processor.load((three, 16_000))

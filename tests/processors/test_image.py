@@ -81,7 +81,7 @@ class TestLoad:
 
     @pytest.mark.parametrize(("tile", "quarter_turns"), [(64, 0), (64, 1), (128, 0), (128, 3)])
     def test_heic(self, processor, tmp_path, tile, quarter_turns):
-        """As telephones write it: one picture or a grid of tiles, turned when shown."""
+        """As telephones write it: one image or a grid of tiles, turned when shown."""
         array = np.zeros((128, 256, 3), np.uint8)
         array[:, :128, 0], array[:64, 128:, 2], array[64:, 128:, 1] = 220, 220, 200
         write_heic(tmp_path / "IMG_1.HEIC", array, tile, quarter_turns)
@@ -99,7 +99,7 @@ class TestLoad:
                 processor.load(tmp_path / "cut.heic")
 
     @pytest.mark.parametrize("suffix", ["jxl", "avif"])
-    def test_pictures_that_ffmpeg_reads(self, processor, picture, tmp_path, suffix, monkeypatch):
+    def test_images_that_ffmpeg_reads(self, processor, picture, tmp_path, suffix, monkeypatch):
         picture.save(tmp_path / "a.png")
         command = [ffmpeg_path(), "-v", "error", "-i", str(tmp_path / "a.png"), "-frames:v", "1"]
         subprocess.run([*command, str(tmp_path / f"a.{suffix}")], check=True)
@@ -115,7 +115,7 @@ class TestLoad:
         picture.save(tmp_path / f"a.{suffix}", save_all=True, append_images=others)
         assert is_left_red_right_blue(processor.load(tmp_path / f"a.{suffix}"), 0.2)
 
-    def test_only_pictures_are_opened(self, processor, tmp_path, monkeypatch):
+    def test_only_images_are_opened(self, processor, tmp_path, monkeypatch):
         """Pillow hands an EPS, whatever it is called, to Ghostscript."""
         started = []
         monkeypatch.setattr("subprocess.check_call", lambda *a, **k: started.append(a))
@@ -180,7 +180,7 @@ class TestLoad:
             torch.testing.assert_close(processor.load(given), expected, atol=2e-3, rtol=0)
         assert processor.load(np.full((70, 90), 255, np.uint8)).min() == 1.0
 
-    def test_large_pictures_are_shrunk_and_that_is_said(self, caplog):
+    def test_large_images_are_shrunk_and_with_a_warning(self, caplog):
         with caplog.at_level(logging.INFO):
             tensor = FaceImageProcessor(max_side=200).load(Image.new("RGB", (400, 300), (255, 0, 0)))
         assert tensor.shape == (3, 150, 200)
@@ -203,7 +203,7 @@ class TestLoad:
             Image.fromarray(noise).save(tmp_path / name)
             data = (tmp_path / name).read_bytes()
             (tmp_path / name).write_bytes(data[: len(data) // 2])
-        (tmp_path / "text.png").write_text("this is no picture")
+        (tmp_path / "text.png").write_text("this is no image")
         (tmp_path / "empty.png").touch()
         with pytest.raises(ValueError, match=message):
             processor.load(tmp_path / given)
@@ -226,13 +226,13 @@ class TestLoad:
             (17, "`image` must be a file, a PIL image, an array or a tensor, but is a int"),
         ],
     )
-    def test_other_bad_pictures(self, processor, given, message):
+    def test_other_bad_images(self, processor, given, message):
         with pytest.raises(ValueError, match=message):
             processor.load(given)
 
 
 class TestChoose:
-    def test_largest_is_taken_and_said(self, processor, caplog):
+    def test_largest_is_taken_with_a_warning(self, processor, caplog):
         faces = [face_at(100, 100, 200, 220), face_at(300, 50, 360, 120)]
         with caplog.at_level(logging.WARNING):
             assert processor.choose(faces, (400, 500)) is faces[0]
@@ -315,7 +315,7 @@ class TestCrop:
         with pytest.raises(ValueError, match=message):
             processor.crop(torch.zeros(3, 150, 200), **options)
 
-    def test_paste_back_into_another_picture_is_refused(self, processor):
+    def test_paste_back_into_another_image_is_refused(self, processor):
         crop = processor.crop(torch.zeros(3, 150, 200), box=(50, 50, 100, 100))
         with pytest.raises(ValueError, match=r"`image` must be the cropped image, \(150, 200\), but is \(100, 200\)"):
             processor.paste_back(torch.zeros(3, 100, 200), crop.image, crop)
@@ -349,7 +349,7 @@ def photograph():
 
 @pytest.fixture(scope="module")
 def box():
-    """The face in pixels of the shrunk picture: its crop is the portrait."""
+    """The face in pixels of the shrunk image: its crop is the portrait."""
     return [(p + f * 200) * 0.32 for p, f in zip(PLACE * 2, WHOLE_PICTURE_BOX, strict=True)]
 
 
@@ -363,7 +363,7 @@ def true(photograph):
 
 
 class TestLargePictures:
-    def test_a_small_face_is_cut_from_the_full_picture(self, photograph, box, true, tmp_path):
+    def test_a_small_face_is_cut_from_the_full_image(self, photograph, box, true, tmp_path):
         processor, path = FaceImageProcessor(min_face=20), tmp_path / "large.jpg"
         photograph.save(path, quality=97, subsampling=0)
         loaded = processor.load(path)
@@ -372,7 +372,7 @@ class TestLargePictures:
         sharpness = [float(laplacian_sharpness((crop[None] + 1) / 2)) for crop in (true, full.image, shrunk.image)]
         assert sharpness[1] == pytest.approx(sharpness[0], rel=0.1) and sharpness[2] < 0.5 * sharpness[0]
         assert (full.image - true).abs().mean() < 0.02 < (shrunk.image - true).abs().mean()
-        # It goes back to where it was in the shrunk picture.
+        # It goes back to where it was in the shrunk image.
         assert torch.equal(full.crop_from_image, shrunk.crop_from_image) and full.image_size == (1280, 1920)
 
     def test_all_kinds_give_the_same_crop(self, photograph, box, true):
@@ -383,7 +383,7 @@ class TestLargePictures:
             crop = processor.crop(processor.load(given), box=box, original=given)
             torch.testing.assert_close(crop.image, true, atol=0.01, rtol=0)
 
-    def test_exif_rotation_holds_for_the_full_picture(self, photograph, box, true, tmp_path):
+    def test_exif_rotation_holds_for_the_full_image(self, photograph, box, true, tmp_path):
         processor, path, exif = FaceImageProcessor(min_face=20), tmp_path / "turned.jpg", Image.Exif()
         exif[0x0112] = 6
         photograph.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=97, subsampling=0)
@@ -392,7 +392,7 @@ class TestLargePictures:
         assert (processor.crop(loaded, box=box, original=path).image - true).abs().mean() < 0.02
 
     def test_a_large_face_is_cut_from_what_was_loaded(self, photograph, tmp_path):
-        """No second reading where the shrunk picture has the detail; the file is gone, which would be told."""
+        """No second reading where the shrunk image has the detail; the file is gone, which would raise."""
         processor, path = FaceImageProcessor(), tmp_path / "large.jpg"
         photograph.save(path, quality=90)
         loaded = processor.load(path)

@@ -7,7 +7,7 @@ SIZE = 96
 
 
 def portrait(softness=2.0):
-    """A warm disc before a green and blue ramp, its edge `softness` pixels wide; picture, true alpha."""
+    """A warm disc before a green and blue ramp, its edge `softness` pixels wide; image, true alpha."""
     y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
     distance = ((x - 48).square() + (y - 54).square()).sqrt()
     alpha = ((30 - distance) / softness + 0.5).clamp(0, 1)
@@ -34,7 +34,7 @@ def test_the_hint_alone_would_not_do():
     assert (found - alpha).abs().mean() < 0.2 * (hint - alpha).abs().mean()
 
 
-def test_same_picture_same_matte():
+def test_same_image_same_matte():
     picture, _, distance = portrait()
     assert torch.equal(*(cut_out(picture, distance < 10, distance < 40)[1] for _ in range(2)))
 

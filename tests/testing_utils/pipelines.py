@@ -7,6 +7,7 @@ import itertools
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -287,6 +288,35 @@ class WatchedOffload:
         frames = [make_image(seed) for seed in range(2)]
         self.pipe.animate(subject, frames, driving_box=BOX, output_type="pt", **options)
         assert not self.absent and not self.loaded and self.fired == self.models.keys()
+
+
+def check_sequential_offload(pipe, monkeypatch, run, subject, **options):
+    """Outside of its call a layer has no weights: code that reads them elsewhere fails."""
+    offload = accelerate.cpu_offload
+    # diffusers offloads to "cpu:0", which accelerate takes for another device than that of the weights.
+    monkeypatch.setattr(
+        accelerate, "cpu_offload", lambda model, device, **kwargs: offload(model, torch.device("cpu"), **kwargs)
+    )
+    expected = run()
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    models = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    offloaded = [model for name, model in models.items() if name not in pipe._exclude_from_cpu_offload]
+    assert len(offloaded) >= 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the hooks do not support the threads that decode on a CPU
+    try:
+        for _ in range(2):
+            out = run()
+            torch.testing.assert_close(out.motion, expected.motion, rtol=1e-4, atol=1e-4)
+            assert (out.frames - expected.frames).abs().max() < 0.02  # bfloat16 where the CPU has it
+            for model in offloaded:  # a hooked method other than `forward` leaves the model's own parameters loaded
+                assert all(weight.is_meta for name, weight in model.named_parameters() if "." in name)
+        frames = [make_image(seed) for seed in range(2)]
+        pipe.animate(subject, frames, driving_box=BOX, output_type="pt", **options)
+        with pytest.raises(ValueError, match="face"):
+            pipe.encode_video([make_image()])
+    finally:
+        torch.set_num_threads(threads)
 
 
 class PipelineTesterMixin:
@@ -605,6 +635,12 @@ class PipelineTesterMixin:
         out = self.call(pipe, audio=make_audio(0.5))
         assert torch.equal(out.motion, expected.motion) and torch.equal(out.frames, expected.frames)
         watched.check_other_drivers(self.subject(), **self.drawing)
+
+    def test_layers_offloaded_one_by_one(self, monkeypatch):
+        pipe = self.make_pipeline()
+        check_sequential_offload(
+            pipe, monkeypatch, lambda: self.call(pipe, audio=make_audio(0.5)), self.subject(), **self.drawing
+        )
 
     def test_models_offloaded_in_groups_of_layers(self):
         pipe = self.make_pipeline()

@@ -163,6 +163,11 @@ def test_learning_rate_warms_up_and_ends_low():
     assert learning_rate_at(1.0, 1000, chosen) == pytest.approx(0.1)
 
 
+def test_inverse_square_root_schedule():
+    chosen = LoopOptions(warmup_steps=10, lr_schedule="inverse_sqrt")
+    assert [learning_rate_at(0.0, step, chosen) for step in (0, 9, 39, 159)] == pytest.approx([0.1, 1.0, 0.5, 0.25])
+
+
 def test_bf16_trains(tmp_path):
     state = run(tmp_path, mixed_precision="bf16", max_steps=200, log_every=20, checkpoint_every=0)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

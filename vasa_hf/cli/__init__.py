@@ -3,7 +3,7 @@
 Results go to stdout, progress and messages to stderr. Exit status: 0 done, 2 bad input (one line says what), 130
 stopped by Ctrl-C, 1 any other error. The commands are in the modules next to this one: `talk.py` (videos of a
 portrait), `avatars.py` (3D), `app.py` (the web page), `measure.py` (bench, eval), `prepare.py` (data), `train.py`
-(trainings), `convert.py` (public checkpoints), `push.py` (the Hub).
+and `assemble.py` (trainings), `convert.py` (public checkpoints), `push.py` (the Hub).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import vasa_hf
-from vasa_hf.cli import app, avatars, convert, measure, options, prepare, push, talk, train
+from vasa_hf.cli import app, assemble, avatars, convert, measure, options, prepare, push, talk, train
 
 _CONSENT = "Animate only adults who agreed to it, or people who do not exist; never children."
 
@@ -26,10 +26,12 @@ _CONSENT = "Animate only adults who agreed to it, or people who do not exist; ne
 
 # Arguments of the package's functions -> the options that set them, where the names differ.
 _OPTIONS = {
+    "certificate": "c2pa_cert",
     "driving_multiplier": "multiplier",
     "eye_ratio": "eyes",
     "guidance_scale": "guidance",
     "head_distance": "distance",
+    "key": "c2pa_key",
     "lip_ratio": "lips",
     "num_gaussians": "gaussians",
     "num_inference_steps": "steps",
@@ -147,6 +149,6 @@ def _build_parser() -> argparse.ArgumentParser:
         options.record_given(added)
         return added
 
-    for module in (talk, avatars, app, measure, prepare, train, convert, push):
+    for module in (talk, avatars, app, measure, prepare, train, assemble, convert, push):
         module.add_commands(command)
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vasa_hf.checks import check_number
 from vasa_hf.cli.options import find_device
 
 _EXAMPLES = """examples:
@@ -36,6 +37,8 @@ def add_commands(command: Any) -> None:
 def _app(options: argparse.Namespace) -> int:
     from vasa_hf.demo.app import serve
 
+    if options.port is not None:
+        check_number("port", options.port, 1, 65_535, whole=True)
     if options.device is not None:
         find_device(options.device)
     page = serve(

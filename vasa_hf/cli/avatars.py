@@ -106,8 +106,11 @@ def _load_camera(text: str) -> Any:
         raise ValueError(f"`camera` must be fixed, orbit or an existing JSON file of keyframes, got {text!r}.")
     if os.path.getsize(text) > MAX_CAMERA_BYTES:
         raise ValueError(f"`camera` must be a file of at most {MAX_CAMERA_BYTES:,} bytes, got {text!r}.")
-    with open(text, "rb") as file:
-        keyframes = parse_json(file.read(), "camera")
+    try:
+        with open(text, "rb") as file:
+            keyframes = parse_json(file.read(MAX_CAMERA_BYTES), "camera")
+    except OSError as error:
+        raise ValueError(f"`camera` must be a file that can be read, got {text!r}: {error.strerror}.") from error
     if not isinstance(keyframes, list):
         raise ValueError(f"`camera` must hold a list of keyframes, {text!r} holds {type(keyframes).__name__}.")
     return keyframes

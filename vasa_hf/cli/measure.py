@@ -37,10 +37,12 @@ def add_commands(command: Any) -> None:
         "  vasa-hf bench moda --threads 1,2\n"
         "  vasa-hf bench 3d --threads 1,2\n"
         "  vasa-hf bench 3d --device cuda\n"
-        "  vasa-hf bench renderer --threads 1\n",
+        "  vasa-hf bench renderer --threads 1\n"
+        "  vasa-hf bench marks --data data --limit 24 --unmarked 1200\n",
     )
-    help_text = "VASA-1, MoDA, avatars, or LivePortrait's renderer at official size (%(default)s)"
-    bench.add_argument("what", nargs="?", choices=("2d", "moda", "3d", "renderer"), default="2d", help=help_text)
+    help_text = "VASA-1, MoDA, avatars, LivePortrait's renderer at official size, or the watermark (%(default)s)"
+    choices = ("2d", "moda", "3d", "renderer", "marks")
+    bench.add_argument("what", nargs="?", choices=choices, default="2d", help=help_text)
     bench.add_argument("--seconds", type=float, help="2d, moda: length of the voice (10)")
     bench.add_argument("--threads", metavar="N,M", help="numbers of CPU threads to compare, each in a fresh process")
     bench.add_argument("--steps", type=int, help="2d, moda, 3d: denoising steps (10)")
@@ -50,6 +52,9 @@ def add_commands(command: Any) -> None:
     bench.add_argument("--fit", metavar="PRESET", help="3d: also fit the package's portrait, such as fast; minutes")
     bench.add_argument("--batch", type=int, help="renderer: frames at a time (1)")
     bench.add_argument("--repeats", type=int, help="renderer: runs of each variant; the fastest counts (3)")
+    bench.add_argument("--data", metavar="DIR", help="marks: folder of unmarked videos and images (synthetic ones)")
+    bench.add_argument("--limit", type=int, help="marks: number of videos to mark and distort (24)")
+    bench.add_argument("--unmarked", type=int, help="marks: number of videos and images without a mark (1000)")
     bench.add_argument("--json", action="store_true", help="as JSON")
     shared.add_model_options(bench, None)
 
@@ -148,7 +153,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vasa_hf.bench import avatars, renderer, runs, talking
+    from vasa_hf.bench import avatars, marks, renderer, runs, talking
 
     threads = None if options.threads is None else shared.parse_numbers("threads", options.threads)
     for count in threads or ():
@@ -158,17 +163,21 @@ def _bench(options: argparse.Namespace) -> int:
     only["moda"] = only["2d"]
     only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **shared_options}
     only["renderer"] = {"batch": options.batch, "repeats": options.repeats}
+    only["marks"] = {"data": options.data, "limit": options.limit, "unmarked": options.unmarked}
     own = only[options.what]
     others = {name: value for kind in only.values() for name, value in kind.items() if name not in own}
     if unused := [name for name, value in others.items() if value is not None]:
         raise ValueError(f"`{unused[0]}` has no effect with {options.what!r}.")
+    for name in ("limit", "unmarked"):
+        if (count := getattr(options, name)) is not None and count < 0:
+            raise ValueError(f"`{name}` must be at least 0, got {count}.")
     shared.find_device(options.device)
     settings = {**own, "model": options.model}
     if options.what == "moda":
         settings |= {"model": options.model or "moda-small", "pipeline": "ModaTalkingHeadPipeline"}
     if options.what == "3d":
         settings["num_gaussians"] = settings.pop("gaussians")
-    module = {"2d": talking, "moda": talking, "3d": avatars, "renderer": renderer}[options.what]
+    module = {"2d": talking, "moda": talking, "3d": avatars, "renderer": renderer, "marks": marks}[options.what]
     results = runs.compare(
         [None] if threads is None else [int(count) for count in threads],
         module.__name__,

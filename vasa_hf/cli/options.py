@@ -99,6 +99,9 @@ def add_video_options(picture: Any) -> None:
         action="store_true",
         help="omit the watermark and the metadata of a synthetic video",
     )
+    signing = "PEM file that signs a C2PA manifest in the video (environment: VASA_HF_C2PA_"
+    picture.add_argument("--c2pa-cert", metavar="PEM", help=f"certificate: {signing}CERT)")
+    picture.add_argument("--c2pa-key", metavar="PEM", help=f"its key: {signing}KEY)")
 
 
 def add_face_options(parser: Any) -> None:
@@ -226,6 +229,28 @@ def check_threads(threads: float) -> None:
     check_number("threads", threads, 1, os.cpu_count() or 1, whole=True)
 
 
+def find_credentials(options: argparse.Namespace) -> Any:
+    """The certificate and key of the options or, without them, of the environment; none if neither names them.
+
+    Raises:
+        ValueError: If one of them is missing, they cannot sign, or --no-provenance leaves nothing to sign.
+    """
+    paths = {name: getattr(options, f"c2pa_{name}") for name in ("cert", "key")}
+    if not any(paths.values()) and not options.no_provenance:
+        paths = {name: os.environ.get(f"VASA_HF_C2PA_{name.upper()}") for name in paths}
+    if not any(paths.values()):
+        return None
+    if options.no_provenance:
+        raise ValueError("`c2pa-cert` has no effect with --no-provenance: leave one of them out.")
+    for name, path in paths.items():
+        if not path:
+            raise ValueError(f"`c2pa-{name}` must be given, too: a certificate and its key sign together.")
+
+    from vasa_hf.media import ContentCredentials
+
+    return ContentCredentials(paths["cert"], paths["key"])
+
+
 def check_files(**paths: str) -> None:
     """Raise `ValueError` for an argument that is not an existing file."""
     for name, path in paths.items():
@@ -320,6 +345,7 @@ def talk_to_file(
     check_target("output", options.output, ".mp4")
     if options.motion is not None:
         check_target("--motion", options.motion, ".safetensors")
+    credentials = find_credentials(options)
     pipe = load_pipeline(options, name)
     subject = find(pipe)
     seed, generator = choose_seed(options)
@@ -330,6 +356,7 @@ def talk_to_file(
             options.audio,
             provenance=not options.no_provenance,
             crf=options.crf,
+            credentials=credentials,
             on_frames=show,
             generator=generator,
             **settings,

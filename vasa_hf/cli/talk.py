@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import vasa_hf
+from vasa_hf.checks import naming
 from vasa_hf.cli import options as shared
 from vasa_hf.hub import resolve
 
@@ -105,11 +106,12 @@ def add_commands(command: Any) -> None:
     inspect = command(
         "inspect",
         _inspect,
-        "check whether the metadata or the watermark of a video say that vasa_hf made it",
-        "example:\n  vasa-hf inspect out.mp4\n",
+        "check whether the metadata, the watermark or a C2PA manifest say that vasa_hf made a video or image",
+        "examples:\n  vasa-hf inspect out.mp4\n  vasa-hf inspect frame.jpg --json\n"
+        "\nexit status: 0 whatever is found (`found` in the JSON), 2 if the file cannot be read\n",
     )
     inspect.set_defaults(arguments={"path": "video"})
-    inspect.add_argument("video", help="a video file")
+    inspect.add_argument("video", help="a video or image file")
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -164,6 +166,7 @@ def _animate(options: argparse.Namespace) -> int:
     shared.check_target("output", options.output, ".mp4")
     if options.motion is not None:
         shared.check_target("--motion", options.motion, ".safetensors")
+    credentials = shared.find_credentials(options)
     system = _SYSTEMS[options.system]
     options.model = options.model or system.model
     settings = {"relative": not options.absolute, **_picture_settings(options)}
@@ -173,16 +176,19 @@ def _animate(options: argparse.Namespace) -> int:
     if own and not system.has_keypoints:
         raise ValueError(f"`{next(iter(own))}` needs --system moda.")
     pipe = shared.load_pipeline(options, system.pipeline)
-    if options.driving.lower().endswith(".safetensors"):
-        if own.pop("expression_friendly", None) or options.driving_face is not None or options.driving_box:
-            raise ValueError("`driving` must be a video with --expression-friendly, --driving-face or --driving-box.")
-        settings["fps"] = settings["fps"] or 25
-        result = pipe.render(options.image, options.driving, **settings, **own)
-    else:
-        box = None if options.driving_box is None else shared.parse_numbers("driving_box", options.driving_box, 4)
-        face = {"driving_face": options.driving_face, "driving_box": box}
-        result = pipe.animate(options.image, options.driving, **settings, **face, **own)
-    result.save(options.output, provenance=not options.no_provenance, crf=options.crf)
+    settings |= {"provenance": not options.no_provenance, "crf": options.crf, "credentials": credentials}
+    with shared.frame_counter(pipe) as show:
+        if options.driving.lower().endswith(".safetensors"):
+            if own.pop("expression_friendly", None) or options.driving_face is not None or options.driving_box:
+                wanted = "--expression-friendly, --driving-face or --driving-box"
+                raise ValueError(f"`driving` must be a video with {wanted}.")
+            settings["fps"] = settings["fps"] or 25
+            write = pipe.render_to_file
+        else:
+            box = None if options.driving_box is None else shared.parse_numbers("driving_box", options.driving_box, 4)
+            settings |= {"driving_face": options.driving_face, "driving_box": box}
+            write = pipe.animate_to_file
+        result = write(options.output, options.image, options.driving, on_frames=show, **settings, **own)
     if options.motion is not None:
         result.save(options.motion)
     print(options.output)
@@ -237,14 +243,18 @@ def _crop(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from vasa_hf.media import MARK_THRESHOLD, detect_mark, read_provenance, read_video
+    from vasa_hf.media import MARK_THRESHOLD, find_provenance
 
-    manifest = read_provenance(options.video)
-    score = detect_mark(read_video(options.video))
+    with naming("video"):
+        seen = find_provenance(options.video)
     if options.json:
-        print(json.dumps({"manifest": manifest, "mark_score": round(score, 2), "marked": score > MARK_THRESHOLD}))
+        facts = {"manifest": seen.note, "mark_score": round(seen.mark_score, 2), "marked": seen.is_marked}
+        print(json.dumps({**facts, "c2pa": seen.c2pa, "c2pa_checked": seen.c2pa_checked, "found": seen.found}))
         return 0
-    print(f"manifest  {'none' if manifest is None else json.dumps(manifest)}")
-    found = "found" if score > MARK_THRESHOLD else "not found"
-    print(f"mark      {found} (score {score:.1f}, threshold {MARK_THRESHOLD:.1f})")
+    print(f"manifest  {'none' if seen.note is None else json.dumps(seen.note)}")
+    found = "found" if seen.is_marked else "not found"
+    print(f"mark      {found} (score {seen.mark_score:.1f}, threshold {MARK_THRESHOLD:.1f})")
+    missing = "none" if seen.c2pa_checked else "not looked for: pip install 'vasa-hf[c2pa]'"
+    print(f"c2pa      {missing if seen.c2pa is None else json.dumps(seen.c2pa)}")
+    print("made by vasa_hf" if seen.found else "nothing of vasa_hf was found, which proves nothing")
     return 0

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from vasa_hf.data.face_pairs import people_of_clips
+from vasa_hf.data.face_pairs import choose_share, people_of_clips
 from vasa_hf.data.landmark_dynamics import GAZE_STRENGTH, PARTS, FaceLabels, LandmarkDynamics, person_of_frames
 from vasa_hf.data.shards import training_folder
 from vasa_hf.metrics.motion import SAMPLES_PER_FRAME
@@ -23,7 +23,9 @@ from vasa_hf.metrics.motion import SAMPLES_PER_FRAME
 # Standard deviation in frames of the Gaussian that takes label noise off each part, for `smoothing` 1.
 # `python -m vasa_hf.training.smoothing_cost` measures what it takes away.
 SMOOTHING = {"rotation": 0.7, "translation": 1.0, "scale": 1.5, "lips": 0.5, "lids": 0.5, "brows": 1.0, "gaze": 0.7}
-# Arrays of `MotionData` that may be missing, and what stands for them where only some of the joined sets have them.
+# Arrays of `MotionData` with a row for each clip; all others but `offsets` and `silence` have one for each frame.
+PER_CLIP = ("person", "speaks", "translates")
+# Arrays that may be missing, and what stands for them where only some of the joined sets have them.
 OPTIONAL = {"quiet": False, "translates": True, "gaze": np.nan, "head_distance": np.nan, "expression": np.nan}
 
 
@@ -73,7 +75,7 @@ class MotionData:
         """Number of rows of an array: one for each clip or each frame; `None` for those that belong to neither."""
         if name in ("offsets", "silence"):
             return None
-        return len(self.offsets) - 1 if name in ("person", "speaks", "translates") else int(self.offsets[-1])
+        return len(self.offsets) - 1 if name in PER_CLIP else int(self.offsets[-1])
 
     def save(self, path: str | os.PathLike) -> None:
         """Write what is there as one safetensors file."""
@@ -93,6 +95,23 @@ class MotionData:
                 f"got {sorted(tensors)}."
             )
         return cls(**{name: tensor.numpy() for name, tensor in tensors.items()})
+
+    def take(self, share: float) -> MotionData:
+        """Keep a share of the clips, always the same ones.
+
+        Raises:
+            ValueError: If the share is not in (0, 1].
+        """
+        used = choose_share(len(self.person), share)
+        if used.all():
+            return self
+        frames, values = np.repeat(used, np.diff(self.offsets)), {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None and item.name not in ("offsets", "silence"):
+                value = value[used if item.name in PER_CLIP else frames]
+            values[item.name] = value
+        return MotionData(**{**values, "offsets": np.cumsum([0, *np.diff(self.offsets)[used]])})
 
     def join(self, others: Sequence[MotionData]) -> MotionData:
         """These clips and then those of others, whose people are other people.

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics
+from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics, UnlabelledDynamics
 from vasa_hf.data.shards import training_folder
 from vasa_hf.motion import POSE_DIM
 
@@ -62,9 +62,14 @@ def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path | No
         frames.flush()
         partial.rename(target)
     frames = np.load(target, mmap_mode="r")
-    if len(frames) != len(labels.landmarks):
-        raise ValueError(f"`target` must hold {len(labels.landmarks)} frames, but {target} holds {len(frames)}.")
+    if frames.shape != shape:
+        raise ValueError(f"`target` must hold frames of shape {shape}, but {target} holds {frames.shape}.")
     return frames
+
+
+def cache_file(cache: Path, data: Path, folder: str, size: int) -> Path:
+    """Where decoded frames of a folder are kept; frames of 256 pixels have no size in their name."""
+    return cache / (f"{data.name}_{folder}.npy" if size == 256 else f"{data.name}_{folder}_{size}.npy")
 
 
 class StreamedFrames:
@@ -107,23 +112,32 @@ class FacePairs(Dataset):
     """Source and driving frames of the same clip, of one rendered face, or one portrait twice.
 
     Sample `i` is a function of `i` and the seed: a dict of `source` and `driving` (uint8, `(3, size, size)`), their
-    `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another person's `other_motion` `(34,)`, `is_portrait` and
-    `is_rendered`.
+    `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another frame's `other_motion` `(34,)`, `is_portrait`,
+    `is_rendered`, and `is_opening`: a portrait with an open mouth, and `other_motion` with a closed one. With `others`
+    that frame is of another person, and there are `other` and `other_landmarks` too. Without labels of z_dyn motions
+    are the pose alone, `(6,)`.
 
     Args:
         data (`str` or `Path`): Folder with clips and labels, and portraits if there are any; or shards.
         cache (`str` or `Path`): Folder for decoded frames.
         seed (`int`): Seed of the draws.
         portrait_share (`float`): Share of samples that are portraits.
+        opening_share (`float`): Share of the portraits with `is_opening`: the source is the portrait with its mouth
+            closed by a warp, the driving frame is the portrait with its own teeth.
         long_clip_share (`float`): Share of clip samples taken from clips of more than 60 frames.
         dynamics (`str` or `Path`, *optional*): Saved `LandmarkDynamics` that defines z_dyn; fitted when absent.
         rendered (`str` or `Path`, *optional*): Folder of faces rendered from this data: averted gaze, closed eyes and
             turned heads, which recorded clips seldom show.
         rendered_share (`float`): Share of samples that are rendered faces.
         stream (`bool`): Decode the clips' frames whenever they are drawn, rather than once into `cache`.
+        size (`int`): Side of the frames.
+        labels_dynamics (`bool`): Whether landmarks give z_dyn. Without it portraits, whose driver is made by moving
+            landmarks, cannot be drawn.
+        others (`bool`): Whether samples have a frame of another person.
+        data_share (`float`): Share of the clips that are drawn from, always the same ones.
 
     Raises:
-        ValueError: If portraits are asked for and there are none.
+        ValueError: If portraits are asked for and cannot be drawn, or there is only one person but `others` is on.
     """
 
     def __init__(
@@ -137,8 +151,14 @@ class FacePairs(Dataset):
         rendered: str | Path | None = None,
         rendered_share: float = 0.35,
         stream: bool = False,
+        opening_share: float = 0.0,
+        size: int = 256,
+        labels_dynamics: bool = True,
+        others: bool = False,
+        data_share: float = 1.0,
     ):
         data, cache = training_folder(data), Path(cache)
+        self.size, self.others = size, others
         self.seed, self.portrait_share, self.long_clip_share = seed, portrait_share, long_clip_share
         self.clips = FaceLabels.load(data / "clips.npz")
         people = people_of_clips(data, self.clips.names)
@@ -146,25 +166,41 @@ class FacePairs(Dataset):
         self.portraits = FaceLabels.load(portrait_labels) if portrait_labels.exists() else None
         if self.portraits is None and portrait_share:
             raise ValueError(f"`portrait_share` must be 0 where there are no portraits, got {portrait_share}.")
+        if portrait_share and not labels_dynamics:
+            raise ValueError(f"`portrait_share` must be 0 where z_dyn is learned, got {portrait_share}.")
         # Weights in training mean by z_dyn what this model says: keep it with them, never fit it again next to them.
-        if dynamics is None:
+        self.dynamics: LandmarkDynamics | UnlabelledDynamics
+        if not labels_dynamics:
+            self.dynamics, self.portraits = UnlabelledDynamics(self.clips), None
+        elif dynamics is None:
             self.dynamics = LandmarkDynamics.fit(self.clips, people, self.portraits)
         else:
             self.dynamics = LandmarkDynamics.load(dynamics)
         if stream:
-            self.frames = StreamedFrames(data, self.clips)
+            self.frames = StreamedFrames(data, self.clips, size)
         else:
-            self.frames = decode_frames(data, self.clips, "clips", cache / f"{data.name}_clips.npy")
+            self.frames = decode_frames(data, self.clips, "clips", cache_file(cache, data, "clips", size), size)
         self.clip_motion = motion_of(self.clips, self.dynamics.encode(self.clips, people))
         if self.portraits is not None:
-            self.pictures = decode_frames(data, self.portraits, "portraits", cache / f"{data.name}_portraits.npy")
+            target = cache_file(cache, data, "portraits", size)
+            self.pictures = decode_frames(data, self.portraits, "portraits", target, size)
             self.portrait_motion = motion_of(self.portraits, self.dynamics.encode(self.portraits))
-        lengths = np.diff(self.clips.offsets)
-        self.long, self.short = np.flatnonzero(lengths > 60), np.flatnonzero(lengths <= 60)
+            self.open_portraits = np.flatnonzero(self.portraits.mouth[:, 0] > 0.05)
+        self.person = np.repeat(np.unique(people, return_inverse=True)[1], np.diff(self.clips.offsets))  # of frames
+        used, lengths = choose_share(len(self.clips.names), data_share), np.diff(self.clips.offsets)
+        self.rows = np.flatnonzero(np.repeat(used, lengths))
+        if others and len(np.unique(self.person[self.rows])) < 2:
+            raise ValueError("`others` needs clips of at least two people; identities.csv names one.")
+        self.long, self.short = np.flatnonzero(used & (lengths > 60)), np.flatnonzero(used & (lengths <= 60))
+        self.closed_frames = self.rows[self.clips.mouth[self.rows, 0] < 0.015]
+        can_open = self.portraits is not None and len(self.open_portraits) and len(self.closed_frames)
+        self.opening_share = opening_share if can_open else 0.0
         self.rendered_share = rendered_share if rendered else 0.0
         if rendered:
             self.rendered = FaceLabels.load(Path(rendered) / "rendered.npz")
             self.rendered_frames = np.load(Path(rendered) / "rendered.npy", mmap_mode="r")
+            self.rendered_motion = motion_of(self.rendered, self.dynamics.encode(self.rendered))
+        if rendered and labels_dynamics:
             # What a face looks like at rest is known from the photograph it wears.
             of_clips = self.dynamics.neutral_shapes(self.clips, people)[self.clips.offsets[:-1]]
             at_rest = dict(zip(self.clips.names, of_clips, strict=True))
@@ -183,9 +219,12 @@ class FacePairs(Dataset):
         kind = rng.random()
         is_portrait = kind < self.portrait_share
         is_rendered = not is_portrait and kind < self.portrait_share + self.rendered_share
-        other = self.clip_motion[rng.integers(len(self.clip_motion))]
+        other, person = int(self.rows[rng.integers(len(self.rows))]), -1
+        is_opening = is_portrait and rng.random() < self.opening_share
+        if is_opening:
+            other = int(rng.choice(self.closed_frames))
         if is_portrait:
-            row = int(rng.integers(len(self.pictures)))
+            row = int(rng.choice(self.open_portraits) if is_opening else rng.integers(len(self.pictures)))
             rows, pictures, labels, motion = (row, row), self.pictures, self.portraits, self.portrait_motion
         elif is_rendered:
             face = int(rng.integers(len(self.rendered.names)))
@@ -193,30 +232,54 @@ class FacePairs(Dataset):
             pictures, labels, motion = self.rendered_frames, self.rendered, self.rendered_motion
         else:
             pool = self.long if rng.random() < self.long_clip_share or not len(self.short) else self.short
-            clip = int(rng.choice(pool)) if len(pool) else int(rng.integers(len(self.clips.names)))
+            clip = int(rng.choice(pool if len(pool) else self.short))
             first, last = self.clips.offsets[clip : clip + 2]
             source = int(rng.integers(first, last))
+            person = self.person[source]
             # Prefer a driver that differs: neighbouring frames teach little, and blinks are rare.
             candidates = rng.integers(first, last, 6)
             apart = (self.clip_motion[candidates] - self.clip_motion[source]).abs()
             criterion = rng.random()
-            if criterion < 0.3:
-                score = apart[:, POSE_DIM:][:, LIDS].mean(1)
-            elif criterion < 0.5:
-                score = (self.clips.mouth[candidates, 0] - self.clips.mouth[source, 0]).abs()  # shut and open mouths
+            mouth = (self.clips.mouth[candidates, 0] - self.clips.mouth[source, 0]).abs()  # shut and open mouths
+            lids = (self.clips.eye_open[candidates] - self.clips.eye_open[source]).abs().mean(1)
+            if self.dynamics.dim:
+                lids, face = apart[:, POSE_DIM:][:, LIDS].mean(1), apart[:, POSE_DIM:].mean(1)
             else:
-                score = apart[:, POSE_DIM:].mean(1) + 10 * apart[:, :3].mean(1)
+                face = 5 * (mouth + lids)  # about as large as the mean of standardised codes
+            if criterion < 0.3:
+                score = lids
+            elif criterion < 0.5:
+                score = mouth
+            else:
+                score = face + 10 * apart[:, :3].mean(1)
             driver = int(candidates[int(score.argmax())] if rng.random() < 0.75 else candidates[0])
             rows, pictures, labels, motion = (source, driver), self.frames, self.clips, self.clip_motion
-        sample = {
-            name: torch.tensor(value) for name, value in (("is_portrait", is_portrait), ("is_rendered", is_rendered))
-        }
-        sample["other_motion"] = other
-        for name, row in zip(("source", "driving"), rows, strict=True):
-            sample[name] = torch.from_numpy(np.array(pictures[row])).permute(2, 0, 1)
-            sample[f"{name}_landmarks"] = labels.landmarks[row]
-            sample[f"{name}_motion"] = motion[row]
+        kinds = {"is_portrait": is_portrait, "is_rendered": is_rendered, "is_opening": is_opening}
+        sample = {name: torch.tensor(value) for name, value in kinds.items()}
+        while self.others and self.person[other] == person:
+            other = int(self.rows[rng.integers(len(self.rows))])
+        sample["other_motion"] = self.clip_motion[other]
+        frames = [("source", rows[0], pictures, labels), ("driving", rows[1], pictures, labels)]
+        if self.others:
+            frames.append(("other", other, self.frames, self.clips))
+        for name, row, images, points in frames:
+            sample[name] = torch.from_numpy(np.array(_resized(images[row], self.size))).permute(2, 0, 1)
+            sample[f"{name}_landmarks"] = points.landmarks[row]
+        sample["source_motion"], sample["driving_motion"] = (motion[row] for row in rows)
         return sample
+
+
+def choose_share(count: int, share: float) -> np.ndarray:
+    """Which of `count` clips belong to a share of them, `(count,)` bool: the same for every run, at least one.
+
+    Raises:
+        ValueError: If the share is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"`data_share` must be in (0, 1], got {share}.")
+    chosen = np.zeros(count, bool)
+    chosen[np.random.default_rng(0).permutation(count)[: max(1, round(share * count))]] = True
+    return chosen
 
 
 def people_of_clips(data: Path, names: list[str]) -> list[str]:

@@ -7,23 +7,28 @@ of it (paper §4.1.2: 80 frames at random).
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vasa_hf.data.clip_files import ClipFile, list_clips
-from vasa_hf.data.shards import training_folder
 from vasa_hf.geometry.keypoints import MOTION_DIM
+from vasa_hf.hub import component_root
 from vasa_hf.models.motion_transformer_moda import EMOTIONS
 
 NO_EMOTION = len(EMOTIONS)
 _BATCH = 16
+_AUDIO_WINDOW = 80  # frames that are encoded together
 
 
 @dataclass
@@ -57,6 +62,10 @@ class KeypointData:
         """Write everything as one safetensors file."""
         save_file({item.name: getattr(self, item.name).contiguous() for item in fields(self)}, path)
 
+    def rows(self, name: str, first: int, stop: int) -> Tensor:
+        """Rows of `motion` or `audio`."""
+        return getattr(self, name)[first:stop]
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> KeypointData:
         """Read what `save` wrote."""
@@ -67,6 +76,40 @@ class KeypointData:
         return cls(**tensors)
 
 
+class KeypointShards:
+    """`KeypointData` in files of some clips each, as `encode_clips` writes them; a window is read when it is drawn.
+
+    Memory holds the numbers of clips, not those of frames: at the paper's size (700 hours) these take 1.2 TB on disk.
+
+    Args:
+        folder (`str` or `os.PathLike`): Holds `clips-*.safetensors`.
+
+    Raises:
+        ValueError: If there are none.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.paths = sorted(Path(folder).glob("clips-*.safetensors"))
+        if not self.paths:
+            raise ValueError(f"`folder` must hold clips-*.safetensors, but {Path(folder).name!r} has none.")
+        parts: dict[str, list[Tensor]] = {"offsets": [], "keypoints": [], "emotion": []}
+        for path in self.paths:
+            with safe_open(path, "pt") as file:
+                for name, values in parts.items():
+                    values.append(file.get_tensor(name))
+        self.starts = np.cumsum([0, *(int(offsets[-1]) for offsets in parts["offsets"])])  # of the files
+        offsets = [own[1:] + int(start) for own, start in zip(parts["offsets"], self.starts[:-1], strict=True)]
+        self.offsets = torch.cat([torch.zeros(1, dtype=torch.long), *offsets])
+        self.keypoints, self.emotion = torch.cat(parts["keypoints"]), torch.cat(parts["emotion"])
+
+    def rows(self, name: str, first: int, stop: int) -> Tensor:
+        """Rows of `motion` or `audio`, all of one clip."""
+        file_number = int(np.searchsorted(self.starts, first, "right")) - 1
+        start = int(self.starts[file_number])
+        with safe_open(self.paths[file_number], "pt") as file:
+            return file.get_slice(name)[first - start : stop - start]
+
+
 class KeypointClips(Dataset):
     """Windows of clips: `dataset[i]` is a pure function of the seed and `i`, for any `i >= 0`.
 
@@ -75,7 +118,7 @@ class KeypointClips(Dataset):
     shorter than a window are padded and masked.
 
     Args:
-        data (`KeypointData`): Clips.
+        data (`KeypointData` or `KeypointShards`): Clips.
         window (`int`, defaults to 80): Frames of a window (paper §4.1.2).
         seed (`int`, defaults to 0): Seed.
         drop_audio (`float`, defaults to 0.5): Drop probability of speech (paper §4.1.2).
@@ -83,7 +126,12 @@ class KeypointClips(Dataset):
     """
 
     def __init__(
-        self, data: KeypointData, window: int = 80, seed: int = 0, drop_audio: float = 0.5, drop_emotion: float = 0.1
+        self,
+        data: KeypointData | KeypointShards,
+        window: int = 80,
+        seed: int = 0,
+        drop_audio: float = 0.5,
+        drop_emotion: float = 0.1,
     ):
         self.data, self.window, self.seed = data, window, seed
         self.drop_audio, self.drop_emotion = drop_audio, drop_emotion
@@ -100,12 +148,13 @@ class KeypointClips(Dataset):
         start, stop = (int(x) for x in self.offsets[clip : clip + 2])
         first = int(rng.integers(start, max(start, stop - self.window) + 1))
         frames = torch.arange(first, first + self.window)
-        inside = frames.clamp(max=stop - 1)
         # The frame before the window, as from the window before; in a clip's first window its first frame (§3.2.1).
+        before, last = max(first - 1, start), min(first + self.window, stop)
+        motion, audio = self.data.rows("motion", before, last), self.data.rows("audio", first, last)
         return {
-            "motion": self.data.motion[inside],
-            "previous_motion": self.data.motion[max(first - 1, start)],
-            "audio": self.data.audio[inside].float(),
+            "motion": motion[frames.clamp(max=stop - 1) - before],
+            "previous_motion": motion[0],
+            "audio": audio[frames.clamp(max=stop - 1) - first].float(),
             "keypoints": self.data.keypoints[clip],
             "emotion": self.data.emotion[clip],
             "frame_mask": frames < stop,
@@ -115,54 +164,84 @@ class KeypointClips(Dataset):
 
 
 @torch.no_grad()
-def encode_clips(pipeline: str | os.PathLike, folder: str | os.PathLike, cpu: bool = False) -> KeypointData:
-    """Read the motion and the audio of all clips with a pipeline's renderer and audio encoder.
+def encode_clips(
+    pipeline: str | os.PathLike,
+    folders: Sequence[Path],
+    output: str | os.PathLike,
+    cpu: bool = False,
+    clips_per_file: int = 64,
+    process: int = 0,
+    num_processes: int = 1,
+) -> None:
+    """Read the motion and the audio of all clips with a pipeline's renderer and audio encoder, into files.
+
+    A file appears when it is whole, and one that is there is not made again: an interrupted run goes on. With several
+    processes each makes its own files.
 
     # Not in the paper: emotions come from a classifier there; here from a file, or they are unknown.
 
     Args:
-        pipeline (`str` or `os.PathLike`): Pipeline folder with `renderer`, `audio_encoder` and `audio_processor`.
-        folder (`str` or `os.PathLike`): Shards, or a folder with `clips/*.mp4`: square face crops with audio at 25
-            frames per second; `emotions.csv` (clip,emotion) with MoDA's names, if there is one.
+        pipeline (`str` or `os.PathLike`): Pipeline with `renderer`, `audio_encoder` and `audio_processor`.
+        folders (`Sequence[Path]`): Folders with `clips/*.mp4`: square face crops with audio at 25 frames per second;
+            `emotions.csv` (clip,emotion) with MoDA's names, if there is one.
+        output (`str` or `os.PathLike`): Folder for `clips-*.safetensors`, see `KeypointShards`.
         cpu (`bool`, defaults to `False`): Use the CPU even if there is a GPU.
+        clips_per_file (`int`, defaults to 64): Clips of a file.
+        process (`int`, defaults to 0): Number of this process.
+        num_processes (`int`, defaults to 1): Number of processes.
 
     Raises:
-        ValueError: If there are no clips, or `emotions.csv` names an emotion that MoDA does not know.
+        ValueError: If there are no clips, `emotions.csv` names an emotion that MoDA does not know, or `output` holds
+            what was read of other clips or by another pipeline.
     """
     from transformers import AutoModel
 
     from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
     from vasa_hf.processors.audio import VasaAudioProcessor
 
-    folder = training_folder(folder)
-    clips = list_clips(folder)
-    emotions = read_emotions(folder / "emotions.csv")
+    clips = [
+        (clip, emotions) for folder in folders for emotions in [read_emotions(folder)] for clip in list_clips(folder)
+    ]
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    about = {"pipeline": os.fspath(pipeline), "clips": [str(clip.path) for clip, _ in clips]}
+    settings = output / "clips.json"
+    if not settings.exists():
+        write_whole(settings, lambda path: path.write_text(json.dumps(about, indent=1)))
+    elif json.loads(settings.read_text()) != about:
+        raise ValueError(f"`output` holds motion of other clips, or read by another pipeline: remove {str(output)!r}.")
+    numbers = range(process, math.ceil(len(clips) / clips_per_file), num_processes)
+    targets = {number: output / f"clips-{number:06d}.safetensors" for number in numbers}
+    missing = {number: path for number, path in targets.items() if not path.exists()}
+    if not missing:
+        return
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-    renderer = LivePortraitRenderer.from_pretrained(pipeline, subfolder="renderer").to(device).eval()
-    encoder = AutoModel.from_pretrained(pipeline, subfolder="audio_encoder").to(device).eval()
-    processor = VasaAudioProcessor.from_pretrained(pipeline, subfolder="audio_processor")
-    motions, audios, offsets, keypoints = [], [], [0], []
-    for clip in clips:
-        motion, kp = read_motion(renderer, clip)
-        samples = torch.from_numpy(clip.read_audio(len(motion)))[None]
-        audio = torch.cat(
-            [
-                processor.window_features(encoder, samples, start, min(80, len(motion) - start))
-                for start in range(0, len(motion), 80)
-            ],
-            dim=1,
-        )[0].cpu()
-        motions.append(motion)
-        audios.append((audio if audio.ndim == 3 else audio[:, None]).half())
-        keypoints.append(kp[0])
-        offsets.append(offsets[-1] + len(motion))
-    return KeypointData(
-        motion=torch.cat(motions),
-        audio=torch.cat(audios),
-        offsets=torch.tensor(offsets),
-        keypoints=torch.stack(keypoints),
-        emotion=torch.tensor([emotions.get(clip.path.stem, NO_EMOTION) for clip in clips]),
-    )
+    load = lambda kind, name: kind.from_pretrained(component_root(pipeline, name), subfolder=name)  # noqa: E731
+    renderer = load(LivePortraitRenderer, "renderer").to(device).eval()
+    encoder = load(AutoModel, "audio_encoder").to(device).eval()
+    processor = load(VasaAudioProcessor, "audio_processor")
+    for number, path in missing.items():
+        parts: dict[str, list[Tensor]] = {"motion": [], "audio": [], "keypoints": [], "emotion": []}
+        for clip, emotions in clips[number * clips_per_file : (number + 1) * clips_per_file]:
+            motion, keypoints = read_motion(renderer, clip)
+            samples = torch.from_numpy(clip.read_audio(len(motion)))[None]
+            starts = range(0, len(motion), _AUDIO_WINDOW)
+            windows = [(start, min(_AUDIO_WINDOW, len(motion) - start)) for start in starts]
+            audio = torch.cat([processor.window_features(encoder, samples.to(device), *span) for span in windows], 1)[0]
+            parts["motion"].append(motion)
+            parts["audio"].append((audio if audio.ndim == 3 else audio[:, None]).half().cpu())
+            parts["keypoints"].append(keypoints[:1])
+            parts["emotion"].append(torch.tensor([emotions.get(clip.path.stem, NO_EMOTION)]))
+        offsets = torch.tensor([0, *(len(motion) for motion in parts["motion"])]).cumsum(0)
+        data = KeypointData(offsets=offsets, **{name: torch.cat(values) for name, values in parts.items()})
+        write_whole(path, data.save)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name and rename it, so that it is whole or not there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    write(partial)
+    os.replace(partial, path)
 
 
 def read_motion(renderer, clip: ClipFile) -> tuple[Tensor, Tensor]:
@@ -175,8 +254,9 @@ def read_motion(renderer, clip: ClipFile) -> tuple[Tensor, Tensor]:
     return torch.cat(motions), torch.cat(keypoints)
 
 
-def read_emotions(path: Path) -> dict[str, int]:
-    """Clip -> number of its emotion, from a file of lines `clip,emotion`; empty where there is no file."""
+def read_emotions(folder: Path) -> dict[str, int]:
+    """Clip -> number of its emotion, by `emotions.csv` of lines `clip,emotion`; empty where there is no such file."""
+    path = folder / "emotions.csv"
     if not path.exists():
         return {}
     rows = [line.split(",") for line in path.read_text().splitlines()[1:] if line.strip()]

@@ -117,6 +117,24 @@ class FaceLabels:
             )
 
 
+class UnlabelledDynamics:
+    """In place of `LandmarkDynamics` where z_dyn is learned: codes have no numbers, landmarks are only mirrored.
+
+    Args:
+        labels (`FaceLabels`): Of the face that tells which landmarks are mirror images of each other.
+    """
+
+    dim = 0
+
+    def __init__(self, labels: FaceLabels):
+        self.ids = labels.ids
+        self.tensors = {"flip": mirror_permutation(labels.canonical, labels.ids), "mirror": torch.zeros(0, 0)}
+
+    def encode(self, labels: FaceLabels, *people: list[str]) -> Tensor:
+        """Codes `(frames, 0)`."""
+        return labels.pose.new_zeros(len(labels.pose), 0)
+
+
 def unposed_landmarks(labels: FaceLabels) -> Tensor:
     """Free landmarks from head pose: the displacement from the canonical face in its own plane.
 

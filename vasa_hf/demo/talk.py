@@ -25,7 +25,6 @@ from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import check_seconds, parse_fps
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import resample_motion
-from vasa_hf.motion.controls import rebase_motion
 from vasa_hf.outputs import to_uint8
 
 ASSETS = Path(vasa_hf.__file__).parent / "assets"
@@ -133,7 +132,7 @@ def drive_portrait(
 ) -> Iterator[Update]:
     """Move a portrait as the face of a video; the arguments and updates are those of `make_talk`.
 
-    `relative` adds the movement since the first driving frame to the portrait's own pose and expression.
+    `relative` adds the driver's change to the portrait's own pose and expression.
     """
     yield Update(PREPARING)
     pipe, began = models.faces, time.monotonic()
@@ -148,18 +147,17 @@ def drive_portrait(
                 report(index)
                 yield frame
 
-        return pipe.encode_video(read_frames(), num_frames=expected)
+        return pipe.follow_video(portrait, read_frames(), relative=relative, num_frames=expected)[0]
 
     pace, messages = Pace(), run_in_thread(job, encode)
     while True:
         try:
             index = next(messages)
         except StopIteration as end:
-            driving = end.value
+            motion = end.value
             break
         if index is not None:
             yield Update(READING, index, expected, pace.left(READING, index, expected))
-    motion = rebase_motion(driving, portrait.motion) if relative else driving
     fps = parse_fps(settings.fps)
     motion = resample_motion(motion, reader.fps, fps)
     sound = None

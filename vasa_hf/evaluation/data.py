@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vasa_hf import FaceAnalyzer, VasaAudioProcessor
 from vasa_hf.geometry.crops import cut_crop, standard_crop
 from vasa_hf.media.audio import load_audio
 from vasa_hf.media.video import VideoReader
@@ -76,7 +77,7 @@ class EvalData:
                 self.people.update({row["clip"]: row["identity"] for row in csv.DictReader(file)})
         self._labels = _read_labels(self.folder / "clips.npz")
 
-    def load_clip(self, path: Path, size: int, analyzer, audio_processor) -> Clip:
+    def load_clip(self, path: Path, size: int, analyzer: FaceAnalyzer, audio_processor: VasaAudioProcessor) -> Clip:
         """Read one clip as face crops of `size`, at 25 frames per second and 16 kHz.
 
         Args:
@@ -88,16 +89,16 @@ class EvalData:
         Raises:
             ValueError: If it cannot be read, shows no face, or does not match its labels.
         """
-        frames = list(VideoReader(path, 25))
+        images = list(VideoReader(path, 25))
         labels = self._labels.get(path.stem)
         if labels is None:
-            frames = _cut_faces(frames, size, analyzer)
+            frames = _cut_faces(images, size, analyzer)
         else:
-            if abs(len(frames) - len(labels)) > 1:
-                raise ValueError(f"the clip has {len(frames)} frames, its labels {len(labels)}.")
-            if frames[0].shape[0] != frames[0].shape[1]:
-                raise ValueError(f"a labelled clip must be square face crops, got {frames[0].shape[:2]} pixels.")
-            frames = torch.stack([to_tensor(frame, size) for frame in frames[: len(labels)]])
+            if abs(len(images) - len(labels)) > 1:
+                raise ValueError(f"the clip has {len(images)} frames, its labels {len(labels)}.")
+            if images[0].shape[0] != images[0].shape[1]:
+                raise ValueError(f"a labelled clip must be square face crops, got {images[0].shape[:2]} pixels.")
+            frames = torch.stack([to_tensor(frame, size) for frame in images[: len(labels)]])
             labels = labels[: len(frames)]
         samples, because = None, ""
         try:
@@ -119,7 +120,7 @@ def to_uint8(frames: Tensor) -> list[np.ndarray]:
     return list((frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy())
 
 
-def load_samples(path: str | os.PathLike, audio_processor) -> Tensor:
+def load_samples(path: str | os.PathLike, audio_processor: VasaAudioProcessor) -> Tensor:
     """Load the audio of a file, mono at 16 kHz, `(n,)`."""
     return torch.from_numpy(audio_processor.load(load_audio(path))).reshape(-1)
 
@@ -147,7 +148,7 @@ def _read_labels(path: Path) -> dict[str, FaceTrack]:
         }
 
 
-def _cut_faces(frames: list[np.ndarray], size: int, analyzer) -> Tensor:
+def _cut_faces(frames: list[np.ndarray], size: int, analyzer: FaceAnalyzer) -> Tensor:
     """Cut all frames by the standard crop around the face in the first frame that shows one."""
     for frame in frames[:: max(1, len(frames) // 8)]:
         if faces := analyzer.detect(frame):

@@ -17,7 +17,11 @@ from vasa_hf.evaluation.run import Evaluation
 
 
 def evaluate(
-    pipeline, data: str | os.PathLike, output: str | os.PathLike, parts: Sequence[str] | None = None, **settings: Any
+    pipeline: Any,
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    parts: Sequence[str] | None = None,
+    **settings: Any,
 ) -> list[str]:
     """Evaluate a pipeline and write `table.md`, `card.md`, `table.csv`, `table.json`, plots and sheets.
 

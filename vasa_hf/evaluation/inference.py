@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+
+from vasa_hf import FaceAnalyzer
 
 
 class PointwiseConv(nn.Module):
@@ -20,7 +23,7 @@ class PointwiseConv(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, channels_last: bool):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(convolution.weight.detach().flatten(1)), convolution.bias
+        self.weight, self.bias = nn.Parameter(convolution.weight.detach().flatten(1)), cast(Tensor, convolution.bias)
         self.channels_last = channels_last
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -32,7 +35,7 @@ class PointwiseConv(nn.Module):
         return torch.baddbmm(self.bias[:, None], weight, pixels).unflatten(2, hidden_states.shape[2:])
 
 
-def optimize_detector(analyzer):
+def optimize_detector(analyzer: FaceAnalyzer) -> FaceAnalyzer:
     """Return a copy of a face analyzer that is a fifth faster on a CPU.
 
     Normalisations are folded into convolutions; the memory format is channels last, except for the heat maps.
@@ -42,7 +45,7 @@ def optimize_detector(analyzer):
     """
     quick = copy.deepcopy(analyzer)
     for name in ("detector", "landmarker"):
-        network = fuse(getattr(quick, name))
+        network: Any = fuse(getattr(quick, name))
         for path, layer in list(network.named_modules()):
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
                 network.set_submodule(path, PointwiseConv(layer, channels_last=path != "heat"))

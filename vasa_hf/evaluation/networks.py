@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vasa_hf import Capp, FaceRecognizer, SyncExpert, SyncNet, pretrained_features
 from vasa_hf.models.lpips import Lpips
@@ -46,7 +48,7 @@ def load_networks(
     return networks
 
 
-def load_torchscript(path: str | os.PathLike, what: str, device: str | torch.device = "cpu"):
+def load_torchscript(path: str | os.PathLike, what: str, device: str | torch.device = "cpu") -> Any:
     """Load a TorchScript network from a local file.
 
     Args:
@@ -65,13 +67,13 @@ def load_torchscript(path: str | os.PathLike, what: str, device: str | torch.dev
         raise ValueError(f"`{what}` must be a TorchScript file, but {os.fspath(path)!r} is none: {error}") from error
 
 
-def load_i3d(path: str | os.PathLike, device: str | torch.device = "cpu"):
+def load_i3d(path: str | os.PathLike, device: str | torch.device = "cpu") -> Callable[[Tensor], Tensor]:
     """Load I3D as a function of clips in [-1, 1], from StyleGAN-V's TorchScript file (`i3d_torchscript.pt`)."""
     network = load_torchscript(path, "fvd_network", device)
     return lambda clips: network(clips.to(device), rescale=False, resize=False, return_features=True)
 
 
-def load_inception(path: str | os.PathLike, device: str | torch.device = "cpu"):
+def load_inception(path: str | os.PathLike, device: str | torch.device = "cpu") -> Callable[[Tensor], Tensor]:
     """Load Inception as a function of images in [-1, 1], from StyleGAN's file (`inception-2015-12-05.pt`)."""
     network = load_torchscript(path, "fid_network", device)
     return lambda images: network((images.to(device) * 127.5 + 128).clamp(0, 255).byte(), return_features=True)

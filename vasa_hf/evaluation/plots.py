@@ -108,7 +108,10 @@ def draw_plots(folder: Path, summary: Sequence[dict[str, Any]]) -> None:
 
 def _study_figure(figure_class: Any, entries: Sequence[dict[str, Any]]) -> Any:
     figure = figure_class(figsize=(10, 2.8))
-    curves = (("CAPP ±", "shift in frames", "CAPP"), ("CAPP ×", "scale of pose changes", "CAPP"))
+    curves: tuple[tuple[str, str, str], ...] = (
+        ("CAPP ±", "shift in frames", "CAPP"),
+        ("CAPP ×", "scale of pose changes", "CAPP"),
+    )
     curves += (("sync cosine ±", "shift in frames", "cosine of the sync expert"),)
     for axis, (prefix, x_label, y_label) in zip(figure.subplots(1, 3), curves, strict=True):
         for system in dict.fromkeys(entry["system"] for entry in entries):

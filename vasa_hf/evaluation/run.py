@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Evaluation:
 
     def __init__(
         self,
-        pipeline,
+        pipeline: Any,
         data: str | os.PathLike,
         output: str | os.PathLike,
         networks: dict[str, Any] | None = None,
@@ -78,9 +78,9 @@ class Evaluation:
         samples: int = 3,
         seed: int = 0,
         sheets: bool = True,
-        detector=None,
+        detector: Any = None,
         avatars: Mapping[str, Callable[[], EvalAvatar]] | None = None,
-        reference=None,
+        reference: Any = None,
     ):
         check_names(None, metrics)
         self.pipeline, self.data, self.output = pipeline, EvalData(data, limit), Path(output)
@@ -140,7 +140,7 @@ class Evaluation:
         """Encode frames to motion `(frames, channels)` by the reference; `None` without a sync expert."""
         if not self.has("sync_expert"):
             return None
-        return self.reference.encode_video(to_uint8(frames), box=self.whole)[0].cpu()
+        return self.reference.encode_video(to_uint8(frames), box=self.whole, follow=False)[0].cpu()
 
     def load_reference(self, path: Path) -> ReferenceClip:
         """Load and measure a clip by its path."""
@@ -191,7 +191,7 @@ class Evaluation:
                 audio.append((self.data.people.get(path.stem, path.stem), samples))
         return audio
 
-    def pick_wrong_audio(self, person: str, num_frames: int, index: int) -> dict[str, Tensor | None]:
+    def pick_wrong_audio(self, person: str, num_frames: int, index: int) -> dict[str, Any]:
         """Pick long enough audio of another person, and its features, as fields of `VideoSample`; may be empty.
 
         Args:
@@ -229,7 +229,7 @@ class Evaluation:
             return None
 
     @contextlib.contextmanager
-    def clock(self, what: str):
+    def clock(self, what: str) -> Iterator[None]:
         """Add the time of the block to the counter `what`."""
         started, worked = time.perf_counter(), time.process_time()
         try:

@@ -103,9 +103,10 @@ class Scorer:
         self.rows: list[dict[str, Any]] = []
         self.features: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         # Several metrics and systems measure the same frames. `forget` frees them.
-        self.embeds, self.maps = lru_cache(None)(self._embeds), lru_cache(None)(self._maps)
-        self.region_maps = lru_cache(None)(self._region_maps)
-        self.measure = lru_cache(None)(lambda function, frames, track: function(frames, track))
+        self.embeds: Any = lru_cache(None)(self._embeds)
+        self.maps: Any = lru_cache(None)(self._maps)
+        self.region_maps: Any = lru_cache(None)(self._region_maps)
+        self.measure: Any = lru_cache(None)(lambda function, frames, track: function(frames, track))
 
     def wants(self, *names: str) -> bool:
         """Whether one of these metrics is requested."""
@@ -196,7 +197,7 @@ class Scorer:
         for system, role in roles.items():
             values: dict[str, float | str] = {}
             for name in set(names) & {"fid", "fid_recognizer", "fvd"}:
-                if system == truth or not self.wants(name) or self.networks.get(METRICS[name].needs) is None:
+                if system == truth or not self.wants(name) or self.networks.get(METRICS[name].needs or "") is None:
                     continue
                 mine, real = (self.features[key].get(name, []) for key in (system, truth))
                 try:
@@ -214,7 +215,7 @@ def _true_track(video: VideoSample) -> FaceTrack:
 
 
 def _face_mask(video: VideoSample) -> Tensor:
-    return image.box_mask(_true_track(video).boxes, video.frames.shape[-1])
+    return image.box_mask(_true_track(video).boxes, video.get("frames").shape[-1])
 
 
 def _mean(values: Tensor) -> float:

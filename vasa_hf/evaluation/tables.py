@@ -100,7 +100,9 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return summary
 
 
-def bootstrap_interval(values, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Sequence[float], resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean of independent values; NaN for fewer than two.
 
     Args:
@@ -109,11 +111,11 @@ def bootstrap_interval(values, resamples: int = 1000, level: float = 0.95, seed:
         level (`float`): Coverage.
         seed (`int`): Random seed.
     """
-    values = torch.as_tensor(values, dtype=torch.float64)
-    if len(values) < 2:
+    table = torch.as_tensor(values, dtype=torch.float64)
+    if len(table) < 2:
         return math.nan, math.nan
-    draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
-    means = values[draws].mean(1)
+    draws = torch.randint(len(table), (resamples, len(table)), generator=torch.Generator().manual_seed(seed))
+    means = table[draws].mean(1)
     tail = (1 - level) / 2
     return float(means.quantile(tail)), float(means.quantile(1 - tail))
 
@@ -236,8 +238,8 @@ def format_markdown(
             fact = facts[part]
             text = f"{fact['threads']} threads: {format_time([fact])}; peak memory {fact['memory_mb']} MB."
             lines += ["", text]
-            used = "".join(f", {name}: {what}" for name, what in fact.get("networks", {}).items())
-            lines += [f"Measured with {fact.get('detector', 'the analyzer')}{used}."]
+            networks = "".join(f", {name}: {what}" for name, what in fact.get("networks", {}).items())
+            lines += [f"Measured with {fact.get('detector', 'the analyzer')}{networks}."]
     if len(facts) > 1:
         lines += ["", "## Time", "", f"{', '.join(facts)}: {format_time(list(facts.values()))}."]
     used = {entry["metric"] for entry in summary if entry["metric"] in METRICS}
@@ -288,7 +290,7 @@ def format_card(summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, 
                 entry = numbers.get((system, name))
                 full = roles[system] == "share" or (roles[system] == "model" and part != "ablations")
                 text = _cell(entry, METRICS[name]) if full else None
-                text = text or _number(entry and entry["value"], METRICS[name].decimals)
+                text = text or _number(entry["value"] if entry else None, METRICS[name].decimals)
                 cells.append(text + " ▼" * ((part, system, name) in below))
             lines.append(f"| {METRICS[name].heading} | " + " | ".join(cells) + " |")
         lines.append("")
@@ -313,8 +315,7 @@ def _part_lines(part: str, entries: Sequence[dict[str, Any]], verdicts: Sequence
     for system in sorted(roles, key=lambda name: ROLES.index(roles[name])):
         cells = []
         for name in columns:
-            entry = numbers.get((system, name))
-            cells.append(_cell(entry, METRICS[name]) + " ▼" * ((system, name) in below))
+            cells.append(_cell(numbers.get((system, name)), METRICS[name]) + " ▼" * ((system, name) in below))
         title = f"**{system}**" if roles[system] == "model" else system
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     for system, values in papers.items():

@@ -22,6 +22,7 @@ STANDARD_RAISE = 0.05
 #: A face box, in fractions of a square image, whose standard crop is the whole image.
 WHOLE_PICTURE_BOX = (0.25, 0.3, 0.75, 0.8)
 _BLUR_REACH = 0.02  # distance from the image's edge, relative to the crop's side, at which the blur is full
+_OTHER_FEATHER = 0.6  # width of the border to another face, relative to half a face
 
 
 def crop_matrix(
@@ -184,6 +185,34 @@ def soft_square(
     return t * t * (3 - 2 * t)
 
 
+def own_share(
+    points: Tensor,  # [..., 2]
+    box: Tensor,  # [4]
+    others: Tensor,  # [N, 4]
+) -> Tensor:
+    """Weight of a face at picture coordinates against other faces: 1 where it is the nearest, 0 where another one is.
+
+    Distances count from the middle of a face's box in halves of its larger side, so that a small face in the background
+    keeps a small place. Not in the paper.
+
+    Args:
+        points (`torch.Tensor` of shape `(..., 2)`): In pixels.
+        box (`torch.Tensor` of shape `(4,)`): Landmark box x0, y0, x1, y1 of the face.
+        others (`torch.Tensor` of shape `(faces, 4)`): Those of other faces.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`.
+    """
+    share = torch.ones(points.shape[:-1])
+    boxes = torch.cat([box[None], others])
+    centers, radii = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1) / 2
+    own, *rest = ((points - center).norm(dim=-1) / radius for center, radius in zip(centers, radii, strict=True))
+    for other in rest:
+        t = ((other - own) / _OTHER_FEATHER + 0.5).clamp(0, 1)
+        share = torch.minimum(share, t * t * (3 - 2 * t))
+    return share
+
+
 @dataclasses.dataclass(frozen=True)
 class PasteWindow:
     """Position and mask of a crop in its image; computed once, used for every frame.
@@ -206,8 +235,17 @@ def paste_window(
     image_from_crop: Tensor,  # [3, 3]
     image_size: tuple[int, int],
     feather: float = 0.12,
+    box: Tensor | None = None,  # [4]
+    others: Tensor | None = None,  # [N, 4]
 ) -> PasteWindow:
     """Prepare `paste` for a crop of images of `image_size` (height, width).
+
+    Args:
+        image_from_crop (`torch.Tensor` of shape `(3, 3)`): See `crop_matrix`.
+        image_size (`tuple` of two `int`): Height and width of the pictures.
+        feather (`float`, *optional*, defaults to 0.12): See `soft_square`.
+        box (`torch.Tensor` of shape `(4,)`, *optional*): The face, where there are `others`.
+        others (`torch.Tensor` of shape `(faces, 4)`, *optional*): Other faces, which stay as they are: `own_share`.
 
     Raises:
         ValueError: If the crop lies wholly outside the image.
@@ -227,7 +265,10 @@ def paste_window(
     crop_from_image = torch.linalg.inv(image_from_crop.double()).float()
     points = transform_points(crop_from_image, pixels.reshape(-1, 2)).view(pixels.shape)
     side = float(image_from_crop[:2, 0].norm())
-    return PasteWindow(top, left, (points * 2 - 1)[None], soft_square(points, feather)[None], side)
+    mask = soft_square(points, feather)
+    if others is not None and len(others):
+        mask = mask * own_share(pixels, box.float(), others.float())
+    return PasteWindow(top, left, (points * 2 - 1)[None], mask[None], side)
 
 
 def changed_share(

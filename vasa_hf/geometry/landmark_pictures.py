@@ -34,7 +34,9 @@ _LINES = {
 @functools.cache
 def _segments() -> tuple[Tensor, Tensor, Tensor]:
     """First and last landmark and channel of each line, `(segments,)` each."""
-    first, last, channels = [], [], []
+    first: list[int] = []
+    last: list[int] = []
+    channels: list[int] = []
     for channel, points, closed in _LINES.values():
         ends = (*points[1:], points[0]) if closed else points[1:]
         first += points[: len(ends)]

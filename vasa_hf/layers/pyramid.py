@@ -116,6 +116,7 @@ class PointEncoder(nn.Module):
     ):
         super().__init__()
         self.image_size, self.zoom = image_size, zoom
+        self.learns_statistics = False
         self.backbone = PyramidBackbone(widths, depths, pyramid_channels, finest=0)
         self.heat = nn.Conv2d(pyramid_channels, points, 1)
         self.reduce = nn.Conv1d(pyramid_channels, 16, 1)
@@ -125,10 +126,13 @@ class PointEncoder(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "PointEncoder":
-        """Keep the landmarker's batch statistics: batches of one video are not representative."""
+        """Keep the landmarker's batch statistics: batches of one video are not representative.
+
+        With `learns_statistics`, for weights that no landmarker has trained, they are learned as usual.
+        """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d) and not self.learns_statistics:
                 module.eval()
         return self
 

@@ -67,6 +67,8 @@ class Spade(nn.Module):
         factor = hidden_states.shape[-1] // label.shape[-1]
         if factor == 1:
             shared = self.mlp_shared(label)
+        elif self.mlp_shared[0].weight.is_meta:  # offloaded: a call loads the weights
+            shared = self.mlp_shared(F.interpolate(label, scale_factor=factor))
         else:
             shared = F.relu(convolve_enlarged(label, self.mlp_shared[0], factor))
         return F.instance_norm(hidden_states) * (1 + self.mlp_gamma(shared)) + self.mlp_beta(shared)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vasa_hf.checks import shorten
+
 from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shortened, staging
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,17 @@ def load_audio(
     return samples, int(rate)
 
 
+def as_array(samples: Any, argument: str = "audio") -> np.ndarray:
+    """Samples of any type as an array; raises `ValueError` for what is none."""
+    if isinstance(samples, torch.Tensor):
+        samples = samples.detach().cpu()
+        return (samples.float() if samples.is_floating_point() else samples).numpy()
+    try:
+        return np.asarray(samples)
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:  # lists of unequal lengths
+        raise ValueError(f"`{argument}` must hold real numbers, got {shorten(samples)}.") from error
+
+
 def as_channels(audio: Any, argument: str = "audio", channel_axis: int | None = None) -> np.ndarray:
     """Return samples as float32 `(channels, samples)`; see `load_audio` for what they may be.
 
@@ -78,10 +91,7 @@ def as_channels(audio: Any, argument: str = "audio", channel_axis: int | None = 
         argument (`str`, defaults to `"audio"`): Its name in messages.
         channel_axis (`int`, *optional*): Axis of the channels of two; the shorter one if it is not given.
     """
-    if isinstance(audio, torch.Tensor):
-        audio = audio.detach().cpu()
-        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
-    audio = np.asarray(audio)
+    audio = as_array(audio, argument)
     if audio.dtype.kind not in "fiu":
         raise ValueError(f"`{argument}` must hold real numbers, got {audio.dtype}.")
     if audio.ndim not in (1, 2):

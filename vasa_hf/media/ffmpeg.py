@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vasa_hf.checks import shorten
 from vasa_hf.files import staging as staging
 
 # Containers by ffmpeg's names. None of them names other files, as playlists (hls, dash, concat, sdp, image2 ...) do.
@@ -62,6 +63,7 @@ def shortened(stderr: bytes) -> str:
     text = stderr.decode("utf-8", "replace")
     if "Format not on whitelist" in text:
         return "its container is none of those that are read, such as mp4, mov, webm, mkv, wav, mp3, flac"
+    text = re.sub(r" @ 0x[0-9a-f]+", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " | ".join(lines if len(lines) <= 5 else [*lines[:3], "...", lines[-1]]) or "no message"
 
@@ -77,10 +79,10 @@ def parse_fps(fps: Fraction | float | str) -> Fraction:
         if text and not re.fullmatch(r"\d{0,9}\.?\d{0,20}(/\d{1,9})?", text):
             raise ValueError  # before `Fraction`, which computes 1e999999999 for ever
         value = Fraction(text or fps)
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+    except (TypeError, ValueError, ArithmeticError, RecursionError):
         value = Fraction(0)
     if not 1 <= value <= 1000:
-        raise ValueError(f"`fps` must be a number of frames a second in [1, 1000], got {str(fps)[:40]!r}.")
+        raise ValueError(f"`fps` must be a number of frames a second in [1, 1000], got {shorten(fps)}.")
     if value.denominator != 1:
         ntsc = Fraction(round(value * 1001 / 1000) * 1000, 1001)
         # ffmpeg prints, and people write, two or three digits.

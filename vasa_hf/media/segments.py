@@ -18,7 +18,8 @@ import numpy as np
 
 from .audio import as_channels
 from .ffmpeg import FfmpegError, ffmpeg_path, parse_fps, shortened
-from .provenance import embed_mark, provenance_tags
+from .provenance import provenance_tags
+from .watermark import embed_mark
 
 
 @dataclass(frozen=True)

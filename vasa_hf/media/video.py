@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from vasa_hf.checks import check_number, naming, shorten
+
 from .audio import as_channels
+from .content_credentials import ContentCredentials
 from .ffmpeg import (
     DECODE_OPTIONS,
     MAX_SECONDS,
@@ -32,7 +35,8 @@ from .ffmpeg import (
     staging,
     tone_map_filters,
 )
-from .provenance import embed_mark, provenance_tags
+from .provenance import provenance_tags
+from .watermark import embed_mark
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class VideoReader:
         fps (`Fraction`, `float` or `str`, *optional*, defaults to the file's own average rate):
             Frames a second to deliver.
         max_seconds (`float`, defaults to six hours): Longer videos are refused as soon as so much has been read.
+        argument (`str`, defaults to "path"): Its name in messages.
 
     Attributes:
         fps (`Fraction`): Frames a second delivered.
@@ -65,9 +70,11 @@ class VideoReader:
         path: str | os.PathLike,
         fps: Fraction | float | str | None = None,
         max_seconds: float = MAX_SECONDS,
+        argument: str = "path",
     ):
-        self.path, self.max_seconds = os.fspath(path), max_seconds
-        self._info: VideoInfo = probe_video(path)
+        self.path, self.max_seconds, self.argument = os.fspath(path), max_seconds, argument
+        with naming(argument):
+            self._info: VideoInfo = probe_video(path)
         self.fps = self._info.fps if fps is None else parse_fps(fps)
         self.size = self._info.size
         self.has_audio = self._info.has_audio
@@ -81,7 +88,7 @@ class VideoReader:
 
     def resampled(self, fps: Fraction | float | str) -> VideoReader:
         """Return a reader of the same file at another rate."""
-        return VideoReader(self.path, fps, self.max_seconds)
+        return VideoReader(self.path, fps, self.max_seconds, self.argument)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield frames as uint8 RGB arrays of shape `(height, width, 3)`."""
@@ -92,16 +99,18 @@ class VideoReader:
         with Decoder(options) as decoder:
             while (frame := read_ppm(decoder)) is not None:
                 count += 1
-                check_seconds(float(count / self.fps), self.max_seconds, "path")
+                check_seconds(float(count / self.fps), self.max_seconds, self.argument)
                 yield frame
             status, stderr = decoder.finish()
         if decoder.is_stuck:
-            raise ValueError(f"`path` must be a whole video, but {self.path!r} gives nothing after {count} frames.")
+            raise ValueError(
+                f"`{self.argument}` must be a whole video, but {self.path!r} gives nothing after {count} frames."
+            )
         missing = (self.num_frames or count) - count
         # ffmpeg calls a cut-off file a success. A few missing frames are common in good ones (the sound may be longer).
         if status != 0 or count == 0 or (stderr and missing > max(5, 0.05 * count)):
             raise ValueError(
-                f"`path` must be a whole video, but {self.path!r} could be read for {count} frames only "
+                f"`{self.argument}` must be a whole video, but {self.path!r} could be read for {count} frames only "
                 f"(expected {self.num_frames or 'some'}): {shortened(stderr)}"
             )
         if stderr:
@@ -112,6 +121,12 @@ class VideoReader:
 def read_video(path: str | os.PathLike, fps: Fraction | float | str | None = None) -> VideoReader:
     """Open a video; see `VideoReader`."""
     return VideoReader(path, fps)
+
+
+def check_credentials(credentials: ContentCredentials | None, provenance: bool | Mapping[str, Any]) -> None:
+    """Raise `ValueError` for credentials of a video that is to say nothing."""
+    if credentials is not None and provenance is False:
+        raise ValueError("`credentials` sign what `provenance` says, but `provenance` is False.")
 
 
 class VideoWriter:
@@ -126,8 +141,9 @@ class VideoWriter:
         size (`tuple[int, int]`): Width and height of the frames. An odd side is made even by repeating its last line.
         audio (`tuple`, *optional*): Samples as in `load_audio` and their rate.
         provenance (`bool` or `dict`, defaults to `True`):
-            Mark each frame invisibly and tag the file as synthetic (see `provenance.py`). A dict adds its entries, such
-            as `{"model": "vasa-small"}`, to the manifest.
+            Mark each frame invisibly and tag the file as synthetic (see `docs/provenance.md`). A dict adds its entries,
+            such as `{"model": "vasa-small"}`, to the manifest.
+        credentials (`ContentCredentials`, *optional*): Also sign a C2PA manifest that says the same.
         crf (`int`, defaults to 18): Quality of libx264, 0 (lossless) to 51.
         preset (`str`, defaults to `"veryfast"`): Speed of libx264.
 
@@ -144,6 +160,7 @@ class VideoWriter:
         audio: tuple[Any, int] | None = None,
         *,
         provenance: bool | Mapping[str, Any] = True,
+        credentials: ContentCredentials | None = None,
         crf: int = 18,
         preset: str = "veryfast",
     ):
@@ -153,10 +170,13 @@ class VideoWriter:
         self.fps = parse_fps(fps)
         if len(size) != 2 or min(size) < 2 or max(size) > 8192:
             raise ValueError(f"`size` must be (width, height), each in [2, 8192], got {size!r}.")
-        if not 0 <= crf <= 51:
-            raise ValueError(f"`crf` must lie in [0, 51], got {crf}.")
+        check_number("crf", crf, 0, 51, whole=True)
+        names = list(provenance) if isinstance(provenance, Mapping) else []
+        if not isinstance(provenance, bool | Mapping) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"`provenance` must be True, False or a dict with names, got {shorten(provenance)}.")
+        check_credentials(credentials, provenance)
         self.size = (int(size[0]), int(size[1]))
-        self.provenance = provenance
+        self.provenance, self.credentials = provenance, credentials
         self.num_frames = 0
         self._first_audio = audio
         self._audio_format: tuple[int, int] | None = None  # channels, rate
@@ -252,8 +272,8 @@ class VideoWriter:
             # An AAC frame is 1024 samples: below 48 kHz that may be longer than a video frame.
             command += ["-ar", "48000"] if rate < 44100 else []
         command += ["-map", "0:v", "-c:v", "copy", "-video_track_timescale", str(self._timescale())]
+        extra = self.provenance if isinstance(self.provenance, Mapping) else {}
         if self.provenance is not False:
-            extra = self.provenance if isinstance(self.provenance, Mapping) else {}
             for key, value in provenance_tags(**extra).items():
                 command += ["-metadata", f"{key}={value}"]
         command += ["-movflags", "+faststart", "-progress", "pipe:1", str(self._folder / self.path.name)]
@@ -263,6 +283,10 @@ class VideoWriter:
         if done.returncode != 0 or not written or int(written[-1]) != self.num_frames:
             count = written[-1].decode() if written else "no"
             raise FfmpegError(f"ffmpeg wrote {count} of {self.num_frames} frames: {self._stderr()}")
+        if self.credentials is not None:
+            signed = self._folder / "signed.mov"  # as with the pictures: another name than the file's own
+            self.credentials.sign(self._folder / self.path.name, signed, extra)
+            signed.replace(self._folder / self.path.name)
 
     def _stop_encoder(self) -> None:
         self._process.kill()

@@ -43,6 +43,16 @@ SMALL_CONFIG: dict[str, Any] = {
     "norm": False,
     "source_passthrough": True,
 }
+# For tests and trial runs.
+TINY_CONFIG: dict[str, Any] = {
+    **SMALL_CONFIG,
+    "image_size": 32,
+    "channels": [4, 8, 8],
+    "motion_channels": [4, 8, 8, 8],
+    "num_layers": 1,
+}
+# "paper" is that of the main experiments.
+PRESETS = {**PAPER_CONFIGS, "paper": PAPER_CONFIGS["700m"], "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
 MOTION_INPUTS = ("landmarks", "frame")
 
 

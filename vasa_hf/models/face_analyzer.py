@@ -92,10 +92,11 @@ class FaceAnalyzerOutput(BaseOutput):
     """
 
     landmarks: Tensor
-    rotation: Tensor
-    translation: Tensor
-    scale: Tensor
-    presence: Tensor
+    # As in diffusers' outputs: with these defaults, accelerate can move an output to another device.
+    rotation: Tensor = None
+    translation: Tensor = None
+    scale: Tensor = None
+    presence: Tensor = None
 
 
 class FaceDetector(nn.Module):
@@ -268,6 +269,7 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
         image: Image.Image | np.ndarray | Tensor,
         boxes: Tensor,  # [N, 4]
         passes: int = 2,
+        threshold: float = 0.0,
     ) -> list[DetectedFace]:
         """Measure faces whose boxes are roughly known (marked by a user, or from the frame before).
 
@@ -275,11 +277,13 @@ class FaceAnalyzer(ModelMixin, ConfigMixin):
             image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): See `detect`.
             boxes (`torch.Tensor` of shape `(N, 4)`): x0, y0, x1, y1, forehead to chin and cheek to cheek, in pixels.
             passes (`int`, *optional*, defaults to 2): How often each face is cropped again from its landmarks.
+            threshold (`float`, *optional*, defaults to 0.0): Minimum score of a face; boxes below it are omitted.
 
         Returns:
-            `list` of `DetectedFace`, one for each box and in their order.
+            `list` of `DetectedFace`, in the order of the boxes.
         """
-        return self._measure(to_image_tensor(image), torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), passes)
+        boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        return self._measure(to_image_tensor(image), boxes, passes, threshold)
 
     def _measure(self, picture: Tensor, boxes: Tensor, passes: int, least: float = 0.0) -> list[DetectedFace]:
         """Like `measure`; boxes whose score is below `least` in any pass are dropped."""
@@ -359,12 +363,13 @@ def suppress(boxes: Tensor, scores: Tensor, limit: float = 0.4) -> list[int]:
     """Rows of the boxes [N, 4] that stay when of any two with an overlap (IoU) above `limit` the worse one goes."""
     keep: list[int] = []
     for i in scores.argsort(descending=True).tolist():
-        if all(_iou(boxes[i], boxes[j]) <= limit for j in keep):
+        if all(overlap(boxes[i], boxes[j]) <= limit for j in keep):
             keep.append(i)
     return keep
 
 
-def _iou(a: Tensor, b: Tensor) -> float:
+def overlap(a: Tensor, b: Tensor) -> float:
+    """Intersection over union of two boxes `(4,)`."""
     shared = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp_min(0).prod()
     return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared).clamp_min(1e-6))
 

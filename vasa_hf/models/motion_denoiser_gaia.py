@@ -48,7 +48,20 @@ SMALL_CONFIG: dict[str, Any] = {
     "pose_channels": 64,
     "residual": True,
 }
+# For tests and trial runs.
+TINY_CONFIG: dict[str, Any] = {
+    **SMALL_CONFIG,
+    "hidden_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "ffn_dim": 16,
+    "conv_kernel": 3,
+    "pose_channels": 8,
+}
+# "paper" is that of Table 3.
+PRESETS = {**PAPER_CONFIGS, "paper": PAPER_CONFIGS["1.2b"], "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
 POSE_DIM = 3  # yaw, pitch, roll
+BACKBONES = ("conformer", "transformer")
 CONDITIONINGS = ("add", "attention")
 PREDICTIONS = ("latent", "landmarks")
 # Not in the paper: beta_t of Eq. 5; linear in t, the variance preserving SDE of Song et al. (2021).
@@ -128,7 +141,7 @@ class GaiaMotionDenoiser(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         for name, value, known in (
-            ("backbone", backbone, ("conformer", "transformer")),
+            ("backbone", backbone, BACKBONES),
             ("speech_condition", speech_condition, CONDITIONINGS),
             ("reference_condition", reference_condition, CONDITIONINGS),
             ("predicts", predicts, PREDICTIONS),

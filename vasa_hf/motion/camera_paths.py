@@ -16,7 +16,7 @@ The middle of the head stays at the portrait's place in the image, wherever the 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -101,6 +101,11 @@ class CameraKeyframes(Keyframes):
         super().__init__(table[:, 0].contiguous(), table[:, 1:], "smooth")
 
 
+CameraControl: TypeAlias = (
+    str | OrbitCamera | CameraKeyframes | Sequence[Sequence[float]] | Cameras | Callable[[float], Cameras]
+)
+
+
 class CameraPath:
     """The cameras of a video, from any form of the option `camera`.
 
@@ -116,7 +121,7 @@ class CameraPath:
         ValueError: If `camera` is none of these, or is inside the head.
     """
 
-    def __init__(self, camera: Any, portrait: Cameras, center: Tensor, radius: float):
+    def __init__(self, camera: CameraControl, portrait: Cameras, center: Tensor, radius: float):
         self.portrait, self.center, self.radius = portrait.to(device="cpu"), center.detach().cpu(), radius
         self._path = self._parse(camera)
         duration = getattr(self._path, "duration", 0.0)

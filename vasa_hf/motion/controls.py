@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -41,6 +41,13 @@ SAME_EMOTIONS = {
 SAME_EMOTIONS |= {noun: adjective for adjective, noun in SAME_EMOTIONS.items()}
 
 
+Angles: TypeAlias = Sequence[float] | np.ndarray | Tensor
+Emotion: TypeAlias = str | Mapping[str, float]
+GazeControl: TypeAlias = Angles | Sequence[tuple[float, Angles]]
+DistanceControl: TypeAlias = float | Sequence[tuple[float, float]]
+EmotionControl: TypeAlias = Emotion | Sequence[tuple[float, Emotion | None]]
+
+
 def clamp_distance(track: Keyframes) -> Keyframes:
     """Clamp a head distance to the range that the model knows.
 
@@ -50,7 +57,10 @@ def clamp_distance(track: Keyframes) -> Keyframes:
 
 
 def parse_controls(
-    gaze: Any = None, head_distance: Any = None, emotion: Any = None, emotions: Sequence[str] = ()
+    gaze: GazeControl | None = None,
+    head_distance: DistanceControl | None = None,
+    emotion: EmotionControl | None = None,
+    emotions: Sequence[str] = (),
 ) -> dict[str, Keyframes | None]:
     """Check the controls of a call.
 
@@ -124,7 +134,7 @@ def place_motion(
     rest = relative.new_zeros(num_frames, POSE_DIM)  # the head at the wanted distance, not moving
     beyond = rest[:, 5:6].clone()
     if head_distance is not None:
-        seconds = torch.arange(start_frame, start_frame + num_frames, dtype=torch.float64) / fps
+        seconds = torch.arange(start_frame, start_frame + num_frames, dtype=torch.float64) / float(fps)
         distance, learnt = head_distance.at(seconds), clamp_distance(head_distance).at(seconds)
         rest[:, 5:6], beyond = -distance.log().to(rest), (learnt / distance).log().to(rest)
     pose, dynamics = relative[..., :POSE_DIM].clone(), relative[..., POSE_DIM:]
@@ -134,11 +144,22 @@ def place_motion(
     return from_relative(torch.cat([pose, dynamics], dim=-1), own.to(relative.device))
 
 
-def rebase_motion(motion: Tensor, own: Tensor) -> Tensor:
-    """Start an absolute motion `(1, frames, channels)` from a portrait's own pose and dynamics `(1, channels)`."""
-    own, first = own.to(motion), motion[:, 0]
-    relative = to_relative(motion, first)
-    dynamics = relative[..., POSE_DIM:] - first[:, None, POSE_DIM:] + own[:, None, POSE_DIM:]
+def rebase_motion(motion: Tensor, own: Tensor, neutral: int = 0) -> Tensor:
+    """Start an absolute motion from a portrait's own pose and dynamics.
+
+    Args:
+        motion (`torch.Tensor` of shape `(1, frames, channels)`): Absolute motion.
+        own (`torch.Tensor` of shape `(1, channels)`): The portrait's.
+        neutral (`int`, defaults to 0): The frame in which head and face are as in the portrait. Translation and scale
+            count from the first one in any case.
+
+    Returns:
+        `torch.Tensor` of the shape of `motion`.
+    """
+    own, first, rest = own.to(motion), motion[:, 0], motion[:, neutral]
+    reference = torch.cat([rest[..., :3], first[..., 3:POSE_DIM], rest[..., POSE_DIM:]], dim=-1)
+    relative = to_relative(motion, reference)
+    dynamics = relative[..., POSE_DIM:] - reference[:, None, POSE_DIM:] + own[:, None, POSE_DIM:]
     return from_relative(torch.cat([relative[..., :POSE_DIM], dynamics], dim=-1), own)
 
 
@@ -193,7 +214,7 @@ def emotion_weights(value: Any, emotions: Sequence[str]) -> list[float] | None:
     return list(weights.values())
 
 
-def parse_emotion_label(emotion: Any, emotions: Sequence[str]) -> Keyframes:
+def parse_emotion_label(emotion: EmotionControl | None, emotions: Sequence[str]) -> Keyframes:
     """Check the emotion of a model that knows one at a time.
 
     Args:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vasa_hf.checks import is_finite_number, shorten
 
 # `previous` covers X_pre and A_pre, that is the arguments `previous_motion` and `previous_audio`.
 GUIDANCE_NAMES = ("audio", "gaze", "head_distance", "emotion", "previous")
@@ -22,8 +23,8 @@ def check_guidance_scale(guidance_scale: Mapping[str, float]) -> dict[str, float
     for name, scale in guidance_scale.items():
         if not set(name.split("+")) <= set(GUIDANCE_NAMES):
             raise ValueError(f"`guidance_scale` knows the names {list(GUIDANCE_NAMES)}, got {name!r}.")
-        if not math.isfinite(scale) or scale < 0:
-            raise ValueError(f"`guidance_scale` expects finite numbers >= 0, got {scale!r} for {name!r}.")
+        if not is_finite_number(scale) or scale < 0:
+            raise ValueError(f"`guidance_scale` expects finite numbers >= 0, got {shorten(scale)} for {name!r}.")
     return {name: float(scale) for name, scale in guidance_scale.items() if scale != 0}
 
 
@@ -65,7 +66,7 @@ def guided_prediction(
             return value.repeat(passes, *[1] * (value.ndim - 1))
         return value
 
-    drop = {}
+    drop: dict[str, Tensor] = {}
     for place, name in enumerate(scales, start=1):
         mask = torch.zeros(passes, batch, dtype=torch.bool, device=sample.device)
         mask[place] = True

@@ -77,7 +77,9 @@ class Keyframes:
         return self.at(frames / float(fps)).mean(0).float()
 
 
-def parse_keyframes(name: str, form: str, control: Any, parse: Callable[[Any], list[float] | None]) -> Keyframes | None:
+def parse_keyframes(
+    name: str, form: str, control: Any, parse: Callable[[Any], Sequence[float] | None]
+) -> Keyframes | None:
     """Check one control: a constant value, or keyframes.
 
     Args:

@@ -141,7 +141,9 @@ def from_relative(relative: Tensor, reference: Tensor) -> Tensor:
     return torch.cat([rotation, translation, scale, relative[..., POSE_DIM:]], dim=-1)
 
 
-def resample_motion(motion: Tensor, from_fps: float, to_fps: float, num_frames: int | None = None) -> Tensor:
+def resample_motion(
+    motion: Tensor, from_fps: Fraction | float, to_fps: Fraction | float, num_frames: int | None = None
+) -> Tensor:
     """Change the frame rate by linear interpolation in time.
 
     Args:
@@ -173,7 +175,7 @@ def save_motion(
     path: str | os.PathLike,
     motion: Tensor,
     spec: MotionSpec,
-    fps: float,
+    fps: Fraction | float,
     metadata: dict[str, str] | None = None,
 ) -> None:
     """Write a motion as safetensors: tensor `motion`, the rest in the header.

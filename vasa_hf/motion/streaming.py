@@ -72,9 +72,10 @@ def audio_windows(
         `tuple`: the window's frames, and samples of shape `(batch, (before + size + after) * samples_per_frame)`.
     """
     buffer = None
-    for samples in itertools.chain(audio, [None]):
+    end: list[Tensor | None] = [None]
+    for samples in itertools.chain(audio, end):
         finished = samples is None
-        if not finished:
+        if samples is not None:
             buffer = AudioBuffer(len(samples)) if buffer is None else buffer
             buffer.append(samples)
         if buffer is None:
@@ -116,6 +117,8 @@ class MotionResampler:
         return self._frames_until(num_frames)
 
     def _frames_until(self, stop: int) -> Tensor:
+        if self.pending is None:
+            raise ValueError("`push` must be called before `flush`.")
         newest = self.start + self.pending.shape[1] - 1
         place = (torch.arange(self.num_given, max(stop, self.num_given), dtype=torch.float64) * self.ratio).clamp(
             max=newest

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vasa_hf.checks import shorten
 from vasa_hf.gaussians.export import SAVERS
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.pipelines.loading import load_model
@@ -49,7 +50,7 @@ class AvatarLibrary:
     def add(self, name: str, avatar: Vasa3DGaussianAvatar) -> None:
         """Give an avatar a name of letters, digits, `_` and `-`."""
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-            raise ValueError(f"`name` must be letters, digits, _ and -, got {name!r}.")
+            raise ValueError(f"`name` must be letters, digits, _ and -, got {shorten(name)}.")
         self._check(avatar)
         self._avatars[name] = self._loaded[name] = avatar
 

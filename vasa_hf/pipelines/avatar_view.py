@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vasa_hf.checks import check_number
+from vasa_hf.checks import check_number, shorten
 from vasa_hf.gaussians.render import render
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar, Vasa3DRestState
-from vasa_hf.motion.camera_paths import CameraPath
+from vasa_hf.motion.camera_paths import CameraControl, CameraPath
 from vasa_hf.motion.streaming import map_ahead
 from vasa_hf.pipelines.inputs import Subject
 
@@ -36,7 +36,7 @@ class AvatarOptions:
         output_size (`int`, defaults to 256): Side of the square frames.
     """
 
-    camera: Any = "fixed"
+    camera: CameraControl = "fixed"
     background: Sequence[float] = WHITE
     output_size: int = 256
 
@@ -127,7 +127,7 @@ def head_sphere(avatar: Vasa3DGaussianAvatar) -> tuple[Tensor, float]:
     """Middle `(3,)` of an avatar's head in the portrait's pose, in the world, and its radius with face and scalp."""
     head = avatar.head
     posed = avatar.pose_head(*avatar.head_parameters(avatar.own_motion[None])).vertices[0]
-    corners = posed[head.faces[head.region("face", "scalp")].unique()]
+    corners = posed[head.get_buffer("faces")[head.region("face", "scalp")].unique()]
     center = (corners.amin(dim=0) + corners.amax(dim=0)) / 2
     return center, float((corners - center).norm(dim=-1).amax())
 
@@ -137,5 +137,5 @@ def _parse_color(background: Any) -> tuple[float, ...]:
     values = background.tolist() if isinstance(background, np.ndarray | Tensor) else background
     good = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == 3
     if not good or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
-        raise ValueError(f"`background` must be red, green and blue in [0, 1], got {background!r}.")
+        raise ValueError(f"`background` must be red, green and blue in [0, 1], got {shorten(background)}.")
     return tuple(float(value) for value in values)

@@ -2,7 +2,7 @@
 
     image --prepare_subject--> Subject                                         once per person
     audio --motion generator, window by window--> motion of the subject        __call__, stream, talk_to_file
-    video --encode_video, transfer_motion--> motion of the subject             animate
+    video --encode_driving, transfer_motion--> motion of the subject           animate
     given motion --adapt_motion--> motion of the subject                       render
                                    motion --render_frames--> frames, audio --> list, stream, file
 
@@ -17,9 +17,12 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,18 +30,21 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
-from vasa_hf.checks import check_number
+from vasa_hf.checks import check_callable, check_flag, check_number, check_path
 from vasa_hf.media.audio import load_audio, mix_to_mono
+from vasa_hf.media.content_credentials import ContentCredentials
 from vasa_hf.media.ffmpeg import parse_fps
-from vasa_hf.media.video import VideoWriter
+from vasa_hf.media.video import VideoWriter, check_credentials
 from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.motion.controls import rebase_motion
 from vasa_hf.motion.streaming import AudioBuffer, map_ahead, resample_chunks
 from vasa_hf.motion.windows import entry_of_windows, hold_last
 from vasa_hf.outputs import TalkingFaceOutput, join_images, name_provenance, to_images, to_uint8
+from vasa_hf.pipelines.driving import DrivingFace
 from vasa_hf.pipelines.inputs import (
     AudioInput,
     AudioSource,
+    DrivingVideo,
     ImageInput,
     Subject,
     check_audios,
@@ -52,7 +58,7 @@ from vasa_hf.pipelines.inputs import (
     join_audio,
     list_audios,
     list_images,
-    open_driving,
+    open_sound,
     read_chunks,
     read_motion,
     read_sound,
@@ -81,6 +87,18 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_DECODE_WORKERS = 4  # on a CPU; each holds the activations of `decode_batch_size` frames
 
 
+@dataclass
+class _AnimateCall:
+    """Checked arguments of `animate`."""
+
+    image: Any
+    video: DrivingVideo
+    face: int | None
+    box: Sequence[float] | None
+    view: Any
+    transfer: Any
+
+
 class TalkingHeadPipeline(DiffusionPipeline):
     """The base class of all systems; see the module's diagram.
 
@@ -91,7 +109,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
     """
 
     subject_name = "image"  # name of the argument with the subject
-    subject_type: type[Subject] = Subject
+    subject_type: type = Subject
     view_type: type = FaceView
     controls_type: type | None = None
     transfer_type: type = Transfer
@@ -106,7 +124,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Name a system's own options in the signatures and docstrings of its calls."""
         super().__init_subclass__(**kwargs)
         speech, drivers = (cls.controls_type, cls.view_type), (cls.view_type, cls.transfer_type)
-        for name, kinds in {"__call__": speech, "stream": speech, "animate": drivers, "render": drivers}.items():
+        calls = dict.fromkeys(("__call__", "stream"), speech)
+        calls |= dict.fromkeys(("animate", "animate_to_file", "render", "render_to_file"), drivers)
+        for name, kinds in calls.items():
             if name not in vars(cls):
                 shown = [kind for kind in kinds if kind is not None]
                 setattr(cls, name, show_options(getattr(cls, name), shown, cls.subject_name))
@@ -134,25 +154,16 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Read an image (or whatever a system animates) and encode it; a prepared subject stays as it is."""
         raise NotImplementedError
 
-    def encode_video(
-        self,
-        frames: Iterable[ImageInput],
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        num_frames: int | None = None,
-    ) -> Tensor:
-        """Motion `(1, frames, channels)` of the face in a video, float32, absolute.
+    def encode_driving(self, driving: DrivingFace) -> Any:
+        """What `transfer_motion` needs of a driving video: motion `(1, frames, channels)`, float32, absolute.
 
         Args:
-            frames (`Iterable`): Images of one size, as `FaceImageProcessor.load` takes them.
-            face (`int`, *optional*): Which face of the first frame, 0 is the largest.
-            box (`Sequence[float]`, *optional*): Its box, instead of detecting it.
-            num_frames (`int`, *optional*): Their number for the progress bar, if it is known.
+            driving (`DrivingFace`): Gives the squares to encode, and completes their motion.
         """
         raise NotImplementedError
 
     def render_frames(
-        self, subject: Subject, motion: Tensor, view: Any = None, start_frame: int = 0, fps: Fraction = Fraction(FPS)
+        self, subject: Any, motion: Tensor, view: Any = None, start_frame: int = 0, fps: Fraction = Fraction(FPS)
     ) -> Iterator[Tensor]:
         """Yield frames `(n, 3, height, width)` in [0, 1] on the CPU of a subject's absolute motion.
 
@@ -165,19 +176,23 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """
         raise NotImplementedError
 
-    def encode_driving(
-        self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, num_frames: int | None
-    ) -> Any:
-        """Encode a driving video for `transfer_motion`."""
-        return self.encode_video(frames, face, box, num_frames)
-
     def transfer_motion(
-        self, subject: Subject, driving: Any, relative: bool, fps: Fraction, transfer: Any, view: Any
+        self, subject: Any, driving: Any, neutral: int | None, fps: Fraction, transfer: Any, view: Any
     ) -> tuple[Tensor, Any]:
-        """Return the motion `(1, frames, channels)` of a subject that follows a driving video, and its view."""
-        return (rebase_motion(driving, subject.motion) if relative else driving), view
+        """Return the motion `(1, frames, channels)` of a subject that follows a driving video, and its view.
 
-    def adapt_motion(self, subject: Subject, motion: Tensor, relative: bool, fps: Fraction, transfer: Any) -> Tensor:
+        Args:
+            subject (`Subject`): A prepared subject.
+            driving (`Any`): The result of `encode_driving`.
+            neutral (`int`, *optional*): Frame from which the driver's change is measured; `None` uses the driver's pose
+                and expression directly.
+            fps (`Fraction`): Frames per second of the driving video.
+            transfer (`Any`): A `transfer_type`.
+            view (`Any`): A `view_type`.
+        """
+        return (driving if neutral is None else rebase_motion(driving, subject.motion, neutral)), view
+
+    def adapt_motion(self, subject: Any, motion: Tensor, relative: bool, fps: Fraction, transfer: Any) -> Tensor:
         """Adapt a given motion `(1, frames, channels)` to a subject."""
         return rebase_motion(motion, subject.motion) if relative else motion
 
@@ -197,6 +212,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If there is no such model, if its weights do not fit its configuration, or with
                 `use_safetensors=False`: pickled weights are never loaded.
         """
+        check_path("pretrained_model_name_or_path", pretrained_model_name_or_path)
         require_safetensors(kwargs)
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = local_folder(pretrained_model_name_or_path, **hub_options)
@@ -286,6 +302,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         speech = self.create_motion_generator()
         image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type, speech=True)
+        check_flag("return_dict", return_dict)
         (images, many_images), (audios, many_audios) = list_images(image), list_audios(audio)
         batch_size = check_batch(images, audios, self.subject_name)
         sampling = Sampling(guidance_scale, num_inference_steps, timesteps, sigmas, latents, generator, first_window)
@@ -296,8 +313,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
         # 1. Read all inputs and find the faces, before anything is generated.
         prepared = [self.prepare_audio(one, sampling_rate) for one in audios]
         subjects = [self.prepare_subject(one, view) for one in images]
-        prepared, subjects = (entries * (batch_size // len(entries)) for entries in (prepared, subjects))
-        samples, originals, rates = map(list, zip(*prepared, strict=True))
+        prepared, subjects = prepared * (batch_size // len(prepared)), subjects * (batch_size // len(subjects))
+        samples = [one for one, _, _ in prepared]
+        originals, sampling_rate = [one for _, one, _ in prepared], prepared[0][2]
 
         # 2. Generate the motion of all videos together, window by window.
         batch, sampling.num_frames = join_audio(samples, self.audio_processor.samples_per_frame)
@@ -320,18 +338,18 @@ class TalkingHeadPipeline(DiffusionPipeline):
             counts = [math.ceil(one.shape[1] * fps / rate) for one in samples]
             with self._frames_progress(sum(counts)) as progress_bar:
                 for index, (subject, motion, count) in enumerate(zip(subjects, motions, counts, strict=True)):
-                    wanted = resample_chunks(motion, self.audio_processor.fps, fps, lambda count=count: count)
+                    wanted = resample_chunks(motion, self.audio_processor.fps, fps, partial(int, count))
                     videos[index] = self._render_video(subject, wanted, view, fps, output_type, progress_bar)
 
         self.maybe_free_model_hooks()
         frames = videos if many_images or many_audios else videos[0]
         if not return_dict:
             return (frames,)
-        if len(set(rates)) > 1:  # an output has one rate: the encoder's then
-            originals, rates = [one[0].numpy() for one in samples], [rate]
+        if len({one for _, _, one in prepared}) > 1:  # an output has one rate: the encoder's then
+            originals, sampling_rate = [one[0].numpy() for one in samples], rate
         audio = originals if many_images or many_audios else originals[0]
-        motion = hold_last([torch.cat(motion, dim=1) for motion in motions])
-        return self._output(frames, audio, rates[0], fps, motion, self._motion_fps)
+        joined = hold_last([torch.cat(motion, dim=1) for motion in motions])
+        return self._output(frames, audio, sampling_rate, fps, joined, self._motion_fps)
 
     def stream(
         self,
@@ -385,7 +403,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             subject = self.prepare_subject(self._one_subject(image), view)
         self._interrupt = False
         sampling.is_interrupted = lambda: self._interrupt
-        chunks = read_chunks(audio_chunks, self.audio_processor, sampling_rate)
+        chunks = read_chunks(cast(Iterable, audio_chunks), self.audio_processor, sampling_rate)
         return self._stream(speech, subject, chunks, controls, sampling, view, parse_fps(fps), output_type)
 
     @torch.no_grad()
@@ -411,7 +429,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         num_frames = lambda: math.ceil(buffer.stop * fps / rate)  # noqa: E731 - known when the audio has ended
         placed = _check_finite(speech.place(windows, subject, controls))
         for motion in resample_chunks(placed, self.audio_processor.fps, fps, num_frames):
-            parts = [motion[0]]
+            parts: Iterable[Tensor] = [motion[0]]
             if output_type != "latent":
                 parts = self.render_frames(subject, motion[0], view, count, fps)
             for part in parts:
@@ -431,6 +449,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         *,
         provenance: bool | Mapping[str, Any] = True,
         crf: int = 18,
+        credentials: ContentCredentials | None = None,
         on_frames: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> TalkingFaceOutput:
@@ -442,6 +461,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One audio.
             provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
             crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
             on_frames (`Callable`, *optional*): Called with the frames written and in total, after each chunk.
             **options: As for `stream`.
 
@@ -449,26 +469,45 @@ class TalkingHeadPipeline(DiffusionPipeline):
             `TalkingFaceOutput` without frames and audio: its motion (at the video's rate) can be saved.
         """
         check_output(path)
-        check_number("crf", crf, 0, 51, whole=True)
+        settings = _check_writing(crf, provenance, credentials, on_frames)
         self.create_motion_generator()
         check_audios([audio])
         source = self.open_audio(audio, options.get("sampling_rate"))
         chunks = self.stream(image, source, **{**options, "output_type": "np"})
-        fps = parse_fps(options.get("fps", 25))
+        fps, motions = parse_fps(options.get("fps", 25)), []
+
+        def parts() -> Iterator[np.ndarray]:
+            for chunk in chunks:
+                motions.append(cast(Tensor, chunk.motion))
+                yield chunk.frames
+
         num_frames = math.ceil(source.num_samples * fps / source.sampling_rate)
-        first, motions = next(chunks), []
-        size = (first.frames.shape[2], first.frames.shape[1])
-        provenance = name_provenance(provenance, self.model_name)
-        with VideoWriter(path, fps, size, provenance=provenance, crf=crf) as writer:
-            for block in source:
-                writer.write_audio(block.mean(0), source.sampling_rate)
-            for chunk in itertools.chain([first], chunks):
-                for frame in to_uint8(chunk.frames):
+        sound = ((block.mean(0), source.sampling_rate) for block in source)
+        self._write_video(path, parts(), num_frames, fps, sound, settings, on_frames)
+        return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
+
+    def _write_video(
+        self,
+        path: str | os.PathLike,
+        parts: Iterator[np.ndarray],
+        num_frames: int,
+        fps: Fraction,
+        sound: Iterable[tuple[np.ndarray, int]],
+        settings: dict[str, Any],
+        on_frames: Callable[[int, int], None] | None,
+    ) -> None:
+        """Write frames `(n, height, width, 3)` as they come, and blocks of mono audio with their rate."""
+        first = next(parts)
+        size = (first.shape[2], first.shape[1])
+        provenance = name_provenance(settings["provenance"], self.model_name)
+        with VideoWriter(path, fps, size, **{**settings, "provenance": provenance}) as writer:
+            for samples, rate in sound:
+                writer.write_audio(samples, rate)
+            for part in itertools.chain([first], parts):
+                for frame in to_uint8(part):
                     writer.write(frame)
-                motions.append(chunk.motion)
                 if on_frames is not None:
                     on_frames(writer.num_frames, num_frames)
-        return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
 
     # --- other drivers ------------------------------------------------------------------------------------------------
 
@@ -488,14 +527,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
     ) -> TalkingFaceOutput | tuple:
         """Let a subject do what the face of a video does.
 
-        One square, around the first frame's face, is cut out of all frames, as the training clips were.
+        The face is followed through the video, see `vasa_hf.pipelines.driving`; frames without it are told by logging.
 
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
             driving_video (`str`, `os.PathLike` or a sequence of images): A video file, or frames of one size.
-            relative (`bool`, defaults to `True`): Add the change since the first driving frame to the subject's own
-                pose and expression. Otherwise the driving pose and expression are taken as they are.
-            driving_face (`int`, *optional*): `face` of the first driving frame.
+            relative (`bool`, defaults to `True`): Add the driver's change to the subject's own pose and expression. It
+                counts from the first frame, or from another in which the face is clearly nearer to rest: mouth closed,
+                eyes open, not turned. Otherwise the driving pose and expression are taken as they are.
+            driving_face (`int`, *optional*): `face` of the first driving frame with faces.
             driving_box (`Sequence[float]`, *optional*): `box` of the first driving frame.
             fps (`Fraction`, `float` or `str`, *optional*): Defaults to the video's own rate, 25 for frames.
             output_type (`str`, defaults to `"pil"`): As for `__call__`.
@@ -508,15 +548,83 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is unfit; its name is in the message.
         """
+        check_flag("relative", relative)
+        check_flag("return_dict", return_dict)
+        call = self._read_animate(image, driving_video, driving_face, driving_box, fps, output_type, options)
+        sound = call.video.read_sound()
+        return self._render_motion(*self._animate(call, relative), sound, output_type, return_dict)
+
+    @torch.no_grad()
+    def animate_to_file(
+        self,
+        path: str | os.PathLike,
+        image: ImageInput | Subject | None = None,
+        driving_video: str | os.PathLike | Sequence | None = None,
+        *,
+        relative: bool = True,
+        driving_face: int | None = None,
+        driving_box: Sequence[float] | None = None,
+        fps: Fraction | float | str | None = None,
+        provenance: bool | Mapping[str, Any] = True,
+        crf: int = 18,
+        credentials: ContentCredentials | None = None,
+        on_frames: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> TalkingFaceOutput:
+        """Write what `animate` makes frame by frame, with the video's audio: memory grows by the motion alone.
+
+        Args:
+            path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
+            driving_video (`str`, `os.PathLike` or a sequence of images): See `animate`, also for the next four.
+            relative (`bool`, defaults to `True`): Add the driver's change to the subject's own motion.
+            driving_face (`int`, *optional*): Which face drives.
+            driving_box (`Sequence[float]`, *optional*): Its box.
+            fps (`Fraction`, `float` or `str`, *optional*): Defaults to the video's own rate, 25 for frames.
+            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
+            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
+            on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
+            **options: As for `animate`.
+
+        Returns:
+            `TalkingFaceOutput` without frames and audio: its motion can be saved.
+
+        Raises:
+            ValueError: If an argument is unfit; its name is in the message.
+        """
+        check_output(path)
+        settings = _check_writing(crf, provenance, credentials, on_frames)
+        check_flag("relative", relative)
+        call = self._read_animate(image, driving_video, driving_face, driving_box, fps, "np", options)
+        sound = call.video.sound_blocks()
+        return self._write_motion(path, *self._animate(call, relative), sound, settings, on_frames)
+
+    def _read_animate(
+        self, image: Any, video: Any, face: int | None, box: Any, fps: Any, output_type: str, options: dict[str, Any]
+    ) -> _AnimateCall:
+        """Check the arguments of `animate`, and open its video."""
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
         self.check_inputs(image, None, None, view, fps, output_type)
         transfer.check()
-        check_face(driving_face, driving_box, "driving_")
-        video, fps, num_frames, sound = open_driving(driving_video, fps)
-        subject = self.prepare_subject(self._one_subject(image), view)
-        driving = self.encode_driving(video, driving_face, driving_box, num_frames)
-        motion, view = self.transfer_motion(subject, driving, relative, fps, transfer, view)
-        return self._render_motion(subject, motion, fps, view, fps, sound, output_type, return_dict)
+        check_face(face, box, "driving_")
+        return _AnimateCall(self._one_subject(image), DrivingVideo(video, fps), face, box, view, transfer)
+
+    def _animate(self, call: _AnimateCall, relative: bool) -> tuple[Subject, Tensor, Fraction, Any, Fraction]:
+        """The subject, its motion and rate, and the view and rate of the video."""
+        subject, video = self.prepare_subject(call.image, call.view), call.video
+        motion, view = self.follow_video(
+            subject,
+            video.frames,
+            relative=relative,
+            face=call.face,
+            box=call.box,
+            num_frames=video.num_frames,
+            fps=video.fps,
+            transfer=call.transfer,
+            view=call.view,
+        )
+        return subject, motion, video.fps, view, video.fps
 
     @torch.no_grad()
     def render(
@@ -553,15 +661,84 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is unfit; its name is in the message.
         """
+        check_flag("return_dict", return_dict)
+        rates = (motion_fps, fps)
+        prepared, sound = self._prepare_render(
+            image, motion, rates, relative, audio, sampling_rate, output_type, options
+        )
+        sound = (None, None) if sound is None else read_sound(sound)
+        return self._render_motion(*prepared, sound, output_type, return_dict)
+
+    @torch.no_grad()
+    def render_to_file(
+        self,
+        path: str | os.PathLike,
+        image: ImageInput | Subject | None = None,
+        motion: Tensor | str | os.PathLike | None = None,
+        *,
+        motion_fps: Fraction | float | str | None = None,
+        relative: bool = False,
+        audio: AudioInput | None = None,
+        sampling_rate: int | None = None,
+        fps: Fraction | float | str = 25,
+        provenance: bool | Mapping[str, Any] = True,
+        crf: int = 18,
+        credentials: ContentCredentials | None = None,
+        on_frames: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> TalkingFaceOutput:
+        """Write what `render` makes frame by frame: memory grows by the motion alone.
+
+        Args:
+            path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
+            motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): Absolute motion.
+            motion_fps (`Fraction`, `float` or `str`, *optional*): Its rate; the file's own, 25 for tensors.
+            relative (`bool`, defaults to `False`): Start from the subject's own pose and expression.
+            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`, *optional*): Audio of the video.
+            sampling_rate (`int`, *optional*, defaults to 16000): Rate of bare samples in Hz.
+            fps (`Fraction`, `float` or `str`, defaults to 25): Frames per second of the video.
+            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
+            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
+            on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
+            **options: As for `render`.
+
+        Returns:
+            `TalkingFaceOutput` without frames and audio: its motion can be saved.
+
+        Raises:
+            ValueError: If an argument is unfit; its name is in the message.
+        """
+        check_output(path)
+        settings = _check_writing(crf, provenance, credentials, on_frames)
+        rates = (motion_fps, fps)
+        prepared, sound = self._prepare_render(image, motion, rates, relative, audio, sampling_rate, "np", options)
+        blocks = () if sound is None else ((block.mean(0), sound.sampling_rate) for block in sound)
+        return self._write_motion(path, *prepared, blocks, settings, on_frames)
+
+    def _prepare_render(
+        self,
+        image: Any,
+        motion: Any,
+        rates: tuple[Any, Any],
+        relative: bool,
+        audio: AudioInput | None,
+        sampling_rate: int | None,
+        output_type: str,
+        options: dict[str, Any],
+    ) -> tuple[tuple[Subject, Tensor, Fraction, Any, Fraction], AudioSource | None]:
+        """The subject, its motion and rate, the view and rate of the video; and the audio."""
+        motion_fps, fps = rates
         image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
+        check_flag("relative", relative)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type)
         transfer.check()
         motion, motion_fps = read_motion(motion, motion_fps, self.motion_spec, self._motion_fps)
-        sound = (None, None) if audio is None else read_sound(audio, sampling_rate)
+        sound = None if audio is None else open_sound(audio, sampling_rate)
         subject = self.prepare_subject(self._one_subject(image), view)
         motion = self.adapt_motion(subject, motion.to(subject.motion), relative, motion_fps, transfer)
-        fps = parse_fps(fps)
-        return self._render_motion(subject, motion, motion_fps, view, fps, sound, output_type, return_dict)
+        return (subject, motion, motion_fps, view, parse_fps(fps)), sound
 
     @classmethod
     def control_names(cls) -> list[str]:
@@ -630,9 +807,10 @@ class TalkingHeadPipeline(DiffusionPipeline):
         if view.box is not None:
             return {"box": view.box}
         faces = self.face_analyzer.detect(picture)
-        return {"face": self.image_processor.choose(faces, tuple(picture.shape[-2:]), view.face)}
+        chosen = self.image_processor.choose(faces, tuple(picture.shape[-2:]), view.face)
+        return {"face": chosen, "others": [face for face in faces if face is not chosen]}
 
-    def prepare_audio(self, audio: AudioInput, sampling_rate: int | None = None) -> tuple[Tensor, np.ndarray, int]:
+    def prepare_audio(self, audio: Any, sampling_rate: int | None = None) -> tuple[Tensor, np.ndarray, int]:
         """Read an audio of any kind.
 
         Args:
@@ -646,42 +824,89 @@ class TalkingHeadPipeline(DiffusionPipeline):
         samples = self.audio_processor.load((original, rate))
         return torch.from_numpy(samples)[None], mix_to_mono(original), rate
 
-    def open_audio(self, audio: AudioInput | AudioSource, sampling_rate: int | None = None) -> AudioSource:
+    def open_audio(self, audio: Any, sampling_rate: int | None = None) -> AudioSource:
         """Check an audio to its end without keeping it in memory: `prepare_audio` for long files."""
         if isinstance(audio, AudioSource):
             return audio
         return AudioSource(audio, choose_rate(audio, sampling_rate, self.audio_processor.sampling_rate))
 
-    def driving_crops(
-        self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, total: int | None, size: int
-    ) -> Iterator[Tensor]:
-        """Crop all frames of a driving video to one square, around the first frame's face.
+    @torch.no_grad()
+    def encode_video(
+        self,
+        frames: Iterable[ImageInput],
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        num_frames: int | None = None,
+        follow: bool = True,
+    ) -> Tensor:
+        """Motion `(1, frames, channels)` of the face in a video, float32, absolute.
 
         Args:
             frames (`Iterable`): Images of one size, as `FaceImageProcessor.load` takes them.
-            face (`int`, *optional*): Which face of the first frame, 0 is the largest.
-            box (`Sequence[float]`, *optional*): Its box, instead of detecting it.
-            total (`int`, *optional*): Their number for the progress bar, if it is known.
-            size (`int`): Side of the squares.
-
-        Yields:
-            `torch.Tensor` of shape `(3, size, size)` in [-1, 1].
+            face (`int`, *optional*): Which face of the first frame with faces, 0 is the largest.
+            box (`Sequence[float]`, *optional*): Its box in the first frame, instead of detecting it.
+            num_frames (`int`, *optional*): Their number for the progress bar, if it is known.
+            follow (`bool`, defaults to `True`): Whether the square goes with the face; see `DrivingFace`.
 
         Raises:
-            ValueError: If a frame cannot be read, or the first shows no face.
+            ValueError: If a frame cannot be read, or none shows a face.
         """
-        around = None
-        with self.progress_bar(total=total or 0) as progress_bar:
+        with self._driving_face(frames, face, box, num_frames, follow) as driving:
+            return self.encode_driving(driving)
+
+    @contextmanager
+    def _driving_face(
+        self,
+        frames: Iterable[ImageInput],
+        face: int | None,
+        box: Sequence[float] | None,
+        num_frames: int | None,
+        follow: bool = True,
+    ) -> Iterator[DrivingFace]:
+        """The face of a driving video, with a progress bar while it is read."""
+        with self.progress_bar(total=num_frames or 0) as progress_bar:
             progress_bar.set_description("driving")
-            for index, frame in enumerate(frames):
-                try:
-                    picture = self.image_processor.load(frame)
-                    around = self.find_face(picture, FaceView(face, box)) if around is None else around
-                    crop = self.image_processor.crop(picture, **around, size=size)
-                except ValueError as error:
-                    raise ValueError(f"`driving_video`, frame {index}: {error}") from error
-                yield crop.image
-                progress_bar.update()
+            parts = (self.face_analyzer, self.image_processor)
+            yield DrivingFace(frames, *parts, face, box, follow, progress_bar.update)
+
+    @torch.no_grad()
+    def follow_video(
+        self,
+        subject: Subject,
+        frames: Iterable[ImageInput],
+        *,
+        relative: bool = True,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        num_frames: int | None = None,
+        fps: Fraction = Fraction(FPS),
+        transfer: Any = None,
+        view: Any = None,
+    ) -> tuple[Tensor, Any]:
+        """Motion `(1, frames, channels)` of a subject that does what the face of a video does, and how to show it.
+
+        Args:
+            subject (`Subject`): Who, prepared.
+            frames (`Iterable`): See `encode_video`, also for `face`, `box` and `num_frames`.
+            relative (`bool`, defaults to `True`): See `animate`.
+            face (`int`, *optional*): Which face.
+            box (`Sequence[float]`, *optional*): Its box.
+            num_frames (`int`, *optional*): Number of frames.
+            fps (`Fraction`, defaults to 25): Frames per second.
+            transfer (`Any`, *optional*): A `transfer_type`; its defaults if `None`.
+            view (`Any`, *optional*): A `view_type`; its defaults if `None`.
+
+        Returns:
+            `tuple`: the motion, and the view to render it with.
+
+        Raises:
+            ValueError: As of `encode_video`.
+        """
+        with self._driving_face(frames, face, box, num_frames) as driving:
+            motion = self.encode_driving(driving)
+        neutral = driving.neutral if relative else None
+        transfer, view = transfer or self.transfer_type(), view or self.view_type()
+        return self.transfer_motion(subject, motion, neutral, fps, transfer, view)
 
     # --- sampling and outputs -----------------------------------------------------------------------------------------
 
@@ -750,6 +975,26 @@ class TalkingHeadPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return self._output(frames, *sound, fps, motion, motion_fps) if return_dict else (frames,)
 
+    def _write_motion(
+        self,
+        path: str | os.PathLike,
+        subject: Subject,
+        motion: Tensor,
+        motion_fps: Fraction,
+        view: Any,
+        fps: Fraction,
+        sound: Iterable[tuple[np.ndarray, int]],
+        settings: dict[str, Any],
+        on_frames: Callable[[int, int], None] | None,
+    ) -> TalkingFaceOutput:
+        """Write one absolute motion `(1, frames, channels)`; the end of `animate_to_file` and `render_to_file`."""
+        (motion,) = _check_finite([motion])
+        wanted = resample_motion(motion, motion_fps, fps)[0]
+        parts = (self.postprocess(part, "np") for part in self.render_frames(subject, wanted, view, 0, fps))
+        self._write_video(path, parts, len(wanted), fps, sound, settings, on_frames)
+        self.maybe_free_model_hooks()
+        return self._output([], None, None, fps, motion, motion_fps)
+
     @property
     def _motion_fps(self) -> Fraction:
         """Frames per second of generated motion."""
@@ -793,3 +1038,11 @@ def _cpu_computes_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16; others emulate it slowly."""
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, test, bool)() for test in tests)
+
+
+def _check_writing(crf: int, provenance: Any, credentials: ContentCredentials | None, on_frames: Any) -> dict[str, Any]:
+    """Check the options of writing a video, and return those of `VideoWriter`."""
+    check_number("crf", crf, 0, 51, whole=True)
+    check_credentials(credentials, provenance)
+    check_callable("on_frames", on_frames)
+    return {"provenance": provenance, "crf": crf, "credentials": credentials}

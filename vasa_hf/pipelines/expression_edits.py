@@ -8,7 +8,7 @@ the eyes are about 0.4 apart, so that 1 is clear and natural. x goes to the imag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,9 +40,11 @@ EDITS: dict[str, dict[int, tuple[float, float, float]]] = {
     "gaze_pitch": {11: (0, 0.053, 0), 15: (0, 0.053, 0), 13: (0, 0.035, 0), 16: (0, 0.035, 0)},
 }
 MAX_STRENGTH = 2.0
+Edits: TypeAlias = Mapping[str, float]
+ExpressionControl: TypeAlias = Edits | Sequence[tuple[float, Edits]]
 
 
-def parse_expression(expression: Any) -> Keyframes | None:
+def parse_expression(expression: ExpressionControl | None) -> Keyframes | None:
     """Check the edits of a call.
 
     Args:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vasa_hf.checks import check_number
-from vasa_hf.media.audio import CancellationGuard, as_channels, audio_blocks, load_audio, mix_to_mono
+from vasa_hf.checks import check_number, check_path, naming, shorten
+from vasa_hf.media.audio import CancellationGuard, as_array, as_channels, audio_blocks, load_audio
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import MotionSpec, load_motion
@@ -57,17 +57,22 @@ class AudioSource:
 
     def __init__(self, audio: AudioInput, sampling_rate: int | None = None):
         check_audios([audio])
-        self._path = audio if isinstance(audio, str | os.PathLike) else None
-        self._whole = None
-        if self._path is None:
+        if sampling_rate is not None:
+            check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
+        self._audio: str | os.PathLike | tuple[np.ndarray, int]
+        if isinstance(audio, str | os.PathLike):
+            self._audio = audio
+        else:
             samples, rate = load_audio(audio, sampling_rate)
-            self._whole = CancellationGuard("`audio`").apply(samples), rate
-        check = None
+            self._audio = CancellationGuard("`audio`").apply(samples), rate
+        check: AudioCheck | None = None
         for samples, rate in self._blocks(quiet=False):
             if sampling_rate not in (None, rate):
                 raise ValueError(f"`sampling_rate` must agree with the rate of `audio`, {rate}, got {sampling_rate}.")
             check = AudioCheck(rate) if check is None else check
             check.add(samples)
+        if check is None:
+            raise ValueError("`audio` must hold at least one sample, got none.")
         check.finish()
         self.sampling_rate, self.num_samples = check.sampling_rate, check.num_samples
 
@@ -76,10 +81,10 @@ class AudioSource:
         return (samples for samples, _ in self._blocks(quiet=True))
 
     def _blocks(self, quiet: bool) -> Iterator[tuple[np.ndarray, int]]:
-        if self._path is not None:
-            yield from audio_blocks(self._path, quiet=quiet)
+        if isinstance(self._audio, str | os.PathLike):
+            yield from audio_blocks(self._audio, quiet=quiet)
         else:
-            samples, rate = self._whole
+            samples, rate = self._audio
             for start in range(0, samples.shape[1], rate):
                 yield samples[:, start : start + rate], rate
 
@@ -90,9 +95,13 @@ def choose_rate(audio: AudioInput, sampling_rate: int | None, default: int) -> i
     return default if bare and sampling_rate is None else sampling_rate
 
 
-def read_sound(audio: AudioInput, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
-    """Read and check a whole audio: mono samples `(samples,)` and their rate, 16 kHz for bare samples by default."""
-    source = AudioSource(audio, choose_rate(audio, sampling_rate, 16_000))
+def open_sound(audio: AudioInput, sampling_rate: int | None = None) -> AudioSource:
+    """Check a whole audio without keeping it in memory; bare samples have 16 kHz by default."""
+    return AudioSource(audio, choose_rate(audio, sampling_rate, 16_000))
+
+
+def read_sound(source: AudioSource) -> tuple[np.ndarray, int]:
+    """Read a whole audio: mono samples `(samples,)` and their rate."""
     return np.concatenate([block.mean(0) for block in source]), source.sampling_rate
 
 
@@ -126,7 +135,8 @@ def is_whole_audio(audio: Any) -> bool:
 
 
 def _is_pair(audio: Any) -> bool:
-    return isinstance(audio, tuple) and len(audio) == 2 and (np.ndim(audio[0]) == 0) != (np.ndim(audio[1]) == 0)
+    numbers = [isinstance(part, int | float | np.number) for part in audio] if isinstance(audio, tuple) else []
+    return len(numbers) == 2 and numbers[0] != numbers[1]
 
 
 def check_image(image: Any, subject_type: type[Subject], output_size: int | None = None) -> None:
@@ -181,6 +191,7 @@ def check_file(name: str, kind: str, value: Any) -> None:
 
 def check_output(path: str | os.PathLike) -> None:
     """Raise `ValueError` unless a video can be written there."""
+    check_path("path", path)
     folder, name = os.path.split(os.fspath(path))
     if not name.lower().endswith(".mp4"):
         raise ValueError(f"`path` must end in .mp4, got {os.fspath(path)!r}.")
@@ -192,8 +203,8 @@ def check_output(path: str | os.PathLike) -> None:
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
+    if not isinstance(value, str | int) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}, got {shorten(value)}.")
 
 
 def check_face(face: Any, box: Any, prefix: str = "") -> None:
@@ -214,8 +225,8 @@ def check_generator(generator: Any, batch_size: int) -> None:
     """Raise `ValueError` unless this is `None`, a generator, or one for each of the batch."""
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"`generator` must be one, or one for each of {batch_size} videos, got {len(generator)}.")
-    for one in generator if isinstance(generator, list) else [generator]:
-        if one is not None and not isinstance(one, torch.Generator):
+    for one in generator if isinstance(generator, list) else [] if generator is None else [generator]:
+        if not isinstance(one, torch.Generator):
             raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
 
 
@@ -232,41 +243,55 @@ def check_fit(component: str, setting: str, got: Any, wanted: Any, other: str) -
         raise ValueError(f"`{component}` must have `{setting}` {wanted!r} to fit the `{other}`, got {got!r}.")
 
 
-def open_driving(
-    driving_video: Any, fps: Any
-) -> tuple[Iterable[Any], Fraction, int | None, tuple[np.ndarray | None, int | None]]:
-    """Open a driving video: a file, or frames.
+class DrivingVideo:
+    """A driving video: a file, or frames.
 
     Args:
-        driving_video (`str`, `os.PathLike` or a sequence of images): The driving video.
+        video (`str`, `os.PathLike` or a sequence of images): The driving video.
         fps (`Fraction`, `float` or `str`, *optional*): Output rate; the file's own by default, 25 for frames.
 
-    Returns:
-        `tuple`: its frames, read one by one; their rate; their number, if it is known; its audio, mono, and the
-        audio's rate, or `None` twice.
+    Attributes:
+        frames (`Iterable`): Its frames, read one by one.
+        fps (`Fraction`): Their rate.
+        num_frames (`int` or `None`): Their number, if it is known.
 
     Raises:
         ValueError: If it is neither.
     """
-    check_file("driving_video", "video", driving_video)
-    if isinstance(driving_video, str | os.PathLike):
-        video = VideoReader(driving_video, fps)
-        audio, rate = load_audio(driving_video) if video.has_audio else (None, None)
-        return video, video.fps, video.num_frames, (None if audio is None else mix_to_mono(audio), rate)
-    if isinstance(driving_video, Sequence | np.ndarray | Tensor) and len(driving_video):
-        return driving_video, parse_fps(25 if fps is None else fps), len(driving_video), (None, None)
-    kind = type(driving_video).__name__
-    raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
+
+    def __init__(self, video: Any, fps: Any = None):
+        check_file("driving_video", "video", video)
+        self._sound_path = None
+        if isinstance(video, str | os.PathLike):
+            self.frames = VideoReader(video, fps, argument="driving_video")
+            self.fps, self.num_frames = self.frames.fps, self.frames.num_frames
+            self._sound_path = video if self.frames.has_audio else None
+        elif isinstance(video, Sequence | np.ndarray | Tensor) and getattr(video, "ndim", 1) > 0 and len(video):
+            self.frames, self.fps, self.num_frames = video, parse_fps(25 if fps is None else fps), len(video)
+        else:
+            kind = type(video).__name__
+            raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
+
+    def sound_blocks(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield its audio, mono, block by block with the rate; nothing where it has none."""
+        if self._sound_path is not None:
+            with naming("driving_video"):
+                yield from ((samples.mean(0), rate) for samples, rate in audio_blocks(self._sound_path))
+
+    def read_sound(self) -> tuple[np.ndarray | None, int | None]:
+        """Its audio, mono, and the rate; `None` twice where it has none."""
+        blocks = list(self.sound_blocks())
+        return (np.concatenate([samples for samples, _ in blocks]), blocks[0][1]) if blocks else (None, None)
 
 
-def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: int) -> tuple[Tensor, Fraction]:
+def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: Fraction | int) -> tuple[Tensor, Fraction]:
     """Check a motion, or read it from its file.
 
     Args:
         motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): Absolute motion.
         motion_fps (`Fraction`, `float`, `str` or `None`): Its rate; by default the file's own.
         spec (`MotionSpec`): What the channels must be.
-        default_fps (`int`): Rate of a tensor without `motion_fps`.
+        default_fps (`Fraction` or `int`): Rate of a tensor without `motion_fps`.
 
     Returns:
         `tuple`: motion `(1, frames, channels)` and its rate.
@@ -276,7 +301,8 @@ def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: int
     """
     check_file("motion", "motion", motion)
     if isinstance(motion, str | os.PathLike):
-        motion, saved_spec, saved_fps, _ = load_motion(motion)
+        with naming("motion"):
+            motion, saved_spec, saved_fps, _ = load_motion(motion)
         motion_fps = saved_fps if motion_fps is None else motion_fps
         if saved_spec != spec:
             raise ValueError(f"`motion` must have the parts {spec.dynamics}, the file has {saved_spec.dynamics}.")
@@ -310,27 +336,31 @@ def read_chunks(
     Raises:
         ValueError: If a chunk cannot be used, or all of them together are too short.
     """
-    resampler, first_rate, received, shape = None, None, 0, None
+    resampler: StreamingResampler | None = None
+    first_rate, received, shape = 0, 0, None
     guard = CancellationGuard("`audio_chunks`")
     for chunk in audio_chunks:
         rate = sampling_rate or processor.sampling_rate
-        if isinstance(chunk, tuple):
-            chunk, rate = chunk if np.ndim(chunk[1]) == 0 else chunk[::-1]
-        if len(chunk) == 0 or 0 in np.shape(chunk):
+        if _is_pair(chunk):
+            chunk, rate = chunk if isinstance(chunk[1], int | float | np.number) else chunk[::-1]
+        chunk = as_array(chunk, "audio_chunks")
+        if chunk.size == 0 and chunk.ndim:
             continue
         shape = _chunk_shape(chunk, shape)
         samples = as_channels(chunk, "audio_chunks", None if shape is None else shape[0])
         if not np.isfinite(samples).all():
             raise ValueError("`audio_chunks` must be finite, got NaN or infinity.")
         if resampler is None:
-            check_number("sampling_rate", int(rate), MIN_RATE, MAX_RATE, whole=True)
+            check_number("sampling_rate", rate, MIN_RATE, MAX_RATE)
+            if rate != int(rate):
+                raise ValueError(f"`sampling_rate` must be a whole number, got {rate!r}.")
             resampler, first_rate = StreamingResampler(int(rate), processor.sampling_rate), rate
         if rate != first_rate:
             raise ValueError(f"`audio_chunks` must keep their sampling rate of {first_rate} Hz, got {rate}.")
         received += samples.shape[1]
         yield torch.from_numpy(resampler.push(guard.apply(samples).clip(-1.0, 1.0).mean(0)).clip(-1.0, 1.0))[None]
     seconds = received / first_rate if received else 0.0
-    if seconds < MIN_SECONDS:
+    if resampler is None or seconds < MIN_SECONDS:
         raise ValueError(f"`audio_chunks` must hold at least {MIN_SECONDS} s of audio, got {seconds:.3f} s.")
     yield torch.from_numpy(resampler.flush().clip(-1.0, 1.0))[None]
 

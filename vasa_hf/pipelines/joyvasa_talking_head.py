@@ -44,6 +44,7 @@ class JoyVasaTalkingHeadPipeline(LivePortraitPipeline):
     """
 
     model_cpu_offload_seq = "face_analyzer->audio_encoder->motion_generator->renderer"
+    _exclude_from_cpu_offload = ["motion_generator"]  # `nn.MultiheadAttention` reads weights of an inner module
     controls_type = HeadControls
 
     def __init__(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from vasa_hf.geometry.rotations import euler_from_matrix, matrix_from_euler
 from vasa_hf.motion import MotionSpec, to_relative
 from vasa_hf.motion.controls import place_motion
 from vasa_hf.motion.keyframes import Keyframes
-from vasa_hf.pipelines.expression_edits import expression_shift, parse_expression
+from vasa_hf.pipelines.expression_edits import ExpressionControl, expression_shift, parse_expression
 from vasa_hf.pipelines.inputs import Subject
 from vasa_hf.pipelines.motion_generator import MAX_HEAD_MOTION
 from vasa_hf.processors.image import FaceCrop
@@ -67,7 +66,7 @@ class HeadControls:
         head_motion (`float`, defaults to 1.0): Amount of head movement. # Not in the paper.
     """
 
-    expression: Any = None
+    expression: ExpressionControl | None = None
     head_motion: float = 1.0
 
     def check(self) -> None:

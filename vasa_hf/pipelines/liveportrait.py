@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 from PIL import Image
@@ -36,13 +35,16 @@ from vasa_hf.geometry.landmarks import rows
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
 from vasa_hf.pipelines.base import FPS
-from vasa_hf.pipelines.expression_edits import parse_expression
+from vasa_hf.pipelines.driving import DrivingFace, smooth
+from vasa_hf.pipelines.expression_edits import Edits, ExpressionControl, parse_expression
 from vasa_hf.pipelines.inputs import ImageInput, check_choice, check_components
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, KeypointPortrait, apply_edits, keypoints_of, motion_of
 from vasa_hf.pipelines.options import FaceView, Transfer
 from vasa_hf.pipelines.portrait import PortraitPipeline
 from vasa_hf.processors.image import FaceImageProcessor
 
+# Of `smooth`. The motion extractor sees a head turn from frame to frame more than it does, the smaller ones most.
+SMOOTH_POSE, SMOOTH_EXPRESSION = 1.0, 0.1
 MAX_MULTIPLIER = 3.0
 MAX_RATIO = 1.0
 _EYES = (((159, 145), (33, 133)), ((386, 374), (263, 362)))  # mesh ids: across the opening, along it; left first
@@ -90,7 +92,7 @@ class KeypointTransfer(Transfer):
     """
 
     region: str = "all"
-    expression: Any = None
+    expression: ExpressionControl | None = None
     expression_friendly: bool = False
 
     def check(self) -> None:
@@ -111,6 +113,10 @@ class LivePortraitPipeline(PortraitPipeline):
     With a renderer of official size, `pipe.renderer.optimize_for_inference()` makes it faster on a CPU; it slows small
     ones down.
 
+    Attributes:
+        driving_smoothing (`float`): How much the motion of a driving video is smoothed, times `SMOOTH_POSE` and
+            `SMOOTH_EXPRESSION`; 0 takes it as it is seen.
+
     Example:
         ```python
         pipe = LivePortraitPipeline.from_pretrained("my-liveportrait")
@@ -123,6 +129,7 @@ class LivePortraitPipeline(PortraitPipeline):
     view_type = KeypointView
     transfer_type = KeypointTransfer
     motion_spec = KEYPOINT_SPEC
+    driving_smoothing: float = 1.0
 
     def __init__(
         self, face_analyzer: FaceAnalyzer, image_processor: FaceImageProcessor, renderer: LivePortraitRenderer
@@ -148,19 +155,37 @@ class LivePortraitPipeline(PortraitPipeline):
         keypoints = self.renderer.extract_motion(small).to(torch.float32)
         return KeypointPortrait(self.renderer.encode_appearance(small), keypoints, picture, crop, size)
 
+    def encode_driving(self, driving: DrivingFace) -> KeypointMotion:
+        """Keypoint motion of a driving face, float32, a row for each frame, smoothed."""
+        motion, cuts = self._measure_driving(driving), driving.cuts
+        strengths = dict.fromkeys(("scale", "t", "pitch", "yaw", "roll"), SMOOTH_POSE) | {"exp": SMOOTH_EXPRESSION}
+        strengths = {name: self.driving_smoothing * strength for name, strength in strengths.items()}
+        smoothed = {name: smooth(getattr(motion, name), strength, cuts) for name, strength in strengths.items()}
+        return dataclasses.replace(motion, **smoothed)
+
     @torch.no_grad()
+    def _measure_driving(self, driving: DrivingFace) -> KeypointMotion:
+        """Keypoint motion of a driving face as it is seen frame by frame."""
+        crops = driving.crops(self.renderer.config.image_size)
+        seen = KeypointMotion.cat(
+            [self.renderer.extract_motion(self._resize_crop(crop)).to(torch.float32) for crop in crops]
+        )
+        zoom, shift = (value.to(seen.t) for value in driving.view)
+        place = seen.t * zoom + torch.nn.functional.pad(2 * shift, (0, 1))  # counted from the middle, in half sides
+        seen = dataclasses.replace(seen, scale=seen.scale * zoom, t=place)
+        return KeypointMotion(*(driving.fill(getattr(seen, field.name)) for field in dataclasses.fields(seen)))
+
     def encode_keypoints(
         self,
         frames: Iterable[ImageInput],
         face: int | None = None,
         box: Sequence[float] | None = None,
         num_frames: int | None = None,
+        follow: bool = True,
     ) -> KeypointMotion:
-        """Keypoint motion of the face in a video, float32, a row for each frame; arguments as of `encode_video`."""
-        crops = self.driving_crops(frames, face, box, num_frames, self.renderer.config.image_size)
-        return KeypointMotion.cat(
-            [self.renderer.extract_motion(self._resize_crop(crop)).to(torch.float32) for crop in crops]
-        )
+        """Keypoint motion of the face in a video, float32, a row for each frame; arguments as for `encode_video`."""
+        with self._driving_face(frames, face, box, num_frames, follow) as driving:
+            return self._measure_driving(driving)
 
     def encode_video(
         self,
@@ -168,28 +193,27 @@ class LivePortraitPipeline(PortraitPipeline):
         face: int | None = None,
         box: Sequence[float] | None = None,
         num_frames: int | None = None,
+        follow: bool = True,
     ) -> Tensor:
         """Motion `(1, frames, 69)` of the face in a video; see `TalkingHeadPipeline.encode_video`."""
-        return motion_of(self.encode_keypoints(frames, face, box, num_frames))[None]
-
-    def encode_driving(
-        self, frames: Iterable[ImageInput], face: int | None, box: Sequence[float] | None, num_frames: int | None
-    ) -> KeypointMotion:
-        """Keypoint motion of a driving video."""
-        return self.encode_keypoints(frames, face, box, num_frames)
+        return motion_of(self.encode_keypoints(frames, face, box, num_frames, follow))[None]
 
     def transfer_motion(
         self,
         subject: KeypointPortrait,
         driving: KeypointMotion,
-        relative: bool,
+        neutral: int | None,
         fps: Fraction,
         transfer: KeypointTransfer,
         view: KeypointView,
     ) -> tuple[Tensor, KeypointView]:
         """Motion `(1, frames, 69)` of a portrait that follows a driving video, and the view to render it with."""
-        own, first, region = subject.keypoints, driving[:1], transfer.region
-        motion = relative_motion(own, driving, first, region) if relative else absolute_motion(own, driving, region)
+        own, region, rest = subject.keypoints, transfer.region, neutral or 0
+        first = dataclasses.replace(driving[rest : rest + 1], t=driving.t[:1], scale=driving.scale[:1])
+        if neutral is None:
+            motion = absolute_motion(own, driving, region)
+        else:
+            motion = relative_motion(own, driving, first, region)
         if transfer.expression_friendly:
             scale = expression_friendly_scale(transform_keypoints(own), transform_keypoints(first))
             view = dataclasses.replace(view, friendly_scale=float(scale))
@@ -240,7 +264,7 @@ class LivePortraitPipeline(PortraitPipeline):
         *,
         eyes: float | None = None,
         lips: float | None = None,
-        expression: Any = None,
+        expression: Edits | None = None,
         rotation_deg: Sequence[float] = (0.0, 0.0, 0.0),
         stitching: bool = True,
         face: int | None = None,

@@ -15,16 +15,19 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers import __version__ as diffusers_version
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_base import ImageProcessingMixin
 
+from vasa_hf.checks import shorten
 from vasa_hf.hub import BASE, base_name, read_index, resolve
+from vasa_hf.pipelines.saved_config import check_saved_config
 
 # Options of `from_pretrained` about the Hub.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 INDEX = "model_index.json"
+_OPTIONS = ("dtype", "torch_dtype", "variant", "use_safetensors")  # of networks
 _LIBRARIES = ("vasa_hf", "diffusers", "transformers")
 _COMPONENTS = (ModelMixin, PreTrainedModel, SchedulerMixin, FeatureExtractionMixin, ImageProcessingMixin)
 
@@ -34,19 +37,20 @@ def pipeline_errors(name_or_path: str | os.PathLike) -> Iterator[None]:
     """Turn errors in the files of a pipeline into a `ValueError` that names the pipeline."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ImportError):
         raise
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        name = os.fspath(name_or_path)
-        raise ValueError(
-            f"`pretrained_model_name_or_path` must hold a whole pipeline, got {name!r}: {error}"
-        ) from error
+    except Exception as error:  # what a class may raise that is built with foreign settings
+        name, reason = shorten(os.fspath(name_or_path), length=200), shorten(error, str, 500)
+        raise ValueError(f"`pretrained_model_name_or_path` must hold a whole pipeline, got {name}: {reason}") from error
 
 
 def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any], **hub_options: Any) -> dict[str, Any]:
-    """Load components that a folder lacks from the model that its `model_index.json` names in `"_base"`.
+    """Load what diffusers would not: components that a folder lacks, and networks of transformers.
 
-    For example, `moda-small` takes face analyzer and audio encoder from `vasa-small`. A saved copy has all of them.
+    Components that are not there come from the model that `model_index.json` names in `"_base"`: `moda-small` has its
+    face analyzer and audio encoder from `vasa-small`. Saved again, a pipeline has all of them. Networks of transformers
+    are loaded here, as only then their missing tensors are known: diffusers goes on with random numbers. So are ours,
+    for messages that name the component.
 
     Args:
         folder (`Path`): Folder of a pipeline.
@@ -57,24 +61,53 @@ def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any]
     Raises:
         ValueError: If the other model is not there, or either model has a component of a class that is not allowed.
     """
-    index = read_components(folder)
-    if base_name(index) is None:
-        return {}
-    base = local_folder(base_name(index), **{**hub_options, "revision": None})
-    shared, components = read_components(base), {}
-    dtype = {name: given[name] for name in ("dtype", "torch_dtype") if name in given}
-    for name in inspect.signature(pipeline_class.__init__).parameters:
+    index, shared, base, components = read_components(folder), {}, folder, {}
+    base_model = base_name(index)
+    if base_model is not None:
+        base = local_folder(base_model, **{**hub_options, "revision": None})
+        shared = read_components(base)
+    options = {name: given[name] for name in _OPTIONS if name in given}
+    parameters = inspect.signature(pipeline_class).parameters
+    is_plain = given.keys() <= parameters.keys() | set(_OPTIONS)  # else diffusers places or quantizes our networks
+    for name in parameters:
         entry = index.get(name, shared.get(name))
-        if isinstance(entry, list) and any(entry) and name not in given and not (folder / name).is_dir():
-            component = component_class(name, shared.get(name))
-            network = issubclass(component, torch.nn.Module)
-            options = {**dtype, "use_safetensors": True} if network else {}
-            components[name] = component.from_pretrained(base / name, **options)
-            check_weights(name, components[name])
+        if not isinstance(entry, list) or not any(entry) or name in given:
+            continue
+        is_shared = not (folder / name).is_dir() and base_model is not None
+        component = component_class(name, shared.get(name) if is_shared else entry)
+        place = (base if is_shared else folder) / name
+        check_saved_config(name, component, place)
+        if is_shared or issubclass(component, PreTrainedModel) or (is_plain and issubclass(component, ModelMixin)):
+            components[name] = _load_component(name, component, place, options)
     return components
 
 
-def component_class(name: str, entry: Any) -> type:
+def _load_component(name: str, component: Any, folder: Path, options: Mapping[str, Any]) -> Any:
+    """Load a component, whole; `options` are those of networks."""
+    options = {**options, "use_safetensors": True} if issubclass(component, torch.nn.Module) else {}
+    missing, unknown = (), ()
+    try:
+        if issubclass(component, PreTrainedModel):
+            loaded, info = component.from_pretrained(folder, output_loading_info=True, **options)
+            missing, unknown = info["missing_keys"], info["unexpected_keys"]
+        else:
+            loaded = component.from_pretrained(folder, **options)
+    except (torch.OutOfMemoryError, ImportError):
+        raise
+    except Exception as error:  # what a class may raise that is built with foreign settings
+        kind, reason = component.__name__, shorten(error, str, 500)
+        raise ValueError(f"`{name}` must be a whole {kind}, got {str(folder)!r}: {reason}") from error
+    for names, what in ((missing, "lacks"), (unknown, "does not know")):
+        if names:
+            raise ValueError(
+                f"`{name}` must be whole, but {component.__name__} {what} {len(names)} of the tensors in "
+                f"{str(folder)!r}, such as {min(names)!r}."
+            )
+    check_weights(name, loaded)
+    return loaded
+
+
+def component_class(name: str, entry: Any) -> Any:
     """The class of a component, as an entry `[module, class]` of a `model_index.json` says.
 
     Only vasa_hf, diffusers and transformers are imported, and only classes of components are accepted.
@@ -144,7 +177,7 @@ def local_folder(name_or_path: str | os.PathLike, **hub_options: Any) -> Path:
     except (OSError, ValueError) as error:  # also the Hub's own errors
         raise ValueError(
             f"`pretrained_model_name_or_path` must be an embedded model, a folder or a repository of the Hub, got "
-            f"{location!r}: {error}"
+            f"{shorten(location, length=200)}: {shorten(error, str, 500)}"
         ) from error
 
 
@@ -165,30 +198,36 @@ def load_model(model_class: type[ModelMixin], name_or_path: str | os.PathLike, *
         saved = model_class.load_config(location, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
         if saved.get("_class_name") != kind:
             raise ValueError(f"it is a {saved.get('_class_name')}")
+        if os.path.isdir(location):
+            check_saved_config(kind, model_class, Path(location))
         model = model_class.from_pretrained(location, **kwargs)
         check_weights(kind, model)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ImportError):
         raise
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"`name_or_path` must hold a whole {kind}, got {os.fspath(name_or_path)!r}: {error}"
-        ) from error
+    except Exception as error:  # as in `pipeline_errors`
+        name, reason = shorten(os.fspath(name_or_path), length=200), shorten(error, str, 500)
+        raise ValueError(f"`name_or_path` must hold a whole {kind}, got {name}: {reason}") from error
     return model.float().eval()
 
 
 def check_weights(name: str, component: Any) -> None:
-    """Raise `ValueError` if a model of this package was loaded from files that lack some of its weights.
+    """Raise `ValueError` if a network has weights that are not finite, or was loaded from files of another network's.
 
-    diffusers only logs it and uses random numbers, so that weights of another class would load.
+    diffusers only logs tensors that are missing or unknown, and goes on with random numbers.
     """
     folder = Path(component.config.get("_name_or_path") or "") if isinstance(component, ModelMixin) else Path()
     saved = set()
     for file in folder.glob("*.safetensors") if folder.name else ():
         with safe_open(file, "pt") as weights:
             saved.update(weights.keys())
-    missing = sorted(component.state_dict().keys() - saved) if saved else []
-    if missing:
-        raise ValueError(
-            f"`{name}` must find all weights of {type(component).__name__} in {str(folder)!r}, but {len(missing)} are "
-            f"not there, such as {missing[0]!r}."
-        )
+    own = component.state_dict().keys() if saved else set()
+    for strange, what in ((own - saved, "are not there"), (saved - own, "are not known")):
+        if strange:
+            raise ValueError(
+                f"`{name}` must find all weights of {type(component).__name__}, and no others, in {str(folder)!r}, but "
+                f"{len(strange)} {what}, such as {min(strange)!r}."
+            )
+    if isinstance(component, torch.nn.Module):
+        for key, value in component.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"`{name}` must have finite weights, but {key!r} holds NaN or infinity.")

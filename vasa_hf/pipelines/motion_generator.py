@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -21,12 +22,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vasa_hf.checks import check_number
+from vasa_hf.checks import check_callable, check_number, is_finite_number, shorten
 from vasa_hf.motion import MotionSpec
 from vasa_hf.motion.guidance import check_guidance_scale, guided_prediction
 from vasa_hf.motion.streaming import audio_windows
 from vasa_hf.motion.windows import MotionWindows, OverlappedWindows
-from vasa_hf.pipelines.inputs import Subject, check_choice, check_components, check_fit, check_generator
+from vasa_hf.pipelines.inputs import check_choice, check_components, check_fit, check_generator
 from vasa_hf.processors.audio import VasaAudioProcessor
 
 MAX_HEAD_MOTION = 3.0
@@ -95,11 +96,11 @@ class MotionGenerator(Protocol):
         """Number of windows that a sequence takes."""
 
     def generate(
-        self, audio: Iterable[Tensor], subjects: Sequence[Subject], controls: Any, sampling: Sampling
+        self, audio: Iterable[Tensor], subjects: Sequence[Any], controls: Any, sampling: Sampling
     ) -> Iterator[Tensor]:
         """Yield the motion `(batch, frames, channels)` of each window as soon as its audio `(batch, n)` is there."""
 
-    def place(self, windows: Iterable[Tensor], subject: Subject, controls: Any) -> Iterator[Tensor]:
+    def place(self, windows: Iterable[Tensor], subject: Any, controls: Any) -> Iterator[Tensor]:
         """Turn the windows of one of the batch into absolute motion `(1, frames, channels)` of its subject."""
 
 
@@ -123,7 +124,7 @@ def check_sampling(generator: MotionGenerator, sampling: Sampling, batch_size: i
     """Raise `ValueError` for settings that do not fit a motion generator."""
     scales = sampling.guidance_scale
     if not isinstance(scales, Mapping | None):
-        raise ValueError(f"`guidance_scale` must be a dict with a scale for each condition, got {scales!r}.")
+        raise ValueError(f"`guidance_scale` must be a dict with a scale for each condition, got {shorten(scales)}.")
     for name in scales or {}:
         if not set(str(name).split("+")) <= set(generator.conditions):
             raise ValueError(f"`guidance_scale` knows the names {list(generator.conditions)}, got {name!r}.")
@@ -137,6 +138,7 @@ def check_sampling(generator: MotionGenerator, sampling: Sampling, batch_size: i
     for name in ("timesteps", "sigmas"):
         if getattr(sampling, name) is not None and name not in taken:
             raise ValueError(f"`{name}` must be None, as {type(generator.scheduler).__name__} takes none.")
+        _check_schedule(name, getattr(sampling, name))
     if sampling.latents is not None and (
         not isinstance(sampling.latents, Tensor) or sampling.latents.ndim not in (3, 4)
     ):
@@ -144,6 +146,16 @@ def check_sampling(generator: MotionGenerator, sampling: Sampling, batch_size: i
     if sampling.latents is not None and not bool(torch.isfinite(sampling.latents).all()):
         raise ValueError("`latents` must be finite, got NaN or infinity.")
     check_generator(sampling.generator, batch_size)
+
+
+def _check_schedule(name: str, values: Any) -> None:
+    """Raise `ValueError` unless timesteps or noise levels are numbers that fall."""
+    if values is None:
+        return
+    values = values.tolist() if isinstance(values, np.ndarray | Tensor) else values
+    good = isinstance(values, list | tuple) and 0 < len(values) <= 1000 and all(map(is_finite_number, values))
+    if not good or values[-1] < 0 or values[0] > 1e6 or any(b >= a for a, b in zip(values, values[1:], strict=False)):
+        raise ValueError(f"`{name}` must be at most 1000 numbers that fall, 0 or more, got {shorten(values)}.")
 
 
 def check_callback(callback: Any, tensor_inputs: Sequence[str], known: Sequence[str]) -> Sequence[str]:
@@ -157,10 +169,12 @@ def check_callback(callback: Any, tensor_inputs: Sequence[str], known: Sequence[
     Raises:
         ValueError: If it is not callable, or a name is unknown.
     """
-    if callback is not None and not callable(callback):
-        raise ValueError(f"`callback_on_step_end` must be callable, got {type(callback).__name__}.")
+    check_callable("callback_on_step_end", callback)
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         tensor_inputs = callback.tensor_inputs
+    if not isinstance(tensor_inputs, list | tuple):
+        got = shorten(tensor_inputs)
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` must be a list of names, got {got}.")
     for name in tensor_inputs:
         check_choice("callback_on_step_end_tensor_inputs", name, known)
     return tensor_inputs

@@ -49,7 +49,7 @@ class JoyVasaMotionGenerator:
 
     spec = KEYPOINT_SPEC
     emotions: tuple[str, ...] = ()
-    conditions = ("audio",)
+    conditions: tuple[str, ...] = ("audio",)
     default_guidance_scale: Mapping[str, float] = {"audio": 1.8}  # JoyVASA's cfg_scale is 1 more
     overlap = 0
 

@@ -14,7 +14,6 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
@@ -23,7 +22,7 @@ from transformers import PreTrainedModel
 
 from vasa_hf.geometry.keypoints import KeypointMotion, absolute_motion
 from vasa_hf.models.motion_transformer_moda import CONDITIONS, EMOTIONS, ModaMotionTransformer
-from vasa_hf.motion.controls import parse_emotion_label
+from vasa_hf.motion.controls import EmotionControl, parse_emotion_label
 from vasa_hf.motion.keyframes import Keyframes
 from vasa_hf.motion.windows import OverlappedWindows, hold_after, join_windows
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, HeadControls, KeypointPortrait
@@ -46,7 +45,7 @@ class ModaControls(HeadControls):
             `None`: the emotion of the voice. Keyframes hold until the next.
     """
 
-    emotion: Any = None
+    emotion: EmotionControl | None = None
 
 
 class ModaMotionGenerator:
@@ -55,14 +54,14 @@ class ModaMotionGenerator:
     Args:
         model (`ModaMotionTransformer`): Predicts the velocity.
         scheduler (`FlowMatchEulerDiscreteScheduler` or another of diffusers' for flows): Sampler; copied.
-        audio_encoder (`transformers.PreTrainedModel`, *optional*): Audio features.
-        audio_processor (`VasaAudioProcessor`, *optional*): Knows the rates.
+        audio_encoder (`transformers.PreTrainedModel`): Audio features.
+        audio_processor (`VasaAudioProcessor`): Knows the rates.
         device (`torch.device`): Where the model runs.
         gaze_offset (`bool`, defaults to `False`): Open the gaze as MoDA's code does; see `GAZE_OFFSETS`.
     """
 
     spec = KEYPOINT_SPEC
-    conditions = CONDITIONS
+    conditions: tuple[str, ...] = CONDITIONS
     default_guidance_scale: Mapping[str, float] = {"audio": 0.2}  # the code's cfg_scale 1.2
     default_steps = 10  # §3.3
 
@@ -70,8 +69,8 @@ class ModaMotionGenerator:
         self,
         model: ModaMotionTransformer,
         scheduler: SchedulerMixin,
-        audio_encoder: PreTrainedModel | None,
-        audio_processor: VasaAudioProcessor | None,
+        audio_encoder: PreTrainedModel,
+        audio_processor: VasaAudioProcessor,
         device: torch.device,
         gaze_offset: bool = False,
     ):
@@ -194,6 +193,7 @@ def rescale_to_mean_face(portraits: KeypointMotion, model: ModaMotionTransformer
     """
     vector = portraits.to_vector().float()
     vector[:, 66] = 0  # t_z is never applied
-    ratio = (vector[:, _SCALE] + 1e-5) / (model.motion_mean[_SCALE].to(vector) + 1e-5)
+    mean = model.denormalize(torch.zeros_like(vector))  # not `model.motion_mean`, which may be offloaded
+    ratio = (vector[:, _SCALE] + 1e-5) / (mean[:, _SCALE] + 1e-5)
     vector[:, 63:67] /= ratio
     return vector, ratio

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
@@ -21,7 +20,14 @@ from transformers import PreTrainedModel
 
 from vasa_hf.checks import check_number
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
-from vasa_hf.motion.controls import parse_controls, place_motion, window_controls
+from vasa_hf.motion.controls import (
+    DistanceControl,
+    EmotionControl,
+    GazeControl,
+    parse_controls,
+    place_motion,
+    window_controls,
+)
 from vasa_hf.motion.guidance import GUIDANCE_NAMES
 from vasa_hf.motion.keyframes import Keyframes
 from vasa_hf.motion.windows import MotionWindows
@@ -52,9 +58,9 @@ class Vasa1Controls:
         head_motion (`float`, defaults to 1.0): Amount of head movement. # Not in the paper.
     """
 
-    gaze: Any = (0.0, 0.0)
-    head_distance: Any = 1.0
-    emotion: Any = "neutral"
+    gaze: GazeControl | None = (0.0, 0.0)
+    head_distance: DistanceControl | None = 1.0
+    emotion: EmotionControl | None = "neutral"
     head_motion: float = 1.0
 
 
@@ -69,7 +75,8 @@ class Vasa1MotionGenerator:
         device (`torch.device`): Where the model runs.
     """
 
-    conditions = GUIDANCE_NAMES
+    emotions: tuple[str, ...]
+    conditions: tuple[str, ...] = GUIDANCE_NAMES
     # VASA-1 §4, "Implementation details": guidance scales, forward-facing gaze, average distance, no emotion offset.
     default_guidance_scale: Mapping[str, float] = {"audio": 0.5, "gaze": 1.0}
     default_steps = 10

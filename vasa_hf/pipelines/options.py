@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vasa_hf.checks import check_flags
 from vasa_hf.pipelines.inputs import check_choice, check_face
 
 
@@ -65,7 +66,10 @@ def read_options(options: Mapping[str, Any], kinds: Sequence[type], pipeline: st
     for name in options:
         if name not in known:
             raise ValueError(f"`{name}` is no option here: {pipeline} knows {known}.")
-    return [kind(**{name: options[name] for name in names[kind] if name in options}) for kind in kinds]
+    read = [kind(**{name: options[name] for name in names[kind] if name in options}) for kind in kinds]
+    for one in read:
+        check_flags(one)
+    return read
 
 
 def show_options(method: Callable, kinds: Sequence[type], subject_name: str = "image") -> Callable:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2Model
 
+from vasa_hf.checks import check_number, check_path, shorten
 from vasa_hf.gaussians.export import SAVERS
 from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
@@ -35,6 +36,7 @@ from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.motion import POSE_DIM
+from vasa_hf.motion.camera_paths import CameraControl
 from vasa_hf.pipelines.avatar_library import AvatarLibrary
 from vasa_hf.pipelines.avatar_view import WHITE, AvatarOptions, AvatarView
 from vasa_hf.pipelines.base import FPS, TalkingHeadPipeline
@@ -76,6 +78,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
     """
 
     model_cpu_offload_seq = VasaTalkingFacePipeline.model_cpu_offload_seq
+    _exclude_from_cpu_offload = VasaTalkingFacePipeline._exclude_from_cpu_offload
     subject_name, subject_type = "avatar", AvatarView
     controls_type, view_type = Vasa1Controls, AvatarOptions
     draw_batch_size: int | None = None
@@ -107,9 +110,9 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
     # Motion is made and encoded as by VASA-1.
     motion_spec = VasaTalkingFacePipeline.motion_spec
     create_motion_generator = VasaTalkingFacePipeline.create_motion_generator
-    encode_video = VasaTalkingFacePipeline.encode_video
+    encode_driving = VasaTalkingFacePipeline.encode_driving
 
-    output_sizes: Sequence[int] = ()  # any
+    output_sizes: tuple[int, ...] = ()  # any
 
     @property
     def talking_face(self) -> VasaTalkingFacePipeline:
@@ -189,6 +192,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Raises:
             ValueError: If there is none, or it does not fit these components.
         """
+        check_path("name_or_path", name_or_path)
         return self._library.load(os.fspath(name_or_path), **kwargs).to(self._execution_device)
 
     def check_avatar(self, avatar: Vasa3DGaussianAvatar) -> None:
@@ -226,7 +230,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
     def view(
         self,
         avatar: AvatarInput,
-        camera: Any = "fixed",
+        camera: CameraControl = "fixed",
         fps: Fraction | float | str | None = None,
         output_size: int = 256,
         background: Sequence[float] = WHITE,
@@ -294,11 +298,13 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Raises:
             ValueError: If an argument cannot be used; the message names it.
         """
-        angles = [*azimuths_deg, elevation_deg]
-        if len(angles) < 2 or not all(isinstance(angle, int | float) and abs(angle) <= 360 for angle in angles):
-            raise ValueError(f"`azimuths_deg` must be one angle or more within 360 degrees, got {azimuths_deg!r}.")
+        if not isinstance(azimuths_deg, list | tuple) or not azimuths_deg:
+            raise ValueError(f"`azimuths_deg` must be a list of one angle or more, got {shorten(azimuths_deg)}.")
+        for angle in azimuths_deg:
+            check_number("azimuths_deg", angle, -360, 360)
+        check_number("elevation_deg", elevation_deg, -360, 360)
         view = self.view(avatar, output_size=output_size, background=background)
-        azimuth = torch.tensor(angles[:-1], dtype=torch.float32)
+        azimuth = torch.tensor(azimuths_deg, dtype=torch.float32)
         rest = (torch.full_like(azimuth, value) for value in (elevation_deg, 1.0))
         cameras = view_cameras(view.camera.portrait, view.camera.center, azimuth, *rest)
         table = [
@@ -330,6 +336,7 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Raises:
             ValueError: If an argument cannot be used; the message names it.
         """
+        check_path("folder", folder)
         check_choice("suffix", suffix, list(SAVERS))
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -11,7 +11,7 @@ image; a driving video (VASA-1 only shows such transfer, Fig. A.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -26,6 +26,7 @@ from vasa_hf.models.face_autoencoder_vasa1 import FaceAppearance, Vasa1FaceAutoe
 from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
 from vasa_hf.pipelines.base import FPS
+from vasa_hf.pipelines.driving import DrivingFace
 from vasa_hf.pipelines.inputs import ImageInput, Subject, check_components, check_fit
 from vasa_hf.pipelines.motion_generator import check_speech_components
 from vasa_hf.pipelines.motion_vasa1 import Vasa1Controls, Vasa1MotionGenerator
@@ -96,6 +97,7 @@ class VasaTalkingFacePipeline(PortraitPipeline):
     """
 
     model_cpu_offload_seq = "face_analyzer->audio_encoder->motion_transformer->face_autoencoder"
+    _exclude_from_cpu_offload = ["motion_transformer"]  # its null tokens are parameters of a module without `forward`
     subject_type = Portrait
     controls_type = Vasa1Controls
 
@@ -150,18 +152,12 @@ class VasaTalkingFacePipeline(PortraitPipeline):
         return Portrait(appearance, picture, crop)
 
     @torch.no_grad()
-    def encode_video(
-        self,
-        frames: Iterable[ImageInput],
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        num_frames: int | None = None,
-    ) -> Tensor:
-        """Motion `(1, frames, channels)` of the face in a video; see `TalkingHeadPipeline.encode_video`."""
+    def encode_driving(self, driving: DrivingFace) -> Tensor:
+        """Motion `(1, frames, channels)` of a driving face; see `TalkingHeadPipeline.encode_driving`."""
         model, motions = self.face_autoencoder, []
-        for crop in self.driving_crops(frames, face, box, num_frames, model.config.image_size):
+        for crop in driving.crops(model.config.image_size):
             motions.append(model.encode_motion(crop[None].to(self._execution_device, model.dtype)).float())
-        return torch.stack(motions, dim=1)
+        return driving.complete(torch.stack(motions, dim=1))
 
     @torch.no_grad()
     def render_frames(

@@ -51,11 +51,15 @@ class FaceCrop:
         image (`torch.Tensor` of shape `(3, size, size)`): The crop, RGB in [-1, 1].
         crop_from_image (`torch.Tensor` of shape `(3, 3)`): Image pixels to fractions of the crop, float64.
         image_size (`tuple` of two `int`): Height and width of the image.
+        box (`torch.Tensor` of shape `(4,)`, *optional*): Box of the face, if it was detected.
+        others (`torch.Tensor` of shape `(faces, 4)`, *optional*): Boxes of other faces, which `paste_back` keeps.
     """
 
     image: Tensor
     crop_from_image: Tensor
     image_size: tuple[int, int]
+    box: Tensor | None = None
+    others: Tensor | None = None
     window: PasteWindow | None = dataclasses.field(default=None, repr=False)  # computed at the first paste_back
 
     @property
@@ -324,6 +328,7 @@ class FaceImageProcessor(ImageProcessingMixin):
         shift: Sequence[float] | None = None,
         angle_rad: float | None = None,
         original: ImageInput | None = None,
+        others: Sequence[Any] = (),
     ) -> FaceCrop:
         """Crop the standard square around a face, or a shifted, scaled and rotated one.
 
@@ -340,6 +345,7 @@ class FaceImageProcessor(ImageProcessingMixin):
             angle_rad (`float`, *optional*): Clockwise rotation; by default the head's roll if `upright` is on, else 0.
             original (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): The source
                 of `image`.
+            others (`Sequence` of `DetectedFace`, *optional*): Other faces, for `paste_back`.
 
         Returns:
             `FaceCrop`; its matrix and size are those of `image`.
@@ -350,17 +356,40 @@ class FaceImageProcessor(ImageProcessingMixin):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"`image` must be of shape (3, height, width), but is {tuple(image.shape)}.")
         size = self.size if size is None else size
+        if not isinstance(size, int) or not 16 <= size <= 4096:
+            raise ValueError(f"`size` must be a whole number of 16 to 4096 pixels, but is {shorten(size)}.")
+        height, width = image.shape[-2:]
+        image_from_crop = self.find_square((height, width), face, box, scale, shift, angle_rad)
+        finest = (image.float(), image_from_crop)
+        if original is not None and max(height, width) == self.max_side:  # longer ones were shrunk to this
+            finest = self._finest(original, image, image_from_crop, size)
+        square = cut_crop(finest[0], finest[1].float(), size)
+        crop = FaceCrop(square, torch.linalg.inv(image_from_crop), (height, width))
+        if face is not None and others:
+            crop.box, crop.others = face.box, torch.stack([other.box for other in others])
+        return crop
+
+    def find_square(
+        self,
+        image_size: tuple[int, int],
+        face: Any | None = None,
+        box: Sequence[float] | Tensor | None = None,
+        scale: float | None = None,
+        shift: Sequence[float] | None = None,
+        angle_rad: float | None = None,
+    ) -> Tensor:
+        """Where `crop` cuts in a picture of `image_size` (height, width): `image_from_crop`, `(3, 3)` float64.
+
+        The other arguments and the errors are those of `crop`.
+        """
         scale = self.scale if scale is None else scale
         shift = self.shift if shift is None else shift
-        if not isinstance(size, int) or not 16 <= size <= 4096:
-            raise ValueError(f"`size` must be a whole number of 16 to 4096 pixels, but is {size!r}.")
         if not 1.0 <= scale <= 6.0:
             raise ValueError(f"`scale` must be 1.0 to 6.0, but is {scale!r}.")
         if len(shift) != 2 or not all(-1 <= value <= 1 for value in shift):
             raise ValueError(f"`shift` must be two numbers in [-1, 1], but is {tuple(shift)}.")
-        height, width = image.shape[-2:]
         if box is not None:
-            around = self.check_box(box, (height, width))
+            around = self.check_box(box, image_size)
         elif face is not None:
             around = face.box
         else:
@@ -370,12 +399,7 @@ class FaceImageProcessor(ImageProcessingMixin):
             angle_rad = float(face.pose[2]) if turn_with_head else 0.0
         if not -math.pi <= angle_rad <= math.pi:
             raise ValueError(f"`angle_rad` must be -pi to pi, but is {angle_rad!r}.")
-        image_from_crop = standard_crop(around.double(), scale, tuple(shift), angle_rad)
-        finest = (image.float(), image_from_crop)
-        if original is not None and max(height, width) == self.max_side:  # larger ones were shrunk to this
-            finest = self._finest(original, image, image_from_crop, size)
-        square = cut_crop(finest[0], finest[1].float(), size)
-        return FaceCrop(square, torch.linalg.inv(image_from_crop), (height, width))
+        return standard_crop(around.double(), scale, tuple(shift), angle_rad)
 
     def _finest(self, original: ImageInput, image: Tensor, image_from_crop: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Read the region of the full image that a crop covers, and the crop's matrix in it; `image` if it suffices."""
@@ -395,10 +419,12 @@ class FaceImageProcessor(ImageProcessingMixin):
         """Convert a box to a tensor `(4,)`; raises `ValueError` if it is invalid or outside of the image."""
         try:
             around = torch.as_tensor(box, dtype=torch.float32).flatten()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {box!r}.") from error
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise ValueError(
+                f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {shorten(box)}."
+            ) from error
         if len(around) != 4 or not torch.isfinite(around).all():
-            raise ValueError(f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {box!r}.")
+            raise ValueError(f"`box` must be four numbers (x0, y0, x1, y1) in pixels, but is {shorten(box)}.")
         x0, y0, x1, y1 = around.tolist()
         height, width = image_size
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
@@ -416,7 +442,8 @@ class FaceImageProcessor(ImageProcessingMixin):
     ) -> Tensor:
         """Blend a generated crop into the full image with a soft mask.
 
-        Where the new content equals the crop, the pixels of the image do not change.
+        Where the new content equals the crop, the pixels of the image do not change, nor do those of other detected
+        faces.
 
         Args:
             image (`torch.Tensor` of shape `(3, height, width)`): The image of the crop.
@@ -433,7 +460,7 @@ class FaceImageProcessor(ImageProcessingMixin):
         if crop_image.ndim not in (3, 4) or crop_image.shape[-1] != crop_image.shape[-2]:
             raise ValueError(f"`crop_image` must be ([batch,] 3, size, size), but is {tuple(crop_image.shape)}.")
         if crop.window is None:
-            crop.window = paste_window(crop.image_from_crop, crop.image_size, self.feather)
+            crop.window = paste_window(crop.image_from_crop, crop.image_size, self.feather, crop.box, crop.others)
         own, size = crop.image.to(crop_image), crop_image.shape[-1]
         if own.shape[-1] != size:
             own = F.interpolate(own[None], size=(size, size), mode="bilinear", antialias=True)[0]
@@ -493,8 +520,12 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 def _is_for_ffmpeg(path: Path) -> bool:
     """Whether a file is HEIC or JPEG XL, or AVIF that this version of Pillow cannot read."""
-    with open(path, "rb") as file:
-        begin = file.read(12)
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(12)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"`image` must be a file that can be read, got {str(path)!r}: {reason}.") from error
     if begin[4:8] == b"ftyp":
         Image.init()
         brand = begin[8:12]
@@ -506,7 +537,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     """Open an image file of one of `FORMATS`, without decoding it.
 
     Raises:
-        ValueError: If it is no image, is damaged, or has so many pixels that Pillow warns of an attack.
+        ValueError: If it is no image, is damaged, or has more pixels than Pillow accepts.
     """
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs Pillow 11.3

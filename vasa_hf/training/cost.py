@@ -22,7 +22,7 @@ from vasa_hf.training.recipes.motion_transformer import MotionTransformerOptions
 
 
 def face_autoencoder_cost(options: FaceAutoencoderOptions) -> tuple[int, float]:
-    """Parameters, and FLOP of a training sample: both frames' motion, a decoded image, three more for the losses."""
+    """Parameters, and FLOP of a training sample: the frames' motion, a decoded image, three more for the losses."""
     config = face_autoencoder_vasa1.PRESETS[options.preset]
     with FakeTensorMode():
         model = Vasa1FaceAutoencoder(**config).requires_grad_(False)
@@ -37,8 +37,9 @@ def face_autoencoder_cost(options: FaceAutoencoderOptions) -> tuple[int, float]:
             code = region_code(torch.zeros(1, model.config.identity_dim), motion, motion)
             decode += _flop(lambda net=refiner, crop=crop, code=code: net(crop, net.encode_source(crop), code))
         model.refiners = refiners
-    decodes = 1 + 2 * bool(options.weight_consist) + bool(options.weight_cross_id)
-    encodes = 2 + bool(options.weight_contrastive)
+    others = bool(options.weight_cross_id or options.weight_contrastive)  # another person drives the source
+    decodes = 1 + 2 * bool(options.weight_consist) + others
+    encodes = 2 + others + 2 * bool(options.weight_contrastive)
     return _parameters(model), 3 * (encodes * encode + decodes * decode)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vasa_hf.data.face_pairs import FacePairs
-from vasa_hf.data.landmark_dynamics import PARTS, LandmarkDynamics
+from vasa_hf.data.landmark_dynamics import PARTS, LandmarkDynamics, UnlabelledDynamics
 from vasa_hf.geometry.landmarks import rows
 from vasa_hf.geometry.thin_plate import warp_by_landmarks
 from vasa_hf.hub import resolve
@@ -24,13 +24,23 @@ class FacePairOptions(LoopOptions):
     cache: str = option("cache", "folder for decoded frames")
     stream: bool = option(False, "decode frames whenever they are drawn, for data too large to keep decoded")
     dynamics: str | None = option(None, "landmark dynamics file that defines z_dyn, such as vasa-small's")
+    data_share: float = option(1.0, "share of the clips that are used; 0.1 is the paper's experiment with 10 % data")
     portrait_share: float = option(0.25, "share of samples that are single portraits")
     rendered: str | None = option(None, "folder of rendered faces, see vasa_hf.data.synthetic.rendered_faces")
     rendered_share: float = option(0.35, "share of samples that are rendered faces")
 
 
-def open_pairs(options: FacePairOptions) -> FacePairs:
-    """The pairs of frames that the options describe; the main process decodes them first."""
+def open_pairs(
+    options: FacePairOptions, size: int = 256, labels_dynamics: bool = True, others: bool = False
+) -> FacePairs:
+    """The pairs of frames that the options describe; the main process decodes them first.
+
+    Args:
+        options (`FacePairOptions`): See there.
+        size (`int`, defaults to 256): Side of the images that are trained on; frames are never smaller than 256.
+        labels_dynamics (`bool`, defaults to `True`): See `FacePairs`.
+        others (`bool`, defaults to `False`): See `FacePairs`.
+    """
     with PartialState(cpu=options.cpu).main_process_first():
         return FacePairs(
             options.data,
@@ -41,25 +51,31 @@ def open_pairs(options: FacePairOptions) -> FacePairs:
             rendered=options.rendered,
             rendered_share=options.rendered_share,
             stream=options.stream,
+            size=max(256, size),
+            labels_dynamics=labels_dynamics,
+            others=others,
+            data_share=options.data_share,
         )
 
 
-def augment(batch: dict[str, Tensor], dynamics: LandmarkDynamics, size: int, framing: float = 1.0) -> dict[str, Tensor]:
+def augment(
+    batch: dict[str, Tensor], dynamics: LandmarkDynamics | UnlabelledDynamics, size: int, framing: float = 1.0
+) -> dict[str, Tensor]:
     """Batched augmentation: colours, framing and mirror images alike for both frames; portraits get a pseudo driver.
 
     Args:
         batch (`dict`): Of `FacePairs`, uint8 images.
-        dynamics (`LandmarkDynamics`): Moves landmarks; knows mirror images.
+        dynamics (`LandmarkDynamics` or `UnlabelledDynamics`): Moves landmarks; knows mirror images.
         size (`int`): Side of the result.
         framing (`float`, defaults to 1.0): Amount of zoom, shift and roll; 0 keeps every pixel as it is.
 
     Returns:
         `dict`: `source`, `driving` in [-1, 1], their landmarks and motions, `weight` of pixels, `seen` (0 where what
-        the driving frame shows is not known), `other_motion`.
+        the driving frame shows is not known), `other_motion`, and `other` where the batch has it.
     """
     device, count = batch["source"].device, len(batch["source"])
     uniform = lambda low, high, *shape: torch.empty(count, *shape, device=device).uniform_(low, high)  # noqa: E731
-    out = {"other_motion": batch["other_motion"]}
+    out = {"other_motion": batch["other_motion"]}  # replaced below where there is a frame of it
     # One framing for both frames: zoom, shift, roll. Crop point p comes from (A (p - 0.5) + b) + 0.5.
     zoom, roll, shift = (framing * x for x in (uniform(-0.15, 0.15), uniform(-0.12, 0.12), uniform(-0.04, 0.04, 2)))
     zoom = 1 + zoom
@@ -72,7 +88,7 @@ def augment(batch: dict[str, Tensor], dynamics: LandmarkDynamics, size: int, fra
     mirror_z = dynamics.tensors["mirror"].to(device)
     mirror_pose = torch.tensor([-1.0, 1, -1, -1, 1, 1], device=device)
     order = dynamics.tensors["flip"].to(device)
-    for name in ("source", "driving"):
+    for name in ("source", "driving", "other") if "other" in batch else ("source", "driving"):
         image = F.grid_sample(batch[name].float() / 255, grid, padding_mode="border", align_corners=False)
         image = ((image.clamp(0, 1) ** gamma) * gain + bias).clamp(0, 1) * 2 - 1
         points = (batch[f"{name}_landmarks"] - 0.5 - shift[:, None]) @ inverse.mT + 0.5
@@ -106,9 +122,14 @@ def augment(batch: dict[str, Tensor], dynamics: LandmarkDynamics, size: int, fra
         moved = dynamics.move(landmarks, source, target)
         out["driving"][alone] = warp_by_landmarks(out["source"][alone], landmarks, moved)
         out["driving_landmarks"][alone], out["driving_motion"][alone] = moved, target
+        # A mouth that the warp has closed opens onto the portrait's own teeth when the two change places.
+        opening = batch["is_opening"].nonzero()[:, 0]
+        for name in ("", "_landmarks", "_motion"):
+            source, driving = out[f"source{name}"][opening], out[f"driving{name}"][opening]
+            out[f"source{name}"][opening], out[f"driving{name}"][opening] = driving, source
         # What a mouth opens onto is not in the portrait: no pixel loss there.
-        before, after = (mouth_box(x) for x in (landmarks, moved))
-        opened = ((after[2] - before[2]) > 0.004).float()[:, None, None, None]
+        before, after = (mouth_box(out[f"{name}_landmarks"][alone]) for name in ("source", "driving"))
+        opened = ((after[2] - before[2] > 0.004) & ~batch["is_opening"][alone]).float()[:, None, None, None]
         void[alone] = ellipse(size, after[0], after[1] * 0.5, after[2] * 0.6 + 0.01) * opened
     points = out["driving_landmarks"]
     center, width, _ = mouth_box(points)

@@ -82,8 +82,10 @@ class _SampleOrder(Sampler[int]):
 
 
 def learning_rate_at(progress: float, step: int, options: LoopOptions) -> float:
-    """Share of the peak learning rate: linear warm-up, then half a cosine down to `final_lr_ratio`."""
+    """Share of the peak learning rate: linear warm-up, then half a cosine down to `final_lr_ratio`, or 1 / sqrt."""
     warmup = min(1.0, (step + 1) / max(1, options.warmup_steps))
+    if options.lr_schedule == "inverse_sqrt":
+        return warmup * math.sqrt(max(1, options.warmup_steps) / max(1, options.warmup_steps, step + 1))
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     return warmup * (options.final_lr_ratio + (1.0 - options.final_lr_ratio) * cosine)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vasa_hf.data.clips import MotionData, MotionPriors
-from vasa_hf.data.keypoint_clips import KeypointClips, KeypointData, encode_clips
+from vasa_hf.data.clips import MotionData, MotionPriors, data_folders
+from vasa_hf.data.keypoint_clips import KeypointClips, KeypointData, KeypointShards, encode_clips
 from vasa_hf.data.keypoint_sequences import KeypointSequences, emotion_offsets, load_faces
 from vasa_hf.data.landmark_dynamics import LandmarkDynamics
 from vasa_hf.geometry.keypoints import LIP_KEYPOINTS
@@ -27,8 +28,8 @@ class ModaDataOptions(LoopOptions):
     """Two ways to motion of 70 numbers: read from videos by a renderer, or made of landmark labels and talkers."""
 
     pipeline: str = option("", "pipeline whose renderer and audio encoder read the clips of --data, as in the paper")
-    data: str = option("", "folder with clips/*.mp4, and with clips.npz where motion is made of labels")
-    prepared: str | None = option(None, "keypoint_data or motion_data (.safetensors) of an earlier run")
+    data: list[str] = option([], "folders with clips/*.mp4, or shards; with clips.npz where labels make the motion")
+    prepared: str | None = option(None, "keypoints/ of an earlier run; with labels motion_data.safetensors")
     talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers; go with labels")
     talker_share: float | None = option(None, "share of the windows drawn from talkers (default: by their length)")
     priors: str | None = option(None, "safetensors file of known directions in z_dyn; goes with labels")
@@ -52,15 +53,15 @@ def make_dataset(options: ModaDataOptions, drop_audio: float | None = None) -> D
     drop_audio = options.drop_audio if drop_audio is None else drop_audio
     if options.landmark_dynamics:
         return _labelled(options, drop_audio)
-    kept = Path(options.prepared or Path(options.output) / "keypoint_data.safetensors")
-    if options.prepared or kept.exists():
-        data = KeypointData.load(kept)
-    elif options.pipeline and options.data:
-        data = encode_clips(resolve(options.pipeline), options.data, cpu=options.cpu)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        data.save(kept)
-    else:
-        raise ValueError("`prepared`, or `pipeline` and `data`, or `landmark_dynamics` must be given.")
+    kept = Path(options.prepared or Path(options.output) / "keypoints")
+    if not options.prepared:
+        if not (options.pipeline and options.data):
+            raise ValueError("`prepared`, or `pipeline` and `data`, or `landmark_dynamics` must be given.")
+        process = PartialState(cpu=options.cpu)
+        own = {"process": process.process_index, "num_processes": process.num_processes}
+        encode_clips(options.pipeline, data_folders(options.data), kept, options.cpu, **own)
+        process.wait_for_everyone()
+    data = KeypointShards(kept) if kept.is_dir() else KeypointData.load(kept)
     return KeypointClips(data, options.window, options.seed, drop_audio, options.drop_emotion)
 
 
@@ -71,9 +72,10 @@ def _labelled(options: ModaDataOptions, drop_audio: float) -> KeypointSequences:
     dynamics = LandmarkDynamics.load(resolve(options.landmark_dynamics))
     clips = MotionData.load(options.prepared)
     data = clips.join([MotionData.load(path) for path in options.talkers])
+    keypoints, poses = zip(*(load_faces(folder, dynamics) for folder in data_folders(options.data)), strict=True)
     return KeypointSequences(
         data,
-        load_faces(options.data, dynamics),
+        (torch.cat(keypoints), torch.cat(poses)),
         dynamics,
         MotionPriors.load(resolve(options.priors)),
         emotion_offsets(dynamics, options.head) if options.head else None,

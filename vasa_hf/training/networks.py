@@ -1,10 +1,13 @@
-"""What several recipes do to networks: freeze parts, lay out kernels, take the discriminator's turn."""
+"""What several recipes do with networks: freeze parts, lay out kernels, load loss networks, train a discriminator."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from vasa_hf.hub import resolve
+from vasa_hf.models.face_recognizer import pretrained_features
+from vasa_hf.models.lpips import Lpips
 from vasa_hf.training import losses
 from vasa_hf.training.loop import Player
 
@@ -22,6 +25,32 @@ def channels_last(model: nn.Module) -> None:
             module.to(memory_format=torch.channels_last)
         elif isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
+
+
+class PerceptualFeatures(nn.Module):
+    """Feature maps of one or more frozen networks, for the perceptual loss.
+
+    Args:
+        names (`list[str]`): Converted LPIPS weights (`.safetensors`, of VGG or AlexNet), folders of a
+            `FaceRecognizer`, or folders or Hub names of transformers vision models.
+    """
+
+    def __init__(self, names: list[str]):
+        super().__init__()
+        self.networks = nn.ModuleList(
+            Lpips.load(name) if name.endswith(".safetensors") else pretrained_features(resolve(name)) for name in names
+        )
+        self.eval().requires_grad_(False)
+
+    def feature_maps(self, image: Tensor) -> list[Tensor]:
+        """Maps of images `(batch, 3, height, width)` in [-1, 1], of all networks one after another."""
+        return [
+            features
+            for network in self.networks
+            for features in (
+                network.maps(image / 2 + 0.5) if isinstance(network, Lpips) else network.feature_maps(image)
+            )
+        ]
 
 
 def adversarial_terms(discriminator: nn.Module, batch: dict[str, Tensor], fake: Tensor, real: Tensor) -> Tensor:

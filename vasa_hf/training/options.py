@@ -46,6 +46,7 @@ class LoopOptions(Options):
     weight_decay: float = option(0.01, "weight decay of matrices and kernels; biases and norms have none")
     warmup_steps: int = option(100, "steps of linear warm-up of the learning rate")
     final_lr_ratio: float = option(0.02, "learning rate at the end of the cosine, as a share of its peak")
+    lr_schedule: str = option("cosine", "course of the learning rate after warm-up", ("cosine", "inverse_sqrt"))
     max_grad_norm: float = option(1.0, "gradient norm of a player is clipped to this")
     ema_decay: float = option(0.999, "decay of the averaged weights")
     seed: int = option(0, "seed of every random number of the run")

@@ -6,16 +6,15 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 
-from vasa_hf.hub import resolve
+from vasa_hf.hub import read_index, resolve
 from vasa_hf.training.loop import Player, TrainingState, print_log, train
 from vasa_hf.training.options import LoopOptions
 
@@ -31,6 +30,7 @@ def train_and_save(
     components: Callable[[], dict[str, Any]],
     pipeline: str | os.PathLike | None = None,
     on_sample: Callable[[dict[str, nn.Module], int, Path], None] | None = None,
+    pipeline_class: str | None = None,
 ) -> TrainingState:
     """Train, let the modules carry their averaged weights, and save what came of it.
 
@@ -44,17 +44,20 @@ def train_and_save(
         pipeline (`str` or `os.PathLike`, *optional*):
             Known pipeline; a copy of it with the new components is written to `output/pipeline`.
         on_sample (`Callable`, *optional*): See `train`.
+        pipeline_class (`str`, *optional*): See `save_pipeline`.
 
     Returns:
         `TrainingState`: The modules carry the averaged weights, in float32.
     """
+    if pipeline:
+        read_pipeline_index(pipeline)
     state = train(options, modules, players, dataset, averaged, print_log, on_sample)
     for name in averaged:
         state.ema[name].copy_to(state.modules[name])
     if PartialState().is_main_process:
         made = save_components(options.output, components(), options.save_dtype)
         if pipeline:
-            save_pipeline(pipeline, Path(options.output) / "pipeline", **made)
+            save_pipeline(pipeline, Path(options.output) / "pipeline", class_name=pipeline_class, **made)
     return state
 
 
@@ -72,7 +75,8 @@ def save_components(folder: str | os.PathLike, components: dict[str, Any], dtype
     written = {}
     for name, component in components.items():
         if _is_model(component):
-            component = copy.deepcopy(component).to(device="cpu", dtype=getattr(torch, dtype)).requires_grad_(True)
+            component = copy.deepcopy(component).cpu().requires_grad_(True)
+            component = component.half() if dtype == "float16" else component.float()
             if hasattr(component, "register_to_config") and "dropout" in component.config:
                 component.register_to_config(dropout=0.0)
         _save(component, Path(folder) / name)
@@ -99,7 +103,25 @@ def _save(component: Any, path: Path) -> None:
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
-def save_pipeline(base: str | os.PathLike, target: str | os.PathLike, **components: Any) -> Path:
+def read_pipeline_index(base: str | os.PathLike) -> dict[str, Any]:
+    """What the `model_index.json` of a pipeline folder holds.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    index = read_index(resolve(base))
+    if not index:
+        raise ValueError(f"`pipeline` must be a pipeline folder with model_index.json, got {os.fspath(base)!r}.")
+    return index
+
+
+def save_pipeline(
+    base: str | os.PathLike,
+    target: str | os.PathLike,
+    dropped: Sequence[str] = (),
+    class_name: str | None = None,
+    **components: Any,
+) -> Path:
     """Write a pipeline folder: a known pipeline with some components replaced by newly trained ones.
 
     The model card of the known pipeline is not copied, since it does not describe these weights. Models are written in
@@ -108,23 +130,28 @@ def save_pipeline(base: str | os.PathLike, target: str | os.PathLike, **componen
     Args:
         base (`str` or `os.PathLike`): Name of an embedded pipeline, or a pipeline folder.
         target (`str` or `os.PathLike`): Folder to write; replaced if it exists.
-        components: Name in `model_index.json` -> what has `save_pretrained`; or file name -> what has `save`.
+        dropped (`Sequence[str]`): Files and components of the known pipeline that are left out.
+        class_name (`str`, *optional*): Class of the new pipeline, if it may have components that the known one lacks.
+        **components: Name in `model_index.json` -> what has `save_pretrained`; or file name -> what has `save`.
 
     Raises:
         ValueError: If `base` is not a pipeline folder, or has no component of a name.
     """
-    base, target = Path(resolve(base)), Path(target)
-    if not (base / "model_index.json").is_file():
-        raise ValueError(f"`base` must be a pipeline folder with model_index.json, got {str(base)!r}.")
-    known = json.loads((base / "model_index.json").read_text())
+    known, base, target = read_pipeline_index(base), Path(resolve(base)), Path(target)
     models = {name for name, component in components.items() if hasattr(component, "save_pretrained")}
-    if unknown := models - set(known):
+    if (unknown := models - set(known)) and class_name is None:
         raise ValueError(f"`components` must be among those of {base.name!r}, but {sorted(unknown)} are not.")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *components))
+    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *dropped, *components))
     for name, component in components.items():
         _save(component, partial / name)
+    if class_name is not None:
+        kinds = {name: type(components[name]) for name in models}
+        ours = {name: kind.__module__ for name, kind in kinds.items() if kind.__module__.startswith("vasa_hf.")}
+        known |= {name: [ours.get(name, kind.__module__.split(".")[0]), kind.__name__] for name, kind in kinds.items()}
+        known["_class_name"] = class_name
+        (partial / "model_index.json").write_text(json.dumps(known, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target

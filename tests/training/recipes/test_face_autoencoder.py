@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from vasa_hf.hub import embedded_path
 from vasa_hf.models.face_analyzer import FaceAnalyzer, to_image_tensor
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import FaceRecognizer
-from vasa_hf.training.face_data import augment
+from vasa_hf.training.face_data import augment, mouth_box
 from vasa_hf.training.losses import gaze_loss
 from vasa_hf.training.recipes.face_autoencoder import measure_gaze
 from vasa_hf.training.run import main
@@ -51,6 +52,30 @@ def test_pairs_are_two_frames_of_one_clip(pairs):
         assert all(torch.equal(first[name], again[name]) for name in first)
         same = [i for i in range(18) if np.array_equal(pairs.frames[i], first["source"].permute(1, 2, 0).numpy())]
         assert bool(first["is_portrait"]) != bool(same)
+
+
+def test_frames_have_the_size_asked_for_and_the_other_frame_is_of_another_person(data, pairs):
+    large = FacePairs(*data, portrait_share=0, size=320, others=True)
+    assert large.frames.shape == (18, 320, 320, 3)
+    for index in range(8):
+        sample = large[index]
+        assert sample["source"].shape == sample["other"].shape == (3, 320, 320)
+        rows = [
+            next(i for i in range(18) if torch.equal(large.clips.landmarks[i], sample[f"{name}_landmarks"]))
+            for name in ("source", "other")
+        ]
+        assert large.person[rows[0]] != large.person[rows[1]]
+        assert torch.equal(sample["other_motion"], large.clip_motion[rows[1]])
+    with pytest.raises(ValueError, match="`others` needs clips of at least two people"):
+        FacePairs(*data, portrait_share=0, others=True, data_share=0.1)
+
+
+def test_a_share_of_the_clips_is_drawn_from_that_share_alone(data):
+    half = FacePairs(*data, portrait_share=0, data_share=0.34)
+    assert len(half.rows) in (5, 6, 7)
+    for index in range(20):
+        landmarks = half[index]["source_landmarks"]
+        assert any(torch.equal(half.clips.landmarks[row], landmarks) for row in half.rows)
 
 
 def test_streamed_frames_equal_decoded_ones_and_portraits_may_be_absent(data, pairs, tmp_path):
@@ -92,6 +117,29 @@ def test_augmentation_keeps_picture_landmarks_and_pose_together(pairs):
         torch.testing.assert_close(bright, motion[3:5], atol=0.02, rtol=0)
     moved = pairs.dynamics.move(out["source_landmarks"], out["source_motion"], out["source_motion"])
     torch.testing.assert_close(moved, out["source_landmarks"], atol=1e-4, rtol=0)
+
+
+def test_a_mouth_closed_by_a_warp_opens_onto_the_portrait_s_own_pixels(pairs):
+    """The driving frame is the portrait itself, and every pixel of it counts; the source's mouth is smaller."""
+    dataset = copy.copy(pairs)
+    dataset.portrait_share = dataset.opening_share = 1.0
+    widest = int(dataset.portraits.mouth[:, 0].argmax())
+    dataset.open_portraits, dataset.closed_frames = (
+        np.array([widest]),
+        np.array([int(pairs.clips.mouth[:, 0].argmin())]),
+    )
+    samples = [dataset[i] for i in range(4)]
+    batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+    assert batch["is_opening"].all()
+    torch.manual_seed(0)
+    out = augment(batch, dataset.dynamics, 128, framing=0.0)
+    # Without the change of places, by the same random numbers, the portrait is the source and its mouth is hidden.
+    torch.manual_seed(0)
+    plain = augment({**batch, "is_opening": torch.zeros(4, dtype=torch.bool)}, dataset.dynamics, 128, framing=0.0)
+    assert torch.equal(out["driving"], plain["source"]) and torch.equal(out["source"], plain["driving"])
+    assert torch.equal(out["driving_motion"], plain["source_motion"])
+    gap = {name: mouth_box(out[f"{name}_landmarks"])[2] for name in ("source", "driving")}
+    assert (gap["source"] < gap["driving"]).all() and (out["seen"] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -137,7 +185,8 @@ def test_losses_of_other_networks_reach_the_decoder(data, tmp_path):
     FaceRecognizer(
         image_size=32, widths=(4, 8, 8), depths=(1, 2), embedding_dim=12, num_feature_maps=3
     ).save_pretrained(tmp_path / "faces")
-    networks = ["--perceptual", tmp_path / "faces", "--gaze-network", tmp_path / "analyzer"]
+    networks = ["--perceptual", tmp_path / "faces", "--identity", tmp_path / "faces"]
+    networks += ["--gaze-network", tmp_path / "analyzer"]
     weights = ["--weight-perceptual", 1, "--weight-cross-id", 1, "--weight-gaze", 1]
     _, log = run(data, tmp_path / "run", "--stage", "joint", "--max-steps", 2, *networks, *weights)
     assert log[0]["perceptual"] > 0 and {"cross_id", "gaze"} <= set(log[0])  # near 0 while hardly anything moves
@@ -160,7 +209,13 @@ def test_bad_options_say_so(data, tmp_path):
     with pytest.raises(ValueError, match="`stage` must be"):
         run(data, tmp_path, "--stage", "all")
     with pytest.raises(ValueError, match="`perceptual` must name"):
+        run(data, tmp_path, "--weight-perceptual", 1)
+    with pytest.raises(ValueError, match="`identity` must name"):
         run(data, tmp_path, "--weight-cross-id", 1)
+    with pytest.raises(ValueError, match="`data_share` must be"):
+        run(data, tmp_path, "--data-share", 2)
+    with pytest.raises(ValueError, match="`portrait_share` must be 0 where z_dyn is learned"):
+        run(data, tmp_path, "--model", '{"motion_space": "new"}')
     with pytest.raises(ValueError, match="`gaze_network` must name"):
         run(data, tmp_path, "--weight-gaze", 1)
     with pytest.raises(ValueError, match="`only` must name"):

@@ -6,13 +6,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from tests.testing_utils.pipelines import make_audio, make_image, make_moda_components
+from tests.testing_utils.pipelines import BOX, make_audio, make_image, make_moda_components
 from vasa_hf.data.clips import smooth_in_time
-from vasa_hf.data.keypoint_clips import NO_EMOTION, KeypointClips, KeypointData, encode_clips
+from vasa_hf.data.keypoint_clips import NO_EMOTION, KeypointClips, KeypointData, KeypointShards, encode_clips
 from vasa_hf.geometry.keypoints import KeypointMotion
 from vasa_hf.media.video import VideoWriter
 from vasa_hf.models.motion_transformer_moda import FUSIONS, ModaMotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
+from vasa_hf.pipelines.moda_talking_head import ModaTalkingHeadPipeline
 from vasa_hf.training import moda_data
 from vasa_hf.training.moda_data import LIP_CHANNELS, as_columns, lips_of
 from vasa_hf.training.recipes import motion_transformer_moda as trainer
@@ -140,7 +141,8 @@ def make_folder(tmp_path, lengths):
 def test_a_renderer_reads_motion_and_an_encoder_sound(tmp_path):
     components = make_folder(tmp_path, {"a": 14, "mute": 9})
     (tmp_path / "data" / "emotions.csv").write_text("clip,emotion\nmute,sadness\n")
-    found = encode_clips(tmp_path / "pipe", tmp_path / "data", cpu=True)
+    encode_clips(tmp_path / "pipe", [tmp_path / "data"], tmp_path / "keypoints", cpu=True)
+    found = KeypointData.load(tmp_path / "keypoints" / "clips-000000.safetensors")
     assert found.offsets.tolist() == [0, 14, 23] and found.emotion.tolist() == [NO_EMOTION, 6]
     assert found.motion.shape == (23, 70) and found.audio.shape == (23, 1, 16)
     assert found.motion[:14].std(0).max() > 1e-4 and not torch.equal(found.audio[2], found.audio[9])
@@ -154,17 +156,51 @@ def test_a_renderer_reads_motion_and_an_encoder_sound(tmp_path):
 
     (tmp_path / "data" / "emotions.csv").write_text("clip,emotion\nmute,glee\n")
     with pytest.raises(ValueError, match="glee"):
-        encode_clips(tmp_path / "pipe", tmp_path / "data", cpu=True)
+        encode_clips(tmp_path / "pipe", [tmp_path / "data"], tmp_path / "keypoints", cpu=True)
 
 
-def test_training_from_videos_keeps_what_was_read(tmp_path):
-    make_folder(tmp_path, {"a": 30, "b": 12})
-    made = options(None, tmp_path / "run", max_steps=2, pipeline=str(tmp_path / "pipe"), data=str(tmp_path / "data"))
+def test_files_of_two_processes_give_the_windows_of_one(tmp_path):
+    make_folder(tmp_path, {"a": 14, "b": 9, "c": 11, "mute": 26})
+    read = lambda name, *args, **kw: encode_clips(  # noqa: E731
+        tmp_path / "pipe", [tmp_path / "data"], tmp_path / name, *args, cpu=True, **kw
+    )
+    read("one")
+    for process in (1, 0):
+        read("two", clips_per_file=1, process=process, num_processes=2)
+    names = sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert names == [*(f"clips-{number:06d}.safetensors" for number in range(4)), "clips.json"]
+    one = KeypointClips(KeypointData.load(tmp_path / "one" / "clips-000000.safetensors"), WINDOW)
+    two = KeypointClips(KeypointShards(tmp_path / "two"), WINDOW)
+    for index in range(12):
+        assert all(torch.equal(value, two[index][name]) for name, value in one[index].items())
+    # An interrupted run goes on: only what is missing is made.
+    kept, lost = (tmp_path / "two" / f"clips-{number:06d}.safetensors" for number in (1, 2))
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    read("two", clips_per_file=1)
+    assert lost.exists() and kept.stat().st_mtime_ns == before
+    (tmp_path / "data" / "clips" / "mute.mp4").unlink()
+    with pytest.raises(ValueError, match="`output` holds motion of other clips"):
+        read("two", clips_per_file=1)
+
+
+def test_training_from_videos_writes_a_pipeline_that_talks(tmp_path):
+    components = make_folder(tmp_path, {"a": 30, "b": 12})
+    pipe = ModaTalkingHeadPipeline(**components)
+    pipe.save_pretrained(tmp_path / "pipe")
+    made = options(None, tmp_path / "run", max_steps=2, pipeline=str(tmp_path / "pipe"), data=[str(tmp_path / "data")])
     trainer.run(made)
-    kept = KeypointData.load(tmp_path / "run" / "keypoint_data.safetensors")
+    kept = KeypointShards(tmp_path / "run" / "keypoints")
     assert kept.offsets.tolist() == [0, 30, 42]
-    again = trainer.make_dataset(dataclasses.replace(made, pipeline="", data=""))
-    assert torch.equal(again.data.motion, kept.motion)
+    prepared = dataclasses.replace(made, pipeline="", data=[], prepared=str(tmp_path / "run" / "keypoints"))
+    assert torch.equal(trainer.make_dataset(prepared)[0]["motion"], trainer.make_dataset(made)[0]["motion"])
+    pipe = ModaTalkingHeadPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    saved = ModaMotionTransformer.from_pretrained(tmp_path / "run" / "motion_generator")
+    assert torch.equal(pipe.motion_generator.motion_mean, saved.motion_mean)
+    options_of_call = {"box": BOX, "num_inference_steps": 2, "output_type": "np"}
+    out = pipe(make_image(), make_audio(0.4), **options_of_call)
+    assert len(out.frames) == 10 and np.isfinite(np.asarray(out.frames)).all()
 
 
 # Losses

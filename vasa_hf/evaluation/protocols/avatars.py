@@ -11,7 +11,7 @@ without it; identity from the side; the still frame as a baseline.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class Avatars(Protocol):
             with self.record_failure(path.stem, FULL), run.clock("generate"):
                 clip = run.load(path)
                 frames = clip.frames[:FRAMES]
-                motion = run.pipeline.encode_video(to_uint8(frames), box=run.whole).cpu()
+                motion = run.pipeline.encode_video(to_uint8(frames), box=run.whole, follow=False).cpu()
                 samples = None if clip.samples is None else clip.samples[: len(frames) * SAMPLES_PER_FRAME]
                 motions.append(DrivingMotion(path.stem, samples, motion, clip.silent_because))
         if run.data.speech:
@@ -97,7 +97,8 @@ class Avatars(Protocol):
         run = self.run
         with run.clock("generate"):
             if drive.motion is None:
-                motion = run.motion(portrait, drive.samples, generator=torch.Generator().manual_seed(run.seed + index))
+                generator = torch.Generator().manual_seed(run.seed + index)
+                motion = run.motion(portrait, cast(Tensor, drive.samples), generator=generator)
             else:
                 motion = rebase_motion(drive.motion, portrait.motion.float().cpu())[0]
             motion = motion[:FRAMES]
@@ -107,9 +108,15 @@ class Avatars(Protocol):
         with run.clock("score"):
             track = run.track(truth)
             samples = None if drive.samples is None else drive.samples[: len(motion) * SAMPLES_PER_FRAME]
-            lacks = {"samples": f"{NOT_DEFINED}: {drive.why_silent or 'no sound'}"}
+            lacks = {"samples": f"{NOT_DEFINED}: {drive.why_silent or 'no audio'}"}
             lacks |= {"truth_track": "the detector finds no face in VASA-1's frames"}
-            shared = {"truth": truth, "truth_track": track, "source": source, "samples": samples, "lacks": lacks}
+            shared: dict[str, Any] = {
+                "truth": truth,
+                "truth_track": track,
+                "source": source,
+                "samples": samples,
+                "lacks": lacks,
+            }
             still, latent = full[:1].expand_as(full), run.encode(full[:1])
             latent = None if latent is None else latent.expand(len(full), -1)
             videos = [

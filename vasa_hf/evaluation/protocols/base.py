@@ -134,7 +134,7 @@ class Protocol:
         def score(entry: tuple[str, str, int, Sequence[str], VideoSample]) -> dict[str, float | str]:
             *_, names, video = entry
             if video.track is None:
-                video.track = self.run.track(video.frames)
+                video.track = self.run.track(video.get("frames"))
             if video.track is None:
                 video.lacks = {**video.lacks, "track": "the detector finds no face in the generated frames"}
             return self.scorer.score(tuple(names), video)

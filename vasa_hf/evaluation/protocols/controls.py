@@ -61,12 +61,12 @@ class Ablations(Protocol):
         with run.clock("score"):
             track = run.track(some)
             moving = _track_of_motion(latent)
-            shared = {"samples": samples, "latent": latent, "audio_features": None}
+            shared: dict[str, Any] = {"samples": samples, "latent": latent, "audio_features": None}
             if run.has("capp"):
                 shared["audio_features"] = run.audio_features(samples, len(latent))
             seen = [name for name in self.metrics if name not in CONTROL_METRICS]
             no_frames = {"frames": f"{NOT_DEFINED}: ablations are scored on motion"}
-            values = self.scorer.score(seen, VideoSample(track=moving, lacks=no_frames, **shared))
+            values = self.scorer.score(tuple(seen), VideoSample(track=moving, lacks=no_frames, **shared))
             scale = float(run.require_track(run.crop_portrait(portrait)).scale[0])
             looked = VideoSample(track=track, wanted_gaze=torch.tensor(settings["gaze"]), wanted_scale=scale)
             values |= self.scorer.score(CONTROL_METRICS, looked)
@@ -89,7 +89,7 @@ class Controls(Protocol):
             with self.record_failure(path.stem):
                 portrait = run.portrait(path)
 
-                def look(portrait=portrait, **settings: Any) -> tuple[Tensor, FaceTrack]:
+                def look(portrait: Any = portrait, **settings: Any) -> tuple[Tensor, FaceTrack]:
                     with run.clock("generate"):
                         generator = torch.Generator().manual_seed(run.seed)
                         latent = run.motion(portrait, voices[0][1], generator=generator, **settings)
@@ -119,11 +119,11 @@ class Controls(Protocol):
         values: dict[str, float] = {}
         for axis, name in enumerate(("yaw", "pitch")):
             along = [asked for asked in gaze if asked[1 - axis] == 0]
-            asked = torch.tensor([key[axis] for key in along])
-            line = measures.control_response(asked, torch.stack([seen[key][axis] for key in along]))
+            wanted = torch.tensor([key[axis] for key in along])
+            line = measures.control_response(wanted, torch.stack([seen[key][axis] for key in along]))
             values[f"gaze_{name}_slope"] = line["slope"]
             if all(key in irises for key in along):
-                line = measures.control_response(asked, torch.stack([irises[key][axis] for key in along]))
+                line = measures.control_response(wanted, torch.stack([irises[key][axis] for key in along]))
                 values[f"iris_{name}_slope"] = line["slope"]
         errors = [measures.gaze_error(gaze[asked], torch.tensor(asked)) for asked in CONTROL_GAZE]
         values["gaze_control_error"] = sum(errors) / len(errors)
@@ -131,8 +131,8 @@ class Controls(Protocol):
         base = neutral.scale[neutral.found].mean()
         sizes = [(look(head_distance=d)[1], -np.log(d)) for d in CONTROL_DISTANCE]
         measured = torch.stack([(track.scale[track.found].mean() / base).log() for track, _ in sizes])
-        asked = torch.tensor([wanted for _, wanted in sizes], dtype=torch.float32)
-        line = measures.control_response(asked, measured)
+        wanted = torch.tensor([size for _, size in sizes], dtype=torch.float32)
+        line = measures.control_response(wanted, measured)
         values |= {"distance_slope": line["slope"], "distance_control_error": line["error"]}
 
         canonical = run.canonical()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,10 +49,10 @@ class SelfReconstruction(Protocol):
         if run.reference is run.pipeline:
             truth.latent = out.motion[0].cpu()  # absolute motion equals the encoded motion
         labels = None if clip.labels is None else clip.labels[1:]
-        shared = {"truth": rest, "truth_track": truth.track[1:], "labels": labels, "source": first}
+        shared: dict[str, Any] = {"truth": rest, "truth_track": truth.track[1:], "labels": labels, "source": first}
         with run.clock("score"):
             points = truth.best.landmarks
-            copied = {"frames": first.expand_as(rest), "track": truth.track.repeat_first(len(rest))}
+            copied: dict[str, Any] = {"frames": first.expand_as(rest), "track": truth.track.repeat_first(len(rest))}
             real = VideoSample(frames=rest, track=truth.track[1:], labels=labels, source=first)
             videos = [
                 ("model", run.model, 0, self.metrics, VideoSample(frames=made, **shared)),
@@ -86,9 +88,9 @@ class CrossReenactment(Protocol):
                 with run.clock("score"):
                     canonical = run.canonical()
                     still, driving = run.require_track(source), truth.track[: len(made)]
-                    shared = {"truth_track": driving, "driving": frames[: len(made)], "source": source}
+                    shared: dict[str, Any] = {"truth_track": driving, "driving": frames[: len(made)], "source": source}
                     target = driving.transplant(still, canonical)
-                    copied = {"frames": source.expand_as(made), "track": still.repeat_first(len(made))}
+                    copied: dict[str, Any] = {"frames": source.expand_as(made), "track": still.repeat_first(len(made))}
                     warped = _warp(source, still.landmarks, target)
                     videos = [
                         ("model", run.model, 0, self.metrics, VideoSample(frames=made, **shared)),

@@ -77,8 +77,13 @@ class AudioDriven(Protocol):
             )
         with run.clock("score"):
             features = run.audio_features(samples, count) if run.has("capp") else None
-            shared = {"samples": sound, "audio_features": features, "wanted_gaze": torch.zeros(2), **wrong}
-            if truth is not None:
+            shared: dict[str, Any] = {
+                "samples": sound,
+                "audio_features": features,
+                "wanted_gaze": torch.zeros(2),
+                **wrong,
+            }
+            if clip is not None and truth is not None:
                 length = len(out.frames[0][:count])
                 shared |= {"truth_track": truth.track[:length], "driving": clip.frames[:length]}
                 shared |= {"labels": None if truth.labels is None else truth.labels[:length]}
@@ -102,13 +107,13 @@ class AudioDriven(Protocol):
             self._score_baselines(item, still, own, others, index, {"source": source, **shared})
             for (name, _), (*_, video) in list(zip(sources, videos, strict=True))[: 1 if truth is not None else None]:
                 title = f"{item}_{name}" if truth is None else item
-                self.sheet(title, video.source, None, video.frames, None)
-            if truth is not None:
+                self.sheet(title, video.get("source"), None, video.get("frames"), None)
+            if clip is not None and truth is not None:
                 real = VideoSample(
                     frames=clip.frames, track=truth.track, labels=clip.labels, source=clip.frames[:1], **wrong
                 )
                 real.samples, real.audio_features = clip.samples, features
-                num_frames = -(-len(clip.samples) // SAMPLES_PER_FRAME)
+                num_frames = -(-len(real.get("samples")) // SAMPLES_PER_FRAME)
                 real.latent = None if truth.latent is None else truth.latent[:num_frames]
                 kept = [name for name in self.metrics if name not in CONTROL_METRICS]
                 self.keep(item, [("truth", TRUTH, 0, kept, real)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vasa_hf.evaluation.protocols.base import Protocol
 from vasa_hf.metrics import motion as measures
@@ -38,7 +40,9 @@ class Studies(Protocol):
         with run.clock("score"):
             if run.has("capp"):
                 try:
-                    values = {f"CAPP ±{shift}": v for shift, v in shift_study(run.networks["capp"], pairs).items()}
+                    values: dict[str, Any] = {
+                        f"CAPP ±{shift}": v for shift, v in shift_study(run.networks["capp"], pairs).items()
+                    }
                     scaled = scale_study(run.networks["capp"], pairs)
                     values |= {f"CAPP ×{factor:g}": value for factor, value in scaled.items()}
                     values["CAPP shuffled"] = shuffled_capp(run.networks["capp"], pairs)
@@ -49,7 +53,7 @@ class Studies(Protocol):
                 self.scorer.record("model", ours, "*", "*", {"CAPP ±0": self.scorer.absent(("capp",))["capp"]})
             if run.has("sync_expert"):
                 try:
-                    study = sync_study(embeds)
+                    study: dict[str, Any] = sync_study(embeds)
                     curve = study.pop("cosine_by_shift")
                     values = {f"sync {name}": value for name, value in study.items()}
                     values |= {f"sync cosine ±{shift}": value for shift, value in enumerate(curve[:9])}
@@ -57,7 +61,7 @@ class Studies(Protocol):
                     values = {"sync cosine ±0": str(error)}
                 self.scorer.record("model", ours, "*", "*", values)
         self.scorer.record("model", ours, "*", "*", _check_detector(tracks))
-        printed = {f"CAPP ±{shift}": value for shift, value in PAPER_SHIFT.items()}
+        printed: dict[str, Any] = {f"CAPP ±{shift}": value for shift, value in PAPER_SHIFT.items()}
         printed |= {f"CAPP ×{factor:g}": value for factor, value in PAPER_SCALE.items()}
         self.scorer.record("paper", paper, "*", "*", printed)
 
@@ -70,8 +74,8 @@ def _check_detector(tracks: Sequence[tuple[FaceTrack, FaceTrack]]) -> dict[str, 
     values = {}
     for name, key, what in (("detector AKD px", "landmarks", 256), ("detector pose error °", "rotation", None)):
         pairs = zip(tracks, both, strict=True)
-        seen, true = zip(*((getattr(a, key)[ok], getattr(b, key)[ok]) for (a, b), ok in pairs), strict=True)
-        seen, true = torch.cat(seen), torch.cat(true)
+        points = [(getattr(a, key)[ok], getattr(b, key)[ok]) for (a, b), ok in pairs]
+        seen, true = (torch.cat(parts) for parts in zip(*points, strict=True))
         error = measures.angle_between(seen, true) if what is None else (seen - true).norm(dim=-1) * what
         values[name] = float(error.mean())
     for name, key, axis in (
@@ -80,12 +84,13 @@ def _check_detector(tracks: Sequence[tuple[FaceTrack, FaceTrack]]) -> dict[str, 
         ("gaze yaw", "gaze", 0),
         ("gaze pitch", "gaze", 1),
     ):
-        seen, true = [], []
+        measured: list[Tensor] = []
+        expected: list[Tensor] = []
         for (a, b), ok in zip(tracks, both, strict=True):
             x, y = (getattr(track, key)[ok] for track in (a, b))
             x, y = (x, y) if axis is None else (x[:, axis], y[:, axis])
-            seen.append(x - x.mean())  # within clips: people differ
-            true.append(y - y.mean())
-        line = measures.control_response(torch.cat(true), torch.cat(seen))
+            measured.append(x - x.mean())  # within clips: people differ
+            expected.append(y - y.mean())
+        line = measures.control_response(torch.cat(expected), torch.cat(measured))
         values[f"detector {name}, correlation"], values[f"detector {name}, slope"] = line["correlation"], line["slope"]
     return values

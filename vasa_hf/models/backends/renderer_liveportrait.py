@@ -1,6 +1,6 @@
 """LivePortrait's W and G rearranged for inference on a CPU: the same images up to rounding, several times as fast.
 
-What changes, besides channels being last throughout:
+Changes, in addition to channels being last throughout:
 
 - Batch norms are folded into convolutions, and most 3x3 convolutions use `TiledConv`, the 7x7x7 one Fourier transforms.
 - The generator's label is one map for all norms: the first convolutions of all norms of a size are one. Where the norms

@@ -26,6 +26,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list
 from PIL import Image
 
+from vasa_hf.checks import check_callable, check_path, shorten
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.training.avatar.frames import AvatarFrames, make_motions, render_anchors, render_frames
 from vasa_hf.training.avatar.loop import AvatarFit, FitProgress
@@ -78,6 +79,11 @@ def fit_avatar(
         ValueError: If an argument is unfit, or `output` holds another interrupted fit.
     """
     preset, began = choose_preset(preset, **overrides), time.monotonic()
+    if output is not None:
+        check_path("output", output)
+    check_callable("on_progress", on_progress)
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"`generator` must be a torch.Generator, got {type(generator).__name__}.")
     tell = on_progress or (lambda progress: None)
     accelerator = _accelerator(talking_face, preset)
     about = _describe(talking_face, image, preset, audios, videos, face)
@@ -208,6 +214,8 @@ def _broadcast_avatar(avatar: Vasa3DGaussianAvatar, accelerator: Accelerator) ->
 def _describe(talking_face: Any, image: Any, preset: AvatarPreset, audios: Any, videos: Any, face: int | None) -> dict:
     """What must be the same when a fit goes on; missing files raise here, before any work."""
     for kind, sources in (("audios", audios), ("videos", videos)):
+        if not isinstance(sources, list | tuple | None):
+            raise ValueError(f"`{kind}` must be a list, got {shorten(sources)}.")
         for source in sources or []:
             if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
                 raise ValueError(f"`{kind}` must be existing files, got {os.fspath(source)!r}.")

@@ -216,11 +216,11 @@ def choose_preset(preset: str | AvatarPreset, ablation: str | None = None, **ove
         ValueError: If a name is unknown, or a value impossible or of another type.
     """
     if not isinstance(preset, AvatarPreset):
-        if preset not in PRESETS:
-            raise ValueError(f"`preset` must be one of {list(PRESETS)} or an AvatarPreset, got {preset!r}.")
+        if not isinstance(preset, str) or preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {list(PRESETS)} or an AvatarPreset, got {shorten(preset)}.")
         preset = PRESETS[preset]
-    if ablation is not None and ablation not in ABLATIONS:
-        raise ValueError(f"`ablation` must be one of {list(ABLATIONS)}, got {ablation!r}.")
+    if ablation is not None and (not isinstance(ablation, str) or ablation not in ABLATIONS):
+        raise ValueError(f"`ablation` must be one of {list(ABLATIONS)}, got {shorten(ablation)}.")
     fields = {item.name: item for item in dataclasses.fields(AvatarPreset)}
     if unknown := overrides.keys() - fields.keys():
         raise ValueError(f"`overrides` must be fields of AvatarPreset, got {sorted(unknown)}.")

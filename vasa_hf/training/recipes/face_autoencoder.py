@@ -7,11 +7,17 @@
 
 With `--pipeline`, `OUTPUT/pipeline` is a whole pipeline with the new weights.
 
+What z_dyn means is the model's `motion_space`. In `vasa-small` landmark labels define its 28 numbers and supervise it.
+In any other, such as the paper's of 512 numbers, z_dyn is learned: labels only give the pose, which the paper's base
+[19] takes from a pretrained network, and every stage encodes z_dyn from the frames.
+
 # Not in the paper: the three stages. VASA-1 learns all at once from 500K clips; with little data the labels teach pose,
 dynamics and warp first, then pixels refine them. `--stage joint` alone is the paper's setting.
 """
 
 import dataclasses
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vasa_hf.data.face_pairs import FacePairs
+from vasa_hf.data.landmark_dynamics import LandmarkDynamics, UnlabelledDynamics
 from vasa_hf.geometry.landmarks import eye_openness, gaze_angles
 from vasa_hf.geometry.rotations import euler_from_matrix
 from vasa_hf.hub import resolve
@@ -30,13 +37,20 @@ from vasa_hf.models.face_recognizer import pretrained_features
 from vasa_hf.training import losses
 from vasa_hf.training.face_data import FacePairOptions, augment, open_pairs
 from vasa_hf.training.loop import Player, TrainingState
-from vasa_hf.training.networks import adversarial_terms, channels_last, discriminator_player, freeze
+from vasa_hf.training.networks import (
+    PerceptualFeatures,
+    adversarial_terms,
+    channels_last,
+    discriminator_player,
+    freeze,
+)
 from vasa_hf.training.options import option
 from vasa_hf.training.saving import train_and_save
 from vasa_hf.training.sheets import save_images
 
 NAME = "face_autoencoder"
 STAGES = ("encoders", "renderer", "joint")
+LABELLED_SPACE = "vasa-small"  # the motion space whose z_dyn landmark labels define
 
 
 @dataclass
@@ -45,6 +59,7 @@ class FaceAutoencoderOptions(FacePairOptions):
 
     stage: str = option("renderer", "what learns", STAGES)
     preset: str = option("small", "size of a new model", PRESETS)
+    model: str = option("{}", 'changes of the preset as JSON, such as {"image_size": 256}')
     pipeline: str | None = option(None, "pipeline to start from, such as vasa-small; OUTPUT/pipeline gets the weights")
     initial: str | None = option(None, "face autoencoder folder to start from, instead of that of the pipeline")
     analyzer: str | None = option(None, "face analyzer folder whose landmarker the motion encoders start from")
@@ -59,18 +74,23 @@ class FaceAutoencoderOptions(FacePairOptions):
     weight_pyramid: float = option(2.0, "L1 of gradients at three scales")
     weight_generated: float = option(0.1, "reconstruction L1 of the decoder's own image")
     weight_perceptual: float = option(0.0, "perceptual loss, needs --perceptual")
-    perceptual: str | None = option(None, "face recogniser folder or vision model for perceptual and identity losses")
+    perceptual: list[str] = option(
+        [], "networks of the perceptual loss: LPIPS weights, face recogniser folders or transformers vision models"
+    )
     weight_gaze: float = option(0.0, "gaze seen in decoded images, needs --gaze-network")
     gaze_network: str | None = option(None, "face analyzer folder that sees the gaze")
     weight_adversarial: float = option(0.0, "adversarial and feature matching losses")
-    weight_motion: float = option(1.0, "pose and dynamics encoders against labels")
-    weight_contrastive: float = option(0.0, "cycle / contrastive dynamics loss")
-    weight_consist: float = option(0.0, "l_consist")
-    weight_cross_id: float = option(0.0, "l_cross_id, needs --perceptual")
+    weight_motion: float = option(
+        1.0, "pose encoder against labels, and the dynamics encoder where labels define z_dyn"
+    )
+    weight_contrastive: float = option(0.0, "cycle / contrastive loss of z_dyn, with cross-reenactment")
+    weight_consist: float = option(0.0, "l_consist: pose and dynamics of two frames of one person, exchanged")
+    weight_cross_id: float = option(0.0, "l_cross_id, needs --identity")
+    identity: str | None = option(None, "network of l_cross_id: face recogniser folder or transformers vision model")
 
 
-def encoders_loss(options: FaceAutoencoderOptions, dynamics: Any):
-    """Pose and dynamics encoders against labels (smooth L1, each channel in its own unit)."""
+def encoders_loss(options: FaceAutoencoderOptions, dynamics: LandmarkDynamics | UnlabelledDynamics):
+    """Pose encoder against labels, and the dynamics encoder where they have z_dyn (smooth L1, in units of its own)."""
     visible = visibility(dynamics)
 
     def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -85,16 +105,26 @@ def encoders_loss(options: FaceAutoencoderOptions, dynamics: Any):
     return loss
 
 
-def visibility(dynamics: Any) -> Tensor:
-    """How much each dynamics channel moves the landmarks, about 1 on average: the first ones matter most."""
+def visibility(dynamics: LandmarkDynamics | UnlabelledDynamics) -> Tensor:
+    """How much each labelled channel of z_dyn moves the landmarks, about 1 on average: the first ones matter most."""
+    if not dynamics.dim:
+        return torch.ones(0)
     moved = dynamics.tensors["basis"].norm(dim=1)
     return (moved / moved.mean()).clamp_min(0.2)
 
 
 def motion_error(motion: Tensor, wanted: Tensor, visible: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Smooth L1 of pose (in units of 0.1 rad and 2 % of the crop) and dynamics (unit variance, by visibility)."""
+    """Smooth L1 of pose (in units of 0.1 rad and 2 % of the crop) and labelled dynamics (unit variance, by visibility).
+
+    Args:
+        motion (`torch.Tensor` of shape `(batch, 6 + dynamics_dim)`): Encoded.
+        wanted (`torch.Tensor` of shape `(batch, 6 + labelled)`): Labels; `labelled` is 0 or `dynamics_dim`.
+        visible (`torch.Tensor` of shape `(labelled,)`): As `visibility` gives it.
+    """
     unit = motion.new_tensor([0.1, 0.1, 0.1, 0.02, 0.02, 0.02])
     pose = F.smooth_l1_loss(motion[:, :POSE_DIM] / unit, wanted[:, :POSE_DIM] / unit, beta=0.3)
+    if wanted.shape[1] == POSE_DIM:
+        return pose, {"pose": pose}
     error = F.smooth_l1_loss(motion[:, POSE_DIM:], wanted[:, POSE_DIM:], beta=0.3, reduction="none")
     dynamics = (error * visible.to(error)).mean()
     return pose + dynamics, {"pose": pose, "dynamics": dynamics}
@@ -108,33 +138,51 @@ def measure_gaze(analyzer: FaceAnalyzer, image: Tensor) -> Tensor:
     return gaze_angles(face.landmarks, euler_from_matrix(face.rotation))
 
 
+def use_labels(motion: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
+    """Encoded motion `(batch, 6 + dynamics_dim)` with the labels' channels where `chosen` `(batch, 1)` is true."""
+    count = labels.shape[1]
+    return torch.cat([torch.where(chosen, labels.to(motion.dtype), motion[:, :count]), motion[:, count:]], 1)
+
+
 def renderer_loss(
-    options: FaceAutoencoderOptions, dynamics: Any, features: Any = None, analyzer: FaceAnalyzer | None = None
+    options: FaceAutoencoderOptions,
+    dynamics: LandmarkDynamics | UnlabelledDynamics,
+    features: PerceptualFeatures | None = None,
+    identity: Callable[[Tensor], Tensor] | None = None,
+    analyzer: FaceAnalyzer | None = None,
 ):
-    """All losses on decoded images; in stage `renderer` motion comes from labels, in `joint` from the encoders."""
-    joint = options.stage == "joint"
+    """All losses on decoded images; in stage `renderer` motion comes from labels, in `joint` from the encoders.
+
+    Args:
+        options (`FaceAutoencoderOptions`): Weights.
+        dynamics (`LandmarkDynamics` or `UnlabelledDynamics`): What the labels' motion means.
+        features (`PerceptualFeatures`, *optional*): Of the perceptual loss.
+        identity (`Callable`, *optional*): Images in [-1, 1] to identity features, of l_cross_id.
+        analyzer (`FaceAnalyzer`, *optional*): Of the gaze loss.
+    """
+    joint, encodes = options.stage == "joint", options.stage == "joint" or not dynamics.dim
     visible, importance = visibility(dynamics), torch.ones(len(dynamics.ids))
-    importance[dynamics.tensors["rows_lids"]] = 3
-    importance[dynamics.tensors["rows_lips"]] = 2
     irises = torch.from_numpy(dynamics.ids >= 468)
-    importance[irises] = 24  # few and small: gaze lives in them
+    if dynamics.dim:
+        importance[dynamics.tensors["rows_lids"]] = 3
+        importance[dynamics.tensors["rows_lips"]] = 2
+        importance[irises] = 24  # few and small: gaze lives in them
 
     def loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         model = modules[NAME]
         with torch.autocast(batch["source"].device.type, enabled=False):
             sample = augment(batch, dynamics, options.train_size)
+        names = [name for name in ("source", "driving", "other") if name in sample]
         source, driving, weight = sample["source"], sample["driving"], sample["weight"]
-        source_motion, driving_motion = sample["source_motion"], sample["driving_motion"]
+        motions = labels = [sample[f"{name}_motion"] for name in names]
         terms: dict[str, Tensor] = {}
-        if joint:
-            encoded = model(torch.cat([source, driving]), motion_only=True)
-            terms["motion"], _ = motion_error(encoded.float(), torch.cat([source_motion, driving_motion]), visible)
+        if encodes:
+            encoded = model(torch.cat([sample[name] for name in names]), motion_only=True)
+            terms["motion"], _ = motion_error(encoded.float(), torch.cat(labels), visible)
             # Not in the paper: some labels keep the decoder used to clean motion, such as the generator's.
-            labelled = torch.rand(len(source), 1, device=source.device) < options.label_share
-            source_motion, driving_motion = (
-                torch.where(labelled, label.to(own.dtype), own)
-                for label, own in zip((source_motion, driving_motion), encoded.chunk(2), strict=True)
-            )
+            chosen = torch.rand(len(source), 1, device=source.device) < (options.label_share if joint else 1.0)
+            motions = [use_labels(m, label, chosen) for m, label in zip(encoded.chunk(len(names)), labels, strict=True)]
+        source_motion, driving_motion = motions[:2]
         output = model(source, driving, source_motion, driving_motion)
         prediction = output.sample.float()
         terms["l1"] = losses.reconstruction_loss(prediction, driving, weight)
@@ -153,11 +201,6 @@ def renderer_loss(
             terms["gaze"] = losses.gaze_loss(measure_gaze(analyzer, prediction), wanted)
         if options.weight_adversarial:
             terms["adversarial"] = adversarial_terms(modules["discriminator"], batch, prediction, driving)
-        if options.weight_contrastive:
-            again = model(prediction, motion_only=True)[:, POSE_DIM:]
-            others = sample["other_motion"][None, :, POSE_DIM:].expand(len(again), -1, -1)
-            wanted = driving_motion[:, POSE_DIM:].detach()
-            terms["contrastive"] = losses.motion_contrastive_loss(again, wanted, others)
         if options.weight_consist:
             mixed = torch.cat([source_motion[:, :POSE_DIM], driving_motion[:, POSE_DIM:]], 1)
             onto_driving = model(driving, source, driving_motion, mixed).sample.float()
@@ -165,10 +208,17 @@ def renderer_loss(
             real = ~batch["is_portrait"]  # a pseudo driver has no background of its own
             if real.any():
                 terms["consist"] = losses.consistency_loss(onto_driving[real], onto_source[real])
+        if "other" in sample:  # another person's pose and dynamics on the source
+            other_motion = motions[2]
+            transferred = model(source, sample["other"], source_motion, other_motion).sample.float()
         if options.weight_cross_id:
-            foreign = torch.cat([source_motion[:, :POSE_DIM], sample["other_motion"][:, POSE_DIM:]], 1)
-            transferred = model(source, driving, source_motion, foreign).sample.float()
-            terms["cross_id"] = losses.cross_identity_loss(features, source, transferred)
+            terms["cross_id"] = losses.cross_identity_loss(identity, source, transferred)
+        if options.weight_contrastive:
+            # Both decoded images must show the z_dyn that drove them and not that of the other.
+            again = model(torch.cat([prediction, transferred]), motion_only=True)[:, POSE_DIM:].float()
+            own = torch.cat([driving_motion, other_motion])[:, POSE_DIM:].float()
+            foreign = torch.cat([other_motion, driving_motion])[:, POSE_DIM:].float()
+            terms["contrastive"] = losses.motion_contrastive_loss(again, own, foreign[:, None])
         total = sum(getattr(options, f"weight_{name}") * value for name, value in terms.items())
         with torch.no_grad():
             mse = (prediction - driving).square().mean((1, 2, 3)).clamp_min(1e-8) / 4
@@ -191,7 +241,10 @@ def sample_sheet(dataset: FacePairs, size: int, rows: int = 6):
         batch = {key: torch.stack([s[key] for s in samples]).to(device) for key in samples[0]}
         torch.manual_seed(0)
         sample = augment(batch, dataset.dynamics, size)
-        out = model(sample["source"], sample["driving"], sample["source_motion"], sample["driving_motion"]).sample
+        motions = [sample[f"{name}_motion"] for name in ("source", "driving")]
+        if not dataset.dynamics.dim:
+            motions = [model.encode_motion(sample[name]) for name in ("source", "driving")]
+        out = model(sample["source"], sample["driving"], *motions).sample
         difference = (out.float() - sample["driving"]).abs() * 2 - 1
         sheet = torch.cat([sample["source"], sample["driving"], out.float(), difference], 3)
         save_images(torch.cat(list(sheet), 1), folder / f"sheet-{step:07d}.png")
@@ -201,8 +254,10 @@ def sample_sheet(dataset: FacePairs, size: int, rows: int = 6):
 
 def run(options: FaceAutoencoderOptions) -> TrainingState:
     """Run one stage; save `face_autoencoder/` and `landmark_dynamics.safetensors`, and `pipeline/` with `pipeline`."""
-    if (options.weight_perceptual or options.weight_cross_id) and not options.perceptual:
-        raise ValueError("`perceptual` must name a face recogniser folder when its losses have a weight.")
+    if options.weight_perceptual and not options.perceptual:
+        raise ValueError("`perceptual` must name a network when `weight_perceptual` is not 0.")
+    if options.weight_cross_id and not options.identity:
+        raise ValueError("`identity` must name a network when `weight_cross_id` is not 0.")
     if options.weight_gaze and not options.gaze_network:
         raise ValueError("`gaze_network` must name a face analyzer folder when `weight_gaze` is not 0.")
     if options.pipeline:
@@ -210,45 +265,57 @@ def run(options: FaceAutoencoderOptions) -> TrainingState:
         options.initial = options.initial or str(start / NAME)
         options.dynamics = options.dynamics or str(start / "landmark_dynamics.safetensors")
     torch.manual_seed(options.seed)
-    dataset = open_pairs(options)
     if options.initial:
         model = Vasa1FaceAutoencoder.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
     else:
-        model = Vasa1FaceAutoencoder(**PRESETS[options.preset])
+        model = Vasa1FaceAutoencoder(**{**PRESETS[options.preset], **json.loads(options.model)})
     channels_last(model)
     final_size = model.config.image_size
     options = dataclasses.replace(options, train_size=options.train_size or final_size)
     model.register_to_config(image_size=options.train_size)
+    labelled = model.config.motion_space == LABELLED_SPACE
+    dataset = open_pairs(
+        options,
+        options.train_size,
+        labels_dynamics=labelled,
+        others=options.stage != "encoders" and bool(options.weight_contrastive or options.weight_cross_id),
+    )
     modules: dict[str, nn.Module] = {NAME: model}
     if options.analyzer:
         start_from_landmarker(model, options.analyzer)
+    elif not (labelled and options.initial):  # no landmarker has learnt their statistics
+        model.pose_encoder.learns_statistics = model.dynamics_encoder.learns_statistics = True
     if options.stage == "encoders":
-        parts = ("pose_encoder", "dynamics_encoder")
+        parts = ("pose_encoder", "dynamics_encoder") if labelled else ("pose_encoder",)
         if not options.learn_backbones:
             parts = tuple(f"{part}.{head}" for part in parts for head in ("head", "reduce"))
         freeze(model, lambda name: name.startswith(parts))
         loss = encoders_loss(options, dataset.dynamics)
     else:
-        learns_motion = options.stage == "joint"
-        freeze(model, lambda name: learns_motion or not name.startswith(("pose_encoder", "dynamics_encoder")))
+        fixed = {"joint": (), "renderer": ("pose_encoder", "dynamics_encoder") if labelled else ("pose_encoder",)}
+        freeze(model, lambda name: not name.startswith(fixed[options.stage]))
         if options.only:
             freeze(model, lambda name: name.startswith(tuple(options.only)))
             if not any(parameter.requires_grad for parameter in model.parameters()):
                 raise ValueError(f"`only` must name parts of the face autoencoder, got {options.only}.")
         if options.perceptual:
-            modules["features"] = pretrained_features(resolve(options.perceptual))
+            modules["features"] = PerceptualFeatures(options.perceptual)
+        if options.identity:
+            modules["identity"] = pretrained_features(resolve(options.identity))
         if options.gaze_network:
             analyzer = FaceAnalyzer.from_pretrained(resolve(options.gaze_network), torch_dtype=torch.float32)
             modules["analyzer"] = analyzer.eval().requires_grad_(False)
-        loss = renderer_loss(options, dataset.dynamics, modules.get("features"), modules.get("analyzer"))
+        networks = (modules.get(name) for name in ("features", "identity", "analyzer"))
+        loss = renderer_loss(options, dataset.dynamics, *networks)
     players = [Player("generator", (NAME,), loss, options.learning_rate, weight_decay=options.weight_decay)]
-    if options.weight_adversarial:
+    if options.weight_adversarial and options.stage != "encoders":
         modules["discriminator"] = losses.MultiScalePatchDiscriminator(32)
         players.append(discriminator_player(options.learning_rate))
 
     def components() -> dict[str, Any]:
         model.register_to_config(image_size=final_size)
-        return {NAME: model, "landmark_dynamics.safetensors": dataset.dynamics}
+        made: dict[str, Any] = {NAME: model}
+        return made | ({"landmark_dynamics.safetensors": dataset.dynamics} if labelled else {})
 
     on_sample = sample_sheet(dataset, options.train_size) if options.stage != "encoders" else None
     return train_and_save(options, modules, players, dataset, (NAME,), components, options.pipeline, on_sample)

@@ -1,6 +1,6 @@
 """Train GAIA's variational autoencoder (§4.2).
 
-    accelerate launch -m vasa_hf.training.recipes.gaia_autoencoder --data DATA/train --cache CACHE --output RUN
+    accelerate launch -m vasa_hf.training gaia_autoencoder --data DATA/train --cache CACHE --output RUN
 
 Two frames of one clip: the appearance of the one and the landmark picture of the other give the other (Eq. 2).
 `--config paper_gaia_autoencoder` has the paper's losses alone: perceptual L1, KL and the discriminator (Eq. 3 and 4).
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,36 +22,32 @@ from vasa_hf.data.face_pairs import FacePairs
 from vasa_hf.geometry.landmark_pictures import draw_landmarks
 from vasa_hf.geometry.landmarks import eye_openness
 from vasa_hf.hub import resolve
-from vasa_hf.models.autoencoder_gaia import PAPER_CONFIGS, SMALL_CONFIG, GaiaAutoencoder
+from vasa_hf.models.autoencoder_gaia import MOTION_INPUTS, PRESETS, GaiaAutoencoder
 from vasa_hf.models.face_recognizer import pretrained_features
 from vasa_hf.training import losses
 from vasa_hf.training.face_data import FacePairOptions, augment, open_pairs
-from vasa_hf.training.loop import Player
+from vasa_hf.training.loop import Player, TrainingState
 from vasa_hf.training.networks import channels_last
 from vasa_hf.training.options import option
 from vasa_hf.training.saving import train_and_save
+from vasa_hf.training.sheets import save_images
 
-PRESETS: dict[str, dict[str, Any]] = {
-    **PAPER_CONFIGS,
-    "small": SMALL_CONFIG,
-    "tiny": {**SMALL_CONFIG, "image_size": 32, "channels": [4, 8, 8], "motion_channels": [4, 8, 8, 8], "num_layers": 1},
-}
 NAME = "autoencoder"
 
 
 @dataclass
 class GaiaAutoencoderOptions(FacePairOptions):
-    """Options of this stage."""
+    """Options of this recipe; those of its data are in `FacePairOptions`, those of all recipes in `LoopOptions`."""
 
-    preset: str = option("small", f"one of {', '.join(PRESETS)}")
+    preset: str = option("small", "size of a new model", PRESETS)
     initial: str | None = option(None, "autoencoder folder to start from")
-    motion_input: str = option("landmarks", "frame: the ablation without disentanglement")
+    motion_input: str = option("landmarks", "what E_M sees; frame is the ablation", MOTION_INPUTS)
     source_passthrough: bool = option(True, "presets small and tiny: move the source's pixels as well")
     train_size: int | None = option(None, "train at this image size (default: the model's)")
-    learning_rate: float = option(3e-4, "peak learning rate; the paper's is 4.5e-6, constant")
+    weight_decay: float = 0.0  # Adam, as in the paper, whose rate is 4.5e-6
     save_dtype: str = "float16"
-    portrait_share: float = option(0.15, "share of samples that are single portraits")
-    rendered_share: float = option(0.2, "share of samples that are rendered faces")
+    portrait_share: float = 0.15
+    rendered_share: float = 0.2
     framing: float = option(1.0, "amount of zoom, shift and roll of both frames alike; 0 keeps every pixel")
     weigh_face: bool = option(True, "more weight on mouth and eyes")
     weight_l1: float = option(1.0, "reconstruction L1")
@@ -155,20 +150,13 @@ def sample_sheet(dataset: FacePairs, loss: AutoencoderLoss, rows: int = 6) -> An
         own = model(*inputs).sample.float()
         other = model(*inputs[:2], inputs[2].roll(-1, 0)).sample.float()
         sheet = torch.cat([sample["source"], inputs[2], sample["driving"], own, other], 3)
-        pixels = torch.cat(list(sheet), 1).clamp(-1, 1).permute(1, 2, 0)
-        Image.fromarray(((pixels + 1) * 127.5).round().byte().cpu().numpy()).save(folder / f"sheet-{step:07d}.png")
+        save_images(torch.cat(list(sheet), 1), folder / f"sheet-{step:07d}.png")
 
     return write
 
 
 def make_model(options: GaiaAutoencoderOptions) -> GaiaAutoencoder:
-    """The model that the options name.
-
-    Raises:
-        ValueError: If the preset is unknown.
-    """
-    if options.preset not in PRESETS:
-        raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {options.preset!r}.")
+    """The model that the options name."""
     if options.initial:
         return GaiaAutoencoder.from_pretrained(resolve(options.initial), torch_dtype=torch.float32)
     config = {**PRESETS[options.preset], "motion_input": options.motion_input}
@@ -177,13 +165,12 @@ def make_model(options: GaiaAutoencoderOptions) -> GaiaAutoencoder:
     return GaiaAutoencoder(**config)
 
 
-def run(options: GaiaAutoencoderOptions) -> GaiaAutoencoder:
-    """Train, and save the averaged weights as `autoencoder/` in the output."""
+def run(options: GaiaAutoencoderOptions) -> TrainingState:
+    """Train, and save `autoencoder/` with averaged weights in the output."""
     if options.weight_perceptual and not options.perceptual:
         raise ValueError("`perceptual` must name a face recogniser folder when `weight_perceptual` is not 0.")
     torch.manual_seed(options.seed)
-    model = make_model(options)
-    dataset = open_pairs(options)
+    model, dataset = make_model(options), open_pairs(options)
     channels_last(model)
     final_size = model.config.image_size
     options = dataclasses.replace(
@@ -194,15 +181,15 @@ def run(options: GaiaAutoencoderOptions) -> GaiaAutoencoder:
     if options.perceptual:
         modules["features"] = pretrained_features(resolve(options.perceptual))
     loss = AutoencoderLoss(options, dataset.dynamics, modules.get("features"))
-    adam = {"learning_rate": options.learning_rate, "weight_decay": 0.0}
+    adam = {"learning_rate": options.learning_rate, "weight_decay": options.weight_decay}
     players = [Player(NAME, (NAME,), loss, **adam)]
     if options.weight_adversarial:
         modules["discriminator"] = losses.MultiScalePatchDiscriminator(32)
         players.append(Player("discriminator", ("discriminator",), discriminator_turn, betas=(0.5, 0.99), **adam))
 
-    def components() -> dict[str, nn.Module]:
+    def components() -> dict[str, Any]:
         model.register_to_config(image_size=final_size)
         return {NAME: model}
 
-    train_and_save(options, modules, players, dataset, (NAME,), components, on_sample=sample_sheet(dataset, loss))
-    return model
+    on_sample = sample_sheet(dataset, loss)
+    return train_and_save(options, modules, players, dataset, (NAME,), components, on_sample=on_sample)

@@ -13,6 +13,7 @@ show. With `--pipeline`, `OUTPUT/pipeline` is a whole pipeline with the new weig
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,14 @@ class MotionTransformerOptions(MotionDataOptions):
     talker_share: float | None = option(None, "share of the windows drawn from talkers (default: by their length)")
     initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
     preset: str = option("paper", "size of a new model", PRESETS)
+    model: str = option("{}", 'changes of the preset as JSON, such as {"num_layers": 4}')
     dynamics: list[str] = option([], "parts of z_dyn as name=width, in order; one part if left out")
     window: int = option(50, "frames W of a window")
     context: int = option(10, "frames K carried over")
+    drop_condition: float = option(0.1, "drop probability of each of audio, gaze, distance and emotion")
+    drop_previous: float = option(0.5, "drop probability of the context X_pre and A_pre")
+    drop_audio_tail: float = option(0.15, "how often the last frames of the audio are dropped")
+    data_share: float = option(1.0, "share of the clips that are used; 0.1 is the paper's experiment with 10 % data")
     dropout: float = option(0.05, "dropout of the transformer")
     velocity_weight: float = option(1.0, "weight of the loss on differences of neighbouring frames; 0 as in the paper")
     lips_weight: float = option(1.5, "weight of the lips' channels; 1 as in the paper")
@@ -226,7 +232,7 @@ def make_sample_sheet(dataset: MotionSequences):
 def run(options: MotionTransformerOptions) -> TrainingState:
     """Prepare the data, train, and save `motion_transformer/` and `scheduler/`, and `pipeline/` with `pipeline`."""
     with PartialState(cpu=options.cpu).main_process_first():
-        data = prepare_motion_data(options, options.window)
+        data = prepare_motion_data(options, options.window).take(options.data_share)
     num_clips = len(data.person)
     data = data.join([MotionData.load(path) for path in options.talkers])
     spec = MotionSpec({"dynamics": data.motion.shape[-1] - 6})
@@ -245,6 +251,9 @@ def run(options: MotionTransformerOptions) -> TrainingState:
         options.seed,
         exact=np.arange(len(data.person)) >= num_clips,  # talkers
         exact_share=options.talker_share,
+        drop_condition=options.drop_condition,
+        drop_previous=options.drop_previous,
+        drop_audio_tail=options.drop_audio_tail,
         natural=options.natural,
         silent=options.silent,
         smoothing=options.smoothing,
@@ -265,7 +274,7 @@ def run(options: MotionTransformerOptions) -> TrainingState:
             context=options.context,
             dropout=options.dropout,
             dynamics=spec.dynamics,
-            **PRESETS[options.preset],
+            **{**PRESETS[options.preset], **json.loads(options.model)},
         )
         fit_statistics(model, dataset)
     components = {NAME: model, "scheduler": make_scheduler()}

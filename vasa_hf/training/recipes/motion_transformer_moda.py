@@ -3,7 +3,8 @@
     accelerate launch -m vasa_hf.training motion_transformer_moda --pipeline FOLDER --data DIR --output DIR
 
 `DIR/clips/*.mp4` are square face crops with audio at 25 frames per second. The pipeline's renderer reads the motion of
-every frame and its audio encoder the audio, once; both are kept in the output folder. Or motion is made of landmark
+every frame and its audio encoder the audio, once; both are kept in the output folder, and `OUTPUT/pipeline` is that
+pipeline with the new generator. Or motion is made of landmark
 labels and of talkers (`vasa_hf.data.synthetic.talkers`):
 
     ... --landmark-dynamics vasa-small/landmark_dynamics.safetensors --priors vasa-small/motion_priors.safetensors \
@@ -14,11 +15,11 @@ labels and of talkers (`vasa_hf.data.synthetic.talkers`):
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -43,6 +44,8 @@ class ModaMotionOptions(ModaDataOptions):
     initial: str | None = option(None, "folder of a motion generator to go on from, instead of random weights")
     preset: str = option("paper", "size of a new model", PRESETS)
     fusion: str = option("coarse_to_fine", "how the streams meet", FUSIONS)
+    model: str = option("{}", 'changes of the preset as JSON, such as {"num_single_stream": 2}')
+    rotary_conditions: bool = option(False, "rotary positions on emotion and identity too, as in the paper")
     dropout: float = option(0.0, "dropout of the transformer")
     learning_rate: float = 1e-4
     weight_decay: float = 0.0  # Adam, as in the paper
@@ -262,7 +265,8 @@ def make_model(options: ModaMotionOptions, dataset: Dataset) -> ModaMotionTransf
         fusion=options.fusion,
         dropout=options.dropout,
         mask_padding=True,
-        **PRESETS[options.preset],
+        rotary_conditions=options.rotary_conditions,
+        **{**PRESETS[options.preset], **json.loads(options.model)},
     )
     fit_statistics(model, dataset)
     return model
@@ -281,8 +285,7 @@ def freeze_unread(model: ModaMotionTransformer) -> None:
 
 def run(options: ModaMotionOptions) -> TrainingState:
     """Prepare the data, train, and save `motion_generator/` and `scheduler/` with averaged weights in the output."""
-    with PartialState(cpu=options.cpu).main_process_first():
-        dataset = make_dataset(options)
+    dataset = make_dataset(options)
     torch.manual_seed(options.seed)
     model = make_model(options, dataset)
     freeze_unread(model)
@@ -299,5 +302,7 @@ def run(options: ModaMotionOptions) -> TrainingState:
         dataset,
         (NAME,),
         lambda: components,
-        on_sample=make_sample_sheet(dataset),
+        options.pipeline,
+        make_sample_sheet(dataset),
+        pipeline_class="ModaTalkingHeadPipeline",
     )

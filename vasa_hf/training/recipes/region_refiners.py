@@ -55,6 +55,7 @@ class RegionRefinerOptions(FacePairOptions):
     initial: str | None = option(None, "face autoencoder folder whose refiners to go on from")
     rendered_share: float = 0.15
     portrait_share: float = 0.2
+    opening_share: float = option(0.3, "share of the portraits with the mouth closed by a warp as source of their pair")
     label_share: float = option(0.5, "share of the pairs whose motion comes from the labels, not from the encoders")
     gaze_share: float = option(0.6, "share of the recorded frames whose irises are moved by a known amount")
     batch_size: int = 16
@@ -66,7 +67,9 @@ class RegionRefinerOptions(FacePairOptions):
     weight_matching: float = option(2.0, "feature matching with the discriminator")
     weight_perceptual: float = option(0.0, "perceptual loss; it costs most of a step, and brought little here")
     perceptual: str = option("vasa-small/face_recognizer", "network of the perceptual loss")
-    real_only: bool = option(False, "draw recorded frames alone: portraits and rendered faces teach irises, not teeth")
+    real_only: bool = option(
+        False, "draw photographed driving frames alone: warped and rendered ones teach irises, not teeth"
+    )
     regions: list[str] = option(["mouth", "eyes"], "which refiners learn", REGIONS)
 
 
@@ -172,9 +175,9 @@ def decode_crops(
         batch_size (`int`): Pairs decoded together.
 
     Returns:
-        `dict[str, torch.Tensor]`: `identity`, `source_motion`, `motion`, `is_real` (recorded frames, not warped or
-        rendered ones), and for each region `<region>_decoded`, `_source` and `_true` uint8 `(pairs, crops, 3, h, w)`
-        and `_weight` uint8 `(pairs, crops, 1, h, w)`.
+        `dict[str, torch.Tensor]`: `identity`, `source_motion`, `motion`, `is_real` (photographed driving frames, not
+        warped or rendered ones), and for each region `<region>_decoded`, `_source` and `_true` uint8
+        `(pairs, crops, 3, h, w)` and `_weight` uint8 `(pairs, crops, 1, h, w)`.
     """
     size, parts = model.config.image_size, []
     for first in range(0, options.num_crops, batch_size):
@@ -184,7 +187,7 @@ def decode_crops(
         torch.manual_seed(options.seed * 1_000_003 + first)
         sample = augment(batch, dataset.dynamics, size, framing=0.0)
         source, driving = sample["source"], sample["driving"]
-        is_real = ~(batch["is_portrait"] | batch["is_rendered"])
+        is_real = ~(batch["is_portrait"] | batch["is_rendered"]) | batch["is_opening"]
         with torch.autocast("cpu", torch.bfloat16):
             if torch.rand(()) < options.label_share:
                 motions = [sample["source_motion"], sample["driving_motion"]]
@@ -384,6 +387,7 @@ def prepare_crops(options: RegionRefinerOptions, pipeline: Path) -> dict[str, Te
                 dynamics=pipeline / "landmark_dynamics.safetensors",
                 rendered=options.rendered if number == 0 else None,
                 rendered_share=options.rendered_share * len(options.data),
+                opening_share=options.opening_share,
             )
             for number, folder in enumerate(options.data)
         ]

@@ -7,7 +7,6 @@ from tests.testing_utils.face_data import make_face_data
 from vasa_hf.models.autoencoder_gaia import GaiaAutoencoder
 from vasa_hf.training.options import parse_options, read_config
 from vasa_hf.training.recipes.gaia_autoencoder import (
-    PRESETS,
     GaiaAutoencoderOptions,
     discriminator_loss,
     generator_loss,
@@ -24,8 +23,8 @@ def data(tmp_path_factory):
 def train(data, output, *arguments):
     common = ["--data", data[0], "--cache", data[1], "--output", output, "--preset", "tiny", "--cpu", "--batch-size", 4]
     common += ["--log-every", 1, "--sample-every", 0, "--checkpoint-every", 0, "--warmup-steps", 1]
-    model = run(parse_options(GaiaAutoencoderOptions, [str(a) for a in [*common, *arguments]]))
-    return model, [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    state = run(parse_options(GaiaAutoencoderOptions, [str(a) for a in [*common, *arguments]]))
+    return state.modules["autoencoder"], [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
 def test_the_loss_falls_and_the_model_is_saved(data, tmp_path):
@@ -36,7 +35,7 @@ def test_the_loss_falls_and_the_model_is_saved(data, tmp_path):
     again = GaiaAutoencoder.from_pretrained(tmp_path / "autoencoder", torch_dtype=torch.float32)
     assert again.config.image_size == 32 and again.config.source_passthrough
     for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+        assert torch.equal(value.half().float(), again.state_dict()[name]), name
     assert (tmp_path / "sheet-0000060.png").stat().st_size > 1000
 
 
@@ -72,9 +71,7 @@ def test_adversarial_losses_are_those_of_equation_3():
     torch.testing.assert_close(generator_loss([fake]), -fake.sigmoid().log().mean())
 
 
-def test_configs_hold_options_alone_and_the_papers_numbers():
-    for name in ("paper_gaia_autoencoder", "small_gaia_autoencoder"):
-        assert read_config(name, GaiaAutoencoderOptions)["preset"] in PRESETS
+def test_the_papers_config_has_the_papers_numbers():
     paper = read_config("paper_gaia_autoencoder", GaiaAutoencoderOptions)
     assert paper["learning_rate"] == 4.5e-6 and paper["final_lr_ratio"] == 1.0  # appendix B.1: constant
 
