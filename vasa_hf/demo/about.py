@@ -68,7 +68,7 @@ def build_about_tab(handler: RequestHandler) -> None:
         except ValueError as error:
             return f"This file cannot be checked: {explain_error(error)}"
 
-    video.change(verdict, video, answer, **PRIVATE)
+    video.change(verdict, video, answer, api_name="show_verdict", **PRIVATE)  # not the name of the function below
     add_api(verdict, "verdict", video, answer)
     for folder in handler.about["cards"]:
         with gr.Accordion(f"Model card: {folder.name}", open=False):
