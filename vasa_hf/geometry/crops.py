@@ -190,7 +190,7 @@ def own_share(
     box: Tensor,  # [4]
     others: Tensor,  # [N, 4]
 ) -> Tensor:
-    """Weight of a face at picture coordinates against other faces: 1 where it is the nearest, 0 where another one is.
+    """Weight of a face at image coordinates against other faces: 1 where it is the nearest, 0 where another one is.
 
     Distances count from the middle of a face's box in halves of its larger side, so that a small face in the background
     keeps a small place. Not in the paper.
