@@ -17,7 +17,7 @@ from tests.testing_utils.face_data import moved
 from tests.testing_utils.killed import Killer
 from tests.testing_utils.page_server import PORTRAIT, save_page_model
 from tests.testing_utils.pipelines import make_audio
-from vasa_hf import SyncNet
+from vasa_hf import FaceImageProcessor, SyncNet, Vasa1FaceAutoencoder, VasaTalkingFacePipeline
 from vasa_hf.data import shards
 from vasa_hf.media import VideoReader, VideoWriter
 
@@ -34,7 +34,11 @@ def killer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    save_page_model(folder)
+    parts = save_page_model(folder / "vasa3d").components
+    autoencoder = Vasa1FaceAutoencoder.from_config({**parts["face_autoencoder"].config, "image_size": 64})
+    processor = FaceImageProcessor(size=64)  # large enough for faces to be found in what it makes
+    pipe = VasaTalkingFacePipeline(**{**parts, "face_autoencoder": autoencoder, "image_processor": processor})
+    pipe.save_pretrained(folder / "vasa1")
     return folder
 
 
@@ -117,6 +121,7 @@ def test_prepare(killer, clips, tmp_path):
         if (tmp_path / "killed" / "manifest.json").exists():
             assert shards.check(tmp_path / "killed") == []
     killer.run("prepare", **arguments)
+    assert shards.read_manifest(tmp_path / "whole")["samples"] > 0
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert unfinished(tmp_path) == [] and killer.left() == []
 
@@ -137,7 +142,7 @@ def test_train(killer, tmp_path):
 
 
 def test_fit(killer, model, tmp_path):
-    arguments = {"model": model, "portrait": PORTRAIT}
+    arguments = {"model": model / "vasa3d", "portrait": PORTRAIT}
     seconds = killer.run("fit", output=tmp_path / "whole", **arguments)
     killed = tmp_path / "killed"
     for moment in moments(seconds, 5):
@@ -155,7 +160,7 @@ def test_fit(killer, model, tmp_path):
 
 
 def test_eval(killer, model, clips, tmp_path):
-    arguments = {"model": model, "data": clips}
+    arguments = {"model": model / "vasa1", "data": clips}
     seconds = killer.run("evaluate", output=tmp_path / "whole", **arguments)
     for moment in moments(seconds, 6):
         killer.run("evaluate", kill_after=moment, output=tmp_path / "killed", **arguments)
