@@ -61,11 +61,11 @@ def check_callable(name: str, value: Any) -> None:
 
 @contextmanager
 def naming(argument: str) -> Iterator[None]:
-    """Let errors about a file name this argument, where the function that reads it calls it `path` or `audio`."""
+    """Let errors name this argument where the function that reads it calls it `path`, `audio` or `fps`."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(re.sub("^`(path|audio)`", f"`{argument}`", str(error))) from error
+        raise ValueError(re.sub("^`(path|audio|fps)`", f"`{argument}`", str(error))) from error
 
 
 def is_finite_number(value: Any) -> bool:

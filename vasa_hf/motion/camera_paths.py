@@ -135,7 +135,7 @@ class CameraPath:
         if isinstance(camera, list | tuple):
             return CameraKeyframes(camera)
         if not isinstance(camera, OrbitCamera | CameraKeyframes) and not callable(camera):
-            raise ValueError(f"`camera` must be {_FORMS}, got {camera!r}.")
+            raise ValueError(f"`camera` must be {_FORMS}, got {shorten(camera)}.")
         return camera
 
     def __call__(self, seconds: Tensor) -> Cameras:

@@ -315,7 +315,8 @@ def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: Fra
         raise ValueError(f"`motion` must be a single one, got {len(motion)}: take `motion[i]`.")
     if not torch.isfinite(motion).all() or (motion[..., spec.slices["scale"]] <= 0).any():
         raise ValueError("`motion` must be finite, and its scales above 0, got others.")
-    return motion, parse_fps(default_fps if motion_fps is None else motion_fps)
+    with naming("motion_fps"):
+        return motion, parse_fps(default_fps if motion_fps is None else motion_fps)
 
 
 def read_chunks(
