@@ -61,6 +61,30 @@ def staging(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def staging_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder that gets the name `path`, of no or an empty folder, at the end; otherwise as `staging`."""
+    path = Path(path).absolute()
+    sweep(path.parent, hidden=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{temporary_prefix()}", dir=path.parent))
+    try:
+        (whole := partial / path.name).mkdir()  # others may read it, unlike the one of `mkdtemp`
+        yield whole
+        if path.is_dir():
+            path.rmdir()
+        whole.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder among the system's temporary files. A killed process leaves it to the next one."""
+    sweep(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
+        yield Path(folder)
+
+
 def temporary_prefix() -> str:
     """Start of the names of this process's temporary files; from it, others can tell whether the process still runs."""
     return f"{_MARK}{_host_name()}-{os.getpid()}-"

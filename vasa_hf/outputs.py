@@ -18,7 +18,7 @@ from PIL import Image
 from .checks import check_number, check_path
 from .media.content_credentials import ContentCredentials
 from .media.ffmpeg import parse_fps
-from .media.video import VideoWriter
+from .media.video import VideoWriter, check_provenance
 from .motion import MotionSpec, save_motion
 
 
@@ -103,7 +103,7 @@ class TalkingFaceOutput(BaseOutput):
         videos = self.videos
         if index is None and len(videos) != 1:
             raise ValueError(f"`index` must say which of {len(videos)} videos to save, got None.")
-        index = _check_index(index or 0, len(videos))
+        index = _check_index(0 if index is None else index, len(videos))
         frames = to_uint8(videos[index])
         first = next(frames, None)
         if first is None:
@@ -123,6 +123,7 @@ class TalkingFaceOutput(BaseOutput):
 
 def name_provenance(provenance: bool | Mapping[str, Any], model_name: str | None) -> bool | dict[str, Any]:
     """Add the model's name to the argument `provenance` of `VideoWriter`."""
+    check_provenance(provenance)
     if provenance is False:
         return False
     extra = provenance if isinstance(provenance, Mapping) else {}

@@ -87,7 +87,7 @@ def test_motions(animate, tmp_path):
     for name, argument in (("rate", "`fps`"), ("channels", "`dynamics`")):
         for case in [case for case in messages if name in case and argument in messages[case]]:
             messages.pop(case)
-    held_to("`motion`", messages)
+    held_to("`driving`", messages)
 
 
 def test_cameras(whole, tmp_path):
@@ -97,10 +97,10 @@ def test_cameras(whole, tmp_path):
     words = ("talk3d", "tiny", whole.audio, "-o", out / "out.mp4", "--size", "32", "--model", whole.folder / "vasa3d")
     messages = {name: check_command(out, *words, "--camera", path) for name, path in files.items()}
     assert "`seconds`" in messages.pop("before 0")
-    held_to("`camera`", messages)
+    held_to("`--camera`", messages)
 
 
 def test_targets(talk, tmp_path):
     places = hostile.targets(tmp_path)
     assert talk(output=places.pop("loop of links")) == ""  # the link makes room for the video
-    held_to("`output`", {name: talk(output=path) for name, path in places.items()})
+    held_to("`--output`", {name: talk(output=path) for name, path in places.items()})

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ class Killer:
     """
 
     def __init__(self, folder):
-        self.folder = Path(folder)
+        self.folder, self.said = Path(folder), 0
 
     def __enter__(self):
         (self.folder / "temporary").mkdir(parents=True)
@@ -43,7 +44,7 @@ class Killer:
 
     def run(self, job, kill_after=None, **arguments):
         """Run a job to its end, or kill it by SIGKILL; returns the seconds that it ran, `None` if it was killed."""
-        began = time.monotonic()
+        began, self.said = time.monotonic(), (self.folder / "log").stat().st_size
         self.server.stdin.write(json.dumps([job, arguments], default=str) + "\n")
         self.server.stdin.flush()
         process = int(self.server.stdout.readline())
@@ -59,7 +60,9 @@ class Killer:
         return time.monotonic() - began
 
     def log(self):
-        return (self.folder / "log").read_text()[-3000:]
+        """What the last job had to say, but its progress."""
+        lines = (self.folder / "log").read_bytes()[self.said :].decode(errors="replace").splitlines()
+        return "\n".join(line for line in lines if "it/s" not in line)
 
     def left(self):
         """Temporary files."""
@@ -88,7 +91,10 @@ def serve():
             status = 1
             try:
                 status = globals()[job](**arguments) or 0
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(status)
         print(process, flush=True)
         sys.stdin.readline()
@@ -117,14 +123,15 @@ def prepare(videos, output):
     from vasa_hf.data.filters import Filters
     from vasa_hf.data.prepare import PrepareSettings
 
-    filters = Filters.named("loose", min_seconds=0.4, max_seconds=2.0, min_sync=0.0)
+    lenient = {"min_face": 20, "min_sharpness": 0, "min_bits": 0, "min_change": 0, "max_blocks": 9, "max_jump": 1}
+    filters = Filters.named("loose", min_seconds=0.4, max_seconds=2.0, **lenient)
     prepare_job.prepare(videos, output, PrepareSettings(filters, size=64), clips_per_shard=1)
 
 
 def fit(model, portrait, output, resume=False):
     """An avatar of a portrait; as `vasa-hf fit`, with a fit of seconds."""
     changes = {"motion_minutes": 0.008, "motion_steps": 2, "num_frames": 4, "iterations": 6, "max_minutes": "null"}
-    changes |= {"checkpoint_every": 2, "preview_every": 0, "log_every": 1, "num_gaussians": 6000}
+    changes |= {"checkpoint_every": 2, "preview_every": 0, "log_every": 1, "num_gaussians": 10350}
     words = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
     return command(
         ["fit", portrait, "-o", output, "--model", model, "--seed", "1", *words, *["--resume"] * bool(resume)]
@@ -135,21 +142,27 @@ def train(folder, output, resume=False):
     """A tiny motion transformer, on random motion."""
     import numpy as np
 
-    from vasa_hf.data.clips import MotionData
+    from vasa_hf.data.clips import MotionData, MotionPriors
+    from vasa_hf.models.motion_transformer_vasa1 import EMOTIONS
     from vasa_hf.training.recipes import motion_transformer as trainer
 
     trainer.PRESETS["tiny"] = {"hidden_size": 32, "num_layers": 2, "num_heads": 2}
-    data = Path(folder) / "data.safetensors"
+    data, priors = (Path(folder) / f"{name}.safetensors" for name in ("data", "priors"))
     if not data.exists():
         rng = np.random.default_rng(0)
-        motion = (0.1 * rng.standard_normal((90, 10))).astype(np.float32)
+        motion = (0.1 * rng.standard_normal((90, 12))).astype(np.float32)
         motion[:, 5] = 0.25
         audio = rng.standard_normal((90, 4)).astype(np.float32)
-        offsets, speaks = np.array([0, 30, 60, 90]), np.ones(3, bool)
         silence = np.zeros((3, 20, 4), np.float32)
-        MotionData(motion, audio, offsets, np.arange(3), speaks, silence).save(data)
+        MotionData(motion, audio, np.array([0, 30, 60, 90]), np.arange(3), np.ones(3, bool), silence).save(data)
+        gaze, emotion = np.zeros((2, 6), np.float32), np.zeros((len(EMOTIONS), 6), np.float32)
+        gaze[0, 4], gaze[1, 5], emotion[:, 3] = -10.0, 20.0, 1.0
+        blink = np.array([0, 0, 3, 0, 0, 0], np.float32)
+        MotionPriors(np.eye(12, dtype=np.float32), np.zeros(6, np.float32), blink, gaze, emotion).save(priors)
     options = trainer.MotionTransformerOptions(
         prepared=str(data),
+        priors=str(priors),
+        dynamics=["lips=2", "lids=1", "brows=1", "gaze=2"],
         preset="tiny",
         window=20,
         context=5,

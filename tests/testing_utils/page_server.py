@@ -1,7 +1,6 @@
 """The page in a process of its own, with a tiny model, and plain HTTP to ask it as any program may."""
 
 import contextlib
-import http.client
 import json
 import os
 import socket
@@ -30,6 +29,7 @@ def save_page_model(folder):
     pipe = Vasa3DAvatarPipeline(**{**make_vasa1_components(), **parts})
     pipe.add_avatar("tiny", make_avatar())
     pipe.save_pretrained(folder)
+    return pipe
 
 
 class PageServer:
@@ -74,15 +74,11 @@ class PageServer:
 
     @contextlib.contextmanager
     def watch(self, name, *data):
-        """Begin a function and listen to it; the connection is cut at the end, however far it is."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        connection.request("GET", self.begin(name, *data))
-        try:
-            yield connection.getresponse()
-        finally:
-            if connection.sock is not None:
-                connection.sock.close()
-            connection.close()
+        """Begin a function and listen to it by a socket; the connection is cut at the end, however far it is."""
+        address = self.begin(name, *data)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=120) as connection:
+            connection.sendall(f"GET {address} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            yield connection
 
     def jobs(self):
         """Folders of jobs that run."""

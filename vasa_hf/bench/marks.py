@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vasa_hf.bench import runs
+from vasa_hf.files import temporary_folder
 from vasa_hf.media import MARK_THRESHOLD, VideoWriter, detect_mark, embed_mark, read_video
 from vasa_hf.media.ffmpeg import FfmpegError, run_ffmpeg, shortened
 
@@ -101,7 +101,7 @@ def measure(
         clips = (_animate(model, device, threads) if i == 0 else _scene(i, NUM_FRAMES) for i in range(limit))
     detection: dict[str, list[float]] = {name: [] for name in ("as written, crf 18", *DISTORTIONS, *STILLS)}
     psnr = []
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for frames in clips:
             psnr.append(_psnr(frames))
             for name, score in _distort(frames, Path(folder)):

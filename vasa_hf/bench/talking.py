@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from vasa_hf.bench import runs
 from vasa_hf.bench.memory import peak_memory_mb
+from vasa_hf.files import temporary_folder
 
 STAGES = ("audio", "motion", "decode", "write")
 MAX_FRAMES = 250  # frames that are decoded and written to measure these stages
@@ -68,7 +68,7 @@ def measure(
     result["output_size"] = first.frames[0].width
     chunks.close()
 
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         sound = Path(folder) / "voice.wav"
         save_wav(sound, voice, rate)
         started = time.perf_counter()

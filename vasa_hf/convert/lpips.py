@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from vasa_hf.files import staging
 from vasa_hf.models.lpips import FILE_NAME, Lpips
 
 
@@ -45,9 +46,8 @@ def convert_lpips(backbone: str | os.PathLike, linear: str | os.PathLike, destin
         raise ValueError(f"`backbone` must be torchvision's AlexNet or VGG-16: {error}") from error
     target = Path(destination) / FILE_NAME
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    save_file(state, partial)
-    partial.rename(target)
+    with staging(target) as folder:
+        save_file(state, folder / target.name)
     return target
 
 

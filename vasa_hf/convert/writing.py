@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import diffusers
 
-from vasa_hf.files import sweep, temporary_prefix
+from vasa_hf.files import staging_folder
 from vasa_hf.hub import resolve
 
 COMPONENTS = ("audio_encoder", "audio_processor", "image_processor", "motion_generator", "renderer", "scheduler")
@@ -34,17 +33,8 @@ def new_folder(destination: str | os.PathLike) -> Iterator[Path]:
     check_destination(destination)
     destination = Path(destination).absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    sweep(destination.parent, hidden=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{temporary_prefix()}", dir=destination.parent))
-    try:
-        # A folder of `mkdtemp` has no permissions for other users.
-        (whole := partial / destination.name).mkdir()
-        yield whole
-        if destination.is_dir():
-            destination.rmdir()
-        whole.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with staging_folder(destination) as folder:
+        yield folder
 
 
 def check_destination(destination: str | os.PathLike) -> None:

@@ -21,7 +21,6 @@ import os
 import re
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -37,6 +36,7 @@ from vasa_hf.data.filters import FPS, Filters, clip_square, cut_into_pieces, fra
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
 from vasa_hf.data.shards import SAMPLING_RATE, add_file, encode, write_bytes
 from vasa_hf.data.tracks import FaceFrames, cut_square, follow_faces
+from vasa_hf.files import temporary_folder
 from vasa_hf.geometry.crops import transform_points
 from vasa_hf.geometry.landmarks import (
     EXPRESSIONS,
@@ -282,7 +282,7 @@ class _Video:
             for _ in range(piece["start"] - number):
                 next(frames)
             square = clip_square(self.faces[piece["start"] : piece["stop"]], self.settings.crop_scale)
-            with tempfile.TemporaryDirectory() as folder:
+            with temporary_folder() as folder:
                 size, path = self.settings.size, Path(folder) / "clip.mp4"
                 with VideoWriter(path, FPS, (size, size), provenance=False, crf=self.settings.crf) as writer:
                     for _ in range(piece["start"], piece["stop"]):

@@ -88,7 +88,9 @@ def build(handler: RequestHandler) -> gr.Blocks:
             handler.jobs.forget(session_name(request))
 
         page.unload(leave)
-    return page.queue(max_size=24, default_concurrency_limit=2)
+    page.queue(max_size=24, default_concurrency_limit=2)
+    page.stop_with_clients(handler.jobs.stop)
+    return page
 
 
 def check_mcp() -> None:

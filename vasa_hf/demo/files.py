@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 import vasa_hf
+from vasa_hf.checks import shorten
 
 
 class Page(gr.Blocks):
@@ -24,7 +25,27 @@ class Page(gr.Blocks):
         for path in find_paths(inputs):
             if not is_inside(path, gr.utils.get_upload_folder()):
                 raise gr.Error("Please upload this file first.", title="Error", print_exception=False)
-        return await super().preprocess_data(block_fn, inputs, *arguments, **options)
+        try:
+            return await super().preprocess_data(block_fn, inputs, *arguments, **options)
+        except Exception as error:  # values of other types than those of the fields: Gradio would print a traceback
+            reason = (
+                error.message if isinstance(error, gr.Error) else "The values do not fit the function: see its API."
+            )
+            raise gr.Error(shorten(reason, str, 300), title="Error", print_exception=False) from error
+
+    def stop_with_clients(self, stop: Callable[[str], Any]) -> None:
+        """Call `stop` with the session of each client that has left; to be called after `queue`.
+
+        Gradio drops such a job when it yields, and functions for programs yield at their end.
+        """
+        clean = self._queue.clean_events
+
+        async def clean_events(*, session_hash: str | None = None, event_id: str | None = None) -> None:
+            await clean(session_hash=session_hash, event_id=event_id)
+            for session in filter(None, (session_hash, event_id)):  # a program's session is its event
+                stop(session)
+
+        self._queue.clean_events = clean_events
 
 
 # For the class: Gradio creates a field again when an example fills it, and drops what was set on the first one. The

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vasa_hf.files import staging
 from vasa_hf.gaussians.scene import SH_C0, SH_COEFFICIENTS, Gaussians
 
 #: Margins to opacities and scales whose logit or logarithm is infinite.
@@ -198,13 +199,8 @@ def _check(gaussians: Gaussians) -> Gaussians:
 
 def _write(path: str | os.PathLike, data: bytes) -> None:
     """Write a file, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with staging(path) as folder:
+        (folder / Path(path).name).write_bytes(data)
 
 
 def _not_gaussians(path: str | os.PathLike, reason: str) -> ValueError:

@@ -123,6 +123,13 @@ def read_video(path: str | os.PathLike, fps: Fraction | float | str | None = Non
     return VideoReader(path, fps)
 
 
+def check_provenance(provenance: Any) -> None:
+    """Raise `ValueError` unless this is a `bool` or a dict with text as keys."""
+    names = list(provenance) if isinstance(provenance, Mapping) else []
+    if not isinstance(provenance, bool | Mapping) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`provenance` must be True, False or a dict with names, got {shorten(provenance)}.")
+
+
 def check_credentials(credentials: ContentCredentials | None, provenance: bool | Mapping[str, Any]) -> None:
     """Raise `ValueError` for credentials of a video that is to say nothing."""
     if credentials is not None and provenance is False:
@@ -171,9 +178,7 @@ class VideoWriter:
         if len(size) != 2 or min(size) < 2 or max(size) > 8192:
             raise ValueError(f"`size` must be (width, height), each in [2, 8192], got {size!r}.")
         check_number("crf", crf, 0, 51, whole=True)
-        names = list(provenance) if isinstance(provenance, Mapping) else []
-        if not isinstance(provenance, bool | Mapping) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"`provenance` must be True, False or a dict with names, got {shorten(provenance)}.")
+        check_provenance(provenance)
         check_credentials(credentials, provenance)
         self.size = (int(size[0]), int(size[1]))
         self.provenance, self.credentials = provenance, credentials

@@ -12,7 +12,6 @@ stream and the other drivers are those of `base.py`; the subject is an `AvatarVi
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 from transformers import Wav2Vec2Model
 
 from vasa_hf.checks import check_number, check_path, shorten
+from vasa_hf.files import staging_folder
 from vasa_hf.gaussians.export import SAVERS
 from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
@@ -342,15 +342,11 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"`folder` must be new or empty, but {str(folder)!r} is not.")
         frames, names = self._pose_gaussians(self._load_avatar(avatar), motion), []
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        partial.mkdir(parents=True)
-        try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with staging_folder(folder) as partial:
             for index, gaussians in enumerate(frames):
                 names.append(f"{index:05d}{suffix}")
                 SAVERS[suffix](gaussians, partial / names[-1])
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return [folder / name for name in names]
 
     def _is_portrait(self, value: Any) -> bool:

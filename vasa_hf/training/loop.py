@@ -274,6 +274,8 @@ def _sample(accelerator: Accelerator, state: TrainingState, folder: Path, on_sam
 def _save_checkpoint(accelerator: Accelerator, state: TrainingState, folder: Path) -> None:
     """Write `checkpoint-<step>` under a temporary name, rename it, then drop the older ones."""
     target, partial = folder / f"checkpoint-{state.step:08d}", folder / "checkpoint.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     if accelerator.is_main_process:

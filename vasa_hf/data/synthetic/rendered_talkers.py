@@ -10,7 +10,6 @@ H.264 at a random quality. Labels are those of the head, not of a detector.
 import argparse
 import dataclasses
 import logging
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from vasa_hf.data.synthetic.heads import RenderedHead
 from vasa_hf.data.synthetic.rendered_faces import sources, usable
 from vasa_hf.data.synthetic.speech import PHONES
 from vasa_hf.data.synthetic.talkers import CLIP_SECONDS, EMOTION_SHAPES, FPS, Talker, random_manner, talk
+from vasa_hf.files import temporary_folder
 from vasa_hf.geometry.landmarks import eye_openness, gaze_angles, mouth_openness
 from vasa_hf.head.loading import load_head
 from vasa_hf.head.mesh import HeadMesh
@@ -180,7 +180,7 @@ def write_clip(
     rng = np.random.default_rng(seed)
     camera = Camera.draw(rng)
     talker = photograph.talk(rng, camera, seconds or float(rng.uniform(*CLIP_SECONDS)), held_out)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         path = Path(folder) / "clip.mp4"
         sound = (talker.speech.samples[None], talker.speech.sampling_rate)
         with VideoWriter(path, FPS, (size, size), sound, provenance=False, crf=camera.crf) as video:

@@ -11,7 +11,6 @@ import functools
 import re
 import shutil
 import subprocess
-import tempfile
 import threading
 import wave
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vasa_hf.files import temporary_folder
 from vasa_hf.processors.audio import resample
 
 # phone: (lip opening 0..1, width -1 rounded .. 1 spread, lips pressed 0..1). Chosen after phonetics textbooks.
@@ -263,7 +263,7 @@ def _flite_voices() -> tuple[str, ...]:
 def _flite(text: str, voice: str, words_per_minute: int, pitch: int) -> Speech:
     if voice not in _flite_voices():  # flite itself would speak with its default voice instead
         raise ValueError(f"`voice` must be a voice of flite, one of {', '.join(_flite_voices())}; got {voice!r}.")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         path = Path(folder) / "speech.wav"
         command = ["flite", "-voice", voice, "--setf", f"duration_stretch={165 / words_per_minute:.3f}", "-psdur"]
         command += ["--setf", f"int_f0_target_mean={85 + 1.2 * pitch:.0f}"] if voice.startswith("kal") else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from vasa_hf.evaluation.catalogue import CONTROL_METRICS, COPY, LOUD, NOT_DEFINE
 from vasa_hf.evaluation.data import Clip, to_uint8
 from vasa_hf.evaluation.protocols.base import EXCERPT_FRAMES, Protocol
 from vasa_hf.evaluation.scoring import VideoSample, loudness_track, other_motion
+from vasa_hf.files import temporary_folder
 from vasa_hf.media.audio import save_wav
 from vasa_hf.metrics.faces import FaceTrack
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
@@ -187,7 +187,7 @@ class Speed(Protocol):
         if not run.data.portraits:
             return
         voices, image = list(itertools.islice(self.voices(SPEED_SECONDS), SPEED_VOICES)), run.data.portraits[0]
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             for index, (name, samples) in enumerate(voices):
                 self.report(index, len(voices), name)
                 with self.record_failure(name), run.clock("generate"):

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -27,6 +27,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object
 from PIL import Image
 
 from vasa_hf.checks import check_callable, check_path, shorten
+from vasa_hf.files import temporary_folder
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.training.avatar.frames import AvatarFrames, make_motions, render_anchors, render_frames
 from vasa_hf.training.avatar.loop import AvatarFit, FitProgress
@@ -89,8 +90,14 @@ def fit_avatar(
     about = _describe(talking_face, image, preset, audios, videos, face)
     distance, sds = _distance(preset), _score_distillation(preset)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if output is None else output) / "fit"
+        folder = Path(stack.enter_context(temporary_folder()) if output is None else output) / "fit"
         seed = _seed(folder, about, generator, accelerator)
+        if (folder.parent / "config.json").is_file() and (folder / _SETTINGS).is_file():  # killed when it was done
+            avatar = Vasa3DGaussianAvatar.from_pretrained(folder.parent)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                _tidy(folder)
+            return avatar
         has_frames, found = (folder / "frames" / _COMPLETE).exists(), checkpoints(folder)
         if resumes := has_frames and bool(found):
             avatar = Vasa3DGaussianAvatar.from_pretrained(found[-1] / "avatar")
@@ -217,6 +224,10 @@ def _describe(talking_face: Any, image: Any, preset: AvatarPreset, audios: Any, 
         if not isinstance(sources, list | tuple | None):
             raise ValueError(f"`{kind}` must be a list, got {shorten(sources)}.")
         for source in sources or []:
+            if kind == "audios" and not isinstance(source, str | os.PathLike | np.ndarray | torch.Tensor | tuple):
+                raise ValueError(f"`audios` must be files, samples or (samples, rate), got {shorten(source)}.")
+            if isinstance(source, list) and any(isinstance(frame, list | None) for frame in source):
+                raise ValueError(f"`{kind}` must be files or sequences of frames, got {shorten(source)}.")
             if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
                 raise ValueError(f"`{kind}` must be existing files, got {os.fspath(source)!r}.")
     picture = talking_face.image_processor.load(image)
@@ -270,7 +281,12 @@ def _publish(avatar: Vasa3DGaussianAvatar, output: Path, folder: Path) -> None:
     shutil.copyfile(folder / _PORTRAIT, partial / _PORTRAIT)
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, output / file.name)
-    for file in (_SETTINGS, _PORTRAIT):
-        (folder / file).unlink()
-    for old in (partial, folder / "frames", folder / "motion", *checkpoints(folder)):
-        shutil.rmtree(old)
+    _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Drop what only a fit needs, the settings last: with them, `fit_avatar` can go on with this, too."""
+    for old in (folder / "avatar.partial", folder / "frames", folder / "motion", *checkpoints(folder)):
+        shutil.rmtree(old, ignore_errors=True)
+    for file in (_PORTRAIT, _SETTINGS):
+        (folder / file).unlink(missing_ok=True)

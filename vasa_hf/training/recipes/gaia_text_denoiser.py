@@ -13,7 +13,6 @@ denoiser.
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.data.instructions import ACTIONS, NAMES, compose_instructions, find_instructions
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
 from vasa_hf.data.landmark_sequences import LandmarkMotion
+from vasa_hf.files import temporary_folder
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_denoiser_gaia import gaia_scheduler
 from vasa_hf.training.loop import Player, TrainingState
@@ -67,7 +67,7 @@ def byte_tokenizer() -> CLIPTokenizer:
     others = [byte for byte in range(256) if byte not in printable]
     letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
     names = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         Path(folder, "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
         Path(folder, "merges.txt").write_text("#version: 0.2\n")
         return CLIPTokenizer.from_pretrained(folder, model_max_length=48)
