@@ -299,7 +299,9 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
             ValueError: If an argument cannot be used; the message names it.
         """
         if not isinstance(azimuths_deg, list | tuple) or not azimuths_deg:
-            raise ValueError(f"`azimuths_deg` must be a list of one angle or more, got {shorten(azimuths_deg)}.")
+            raise ValueError(
+                f"`azimuths_deg` must be one angle or more within 360 degrees, got {shorten(azimuths_deg)}."
+            )
         for angle in azimuths_deg:
             check_number("azimuths_deg", angle, -360, 360)
         check_number("elevation_deg", elevation_deg, -360, 360)
