@@ -56,7 +56,7 @@ def check_path(name: str, value: Any) -> None:
 def check_callable(name: str, value: Any) -> None:
     """Raise `ValueError` unless a value is `None` or can be called."""
     if value is not None and not callable(value):
-        raise ValueError(f"`{name}` must be callable, got {type(value).__name__}.")
+        raise ValueError(f"`{name}` must be callable, got {shorten(value)}.")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2Model
 
-from vasa_hf.checks import check_number, check_path, is_finite_number, shorten
+from vasa_hf.checks import check_number, check_path, shorten
 from vasa_hf.files import staging_folder
 from vasa_hf.gaussians.export import SAVERS
 from vasa_hf.gaussians.render import render
@@ -298,10 +298,10 @@ class Vasa3DAvatarPipeline(TalkingHeadPipeline):
         Raises:
             ValueError: If an argument cannot be used; the message names it.
         """
-        angles = azimuths_deg if isinstance(azimuths_deg, list | tuple) else ()
-        if not angles or not all(is_finite_number(angle) and abs(angle) <= 360 for angle in angles):
-            got = shorten(azimuths_deg)
-            raise ValueError(f"`azimuths_deg` must be one angle or more within 360 degrees, got {got}.")
+        if not isinstance(azimuths_deg, list | tuple) or not azimuths_deg:
+            raise ValueError(f"`azimuths_deg` must be a list of one angle or more, got {shorten(azimuths_deg)}.")
+        for angle in azimuths_deg:
+            check_number("azimuths_deg", angle, -360, 360)
         check_number("elevation_deg", elevation_deg, -360, 360)
         view = self.view(avatar, output_size=output_size, background=background)
         azimuth = torch.tensor(azimuths_deg, dtype=torch.float32)
