@@ -17,7 +17,7 @@ from tests.testing_utils import hostile
 from tests.testing_utils.page_server import PORTRAIT, SETTINGS, save_page_model, serving_page
 
 
-def soak(folder, users=10, requests=200, warm_up=20, seed=0):
+def soak(folder, users=10, requests=200, warm_up=100, seed=0):
     """Let users ask the page, each in its own thread.
 
     Args:
@@ -141,9 +141,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=10)
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--warm-up", type=int, default=100, help="requests before memory is measured")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = soak(folder, options.users, options.requests)
+        result = soak(folder, options.users, options.requests, options.warm_up)
     print(json.dumps(result, indent=1))
     return not is_good(result)
 

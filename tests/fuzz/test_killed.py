@@ -123,7 +123,7 @@ def test_prepare(killer, clips, tmp_path):
         if (tmp_path / "killed" / "manifest.json").exists():
             assert shards.check(tmp_path / "killed") == []
     killer.run("prepare", **arguments)
-    assert shards.read_manifest(tmp_path / "whole")["samples"] > 0
+    assert shards.read_manifest(tmp_path / "whole")["samples"] > 0, (tmp_path / "whole" / "clips.csv").read_text()
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert unfinished(tmp_path) == [] and killer.left() == []
 

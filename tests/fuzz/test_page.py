@@ -125,5 +125,5 @@ def test_a_page_that_is_stopped_leaves_nothing(model, tmp_path):
 
 
 def test_many_users(tmp_path):
-    result = soak.soak(tmp_path, users=10, requests=30)
+    result = soak.soak(tmp_path, users=10, requests=20, warm_up=20)
     assert soak.is_good(result), result

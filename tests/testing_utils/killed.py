@@ -124,7 +124,8 @@ def prepare(videos, output):
     from vasa_hf.data.prepare import PrepareSettings
 
     lenient = {"min_face": 20, "min_sharpness": 0, "min_bits": 0, "min_change": 0, "max_blocks": 9, "max_jump": 1}
-    filters = Filters.named("loose", min_seconds=0.4, max_seconds=2.0, **lenient)
+    lenient |= {"max_people": 9, "min_lips": 0}
+    filters = Filters.named("loose", min_seconds=0.2, max_seconds=2.0, **lenient)
     prepare_job.prepare(videos, output, PrepareSettings(filters, size=64), clips_per_shard=1)
 
 

@@ -136,7 +136,7 @@ def serve(
         max_file_size="50mb",
         show_error=True,
         mcp_server=mcp,
-        state_session_capacity=300,  # 0.3 MB each, also after people have left; Gradio keeps 10,000
+        state_session_capacity=100,  # 0.4 MB each, also after people have left; Gradio keeps 10,000
         prevent_thread_lock=True,
         **launch,
     )

@@ -26,7 +26,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list
 from PIL import Image
 
-from vasa_hf.checks import check_callable, check_path, shorten
+from vasa_hf.checks import check_callable, check_number, check_path, shorten
 from vasa_hf.files import temporary_folder
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.training.avatar.frames import AvatarFrames, make_motions, render_anchors, render_frames
@@ -220,6 +220,8 @@ def _broadcast_avatar(avatar: Vasa3DGaussianAvatar, accelerator: Accelerator) ->
 
 def _describe(talking_face: Any, image: Any, preset: AvatarPreset, audios: Any, videos: Any, face: int | None) -> dict:
     """What must be the same when a fit goes on; missing files raise here, before any work."""
+    if face is not None:
+        check_number("face", face, 0, 1000, whole=True)
     for kind, sources in (("audios", audios), ("videos", videos)):
         if not isinstance(sources, list | tuple | None):
             raise ValueError(f"`{kind}` must be a list, got {shorten(sources)}.")
