@@ -130,7 +130,7 @@ def test_settings_of_a_fit(tmp_path, capsys, setting, message):
 @pytest.mark.parametrize("threads", ["0", "1000000", "-1"])
 def test_threads_are_bounded_by_the_cores(tmp_path, capsys, threads):
     assert main(["demo", "-o", str(tmp_path / "out.mp4"), "--threads", threads]) == 2
-    assert "`threads` must be a whole number in [1, " in capsys.readouterr().err
+    assert "`--threads` must be a whole number in [1, " in capsys.readouterr().err
 
 
 def test_a_camera_file(tmp_path, capsys):
@@ -140,4 +140,4 @@ def test_a_camera_file(tmp_path, capsys):
         camera.write_text(text)
         assert main(["talk3d", "mara", str(voice), "-o", str(tmp_path / "o.mp4"), "--camera", str(camera)]) == 2
         error = capsys.readouterr().err
-        assert "`camera` must" in error and error.count("\n") == 1
+        assert "`--camera` must" in error and error.count("\n") == 1

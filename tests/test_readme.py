@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "vasa_hf" / "assets"
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-PARSED_ONLY = {"demo", "fit", "view", "app", "bench", "eval", "prepare", "convert", "push"}
+PARSED_ONLY = {"train", "assemble", "demo", "fit", "view", "app", "bench", "eval", "prepare", "convert", "push"}
 pytestmark = pytest.mark.skipif(
     not (embedded_path("vasa-small") / "face_autoencoder").is_dir(), reason="the embedded weights are not here"
 )
@@ -121,14 +121,17 @@ def test_commands_run(words, session, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [words for words in COMMANDS if words[0] in ("accelerate", "python")], ids=lambda words: words[3]
+    "words",
+    [words for words in COMMANDS if words[0] in ("accelerate", "python")],
+    ids=lambda words: " ".join(words[3:5]),
 )
 def test_trainings_have_these_options(words, monkeypatch, capsys):
     rest = words[2:] if words[0] == "accelerate" else words[1:]
     if rest[0] != "-m":
         assert (ROOT / rest[0]).is_file()
         return
-    monkeypatch.setattr(sys, "argv", [rest[1], "--help"])
+    recipe = [word for word in rest[2:3] if not word.startswith("-")]
+    monkeypatch.setattr(sys, "argv", [rest[1], *recipe, "--help"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module(rest[1], run_name="__main__")
     said = capsys.readouterr().out

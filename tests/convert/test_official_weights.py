@@ -427,4 +427,4 @@ def test_the_command_prints_the_table_of_misfits(tmp_path, capsys):
 def test_options_belong_to_their_kinds(tmp_path, capsys):
     for option in (["--animals"], ["--statistics", "mean.pt"], ["--positional-encoding", "per_frame"]):
         assert main(["convert", "syncnet", "a", "b", *option]) == 2
-        assert "is no option for syncnet" in capsys.readouterr().err
+        assert ", not of syncnet" in capsys.readouterr().err

@@ -48,12 +48,12 @@ def test_exit_status_is_zero_if_all_that_was_asked_for_is_there(rows, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "`data` must be given"),
-        (("--data", "nowhere"), "`data` must be an existing folder"),
-        (("--remake", "--metrics", "beauty"), "`metrics` must be of"),
-        (("--remake", "--parts", "selfie"), "`parts` must be of"),
-        (("--data", ".", "--limit", "0"), "`limit` must be at least 1"),
-        (("--remake",), "`output` must hold rows"),
+        ((), "`--data` must be given"),
+        (("--data", "nowhere"), "`--data` must be an existing folder"),
+        (("--remake", "--metrics", "beauty"), "`--metrics` must be of"),
+        (("--remake", "--parts", "selfie"), "`--parts` must be of"),
+        (("--data", ".", "--limit", "0"), "`--limit` must be at least 1"),
+        (("--remake",), "`--output` must hold rows"),
     ],
 )
 def test_bad_words_are_reported(words, message, tmp_path, capsys):

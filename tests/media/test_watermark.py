@@ -66,10 +66,12 @@ def test_mark_hides_in_texture():
     assert np.all(shifts[0] == shifts[0][..., :1])  # brightness alone
 
 
-@pytest.mark.parametrize("crf, filters", [(32, "scale=iw/2:ih/2"), (32, "null"), (28, "crop=230:230:10:18")])
-def test_mark_outlives_coarse_h264_half_size_and_cropping(tmp_path, crf, filters):
+@pytest.mark.parametrize(
+    "size, crf, filters", [(256, 32, "scale=iw/2:ih/2"), (256, 32, "null"), (512, 28, "crop=460:460:20:36")]
+)
+def test_mark_outlives_coarse_h264_half_size_and_cropping(tmp_path, size, crf, filters):
     for marked in (True, False):
-        source = write(tmp_path / "a.mp4", portrait(), provenance=marked)
+        source = write(tmp_path / "a.mp4", portrait(size=size), provenance=marked)
         options = ["-v", "error", "-y", "-i", str(source), "-vf", filters, "-c:v", "libx264", "-crf", str(crf)]
         assert run_ffmpeg([*options, str(tmp_path / "b.mp4")]).returncode == 0
         assert (detect_mark(read_video(tmp_path / "b.mp4")) > MARK_THRESHOLD) is marked

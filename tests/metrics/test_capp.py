@@ -90,7 +90,7 @@ def test_evaluation_sets_a_strangers_audio_next_to_the_right_one(trained):
     assert right == pytest.approx(np.mean([capp_score(model, pose[:, :7], audio) for pose, audio in clips]), abs=1e-5)
     assert wrong < 0.3 * right
     assert (
-        "no wrong features"
+        "no other features"
         in scorer.score(names, VideoSample(track=track, audio_features=torch.zeros(40, 4)))[names[1]]
     )
 

@@ -68,7 +68,7 @@ from tests.testing_utils.pipelines import (
         ({"output_size": 33}, "`output_size` must be one of"),
         ({"output_type": "gif"}, "`output_type` must be one of .'pil', 'np', 'pt', 'latent'., got 'gif'"),
         ({"first_window": 2}, "`first_window` must be a whole number in .3, 10., got 2"),
-        ({"callback_on_step_end": 3}, "`callback_on_step_end` must be callable, got int"),
+        ({"callback_on_step_end": 3}, "`callback_on_step_end` must be callable, got 3"),
     ],
 )
 def test_bad_input_is_rejected_before_any_heavy_work(pipe, changes, message):

@@ -67,7 +67,7 @@ def cut_off(folder):
     ("spoil", "message"),
     [
         (copy_other_class, "`face_autoencoder` must be a Vasa1FaceAutoencoder, got FaceAnalyzer"),
-        (copy_other_weights, "`motion_transformer` must find all weights of Vasa1MotionTransformer .*, such as "),
+        (copy_other_weights, "`motion_transformer` must find all weights of Vasa1MotionTransformer, .*, such as "),
         (lambda folder: change_json(folder / "face_autoencoder" / "config.json", identity_dim=8), "expected shape"),
         (lambda folder: change_json(folder / "audio_encoder" / "config.json", intermediate_size=24), "mismatched"),
         (cut_off, "Unable to load weights from .*motion_transformer"),

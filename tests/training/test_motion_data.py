@@ -38,10 +38,10 @@ def test_motion_and_audio_features_of_a_folder_of_videos(tmp_path):
     np.save(tmp_path / "motion.npy", found.motion)
     with pytest.raises(ValueError, match="`motion_cache`.*clips.npz"):
         again = dataclasses.replace(options, output=str(tmp_path / "b"), motion_cache=str(tmp_path / "motion.npy"))
-        prepare_motion_data(again)
+        prepare_motion_data(again, 10)
     measured = {"gaze": np.random.default_rng(0).random((35, 2)), "head_distance": np.ones(35)}
     np.savez(tmp_path / "data" / "clips.npz", names=np.array(list(lengths)), offsets=found.offsets, **measured)
-    labelled = prepare_motion_data(again)
+    labelled = prepare_motion_data(again, 10)
     np.testing.assert_array_equal(labelled.motion, found.motion)
     np.testing.assert_array_equal(labelled.gaze, measured["gaze"])
     assert labelled.head_distance.shape == (35,) and labelled.expression is None
@@ -54,7 +54,7 @@ def test_motion_and_audio_features_of_a_folder_of_videos(tmp_path):
     np.save(tmp_path / "motion.npy", np.concatenate([found.motion, 2 * found.motion[:11]]))
     folders = [str(tmp_path / "data"), str(tmp_path / "more")]
     again = dataclasses.replace(again, data=folders, moving_crops=folders[1:], output=str(tmp_path / "c"))
-    both = prepare_motion_data(again)
+    both = prepare_motion_data(again, 10)
     assert both.offsets.tolist() == [0, 14, 23, 35, 46] and both.person[3] not in both.person[:3]
     np.testing.assert_array_equal(both.motion[35:], 2 * found.motion[:11])
     np.testing.assert_allclose(both.audio[:35], found.audio, atol=5e-3)
@@ -62,4 +62,4 @@ def test_motion_and_audio_features_of_a_folder_of_videos(tmp_path):
     for change in ({"moving_crops": [str(tmp_path)]}, {"data": folders[:1], "moving_crops": []}):
         name = "moving_crops" if "data" not in change else "motion_cache"
         with pytest.raises(ValueError, match=f"`{name}`"):
-            prepare_motion_data(dataclasses.replace(again, output=str(tmp_path / "d"), **change))
+            prepare_motion_data(dataclasses.replace(again, output=str(tmp_path / "d"), **change), 10)

@@ -122,14 +122,14 @@ class FacePairs(Dataset):
         cache (`str` or `Path`): Folder for decoded frames.
         seed (`int`): Seed of the draws.
         portrait_share (`float`): Share of samples that are portraits.
-        opening_share (`float`): Share of the portraits with `is_opening`: the source is the portrait with its mouth
-            closed by a warp, the driving frame is the portrait with its own teeth.
         long_clip_share (`float`): Share of clip samples taken from clips of more than 60 frames.
         dynamics (`str` or `Path`, *optional*): Saved `LandmarkDynamics` that defines z_dyn; fitted when absent.
         rendered (`str` or `Path`, *optional*): Folder of faces rendered from this data: averted gaze, closed eyes and
             turned heads, which recorded clips seldom show.
         rendered_share (`float`): Share of samples that are rendered faces.
         stream (`bool`): Decode the clips' frames whenever they are drawn, rather than once into `cache`.
+        opening_share (`float`): Share of the portraits with `is_opening`: the source is the portrait with its mouth
+            closed by a warp, the driving frame is the portrait with its own teeth.
         size (`int`): Side of the frames.
         labels_dynamics (`bool`): Whether landmarks give z_dyn. Without it portraits, whose driver is made by moving
             landmarks, cannot be drawn.

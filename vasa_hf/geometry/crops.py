@@ -190,7 +190,7 @@ def own_share(
     box: Tensor,  # [4]
     others: Tensor,  # [N, 4]
 ) -> Tensor:
-    """Weight of a face at picture coordinates against other faces: 1 where it is the nearest, 0 where another one is.
+    """Weight of a face at image coordinates against other faces: 1 where it is the nearest, 0 where another one is.
 
     Distances count from the middle of a face's box in halves of its larger side, so that a small face in the background
     keeps a small place. Not in the paper.
@@ -242,7 +242,7 @@ def paste_window(
 
     Args:
         image_from_crop (`torch.Tensor` of shape `(3, 3)`): See `crop_matrix`.
-        image_size (`tuple` of two `int`): Height and width of the pictures.
+        image_size (`tuple` of two `int`): Height and width of the images.
         feather (`float`, *optional*, defaults to 0.12): See `soft_square`.
         box (`torch.Tensor` of shape `(4,)`, *optional*): The face, where there are `others`.
         others (`torch.Tensor` of shape `(faces, 4)`, *optional*): Other faces, which stay as they are: `own_share`.
@@ -266,7 +266,7 @@ def paste_window(
     points = transform_points(crop_from_image, pixels.reshape(-1, 2)).view(pixels.shape)
     side = float(image_from_crop[:2, 0].norm())
     mask = soft_square(points, feather)
-    if others is not None and len(others):
+    if box is not None and others is not None and len(others):
         mask = mask * own_share(pixels, box.float(), others.float())
     return PasteWindow(top, left, (points * 2 - 1)[None], mask[None], side)
 

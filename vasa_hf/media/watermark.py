@@ -52,12 +52,13 @@ def embed_mark(
         raise ValueError(f"`frame` must be uint8 of shape (height, width, 3), got {frame.dtype} {frame.shape}.")
     height, width = frame.shape[:2]
     blocks = _detail(frame).reshape(GRID, DETAIL, GRID, DETAIL)
-    cells, most = blocks.mean((1, 3)), np.clip(FLAT + TEXTURE * blocks.std((1, 3)), 0, MOST)
+    flat = FLAT * min(1.0, math.sqrt(256 / min(height, width)))  # larger cells outlive more
+    cells, most = blocks.mean((1, 3)), np.clip(flat + TEXTURE * blocks.std((1, 3)), 0, MOST)
     signs, moved = _signs(), np.zeros((GRID, GRID), np.float32)  # `moved` in the direction of the sign
     for _ in range(3):  # cells change the difference of those around them
         reached = signs * _difference(cells + signs * moved)
         hopeless = reached - moved < -2 * most  # the image's own difference is too large to turn
-        moved = np.clip(moved + 0.7 * (MARGIN - reached), 0, np.where(hopeless, np.minimum(most, FLAT / 2), most))
+        moved = np.clip(moved + 0.7 * (MARGIN - reached), 0, np.where(hopeless, np.minimum(most, flat / 2), most))
     # Interpolation lowers the mean of a cell by a sixth.
     shift = np.array(Image.fromarray(1.2 * signs * moved).resize((width, height), Image.Resampling.BICUBIC))
     shift *= min(1.0, MAX_RMS / max(float(np.sqrt(np.square(shift).mean())), 1e-9))

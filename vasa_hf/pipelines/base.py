@@ -527,7 +527,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
     ) -> TalkingFaceOutput | tuple:
         """Let a subject do what the face of a video does.
 
-        The face is followed through the video, see `vasa_hf.pipelines.driving`; frames without it are told by logging.
+        The face is followed through the video, see `vasa_hf.pipelines.driving`; frames without it are logged.
 
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
@@ -666,8 +666,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         prepared, sound = self._prepare_render(
             image, motion, rates, relative, audio, sampling_rate, output_type, options
         )
-        sound = (None, None) if sound is None else read_sound(sound)
-        return self._render_motion(*prepared, sound, output_type, return_dict)
+        audio_and_rate = (None, None) if sound is None else read_sound(sound)
+        return self._render_motion(*prepared, audio_and_rate, output_type, return_dict)
 
     @torch.no_grad()
     def render_to_file(
@@ -900,7 +900,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             `tuple`: the motion, and the view to render it with.
 
         Raises:
-            ValueError: As of `encode_video`.
+            ValueError: As for `encode_video`.
         """
         with self._driving_face(frames, face, box, num_frames) as driving:
             motion = self.encode_driving(driving)

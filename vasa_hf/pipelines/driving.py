@@ -4,7 +4,7 @@
     motion in the crop --place--> motion in the frame: a square of the first one's size --fill--> motion of every frame
 
 The crop follows the face closely, so that the encoder sees it as in the training clips. The frame is the first crop; it
-keeps its size, and goes with the face only where that would leave it, as the head would leave the portrait's picture.
+keeps its size, and goes with the face only where that would leave it, as the head would leave the portrait's image.
 
 # Not in the papers, which drive by ready face crops.
 """
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 LEAST_SCORE = 0.5  # of a face
 SAME_PLACE = 0.5  # overlap (IoU) of boxes from which on a face is where the last shot's was
-LOST_FRAMES = 12  # after so many without the face, another place in the picture may be its new one
+LOST_FRAMES = 12  # after this number without the face, another place in the image may be its new one
 # How far the face may move in a square, in sides of it, and grow in the crop, as a logarithm, before that follows.
 FREE_CROP, FREE_FRAME, FREE_SIZE = 0.03, 0.12, 0.03
 PACE = 0.3  # share of the rest that a square makes up for in a frame; more if it lags behind
-NEUTRAL_MARGIN = 0.3  # the first frame is the neutral one unless another is better by so much, see `neutral_cost`
+NEUTRAL_MARGIN = 0.3  # the first frame is the neutral one unless another is better by this, see `neutral_cost`
 
 
 class DrivingFace:
@@ -361,7 +361,7 @@ def ranges(frames: Sequence[int]) -> str:
 
 
 def _thumbnail(picture: Tensor) -> np.ndarray:
-    """Every few pixels of a picture `(3, height, width)` in [-1, 1], uint8 `(height, width, 3)`."""
+    """Every few pixels of an image `(3, height, width)` in [-1, 1], uint8 `(height, width, 3)`."""
     height, width = picture.shape[-2:]
     small = picture[:, :: max(1, height // 128), :: max(1, width // 128)]
     return ((small + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()

@@ -261,11 +261,12 @@ class DrivingVideo:
 
     def __init__(self, video: Any, fps: Any = None):
         check_file("driving_video", "video", video)
+        self.frames: Any
         self._sound_path = None
         if isinstance(video, str | os.PathLike):
-            self.frames = VideoReader(video, fps, argument="driving_video")
-            self.fps, self.num_frames = self.frames.fps, self.frames.num_frames
-            self._sound_path = video if self.frames.has_audio else None
+            reader = VideoReader(video, fps, argument="driving_video")
+            self.frames, self.fps, self.num_frames = reader, reader.fps, reader.num_frames
+            self._sound_path = video if reader.has_audio else None
         elif isinstance(video, Sequence | np.ndarray | Tensor) and getattr(video, "ndim", 1) > 0 and len(video):
             self.frames, self.fps, self.num_frames = video, parse_fps(25 if fps is None else fps), len(video)
         else:

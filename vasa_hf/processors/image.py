@@ -378,7 +378,7 @@ class FaceImageProcessor(ImageProcessingMixin):
         shift: Sequence[float] | None = None,
         angle_rad: float | None = None,
     ) -> Tensor:
-        """Where `crop` cuts in a picture of `image_size` (height, width): `image_from_crop`, `(3, 3)` float64.
+        """Where `crop` cuts in an image of `image_size` (height, width): `image_from_crop`, `(3, 3)` float64.
 
         The other arguments and the errors are those of `crop`.
         """

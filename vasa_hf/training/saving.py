@@ -135,7 +135,7 @@ def save_pipeline(
         **components: Name in `model_index.json` -> what has `save_pretrained`; or file name -> what has `save`.
 
     Raises:
-        ValueError: If `base` is not a pipeline folder, or has no component of a name.
+        ValueError: If the known pipeline is not a pipeline folder, or has no component of a name.
     """
     known, base, target = read_pipeline_index(base), Path(resolve(base)), Path(target)
     models = {name for name, component in components.items() if hasattr(component, "save_pretrained")}

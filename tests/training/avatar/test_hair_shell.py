@@ -6,7 +6,7 @@ import torch
 from vasa_hf.gaussians.render import render
 from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import orbit_cameras
-from vasa_hf.training.avatar import shell as avatar_shell
+from vasa_hf.training.avatar import hair_shell as avatar_shell
 from vasa_hf.training.avatar.hair_shell import PortraitMaps, is_hair, make_shell, shell_heights, shell_size
 
 GRID, PIXEL_CM = 64, 0.25

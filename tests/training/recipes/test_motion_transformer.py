@@ -336,7 +336,7 @@ def test_training_from_a_pipeline_ends_in_a_pipeline_that_loads(tmp_path):
     assert any(not torch.equal(before[name], after[name].float()) for name in before)
     for name, value in base.face_autoencoder.state_dict().items():
         assert torch.equal(value, loaded.face_autoencoder.state_dict()[name].float()), name
-    with pytest.raises(ValueError, match="`base`"):
+    with pytest.raises(ValueError, match="`pipeline`"):
         save_pipeline(tmp_path / "data", tmp_path / "new")
     with pytest.raises(ValueError, match="`components`.*no_such_part"):
         save_pipeline(tmp_path / "base", tmp_path / "new", no_such_part=trainer.make_scheduler())
