@@ -15,6 +15,7 @@ from .conftest import ROOT, WAIT_MS
 pytestmark = pytest.mark.e2e
 
 AVATARS = ROOT / "model_cards" / "vasa3d-small" / "avatars"
+SCREENS = (("desktop", (1440, 900)), ("phone", (390, 844)))
 TABS = ("Talk", "3D", "Compare", "Explore", "About")
 PLAYING = """() => [...document.querySelectorAll('video')]
     .some(v => v.readyState >= 2 && v.currentTime > 0 && v.videoWidth > 0 && v.webkitAudioDecodedByteCount > 0)"""
@@ -286,7 +287,7 @@ def test_about_has_all_cards_and_the_consent_names_children(page):
 
 @pytest.mark.parametrize(
     ("name", "size", "scheme"),
-    [("desktop", (1440, 900), "light"), ("phone", (390, 844), "light"), ("desktop", (1440, 900), "dark")],
+    [(name, size, scheme) for name, size in SCREENS for scheme in ("light", "dark")],
 )
 def test_every_tab_fits_and_is_accessible(server, browser, artefacts, name, size, scheme):
     page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
@@ -306,6 +307,7 @@ def test_every_tab_fits_and_is_accessible(server, browser, artefacts, name, size
             )
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
+        assert not page.locator("footer").first.inner_text().strip().startswith("·"), tab
         page.screenshot(path=artefacts / f"{tab}_{name}_{scheme}.png", full_page=True)
         if found := find_violations(page):
             complaints[tab] = found

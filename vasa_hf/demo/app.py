@@ -26,7 +26,7 @@ CONSENT = (
 # Fields that an error names (`FieldError.field`) get a border while the error is shown.
 _FIELDS = {name: f".{name}" for name in ("portrait", "voice", "driving", "avatar")} | {"consent": "#consent"}
 STYLE = """
-body:not(.dark) {--color-accent: var(--primary-600)}
+:root body {--color-accent: var(--primary-600)} :root body.dark {--color-accent: var(--primary-400)}
 .status {min-height: 3em; padding: 0 4px}
 .status.error, .note:has(p) {color: var(--body-text-color)}
 .status.error {border-left: 4px solid var(--error-border-color); padding-left: 8px; font-weight: 600}
@@ -37,11 +37,15 @@ body:not(.dark) {--color-accent: var(--primary-600)}
 .status progress::-moz-progress-bar {background: var(--color-accent)}
 .voice :is(time, .controls button, .controls span) {color: var(--body-text-color-subdued) !important}
 .icon-button, .download-link {min-width: 24px; min-height: 24px}
-@media (max-width: 640px) {.gradio-container {padding: 6px !important} footer .divider {display: none !important}}
 """ + "".join(
     f"body:has(.status.error[data-field={name}]) {selector} {{outline: 3px solid var(--error-border-color)}}\n"
     for name, selector in _FIELDS.items()
 )
+# Not in STYLE: Gradio puts what is in a media query below its content, where neither of these is.
+PHONE_STYLE = """<style>@media (max-width: 640px) {
+  .gradio-container main {padding: 8px !important}
+  footer .divider {display: none !important}
+}</style>"""
 # What screen readers and keyboards need and Gradio leaves out: names of buttons around images and of empty fields, and
 # one target where a button is inside a link.
 SCRIPT = """() => {
@@ -130,6 +134,7 @@ def serve(
     page.launch(
         css=STYLE,
         js=SCRIPT,
+        head=PHONE_STYLE,
         theme=THEME,
         footer_links=["api", "settings"],
         ssr_mode=False,
