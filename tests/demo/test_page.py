@@ -236,7 +236,6 @@ def test_sliders_work_by_keyboard(page, portrait, tab, slider, image):
     wait_for(lambda: shown.count() and shown.first.get_attribute("src") != before)
 
 
-@pytest.mark.xfail(strict=False, reason="fails on the merged tree, see the issue on robustness")
 def test_keyframes_are_added_by_a_form_and_used(page, portrait, voices, tmp_path):
     agree(page)
     upload(page, portrait, voices(1))

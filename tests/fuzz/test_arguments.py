@@ -67,7 +67,6 @@ def test_pieces_of_a_stream(whole, odd):
         assert check_call(whole.pipe("vasa1").stream, IMAGE, [chunk], **CALL)
 
 
-@pytest.mark.xfail(strict=False, reason="fails on the merged tree, see the issue on robustness")
 def test_files_of_a_pipeline(whole, odd, tmp_path):
     pipe, usual = whole.pipe("vasa1"), {"box": BOX, "num_inference_steps": 1}
     spoil(
@@ -83,7 +82,6 @@ def test_files_of_a_pipeline(whole, odd, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-@pytest.mark.xfail(strict=False, reason="fails on the merged tree, see the issue on robustness")
 def test_avatars(whole, odd, tmp_path):
     pipe = whole.pipe("vasa3d")
     spoil(pipe.view, {"avatar": "tiny"}, "avatar camera fps output_size background", odd)

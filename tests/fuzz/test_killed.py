@@ -66,7 +66,6 @@ def assert_same_tensors(one, other, atol=0.0):
         torch.testing.assert_close(other[name].float(), value.float(), rtol=0, atol=atol)
 
 
-@pytest.mark.xfail(strict=False, reason="fails on the merged tree, see the issue on robustness")
 def test_talk(killer, whole, tmp_path):
     (tmp_path / "voice.wav").write_bytes(hostile.whole_sound(4.0))
     out = tmp_path / "out.mp4"
@@ -113,7 +112,6 @@ def clips(tmp_path_factory):
     return folder
 
 
-@pytest.mark.xfail(strict=False, reason="fails on the merged tree, see the issue on robustness")
 def test_prepare(killer, clips, tmp_path):
     arguments = {"videos": clips / "clips", "output": tmp_path / "whole"}
     seconds = killer.run("prepare", **arguments)
