@@ -249,9 +249,14 @@ def test_keyframes_are_added_by_a_form_and_used(page, portrait, voices, tmp_path
     fields.get_by_label("Head distance").fill("1.2")
     fields.get_by_label("Emotion", exact=True).click()
     page.get_by_role("option", name="happy").click()
-    page.wait_for_timeout(500)  # fields of a busy machine reach the page's state late
-    add.click()
-    page.get_by_text("0.5 s: distance 1.2, happy").wait_for()  # no zeros where nothing changes
+    wait_for(lambda: fields.get_by_label("Emotion", exact=True).input_value() == "happy")
+
+    def add_again():  # on a busy machine fields reach the page's state late; a row of the same time is replaced
+        add.click()
+        page.wait_for_timeout(1000)
+        return page.get_by_text("0.5 s: distance 1.2, happy").count()  # no zeros where nothing changes
+
+    wait_for(add_again)
     page.get_by_role("button", name="Make it talk").click()
     wait_for(lambda: "Done" in status(page))
     with page.expect_download() as settings:
