@@ -50,15 +50,15 @@ def test_help_needs_no_torch_and_knows_the_commands():
         "assert 'torch' not in sys.modules"
     )
     help_text = run_python(code)
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text() + (ROOT / "docs" / "usage.md").read_text()
     commands = set(re.findall(r"^vasa-hf (\w+)", readme, flags=re.MULTILINE))
     assert {"talk", "demo", "crop", "info", "bench"} <= commands
     assert all(command in help_text for command in commands)
 
 
 def test_options_of_the_readme_exist():
-    """Every `--option` that the README shows for a command is in that command's help."""
-    readme = (ROOT / "README.md").read_text()
+    """Every `--option` that the README and the guide show for a command is in that command's help."""
+    readme = (ROOT / "README.md").read_text() + (ROOT / "docs" / "usage.md").read_text()
     shown = re.findall(r"^vasa-hf (\w+)((?:[^\n]*\\\n)*[^\n]*)", readme, flags=re.MULTILINE)
     for command, rest in shown:
         options = re.findall(r"(?<=\s)--?[a-z][\w-]*", rest)

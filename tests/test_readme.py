@@ -1,4 +1,4 @@
-"""Every code block of the README and of the guides is run or, where a quick test cannot run it, parsed by the real parser.
+"""Every code block of README and guides is run or, where a quick test cannot run it, parsed by the real parser.
 
 What runs is in the tier `e2e`: Python blocks in their order, as one session, on the embedded weights and 0.8 s of
 speech. Only parsed are:
