@@ -27,13 +27,14 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from vasa_hf.checks import check_number
 from vasa_hf.geometry.crops import transform_points
 from vasa_hf.geometry.landmark_motion import transfer_landmarks
+from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.models.autoencoder_gaia import GaiaAppearance, GaiaAutoencoder
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.motion_denoiser_gaia import GaiaMotionDenoiser
 from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.motion.keyframes import Keyframes
 from vasa_hf.outputs import TalkingFaceOutput
-from vasa_hf.pipelines.base import FPS
+from vasa_hf.pipelines.base import FPS, PreparedMotion
 from vasa_hf.pipelines.driving import DrivingFace
 from vasa_hf.pipelines.inputs import DrivingVideo, ImageInput, Subject, check_components, check_fit
 from vasa_hf.pipelines.motion_gaia import GaiaControls, GaiaMotionGenerator, LandmarkEdit, encode_landmarks
@@ -345,7 +346,7 @@ class GaiaAvatarPipeline(PortraitPipeline):
         windows = speech.generate([silence], [subject], controls, sampling)
         motion = torch.cat(list(speech.place(windows, subject, controls)), dim=1).cpu()
         return self._render_motion(
-            subject, motion, self._motion_fps, chosen, Fraction(fps), (None, None), output_type, True
+            PreparedMotion(subject, motion, self._motion_fps, chosen, parse_fps(fps)), output_type
         )
 
     def read_pose(
