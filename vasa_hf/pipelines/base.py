@@ -17,7 +17,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -31,35 +30,15 @@ from torch import Tensor
 
 from vasa_hf.checks import check_flag, check_number, check_path
 from vasa_hf.media.audio import load_audio, mix_to_mono
-from vasa_hf.media.content_credentials import ContentCredentials
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.motion.controls import rebase_motion
 from vasa_hf.motion.streaming import AudioBuffer, map_ahead, resample_chunks
 from vasa_hf.motion.windows import entry_of_windows, hold_last
 from vasa_hf.outputs import TalkingFaceOutput, VideoSettings, join_images, to_images, write_video
+from vasa_hf.pipelines import inputs
 from vasa_hf.pipelines.driving import DrivingFace
-from vasa_hf.pipelines.inputs import (
-    AudioInput,
-    AudioSource,
-    DrivingVideo,
-    ImageInput,
-    Subject,
-    check_audios,
-    check_batch,
-    check_choice,
-    check_face,
-    check_image,
-    check_output,
-    choose_rate,
-    is_whole_audio,
-    join_audio,
-    join_blocks,
-    list_audios,
-    list_images,
-    read_chunks,
-    read_motion,
-)
+from vasa_hf.pipelines.inputs import AudioInput, AudioSource, DrivingVideo, ImageInput, PreparedMotion, Subject
 from vasa_hf.pipelines.loading import (
     HUB_OPTIONS,
     check_weights,
@@ -71,6 +50,7 @@ from vasa_hf.pipelines.loading import (
 from vasa_hf.pipelines.motion_generator import (
     MotionGenerator,
     Sampling,
+    SamplingOptions,
     check_callback,
     check_sampling,
     count_steps,
@@ -90,27 +70,6 @@ from vasa_hf.processors.audio import MAX_RATE, MIN_RATE
 FPS = 25  # of motion
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_DECODE_WORKERS = 4  # on a CPU; each holds the activations of `decode_batch_size` frames
-
-
-@dataclass
-class PreparedMotion:
-    """A motion with all that is needed to render it.
-
-    Attributes:
-        subject (`Subject`): A prepared subject.
-        motion (`torch.Tensor` of shape `(1, frames, channels)`): Absolute motion of the subject.
-        motion_fps (`Fraction`): Its frames per second.
-        view (`Any`): A `view_type`.
-        fps (`Fraction`): Frames per second of the video.
-        audio (`Iterable`): Mono blocks of the video's audio, each with its rate.
-    """
-
-    subject: Subject
-    motion: Tensor
-    motion_fps: Fraction
-    view: Any
-    fps: Fraction
-    audio: Iterable[tuple[np.ndarray, int]] = ()
 
 
 class TalkingHeadPipeline(DiffusionPipeline):
@@ -138,11 +97,13 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Name a system's own options in the signatures and docstrings of its calls."""
         super().__init_subclass__(**kwargs)
         calls: dict[str, list[type | None]] = {
-            **dict.fromkeys(("__call__", "stream"), [cls.controls_type, cls.view_type]),
+            "__call__": [cls.controls_type, cls.view_type],
+            "stream": [SamplingOptions, cls.controls_type, cls.view_type],
             "animate": [DrivingOptions, cls.view_type, cls.transfer_type],
             "render": [MotionOptions, cls.view_type, cls.transfer_type],
         }
         calls |= {f"{name}_to_file": [*calls[name], VideoSettings] for name in ("animate", "render")}
+        calls["talk_to_file"] = [*calls["stream"], VideoSettings]
         for name, kinds in calls.items():
             if name not in vars(cls):
                 shown = [kind for kind in kinds if kind is not None]
@@ -178,6 +139,10 @@ class TalkingHeadPipeline(DiffusionPipeline):
             driving (`DrivingFace`): Gives the squares to encode, and completes their motion.
         """
         raise NotImplementedError
+
+    def measure_driving(self, driving: DrivingFace) -> Tensor:
+        """What `encode_video` returns: the motion `(1, frames, channels)` of the driving face itself."""
+        return self.encode_driving(driving)
 
     def render_frames(
         self, subject: Any, motion: Tensor, view: Any = None, start_frame: int = 0, fps: Fraction = Fraction(FPS)
@@ -320,8 +285,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type, speech=True)
         check_flag("return_dict", return_dict)
-        (images, many_images), (audios, many_audios) = list_images(image), list_audios(audio)
-        batch_size = check_batch(images, audios, self.subject_name)
+        (images, many_images), (audios, many_audios) = inputs.list_images(image), inputs.list_audios(audio)
+        batch_size = inputs.check_batch(images, audios, self.subject_name)
         sampling = Sampling(guidance_scale, num_inference_steps, timesteps, sigmas, latents, generator, first_window)
         check_sampling(speech, sampling, batch_size)
         names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
@@ -335,7 +300,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         originals, sampling_rate = [one for _, one, _ in prepared], prepared[0][2]
 
         # 2. Generate the motion of all videos together, window by window.
-        batch, sampling.num_frames = join_audio(samples, self.audio_processor.samples_per_frame)
+        batch, sampling.num_frames = inputs.join_audio(samples, self.audio_processor.samples_per_frame)
         self._interrupt, sampling.is_interrupted = False, lambda: self._interrupt
         num_windows = speech.count_windows(max(sampling.num_frames), first_window)
         self._num_timesteps = num_windows * count_steps(speech, sampling)
@@ -346,7 +311,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         motions = []
         for index, (subject, length) in enumerate(zip(subjects, sampling.num_frames, strict=True)):
             own = entry_of_windows(windows, index, length, speech.overlap)
-            motions.append(list(_check_finite(speech.place(own, subject, controls))))
+            motions.append(list(inputs.check_finite(speech.place(own, subject, controls))))
 
         # 3. Render the frames of each video.
         fps, rate = parse_fps(fps), self.audio_processor.sampling_rate
@@ -366,7 +331,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             originals, sampling_rate = [one[0].numpy() for one in samples], rate
         audio = originals if many_images or many_audios else originals[0]
         joined = hold_last([torch.cat(motion, dim=1) for motion in motions])
-        return self._output(frames, audio, sampling_rate, fps, joined, self._motion_fps)
+        return self._output(frames, fps, joined, self._motion_fps, audio, sampling_rate)
 
     def stream(
         self,
@@ -374,13 +339,6 @@ class TalkingHeadPipeline(DiffusionPipeline):
         audio_chunks: Iterable | AudioInput | None = None,
         *,
         sampling_rate: int | None = None,
-        guidance_scale: Mapping[str, float] | None = None,
-        num_inference_steps: int | None = None,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
-        latents: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        first_window: int | None = None,
         fps: Fraction | float | str = 25,
         output_type: str = "pil",
         **options: Any,
@@ -394,8 +352,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
           (samples, rate); the first chunk with two axes decides which one is that of the channels.
           Frames come as soon as a window of audio and the encoder's look-ahead have arrived. Audio as `__call__` takes
           it is one chunk; a file is read in blocks, however long it is.
-        - `first_window` (`int`, *optional*, defaults to the model's window) is the length of the first window in
-          frames; fewer let the first frames come earlier. # Not in the paper.
+        - `first_window` may be smaller than the model's window, to let the first frames come earlier.
 
         Returns:
             Iterator of `TalkingFaceOutput` with a few frames each, the audio that belongs to them (mono, at the
@@ -404,13 +361,12 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument cannot be used; the message names it.
         """
-        speech = self.create_motion_generator()
+        speech, sampling = self.create_motion_generator(), Sampling(**vars(pop_options(options, SamplingOptions)))
         image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
-        whole = is_whole_audio(audio_chunks)
+        whole = inputs.is_whole_audio(audio_chunks)
         if not whole and (isinstance(audio_chunks, bytes) or not isinstance(audio_chunks, Iterable)):
             raise ValueError(f"`audio_chunks` must be an iterable of samples, got {type(audio_chunks).__name__}.")
         self.check_inputs(image, audio_chunks if whole else None, sampling_rate, view, fps, output_type)
-        sampling = Sampling(guidance_scale, num_inference_steps, timesteps, sigmas, latents, generator, first_window)
         check_sampling(speech, sampling)
         speech.check(controls)
         if whole:  # check it here, before the image is encoded
@@ -420,7 +376,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             subject = self.prepare_subject(self._one_subject(image), view)
         self._interrupt = False
         sampling.is_interrupted = lambda: self._interrupt
-        chunks = read_chunks(cast(Iterable, audio_chunks), self.audio_processor, sampling_rate)
+        chunks = inputs.read_chunks(cast(Iterable, audio_chunks), self.audio_processor, sampling_rate)
         return self._stream(speech, subject, chunks, controls, sampling, view, parse_fps(fps), output_type)
 
     @torch.no_grad()
@@ -444,7 +400,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
         windows = speech.generate(buffer_audio(), [subject], controls, sampling)
         num_frames = lambda: math.ceil(buffer.stop * fps / rate)  # noqa: E731 - known when the audio has ended
-        placed = _check_finite(speech.place(windows, subject, controls))
+        placed = inputs.check_finite(speech.place(windows, subject, controls))
         for motion in resample_chunks(placed, self.audio_processor.fps, fps, num_frames):
             parts: Iterable[Tensor] = [motion[0]]
             if output_type != "latent":
@@ -454,7 +410,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
                 start, stop = (round(frame * rate / fps) for frame in (count, count + len(part)))
                 audio = buffer.cut(start, stop)[0].numpy()
                 buffer.forget(stop)
-                yield self._output(frames, audio, rate, fps, motion[:, : len(part)], motion_fps=fps)
+                yield self._output(frames, fps, motion[:, : len(part)], fps, audio, rate)
                 motion, count = motion[:, len(part) :], count + len(part)
         self.maybe_free_model_hooks()
 
@@ -464,10 +420,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         image: ImageInput | Subject | None = None,
         audio: AudioInput | None = None,
         *,
-        provenance: bool | Mapping[str, Any] = True,
-        crf: int = 18,
-        credentials: ContentCredentials | None = None,
-        on_frames: Callable[[int, int], None] | None = None,
+        sampling_rate: int | None = None,
+        fps: Fraction | float | str = 25,
         **options: Any,
     ) -> TalkingFaceOutput:
         """Write a talking video frame by frame, in constant memory: `stream` into a file, with the original audio.
@@ -476,22 +430,24 @@ class TalkingHeadPipeline(DiffusionPipeline):
             path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
             audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One audio.
-            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
-            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
-            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
-            on_frames (`Callable`, *optional*): Called with the frames written and in total, after each chunk.
-            **options: As for `stream`.
+            sampling_rate (`int`, *optional*, defaults to the encoder's, 16000): Rate of bare samples in Hz.
+            fps (`Fraction`, `float` or `str`, defaults to 25): Frames per second of the video.
+            **options: As for `stream`, and the fields of `VideoSettings`.
 
         Returns:
             `TalkingFaceOutput` without frames and audio: its motion (at the video's rate) can be saved.
+
+        Raises:
+            ValueError: If an argument cannot be used; the message names it.
         """
-        check_output(path)
-        settings = VideoSettings(provenance, crf, credentials, on_frames)
+        inputs.check_output(path)
+        settings = pop_options(options, VideoSettings)
         self.create_motion_generator()
-        check_audios([audio])
-        source = self.open_audio(audio, options.get("sampling_rate"))
-        chunks = self.stream(image, source, **{**options, "output_type": "np"})
-        fps, motions = parse_fps(options.get("fps", 25)), []
+        inputs.check_audios([audio])
+        source = self.open_audio(audio, sampling_rate)
+        options |= {"sampling_rate": sampling_rate, "fps": fps, "output_type": "np"}
+        chunks = self.stream(image, source, **options)
+        fps, motions = parse_fps(fps), []
 
         def parts() -> Iterator[np.ndarray]:
             for chunk in chunks:
@@ -500,7 +456,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
         num_frames = math.ceil(source.num_samples * fps / source.sampling_rate)
         write_video(path, parts(), num_frames, fps, source.mono_blocks(), settings, self.model_name)
-        return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
+        return self._output([], fps, torch.cat(motions, dim=1), fps)
 
     # --- other drivers ------------------------------------------------------------------------------------------------
 
@@ -557,7 +513,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument cannot be used; the message names it.
         """
-        check_output(path)
+        inputs.check_output(path)
         settings = pop_options(options, VideoSettings)
         return self._write_motion(path, self._prepare_animate(image, driving_video, options), settings)
 
@@ -569,7 +525,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         image, driving, view, transfer = self._read_options(image, options, *kinds)
         self.check_inputs(image, None, None, view, driving.fps, output_type)
         transfer.check()
-        check_face(driving.driving_face, driving.driving_box, "driving_")
+        inputs.check_face(driving.driving_face, driving.driving_box, "driving_")
         image, source = self._one_subject(image), DrivingVideo(video, driving.fps)
         audio = list(source.mono_blocks()) if keep_audio else source.mono_blocks()
         subject = self.prepare_subject(image, view)
@@ -636,7 +592,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument cannot be used; the message names it.
         """
-        check_output(path)
+        inputs.check_output(path)
         settings = pop_options(options, VideoSettings)
         return self._write_motion(path, self._prepare_render(image, motion, options), settings)
 
@@ -648,7 +604,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         image, given, view, transfer = self._read_options(image, options, *kinds)
         self.check_inputs(image, given.audio, given.sampling_rate, view, given.fps, output_type)
         transfer.check()
-        motion, motion_fps = read_motion(motion, given.motion_fps, self.motion_spec, self._motion_fps)
+        motion, motion_fps = inputs.read_motion(motion, given.motion_fps, self.motion_spec, self._motion_fps)
         audio = () if given.audio is None else self.open_audio(given.audio, given.sampling_rate).mono_blocks()
         subject = self.prepare_subject(self._one_subject(image), view)
         motion = self.adapt_motion(subject, motion.to(subject.motion), given.relative, motion_fps, transfer)
@@ -676,14 +632,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return image, *read_options(options, [kind for kind in kinds if kind is not None], type(self).__name__)
 
     def _one_subject(self, image: Any) -> Any:
-        images, many = list_images(image)
+        images, many = inputs.list_images(image)
         if many and len(images) != 1:
             raise ValueError(f"`{self.subject_name}` must be one portrait here, got {len(images)}.")
         return images[0]
 
     def check_subject(self, image: Any, view: Any, fps: Any) -> None:
         """Raise `ValueError` for a value that is no image, or a subject prepared for another output size."""
-        check_image(image, self.subject_type, view.output_size)
+        inputs.check_image(image, self.subject_type, view.output_size)
 
     def check_inputs(
         self,
@@ -704,17 +660,20 @@ class TalkingHeadPipeline(DiffusionPipeline):
             parse_fps(fps)
         view = self.view_type() if view is None else view
         view.check(self.output_sizes)
-        images, audios = list_images(image)[0], [None] if audio is None and not speech else list_audios(audio)[0]
+        images, audios = (
+            inputs.list_images(image)[0],
+            [None] if audio is None and not speech else inputs.list_audios(audio)[0],
+        )
         if not images:
             raise ValueError(f"`{self.subject_name}` must be at least one {self.subject_name}, got an empty list.")
         for one in images:
             self.check_subject(one, view, fps)
         if audio is not None or speech:
-            check_audios(audios)
-        check_batch(images, audios, self.subject_name)
+            inputs.check_audios(audios)
+        inputs.check_batch(images, audios, self.subject_name)
         if sampling_rate is not None:
             check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
+        inputs.check_choice("output_type", output_type, OUTPUT_TYPES)
 
     def find_face(self, image: Tensor, view: FaceView) -> dict[str, Any]:
         """Return where to crop an image `(3, height, width)`: the given box, or one of the detected faces."""
@@ -734,7 +693,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Returns:
             `tuple`: samples for the encoder `(1, n)`; the original audio, mono `(samples,)`; and its rate.
         """
-        original, rate = load_audio(audio, choose_rate(audio, sampling_rate, self.audio_processor.sampling_rate))
+        original, rate = load_audio(audio, inputs.choose_rate(audio, sampling_rate, self.audio_processor.sampling_rate))
         samples = self.audio_processor.load((original, rate))
         return torch.from_numpy(samples)[None], mix_to_mono(original), rate
 
@@ -742,7 +701,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Check an audio to its end without keeping it in memory: `prepare_audio` for long files."""
         if isinstance(audio, AudioSource):
             return audio
-        return AudioSource(audio, choose_rate(audio, sampling_rate, self.audio_processor.sampling_rate))
+        default = self.audio_processor.sampling_rate if "audio_processor" in self.components else 16_000
+        return AudioSource(audio, inputs.choose_rate(audio, sampling_rate, default))
 
     @torch.no_grad()
     def encode_video(
@@ -766,15 +726,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If a frame cannot be read, or none shows a face.
         """
         with self._driving_face(frames, face, box, num_frames, follow) as driving:
-            return self.encode_driving(driving)
+            return self.measure_driving(driving)
 
     @contextmanager
     def _driving_face(
         self,
         frames: Iterable[ImageInput],
-        face: int | None,
-        box: Sequence[float] | None,
-        num_frames: int | None,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        num_frames: int | None = None,
         follow: bool = True,
     ) -> Iterator[DrivingFace]:
         """The face of a driving video, with a progress bar while it is read."""
@@ -872,27 +832,28 @@ class TalkingHeadPipeline(DiffusionPipeline):
         self, prepared: PreparedMotion, output_type: str = "pil", return_dict: bool = True
     ) -> TalkingFaceOutput | tuple:
         """Render one motion: the last step of `animate` and `render`."""
-        (motion,) = _check_finite([prepared.motion])
+        (motion,) = inputs.check_finite([prepared.motion])
         frames, fps = motion[0], prepared.fps
         if output_type != "latent":
             wanted = resample_motion(motion, prepared.motion_fps, fps)
             with self._frames_progress(wanted.shape[1]) as progress_bar:
                 frames = self._render_video(prepared.subject, [wanted], prepared.view, fps, output_type, progress_bar)
         self.maybe_free_model_hooks()
-        audio = join_blocks(prepared.audio)
-        return self._output(frames, *audio, fps, motion, prepared.motion_fps) if return_dict else (frames,)
+        if not return_dict:
+            return (frames,)
+        return self._output(frames, fps, motion, prepared.motion_fps, *inputs.join_blocks(prepared.audio))
 
     def _write_motion(
         self, path: str | os.PathLike, prepared: PreparedMotion, settings: VideoSettings
     ) -> TalkingFaceOutput:
         """Write one motion frame by frame: the last step of `animate_to_file` and `render_to_file`."""
-        (motion,) = _check_finite([prepared.motion])
+        (motion,) = inputs.check_finite([prepared.motion])
         wanted, fps = resample_motion(motion, prepared.motion_fps, prepared.fps)[0], prepared.fps
         parts = self.render_frames(prepared.subject, wanted, prepared.view, 0, fps)
         images = (self.postprocess(part, "np") for part in parts)
         write_video(path, images, len(wanted), fps, prepared.audio, settings, self.model_name)
         self.maybe_free_model_hooks()
-        return self._output([], None, None, fps, motion, prepared.motion_fps)
+        return self._output([], fps, motion, prepared.motion_fps)
 
     @property
     def _motion_fps(self) -> Fraction:
@@ -905,32 +866,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return to_images(frames, output_type)
 
     def _output(
-        self,
-        frames: Any,
-        audio: Any,
-        sampling_rate: int | None,
-        fps: Fraction,
-        motion: Tensor,
-        motion_fps: Fraction,
+        self, frames: Any, fps: Fraction, motion: Tensor, motion_fps: Fraction, audio: Any = None, rate: Any = None
     ) -> TalkingFaceOutput:
-        return TalkingFaceOutput(
-            frames=frames,
-            audio=audio,
-            sampling_rate=sampling_rate,
-            fps=fps,
-            motion=motion,
-            motion_spec=self.motion_spec,
-            motion_fps=motion_fps,
-            model_name=self.model_name,
-        )
-
-
-def _check_finite(motions: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield motions unchanged; raise `ValueError` at NaN or infinity, which a renderer may show as black."""
-    for motion in motions:
-        if not bool(torch.isfinite(motion).all()):
-            raise ValueError("`motion` must be finite, but NaN or infinity was computed: are the weights damaged?")
-        yield motion
+        return TalkingFaceOutput(frames, audio, rate, fps, motion, self.motion_spec, motion_fps, self.model_name)
 
 
 def _cpu_computes_bfloat16() -> bool:

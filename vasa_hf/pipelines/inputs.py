@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -36,6 +37,27 @@ class Subject(ABC):
     @abstractmethod
     def output_size(self) -> int:
         """Side of the square frames in pixels."""
+
+
+@dataclass
+class PreparedMotion:
+    """A motion with all that is needed to render it.
+
+    Attributes:
+        subject (`Subject`): A prepared subject.
+        motion (`torch.Tensor` of shape `(1, frames, channels)`): Absolute motion of the subject.
+        motion_fps (`Fraction`): Its frames per second.
+        view (`Any`): A `view_type`.
+        fps (`Fraction`): Frames per second of the video.
+        audio (`Iterable`): Mono blocks of the video's audio, each with its rate.
+    """
+
+    subject: Subject
+    motion: Tensor
+    motion_fps: Fraction
+    view: Any
+    fps: Fraction
+    audio: Iterable[tuple[np.ndarray, int]] = ()
 
 
 class AudioSource:
@@ -313,6 +335,14 @@ def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: Fra
         raise ValueError("`motion` must be finite, and its scales above 0, got others.")
     with naming("motion_fps"):
         return motion, parse_fps(default_fps if motion_fps is None else motion_fps)
+
+
+def check_finite(motions: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield motions unchanged; raise `ValueError` at NaN or infinity, which a renderer may show as black."""
+    for motion in motions:
+        if not bool(torch.isfinite(motion).all()):
+            raise ValueError("`motion` must be finite, but NaN or infinity was computed: are the weights damaged?")
+        yield motion
 
 
 def read_chunks(

@@ -115,7 +115,7 @@ class GaiaMotionGenerator:
     """
 
     emotions: tuple[str, ...] = ()
-    conditions = ("audio",)
+    conditions: tuple[str, ...] = ("audio",)
     default_guidance_scale: Mapping[str, float] = {}  # none, as in the paper
     default_steps = 20
     overlap = 0
@@ -164,7 +164,7 @@ class GaiaMotionGenerator:
 
     @torch.no_grad()
     def generate(
-        self, audio: Iterable[Tensor], subjects: Sequence[Subject], controls: GaiaControls, sampling: Sampling
+        self, audio: Iterable[Tensor], subjects: Sequence[Any], controls: GaiaControls, sampling: Sampling
     ) -> Iterator[Tensor]:
         """Generate the motion of subjects, window by window.
 
@@ -240,7 +240,7 @@ class GaiaMotionGenerator:
             pose = pose.expand(batch, -1, -1)
         else:
             pose = model.predict_pose(speech, mask).float()
-            if past:
+            if previous_motion is not None:
                 pose = torch.cat([previous_motion[..., -POSE_DIM:].to(pose), pose[:, past:]], dim=1)
 
         noise = initial_noise(sampling, index, (batch, window, model.config.motion_dim), device)
@@ -264,9 +264,10 @@ class GaiaMotionGenerator:
         return track.at(seconds).to(self.device, torch.float32)
 
     def _model(self, controls: GaiaControls) -> GaiaMotionDenoiser:
-        if controls.text is not None:
+        if controls.text is not None and self.text_models is not None:
             return self.text_models[0]
-        return self.model if controls.edit_landmarks is None else self._landmark_model()
+        model = None if controls.edit_landmarks is None else self._landmark_model()
+        return self.model if model is None else model
 
     def _landmark_model(self) -> GaiaMotionDenoiser | None:
         return self.model if self.model.config.predicts == "landmarks" else self.landmark_model
@@ -287,7 +288,7 @@ class GaiaMotionGenerator:
             points = controls.edit_landmarks.at(start - past, noise.shape[1]).flatten(1).to(noise)
             known = model.normalize(points.expand(len(noise), -1, -1), reference).to(noise)
             held.unflatten(2, (-1, 2))[:, :, controls.edit_landmarks.held] = True
-        if past:
+        if previous_motion is not None:
             known[:, :past] = previous_motion[..., :-POSE_DIM].to(noise)
             held[:, :past] = True
         return known, held
@@ -317,6 +318,7 @@ class GaiaMotionGenerator:
 
     def _text_features(self, controls: GaiaControls, start: int, batch: int, frames: int) -> Tensor:
         """Pooled features of the instruction that holds at each frame, `(batch, frames, text_dim)`."""
+        assert self.text_models is not None  # see `check`
         model, encoder, tokenizer = self.text_models
         seconds, texts = parse_text(controls.text)
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
