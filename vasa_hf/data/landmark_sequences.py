@@ -32,7 +32,7 @@ class LandmarkMotion:
         pose (`numpy.ndarray` of shape `(frames, 3)`): Yaw, pitch, roll in radians.
         offsets (`numpy.ndarray` of shape `(clips + 1,)`): Clip `i` owns frames `offsets[i]:offsets[i + 1]`.
         audio (`numpy.ndarray` of shape `(frames, audio_dim)`, *optional*): Speech features.
-        speaks (`numpy.ndarray` of shape `(clips,)`, *optional*): Whether the clip has sound that belongs to the face.
+        speaks (`numpy.ndarray` of shape `(clips,)`, *optional*): Whether the clip has audio that belongs to the face.
         latent (`numpy.ndarray` of shape `(frames, motion_dim)`, *optional*): z_m of each frame.
         action (`numpy.ndarray` of shape `(clips,)`, *optional*): What the clip shows, see `data/instructions.py`.
     """

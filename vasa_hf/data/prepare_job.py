@@ -250,8 +250,11 @@ class Counts:
                 self.kept["clips"] += 1
                 self.kept["frames"] += frames
             else:
-                self.dropped[piece["reason"]]["pieces"] += 1
-                self.dropped[piece["reason"]]["frames"] += frames
+                dropped = self.dropped.setdefault(
+                    piece["reason"], {"pieces": 0, "frames": 0}
+                )  # or an earlier version's
+                dropped["pieces"] += 1
+                dropped["frames"] += frames
         if kept_keys(report):
             self.kept["videos"] += 1
             self.people[1].add(report["identity"])

@@ -482,7 +482,7 @@ def _wrong_clip(clip: Mapping[str, Any]) -> list[str]:
     if "npz" in clip and clip["npz"]["offsets"].tolist() != [0, frames]:
         wrong.append(f"labels of {clip['npz']['offsets'][-1]} frames instead of {frames}")
     if "wav" in clip and len(clip["wav"]) != frames * SAMPLING_RATE // 25:
-        wrong.append(f"{len(clip['wav'])} samples of sound for {frames} frames")
+        wrong.append(f"{len(clip['wav'])} samples of audio for {frames} frames")
     return wrong
 
 
@@ -550,13 +550,13 @@ def _merged(labels: list[dict[str, np.ndarray]], keys: list[str]) -> dict[str, n
     return {"names": np.array(keys), "offsets": np.r_[0, np.cumsum(lengths)].astype(np.int32), **table, **shared}
 
 
-def _join(video: bytes, sound: bytes, target: Path) -> None:
-    """Put image and audio into one MP4; the image is not encoded again."""
+def _join(video: bytes, audio: bytes, target: Path) -> None:
+    """Put video and audio into one MP4; the video is not encoded again."""
     with staging(target) as part:
-        (part / "picture.mp4").write_bytes(video)
-        (part / "sound.wav").write_bytes(sound)
-        command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", f"file:{part / 'picture.mp4'}"]
-        command += ["-i", f"file:{part / 'sound.wav'}", "-map", "0:v", "-map", "1:a", "-c:v", "copy"]
+        (part / "frames.mov").write_bytes(video)
+        (part / "audio.wav").write_bytes(audio)
+        command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", f"file:{part / 'frames.mov'}"]
+        command += ["-i", f"file:{part / 'audio.wav'}", "-map", "0:v", "-map", "1:a", "-c:v", "copy"]
         # An AAC frame is 1024 samples: at 16 kHz that is longer than a video frame.
         command += [
             "-c:a",
@@ -571,4 +571,4 @@ def _join(video: bytes, sound: bytes, target: Path) -> None:
         ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
         if done.returncode != 0:
-            raise RuntimeError(f"ffmpeg could not join picture and sound of {target.name}: {shortened(done.stderr)}")
+            raise RuntimeError(f"ffmpeg could not join video and audio of {target.name}: {shortened(done.stderr)}")

@@ -205,7 +205,7 @@ class GaiaMotionDenoiser(ModelMixin, ConfigMixin):
 
         Args:
             audio (`torch.Tensor` of shape `(batch, frames, audio_dim)`): Speech features.
-            frame_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): True where there is sound.
+            frame_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): True where there is audio.
         """
         self._check("audio", audio, (len(audio), audio.shape[1], self.config.audio_dim))
         return self._predicted_pose(self.speech_encoder(audio, frame_mask), frame_mask)

@@ -230,8 +230,8 @@ class GaiaMotionGenerator:
         limits = torch.tensor(lengths, device=device).clamp_min(1)[:, None]
         mask = frame_mask.to(device) & (torch.arange(window, device=device) < limits)
         mask = torch.cat([mask.new_ones(batch, past), mask], dim=1)
-        heard = audio if previous_audio is None else torch.cat([previous_audio, audio], dim=1)
-        speech = heard.to(device, model.dtype)
+        window_audio = audio if previous_audio is None else torch.cat([previous_audio, audio], dim=1)
+        speech = window_audio.to(device, model.dtype)
         if controls.text is not None:
             speech = self._text_features(controls, start - past, batch, past + window)
 
@@ -252,7 +252,7 @@ class GaiaMotionGenerator:
         conditions = {"audio": speech, "reference": reference.to(model.dtype), "pose": pose.to(model.dtype)}
         scales = {**self.default_guidance_scale, **(sampling.guidance_scale or {})}
         hold = replace(sampling, on_step=self._hold(sampling, timesteps, known, held, noise))
-        made = denoise(model, self.scheduler, timesteps, noise, conditions, scales, hold, heard, frame_mask=mask)
+        made = denoise(model, self.scheduler, timesteps, noise, conditions, scales, hold, window_audio, frame_mask=mask)
         return torch.cat([made, pose], dim=-1)[:, past:]
 
     def _asked_pose(self, controls: GaiaControls, start: int, frames: int) -> Tensor | None:

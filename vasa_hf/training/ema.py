@@ -15,7 +15,7 @@ class ExponentialMovingAverage:
     # Not in the paper: VASA-1 names no averaging. It is standard for diffusion models and for warping networks.
 
     Args:
-        module (`torch.nn.Module`): Module whose weights are followed.
+        module (`torch.nn.Module`): Module to average the weights of.
         decay (`float`, defaults to 0.999): Weight of the old average in one update.
     """
 

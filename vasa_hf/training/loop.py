@@ -108,7 +108,7 @@ def train(
         players (`list[Player]`): They take their turns on each batch in this order.
         dataset (`torch.utils.data.Dataset`): `dataset[i]` is a dict of tensors and a pure function of `i`, for any
             `i >= 0` (draw with `numpy.random.default_rng([seed, i])`).
-        ema_of (`tuple[str, ...]`): Names of the modules whose weights are averaged. They carry the averaged weights
+        ema_of (`tuple[str, ...]`): Names of the modules to average. They carry the averaged weights
             while `on_sample` runs.
         on_log (`Callable`, *optional*): `on_log(step, values)` next to the log file.
         on_sample (`Callable`, *optional*): `on_sample(modules, step, folder)` every `sample_every` steps and at the

@@ -50,10 +50,10 @@ _LIPS_AND_LIDS = PARTS["lips"] + PARTS["lids"]
 
 @dataclasses.dataclass
 class Manner:
-    """How somebody talks. Angles in degrees, times in seconds.
+    """How a person talks. Angles in degrees, times in seconds.
 
     Attributes:
-        voice (`Voice`): How they sound.
+        voice (`Voice`): Their voice.
         mouth (`float`): How far they open the mouth.
         nod (`float`): Depth of a nod on an accent of strength 1.
         beat (`float`): Sideways beat on an accent.
@@ -86,7 +86,7 @@ class Manner:
 
 
 def random_manner(rng: np.random.Generator, held_out: bool = False) -> Manner:
-    """Draw somebody; `held_out` takes voices that training never hears."""
+    """Draw a random person; `held_out` takes voices that are not used in training."""
     lively = float(np.exp(rng.normal() * 0.35))
     emotional = rng.random() < 0.4
     return Manner(
@@ -309,7 +309,7 @@ class Talker:
 
 
 def talk(rng: np.random.Generator, manner: Manner, points: HeadPoints, seconds: float) -> Talker:
-    """Let somebody talk.
+    """Make the motion and the audio of a person who talks.
 
     Args:
         rng (`numpy.random.Generator`): Source of chance.

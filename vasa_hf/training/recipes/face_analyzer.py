@@ -139,7 +139,7 @@ def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
         return (torch.rand(batch, generator=generator) < chance).nonzero()[:, 0]
 
     images = images.clone()
-    chosen = some(0.25)  # low resolution, as of a small face in a big image
+    chosen = some(0.25)  # low resolution, as that of a small face in a big image
     for i in chosen.tolist():
         small = int(_uniform(generator, 1, low=0.25, high=0.8).item() * images.shape[-1])
         low = F.interpolate(images[i : i + 1], size=(small, small), mode="bilinear", antialias=True)
@@ -300,7 +300,7 @@ def landmark_loss(outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> dict
     points, rotation, translation, scale, logit, _ = outputs
     present, unit = batch["present"], batch["scale"][:, None, None]
     inside = ((batch["points"] > 0.01) & (batch["points"] < 0.99)).all(-1).float() * present[:, None]
-    # Behind closed lids nobody knows where the iris is.
+    # Behind closed lids the iris cannot be located.
     inside[:, _IRISES] *= (eye_openness(batch["points"]) / 0.12).clamp(0.05, 1).repeat_interleave(5, dim=1)
     error = F.smooth_l1_loss(points / unit, batch["points"] / unit, beta=0.01, reduction="none").sum(-1)
     count = inside.sum().clamp_min(1)

@@ -63,7 +63,7 @@ class MotionTransformerOptions(MotionDataOptions):
     previous_noise: float = option(0.03, "noise on X_pre, in deviations: forgives earlier errors; 0 as in the paper")
     smoothing: float = option(1.0, "how much of data.clips.SMOOTHING is applied to real motion; 0 as in the paper")
     natural: float = option(0.35, "share of windows of short clips that are not joined to others; 1 as in the paper")
-    silent: float = option(0.16, "share of windows in which nobody speaks; 0 for what the clips hold, as in the paper")
+    silent: float = option(0.16, "share of windows without speech; 0 for what the clips hold, as in the paper")
     add_idle_motion: bool = option(False, "add head motion, saccades and blinks to the real motion of short clips")
     add_blinks: bool = option(False, "add blinks to real motion where it has none near: few steps draw too few")
     idle_blinks: float = option(3.5, "excess of blinks in composed pauses: few sampling steps draw too little of them")

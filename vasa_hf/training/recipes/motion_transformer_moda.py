@@ -105,7 +105,7 @@ def sync_loss(
     Source: MoDA Eq. 6 and 7 (ALSE): lambda_sync is 1 where L_ALSE < tau, else 0.
     # Not in the paper: L_ALSE itself (its supplement is not public). Here 1 - cos(lips, audio) / cos(real lips, audio),
     # the latter the mean of the batch: 0 is as good as real lips, whatever the scale of the expert's cosines. Each
-    # sample has a lambda of its own, for with much noise nobody can tell the lips.
+    # sample has a lambda of its own, for with much noise the lips cannot be seen.
 
     Args:
         expert (`SyncExpert`): Of lips and audio features, frozen.
@@ -275,7 +275,7 @@ def make_model(options: ModaMotionOptions, dataset: Dataset) -> ModaMotionTransf
 def freeze_unread(model: ModaMotionTransformer) -> None:
     """Freeze what no output depends on: several processes could not agree on gradients that do not exist.
 
-    With four streams to the end, nobody reads what the last block makes of the conditions.
+    With four streams to the end, nothing reads what the last block makes of the conditions.
     """
     if model.config.fusion == "four_stream":
         unread = ("audio_mlp", "attn1.au_proj", "attn1.au_q_norm")
