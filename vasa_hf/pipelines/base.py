@@ -302,7 +302,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         # 2. Generate the motion of all videos together, window by window.
         batch, sampling.num_frames = inputs.join_audio(samples, self.audio_processor.samples_per_frame)
         self._interrupt, sampling.is_interrupted = False, lambda: self._interrupt
-        num_windows = speech.count_windows(max(sampling.num_frames), first_window)
+        num_windows = speech.windows(first_window).count(max(sampling.num_frames) + speech.lead_frames)
         self._num_timesteps = num_windows * count_steps(speech, sampling)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             progress_bar.set_description("motion")

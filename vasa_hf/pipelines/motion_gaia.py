@@ -118,7 +118,7 @@ class GaiaMotionGenerator:
     conditions: tuple[str, ...] = ("audio",)
     default_guidance_scale: Mapping[str, float] = {}  # none, as in the paper
     default_steps = 20
-    overlap = 0
+    overlap = lead_frames = 0
 
     def __init__(
         self,
@@ -157,10 +157,6 @@ class GaiaMotionGenerator:
     def windows(self, first_window: int | None = None) -> MotionWindows:
         """Plan of the windows of one sequence."""
         return MotionWindows(self.model.config.window, self.model.config.context, first_window)
-
-    def count_windows(self, num_frames: int, first_window: int | None = None) -> int:
-        """Number of windows that a sequence takes."""
-        return self.windows(first_window).count(num_frames)
 
     @torch.no_grad()
     def generate(

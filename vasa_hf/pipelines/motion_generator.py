@@ -86,6 +86,7 @@ class MotionGenerator(Protocol):
         first_window_range (`tuple[int, int]`): Fewest and most frames of a first window.
         scheduler (`diffusers.SchedulerMixin`): Sampler, not shared with another generator.
         overlap (`int`): Frames that neighbouring windows share.
+        lead_frames (`int`): Frames of silence that are generated before the audio.
     """
 
     spec: MotionSpec
@@ -96,15 +97,13 @@ class MotionGenerator(Protocol):
     first_window_range: tuple[int, int]
     scheduler: SchedulerMixin
     overlap: int
+    lead_frames: int
 
     def check(self, controls: Any) -> None:
         """Raise `ValueError` for controls that are malformed, unknown or out of range."""
 
     def windows(self, first_window: int | None = None) -> MotionWindows | OverlappedWindows:
         """Plan of the windows of one sequence."""
-
-    def count_windows(self, num_frames: int, first_window: int | None = None) -> int:
-        """Number of windows that a sequence takes."""
 
     def generate(
         self, audio: Iterable[Tensor], subjects: Sequence[Any], controls: Any, sampling: Sampling

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -27,12 +26,11 @@ from torch.utils.data import Dataset
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_moda import FUSIONS, PRESETS, ModaMotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
-from vasa_hf.motion.guidance import guided_prediction
 from vasa_hf.training.loop import Player, TrainingState
 from vasa_hf.training.moda_data import LIP_CHANNELS, ModaDataOptions, as_columns, lips_of, make_dataset
+from vasa_hf.training.motion_samples import make_sample_sheet
 from vasa_hf.training.options import option
 from vasa_hf.training.saving import train_and_save
-from vasa_hf.training.sheets import draw_curves, save_columns
 
 NAME = "motion_generator"
 
@@ -193,63 +191,11 @@ class FlowLoss:
         return loss, logs
 
 
-@torch.no_grad()
-def sample_motion(
-    model: ModaMotionTransformer,
-    conditions: dict[str, Tensor],
-    frame_mask: Tensor | None = None,
-    guidance_scale: dict[str, float] | None = None,
-    num_inference_steps: int = 10,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw motion for one window, `(batch, frames, 70)`, not normalised.
-
-    Args:
-        model (`ModaMotionTransformer`): The generator.
-        conditions (`dict[str, torch.Tensor]`): `audio`, `emotion`, `keypoints`, `previous_motion` (normalised).
-        frame_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): True where there is motion.
-        guidance_scale (`dict[str, float]`, *optional*): See `guided_prediction`.
-        num_inference_steps (`int`, defaults to 10): Denoising steps (paper §3.3).
-        generator (`torch.Generator`, *optional*): Random numbers.
-    """
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(num_inference_steps, device=model.device)
-    shape = (*conditions["audio"].shape[:2], model.config.motion_dim)
-    sample = torch.randn(shape, generator=generator, device=model.device)
-    for timestep in scheduler.timesteps:
-        velocity = guided_prediction(
-            lambda x, **kwargs: model(x, **kwargs).sample,
-            sample,
-            conditions,
-            guidance_scale or {},
-            timestep=timestep,
-            frame_mask=frame_mask,
-        )
-        sample = scheduler.step(velocity, timestep, sample).prev_sample
-    return model.denormalize(sample)
-
-
-def make_sample_sheet(dataset: Dataset):
-    """Callback for the loop: curves of four samples, real and drawn with two seeds."""
-    samples = [dataset[10**9 + i] for i in range(4)]
-    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    channels = {"jaw (20 y)": 61, "lips (14 y)": 43, "eyelid (13 y)": 40, "pitch": 67, "yaw": 68, "roll": 69}
-
-    def on_sample(modules: dict[str, nn.Module], step: int, folder: Path) -> None:
-        model, device = modules[NAME], modules[NAME].device
-        conditions = {name: batch[name].to(device) for name in ("audio", "emotion", "keypoints")}
-        conditions["previous_motion"] = model.normalize(batch["previous_motion"].to(device))
-        mask, draws = batch["frame_mask"].to(device), []
-        for seed in (0, 1):
-            generator = torch.Generator(device).manual_seed(seed)
-            draws.append(sample_motion(model, conditions, mask, {"audio": 0.2}, generator=generator).cpu())
-        sheets = []
-        for i in range(len(samples)):
-            lines = [value[i][batch["frame_mask"][i]].numpy() for value in (batch["motion"], *draws)]
-            sheets.append(draw_curves({name: [line[:, c] for line in lines] for name, c in channels.items()}))
-        save_columns(sheets, folder / f"samples-{step:08d}.png")
-
-    return on_sample
+def describe_sheet(model: ModaMotionTransformer, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Conditions and channels of `make_sample_sheet`."""
+    conditions = {name: batch[name] for name in ("audio", "emotion", "keypoints")}
+    conditions["previous_motion"] = model.normalize(batch["previous_motion"])
+    return conditions, {"jaw (20 y)": 61, "lips (14 y)": 43, "eyelid (13 y)": 40, "pitch": 67, "yaw": 68, "roll": 69}
 
 
 def make_model(options: ModaMotionOptions, dataset: Dataset) -> ModaMotionTransformer:
@@ -303,6 +249,6 @@ def run(options: ModaMotionOptions) -> TrainingState:
         (NAME,),
         lambda: components,
         options.pipeline,
-        make_sample_sheet(dataset),
+        make_sample_sheet(dataset, NAME, FlowMatchEulerDiscreteScheduler(), {"audio": 0.2}, describe_sheet),
         pipeline_class="ModaTalkingHeadPipeline",
     )
