@@ -78,7 +78,7 @@ def prepare(
     (output / "parts").mkdir(exist_ok=True)
     for rest in [*output.glob(".*.partial"), *(output / "parts").glob(".*.partial")]:
         rest.unlink()
-    done = _finished(output, retry)
+    done = _find_finished(output, retry)
     todo = [source for source in sources if source.name not in done]
     if engine == "ray":
         from vasa_hf.data.prepare_ray import run_with_ray  # ray is optional
@@ -159,7 +159,7 @@ def kept_keys(report: dict[str, Any]) -> list[str]:
     return [piece["key"] for piece in report["pieces"] if piece["reason"] is None]
 
 
-def _finished(output: Path, retry: bool) -> set[str]:
+def _find_finished(output: Path, retry: bool) -> set[str]:
     """Names of the videos that need not be prepared: their clips are in shards, or lie next to their report."""
     packed = set(ShardIndex.scan(output).keys())
     done = set()

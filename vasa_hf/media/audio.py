@@ -14,7 +14,7 @@ import torch
 
 from vasa_hf.checks import shorten
 
-from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shortened, staging
+from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shorten_stderr, staging
 
 logger = logging.getLogger(__name__)
 
@@ -181,11 +181,11 @@ def audio_blocks(
     if status != 0:
         if b"matches no streams" in stderr:
             raise ValueError(f"`audio` must hold audio, but {os.fspath(path)!r} has no audio stream.")
-        raise ValueError(f"`audio` must be a readable audio file, got {os.fspath(path)!r}: {shortened(stderr)}")
+        raise ValueError(f"`audio` must be a readable audio file, got {os.fspath(path)!r}: {shorten_stderr(stderr)}")
     if count == 0:
         raise ValueError(f"`audio` must not have zero length, but {os.fspath(path)!r} holds no samples.")
     if stderr and not quiet:
-        logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shortened(stderr))
+        logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shorten_stderr(stderr))
 
 
 def save_wav(path: str | os.PathLike, audio: Any, sampling_rate: int) -> None:

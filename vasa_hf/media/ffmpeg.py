@@ -58,7 +58,7 @@ def input_url(path: str | os.PathLike, argument: str = "path") -> str:
     return "file:" + os.path.abspath(path)
 
 
-def shortened(stderr: bytes) -> str:
+def shorten_stderr(stderr: bytes) -> str:
     """Return ffmpeg's messages for an error of ours: the first lines tell the cause, the last what came of it."""
     text = stderr.decode("utf-8", "replace")
     if "Format not on whitelist" in text:
@@ -113,7 +113,7 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
     if not done.stdout:
         if "matches no streams" in header:
             raise ValueError(f"`path` must be a file with an image, but {os.fspath(path)!r} has no video stream.")
-        raise ValueError(f"`path` must be a readable video, got {os.fspath(path)!r}: {shortened(done.stderr)}")
+        raise ValueError(f"`path` must be a readable video, got {os.fspath(path)!r}: {shorten_stderr(done.stderr)}")
     _, width, height = done.stdout[:32].split(maxsplit=3)[:3]
     streams = re.findall(r"^\s+Stream #\d.*?: (Video|Audio): (.*)$", header, re.MULTILINE)
     video = next(text for kind, text in streams if kind == "Video" and "(attached pic)" not in text)
@@ -246,7 +246,7 @@ def read_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.nd
         image = read_ppm(decoder, max_pixels)
         _, stderr = decoder.finish()
     if image is None:
-        raise ValueError(f"`image` must be a whole image, got {os.fspath(path)!r}: {shortened(stderr)}")
+        raise ValueError(f"`image` must be a whole image, got {os.fspath(path)!r}: {shorten_stderr(stderr)}")
     return image
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .audio import as_channels
-from .ffmpeg import FfmpegError, ffmpeg_path, parse_fps, shortened
+from .ffmpeg import FfmpegError, ffmpeg_path, parse_fps, shorten_stderr
 from .provenance import provenance_tags
 from .watermark import embed_mark
 
@@ -164,4 +164,4 @@ class SegmentWriter:
 
     def _stderr(self) -> str:
         self._messages.seek(0)
-        return shortened(self._messages.read())
+        return shorten_stderr(self._messages.read())

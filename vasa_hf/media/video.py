@@ -31,7 +31,7 @@ from .ffmpeg import (
     parse_fps,
     probe_video,
     read_ppm,
-    shortened,
+    shorten_stderr,
     staging,
     tone_map_filters,
 )
@@ -111,10 +111,10 @@ class VideoReader:
         if status != 0 or count == 0 or (stderr and missing > max(5, 0.05 * count)):
             raise ValueError(
                 f"`{self.argument}` must be a whole video, but {self.path!r} could be read for {count} frames only "
-                f"(expected {self.num_frames or 'some'}): {shortened(stderr)}"
+                f"(expected {self.num_frames or 'some'}): {shorten_stderr(stderr)}"
             )
         if stderr:
-            self.damage = shortened(stderr)
+            self.damage = shorten_stderr(stderr)
             logger.warning("%s is damaged in places: %s", self.path, self.damage)
 
 
@@ -304,4 +304,4 @@ class VideoWriter:
 
     def _stderr(self) -> str:
         self._messages.seek(0)
-        return shortened(self._messages.read())
+        return shorten_stderr(self._messages.read())

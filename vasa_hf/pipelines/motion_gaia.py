@@ -193,7 +193,7 @@ class GaiaMotionGenerator:
             made = windows.generate(features, sample)[:, : window.stop - window.start].to(self.device).float()
             motion = model.denormalize(made[..., :-POSE_DIM], reference)
             latent = self._encode(motion, controls, window.start) if model.config.predicts == "landmarks" else motion
-            pose = self._asked_pose(controls, window.start, made.shape[1])  # exact, also where a window's seam fades
+            pose = self._read_pose(controls, window.start, made.shape[1])  # exact, also where a window's seam fades
             pose = made[..., -POSE_DIM:] if pose is None else pose.expand(len(made), -1, -1)
             place = own[:, None, 3:6].expand(-1, made.shape[1], -1)
             yield torch.cat([pose, place, latent.float()], dim=-1)
@@ -231,7 +231,7 @@ class GaiaMotionGenerator:
         if controls.text is not None:
             speech = self._text_features(controls, start - past, batch, past + window)
 
-        pose = self._asked_pose(controls, start - past, past + window)
+        pose = self._read_pose(controls, start - past, past + window)
         if pose is not None:
             pose = pose.expand(batch, -1, -1)
         else:
@@ -251,7 +251,7 @@ class GaiaMotionGenerator:
         made = denoise(model, self.scheduler, timesteps, noise, conditions, scales, hold, window_audio, frame_mask=mask)
         return torch.cat([made, pose], dim=-1)[:, past:]
 
-    def _asked_pose(self, controls: GaiaControls, start: int, frames: int) -> Tensor | None:
+    def _read_pose(self, controls: GaiaControls, start: int, frames: int) -> Tensor | None:
         """The control `pose` at frames from `start` on, `(frames, 3)`; `None` if it is the model's choice."""
         track = parse_pose(controls.pose)
         if track is None:

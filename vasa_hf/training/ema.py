@@ -44,7 +44,7 @@ class ExponentialMovingAverage:
             value.copy_(self.shadow[name])
 
     @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[nn.Module]:
+    def apply(self, module: nn.Module) -> Iterator[nn.Module]:
         """Let `module` carry the averaged weights inside a `with` block, then give it its own back."""
         own = {name: value.detach().clone() for name, value in module.named_parameters()}
         self.copy_to(module)

@@ -264,7 +264,7 @@ def _sample(accelerator: Accelerator, state: TrainingState, folder: Path, on_sam
     if accelerator.is_main_process:
         with ExitStack() as stack:
             for name, average in state.ema.items():
-                stack.enter_context(average.applied(state.modules[name]))
+                stack.enter_context(average.apply(state.modules[name]))
             for module in state.modules.values():
                 module.eval()
             on_sample(state.modules, state.step, folder)

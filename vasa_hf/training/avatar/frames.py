@@ -265,7 +265,7 @@ def render_frames(
         background = torch.arange(start, start + len(rows)) % len(portraits)
         frames = _decode(talking_face, portraits, motions, background)
         shard = {"motions": motions, "background": background}
-        shard |= _compressed(frames, jpeg_quality) if jpeg_quality else {"frames": frames}
+        shard |= _compress(frames, jpeg_quality) if jpeg_quality else {"frames": frames}
         _write(_shard(folder, len(about["shards"])), shard)
         about["shards"].append(len(rows))
         _write_text(index_file, json.dumps(about))
@@ -298,7 +298,7 @@ def _decode(talking_face: Any, portraits: Sequence[Any], motions: Tensor, backgr
     return frames
 
 
-def _compressed(frames: Tensor, quality: int) -> dict[str, Tensor]:
+def _compress(frames: Tensor, quality: int) -> dict[str, Tensor]:
     """JPEG files one after another, and where each begins."""
     files = []
     for frame in frames.permute(0, 2, 3, 1).numpy():

@@ -144,7 +144,7 @@ class AvatarFit:
         """Fit until all iterations are done or the time is up."""
         preset, values = self.preset, {}
         start = time.monotonic() - 60 * self.minutes
-        while not self._finished():
+        while not self._is_finished():
             for name, value in self.iterate().items():
                 values.setdefault(name, []).append(value)
             self.minutes = (time.monotonic() - start) / 60
@@ -166,7 +166,7 @@ class AvatarFit:
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
 
-    def _finished(self) -> bool:
+    def _is_finished(self) -> bool:
         if self.accelerator.num_processes == 1:
             return self.progress >= 1
         finished = torch.tensor([float(self.progress >= 1)], device=self.accelerator.device)

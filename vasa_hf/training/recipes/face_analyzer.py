@@ -329,7 +329,7 @@ def landmark_loss(outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> dict
 
 def backgrounds(frames: Tensor, points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Images without a face: what lies next to it, mosaics of that, clouds, drawn shapes, and shuffled faces."""
-    kinds = (_beside, _mosaic, _clouds, _shapes, _shuffled)
+    kinds = (_beside, _mosaic, _clouds, _shapes, _shuffle)
     chosen = torch.multinomial(torch.tensor([0.3, 0.2, 0.15, 0.2, 0.15]), len(frames), True, generator=generator)
     out = []
     for frame, point, kind in zip(frames, points, chosen.tolist(), strict=True):
@@ -402,7 +402,7 @@ def _shapes(frame: Tensor, box: list[int], generator: torch.Generator) -> Tensor
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _shuffled(frame: Tensor, box: list[int], generator: torch.Generator) -> Tensor:
+def _shuffle(frame: Tensor, box: list[int], generator: torch.Generator) -> Tensor:
     """Parts of a face in the wrong order are no face."""
     x0, y0, x1, y1 = box
     face = F.interpolate(frame[None, :, max(y0, 0) : y1, max(x0, 0) : x1], size=(96, 96), mode="bilinear")[0]
