@@ -108,7 +108,7 @@ LONG_WITH = {"convnext_v2", "volume_warp"}
 # Words with a plainer one ("image", "audio", "again", "next to", "at most"), for prose and messages.
 ODD_WORDS = re.compile(
     r"\b(pictures?|sounds?|told|heard|anew|besides?|shelf|shelves|sitters?|performers?|somebody|nobody|anybody|everybody"
-    r"|by hand|so many|as of|whose weights|the story)\b|\b\w+_ours\b",
+    r"|by hand|so many|as of|whose weights|the story|go(es)? on)\b|\b\w+_ours\b|Whose\.|: Who,",
     re.IGNORECASE,
 )
 MAX_EMBEDDED_FILE, MAX_RELEASE = 15 * 2**20, 45 * 2**20

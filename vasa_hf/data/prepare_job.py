@@ -10,7 +10,7 @@ OUT/clips.csv            every clip that was kept, and every part of a video tha
 OUT/manifest.json        the shards with their hashes, settings, and counts as in GAIA's Table 1
 ```
 
-Every file appears under its name when it is whole, so a run may be killed at any time; the next one goes on where it
+Every file appears under its name when it is whole, so a run may be killed at any time; the next one continues where it
 was. Shards hold the clips in the order of their keys: neither the number of processes nor an interruption changes a
 byte. Videos that are added to the folder later make new shards behind the old ones.
 """

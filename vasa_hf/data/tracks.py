@@ -252,7 +252,7 @@ class _Follower:
 
 
 def choose_face(faces: list, box: Tensor | None) -> tuple[Any | None, int]:
-    """The face that goes on from `box`, else the largest; and how many of at least a third of its size there are."""
+    """The face that continues from `box`, else the largest; and how many of at least a third of its size there are."""
     if not faces:
         return None, 0
     chosen = faces[0]

@@ -38,7 +38,7 @@ class Segment:
 class SegmentWriter:
     """Write frames, with an audio that is known before, as pieces that are whole while the rest is still to come.
 
-    One encoder makes all pieces, so that video and audio go on across their borders. A context manager; an exception
+    One encoder makes all pieces, so that video and audio continue across their borders. A context manager; an exception
     stops the encoder. The pieces stay: the caller owns the folder.
 
     Args:

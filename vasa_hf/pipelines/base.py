@@ -660,10 +660,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
             parse_fps(fps)
         view = self.view_type() if view is None else view
         view.check(self.output_sizes)
-        images, audios = (
-            inputs.list_images(image)[0],
-            [None] if audio is None and not speech else inputs.list_audios(audio)[0],
-        )
+        images = inputs.list_images(image)[0]
+        audios = [None] if audio is None and not speech else inputs.list_audios(audio)[0]
         if not images:
             raise ValueError(f"`{self.subject_name}` must be at least one {self.subject_name}, got an empty list.")
         for one in images:
@@ -760,7 +758,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Motion `(1, frames, channels)` of a subject that does what the face of a video does, and how to show it.
 
         Args:
-            subject (`Subject`): Who, prepared.
+            subject (`Subject`): A prepared subject.
             frames (`Iterable`): See `encode_video`, also for `face`, `box` and `num_frames`.
             relative (`bool`, defaults to `True`): See `animate`.
             face (`int`, *optional*): Which face.

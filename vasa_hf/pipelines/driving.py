@@ -105,7 +105,7 @@ class DrivingFace:
         if not self.seen:
             index, cause = refusal or (0, ValueError("it must hold at least one frame"))
             raise ValueError(f"`driving_video`, frame {index}: {cause}") from cause
-        self._say()
+        self._log_gaps()
 
     def fill(self, values: Tensor, dim: int = 0) -> Tensor:
         """Give every frame a value of what was measured in those `seen`.
@@ -234,15 +234,15 @@ class DrivingFace:
         """The face in about this box, if there is one."""
         return next(iter(self._analyzer.measure(image, box[None], passes=1, threshold=LEAST_SCORE)), None)
 
-    def _say(self) -> None:
-        """Tell what was not as it should be."""
+    def _log_gaps(self) -> None:
+        """Log what was missing in the video."""
         missing = sorted(set(range(self.num_frames)) - set(self.seen))
         first, last = self.seen[0], self.seen[-1]
         inside = [index for index in missing if first < index < last]
         if first > 0:
             logger.warning("The driving video shows no face before frame %d: its pose there is held until then.", first)
         if inside:
-            logger.warning("No face in frames %s of the driving video: motion goes on evenly there.", ranges(inside))
+            logger.warning("No face in frames %s of the driving video: motion continues evenly there.", ranges(inside))
         if last < self.num_frames - 1:
             logger.warning("The driving video shows no face after frame %d: its pose there is held.", last)
         if self.cuts:

@@ -63,7 +63,7 @@ class HeadPoints:
     """The landmarks of one `RenderedHead`.
 
     Args:
-        head (`RenderedHead`): Whose.
+        head (`RenderedHead`): The head that moves.
     """
 
     def __init__(self, head: RenderedHead):

@@ -385,7 +385,7 @@ class AvatarFit:
             shutil.rmtree(old)
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint whose `avatar` this fit was made with."""
+        """Continue from a checkpoint whose `avatar` this fit was made with."""
         tensors = load_file(checkpoint / "training.safetensors", device=str(self.accelerator.device))
         parameters = dict(self.avatar.named_parameters())
         load_optimizer("avatar", self.optimizer, parameters, tensors)

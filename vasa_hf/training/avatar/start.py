@@ -280,7 +280,7 @@ def _fill(avatar: Vasa3DGaussianAvatar, colours: Tensor, seen: Tensor, facing: T
         for part in missing.split(1024):
             here, reach = _nearest_colours(rest[part], rest[source], colours[source], facing[source])
             there, gap = _nearest_colours(mirrored[part], rest[source], colours[source], facing[source])
-            # Light comes from one side: near what is seen its colour goes on, the other side's is for what is far.
+            # Light comes from one side: near what is seen its colour continues, the other side's is for what is far.
             share = ((reach - 1.5) / 2).clamp(0, 1) * (gap < _MIRROR_CM)
             result[part] = here + share * (there - here)
     return result

@@ -57,7 +57,7 @@ class CappSamples(Dataset):
     Args:
         data (`MotionData`): Clips.
         window (`int`): Frames of a window; shorter clips are not used.
-        augment (`bool`, defaults to `True`): Hurry or slow both, mirror, blur and slightly shake the poses.
+        augment (`bool`, defaults to `True`): Speed up or slow down both, mirror, blur and slightly shake the poses.
         seed (`int`, defaults to 0): Seed.
     """
 

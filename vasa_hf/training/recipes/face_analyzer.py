@@ -52,7 +52,7 @@ class FaceAnalyzerOptions(LoopOptions):
     data: str = option("data/train", "folder with clips, portraits and labels")
     cache: str | None = option(None, "folder for decoded frames; without it they stay in memory")
     parts: list[str] = option(list(PARTS), "networks to train, one after the other", PARTS)
-    initial: str | None = option(None, "folder of an earlier FaceAnalyzer to go on from")
+    initial: str | None = option(None, "folder of an earlier FaceAnalyzer to continue from")
     max_minutes: float | None = option(30.0, "minutes for all parts together")
     max_steps: int = option(1_000_000, "optimiser steps of each part")
     batch_size: int = option(24, "crops per step")

@@ -44,7 +44,7 @@ class MotionTransformerOptions(MotionDataOptions):
 
     priors: str | None = option(None, "known directions in z_dyn, such as vasa-small/motion_priors.safetensors")
     talker_share: float | None = option(None, "share of the windows drawn from talkers (default: by their length)")
-    initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
+    initial: str | None = option(None, "folder of a motion transformer to continue from, instead of random weights")
     preset: str = option("paper", "size of a new model", PRESETS)
     model: str = option("{}", 'changes of the preset as JSON, such as {"num_layers": 4}')
     dynamics: list[str] = option([], "parts of z_dyn as name=width, in order; one part if left out")

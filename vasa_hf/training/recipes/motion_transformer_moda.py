@@ -39,7 +39,7 @@ NAME = "motion_generator"
 class ModaMotionOptions(ModaDataOptions):
     """Options of this stage; those of its data are in `ModaDataOptions`, those of the loop in `LoopOptions`."""
 
-    initial: str | None = option(None, "folder of a motion generator to go on from, instead of random weights")
+    initial: str | None = option(None, "folder of a motion generator to continue from, instead of random weights")
     preset: str = option("paper", "size of a new model", PRESETS)
     fusion: str = option("coarse_to_fine", "how the streams meet", FUSIONS)
     model: str = option("{}", 'changes of the preset as JSON, such as {"num_single_stream": 2}')
