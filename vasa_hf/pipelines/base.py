@@ -8,6 +8,8 @@
 
 A system supplies the steps named above and `create_motion_generator`. Its own options of a call are the fields of two
 dataclasses: `controls_type`, the controls of its motion, and `view_type`, how a subject is prepared and rendered.
+
+The file is long because each call is written, and documented for users, once for all systems: here.
 """
 
 from __future__ import annotations
