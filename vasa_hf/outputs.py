@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,10 +15,10 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from .checks import check_number, check_path
+from .checks import check_callable, check_number, check_path
 from .media.content_credentials import ContentCredentials
 from .media.ffmpeg import parse_fps
-from .media.video import VideoWriter, check_provenance
+from .media.video import VideoWriter, check_credentials, check_provenance
 from .motion import MotionSpec, save_motion
 
 
@@ -88,46 +88,89 @@ class TalkingFaceOutput(BaseOutput):
             motion = self.motion if index is None else self.motion[_check_index(index, len(self.motion))][None]
             save_motion(path, motion, self.motion_spec, self.motion_fps)
         elif suffix == ".mp4":
-            self._save_video(path, index, provenance, crf, credentials)
+            self._save_video(path, index, VideoSettings(provenance, crf, credentials))
         else:
             raise ValueError(f"`path` must end in .mp4 or .safetensors, got {str(path)!r}.")
 
-    def _save_video(
-        self,
-        path: str | os.PathLike,
-        index: int | None,
-        provenance: bool | Mapping[str, Any],
-        crf: int,
-        credentials: ContentCredentials | None,
-    ) -> None:
+    def _save_video(self, path: str | os.PathLike, index: int | None, settings: VideoSettings) -> None:
         videos = self.videos
         if index is None and len(videos) != 1:
             raise ValueError(f"`index` must say which of {len(videos)} videos to save, got None.")
         index = _check_index(0 if index is None else index, len(videos))
-        frames = to_uint8(videos[index])
-        first = next(frames, None)
-        if first is None:
-            raise ValueError("`frames` must hold at least one frame, got none.")
-        audio = None
+        audio = []
         if self.audio is not None:
             several = isinstance(self.audio, (list, tuple)) or (len(videos) > 1 and np.ndim(self.audio) > 1)
-            audio = (self.audio[index] if several else self.audio, self.sampling_rate)
-        provenance = name_provenance(provenance, self.model_name)
-        size = (first.shape[1], first.shape[0])
-        marks = {"provenance": provenance, "credentials": credentials}
-        with VideoWriter(path, parse_fps(self.fps), size, audio, **marks, crf=crf) as writer:
-            writer.write(first)
+            audio = [(self.audio[index] if several else self.audio, self.sampling_rate)]
+        frames = ([frame] for frame in videos[index])
+        write_video(path, frames, len(videos[index]), parse_fps(self.fps), audio, settings, self.model_name)
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How a video is written.
+
+    Args:
+        provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
+        crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
+        credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
+        on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
+
+    Raises:
+        ValueError: If one cannot be used; the message names it.
+    """
+
+    provenance: bool | Mapping[str, Any] = True
+    crf: int = 18
+    credentials: ContentCredentials | None = None
+    on_frames: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("crf", self.crf, 0, 51, whole=True)
+        check_provenance(self.provenance)
+        check_credentials(self.credentials, self.provenance)
+        check_callable("on_frames", self.on_frames)
+
+
+def write_video(
+    path: str | os.PathLike,
+    parts: Iterable[Any],
+    num_frames: int,
+    fps: Fraction,
+    audio: Iterable[tuple[Any, int]],
+    settings: VideoSettings,
+    model_name: str | None = None,
+) -> None:
+    """Write a video part by part.
+
+    Args:
+        path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
+        parts (`Iterable`): Frames as `to_uint8` takes them, a few at a time.
+        num_frames (`int`): Their number, for `on_frames`.
+        fps (`Fraction`): Frames per second.
+        audio (`Iterable`): Blocks of samples with their rate.
+        settings (`VideoSettings`): Quality, provenance and progress.
+        model_name (`str`, *optional*): Added to the provenance manifest.
+
+    Raises:
+        ValueError: If there are no frames, or they or the audio cannot be used.
+    """
+    provenance = settings.provenance
+    if provenance is not False:
+        extra = provenance if isinstance(provenance, Mapping) else {}
+        provenance = {**({"model": model_name} if model_name else {}), **extra}
+    arrays = (list(to_uint8(part)) for part in parts)
+    first = next(arrays, [])
+    if not first:
+        raise ValueError("`frames` must hold at least one frame, got none.")
+    marks = {"provenance": provenance, "credentials": settings.credentials}
+    with VideoWriter(path, fps, first[0].shape[1::-1], **marks, crf=settings.crf) as writer:
+        for samples, rate in audio:
+            writer.write_audio(samples, rate)
+        for frames in itertools.chain([first], arrays):
             for frame in frames:
                 writer.write(frame)
-
-
-def name_provenance(provenance: bool | Mapping[str, Any], model_name: str | None) -> bool | dict[str, Any]:
-    """Add the model's name to the argument `provenance` of `VideoWriter`."""
-    check_provenance(provenance)
-    if provenance is False:
-        return False
-    extra = provenance if isinstance(provenance, Mapping) else {}
-    return {**({"model": model_name} if model_name else {}), **extra}
+            if settings.on_frames is not None:
+                settings.on_frames(writer.num_frames, num_frames)
 
 
 def to_images(frames: torch.Tensor, output_type: str) -> Any:

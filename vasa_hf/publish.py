@@ -81,7 +81,7 @@ def publish(
 
     Raises:
         ValueError: If the folder may not be published (see `release_files`), or the Hub refuses it.
-        PermissionError: If nobody is logged in, or may not write there.
+        PermissionError: If no account is logged in, or may not write there.
         ConnectionError: If the Hub cannot be reached.
     """
     folder = Path(resolve(name_or_path))
@@ -92,7 +92,7 @@ def publish(
     with _explain_errors(repo):
         repo_id = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
-            raise ValueError(f"`repo` must be private, but {repo_id!r} exists and everybody can read it.")
+            raise ValueError(f"`repo` must be private, but {repo_id!r} exists and it is public.")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         present = api.list_repo_files(repo_id, revision=revision)
@@ -140,12 +140,12 @@ def _explain_errors(repo: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError as error:
-        raise PermissionError(f"Nobody is logged in to the Hub. {login} that may write.") from error
+        raise PermissionError(f"No account is logged in to the Hub. {login} that may write.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
             raise PermissionError(
-                f"Nobody is logged in to the Hub, or the token is no longer valid. {login}."
+                f"No account is logged in to the Hub, or the token is no longer valid. {login}."
             ) from error
         if status == 403:
             raise PermissionError(

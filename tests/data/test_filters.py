@@ -95,7 +95,7 @@ def test_a_jump_breaks_the_clip_at_that_frame():
         ("sharpness", 0.003, "blurred"),
         ("blocks", 2.5, "starved of bits"),
         ("lips_seen", 0.05, "mouth covered"),
-        ("change", 0.0002, "still picture"),
+        ("change", 0.0002, "still image"),
     ],
 )
 def test_what_is_seen_in_a_part_of_a_video_drops_that_part(name, value, reason):

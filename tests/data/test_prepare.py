@@ -74,8 +74,8 @@ def test_the_good_stay_and_the_bad_go_for_the_right_reason(prepared):
     ]
     assert float(kept[0]["stop_seconds"]) == FRAMES / 25
     why = {row["video"].removeprefix("bad/"): row["dropped_for"] for row in rows if row["dropped_for"]}
-    expected = {"cut": "too short", "photo": "still picture", "mask": "mouth covered", "silent": "silent"}
-    expected |= {"two": "several people", "voice": "lips and sound differ"}
+    expected = {"cut": "too short", "photo": "still image", "mask": "mouth covered", "silent": "silent"}
+    expected |= {"two": "several people", "voice": "lips and audio differ"}
     assert {name: why[f"{name}.mp4"] for name in expected} == expected
     assert [row["stop_seconds"] for row in rows if row["video"] == "bad/cut.mp4"] == ["1.6", "3.2"]
     assert why["text.mp4"].startswith("unreadable: `path` must be a readable video, got 'bad/text.mp4'")

@@ -145,7 +145,7 @@ def test_unfit_sound(ffmpeg, tmp_path):
     (tmp_path / "header.wav").write_bytes((tmp_path / "good.wav").read_bytes()[:44])
     for audio, rate, message in [
         (silent, None, "no audio stream"),
-        (tmp_path / "text.wav", None, "`audio` must be a readable sound file"),
+        (tmp_path / "text.wav", None, "`audio` must be a readable audio file"),
         (tmp_path / "missing.wav", None, "`audio` must be an existing file"),
         (tmp_path / "header.wav", None, "zero length"),
         (tmp_path / "good.wav", 44100, "`sampling_rate` must agree"),

@@ -23,7 +23,8 @@ from vasa_hf.models.motion_transformer_vasa1 import Vasa1MotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
 from vasa_hf.models.syncnet import SyncNet
 from vasa_hf.processors.audio import VasaAudioProcessor
-from vasa_hf.training.recipes.motion_transformer import sample_motion
+from vasa_hf.training.motion_samples import sample_motion
+from vasa_hf.training.recipes.motion_transformer import make_scheduler
 
 EVAL = Path(__file__).parents[3] / "shared" / "data" / "eval"
 EXPERT = embedded_path("vasa-small") / "sync_expert"
@@ -314,7 +315,11 @@ def test_embedded_expert_follows_the_embedded_generator(expert):
     with torch.no_grad():
         audio = [processor.window_features(encoder, samples, i * frames, frames) for i in range(count)]
     motion = sample_motion(
-        generator.eval(), {"audio": torch.cat(audio)}, None, {"audio": 0.5}, generator=torch.Generator().manual_seed(0)
+        generator.eval(),
+        make_scheduler(),
+        {"audio": torch.cat(audio)},
+        guidance_scale={"audio": 0.5},
+        generator=torch.Generator().manual_seed(0),
     )
     sounds = samples[0, : count * frames * 640].view(count, -1)
     scorer = Scorer({"sync_expert": expert})

@@ -122,7 +122,7 @@ def test_corrupt_files_are_rejected(pipe, tmp_path):
     with pytest.raises(ValueError, match="`image` must be"):
         call(pipe, tmp_path / "a.png")
     (tmp_path / "a.wav").write_bytes(b"RIFF no audio")
-    with pytest.raises(ValueError, match="`audio` must be a readable sound file"):
+    with pytest.raises(ValueError, match="`audio` must be a readable audio file"):
         call(pipe, audio=tmp_path / "a.wav")
 
 

@@ -217,7 +217,7 @@ def write_float_wav(path, samples, rate=16_000):
             lambda path: write_float_wav(path, make_audio(1.0), 4000),
             "`sampling_rate` must lie in .8000, 96000. Hz; got 4000",
         ),
-        (lambda path: path.write_bytes(b"no audio"), "`audio` must be a readable sound file, got '.*a.wav'"),
+        (lambda path: path.write_bytes(b"no audio"), "`audio` must be a readable audio file, got '.*a.wav'"),
         (lambda path: path.touch(), "`audio` must not be empty, but '.*a.wav' has 0 bytes"),
         (lambda path: None, "`audio` must be an existing audio or video file, got '.*a.wav'"),
     ],

@@ -20,7 +20,7 @@ from PIL import Image
 from vasa_hf.bench import runs
 from vasa_hf.files import temporary_folder
 from vasa_hf.media import MARK_THRESHOLD, VideoWriter, detect_mark, embed_mark, read_video
-from vasa_hf.media.ffmpeg import FfmpegError, run_ffmpeg, shortened
+from vasa_hf.media.ffmpeg import FfmpegError, run_ffmpeg, shorten_stderr
 
 SIZE, NUM_FRAMES, FPS = 256, 25, 25
 NUM_UNMARKED_FRAMES = 8  # of each unmarked video
@@ -204,7 +204,7 @@ def _distort(frames: Sequence[np.ndarray], folder: Path) -> Iterator[tuple[str, 
         target = folder / f"distorted{suffix}"
         done = run_ffmpeg(["-v", "error", "-y", "-i", str(source), "-an", "-vf", filters, *options, str(target)])
         if done.returncode != 0:
-            raise FfmpegError(f"ffmpeg could not make {name!r}: {shortened(done.stderr)}")
+            raise FfmpegError(f"ffmpeg could not make {name!r}: {shorten_stderr(done.stderr)}")
         yield name, detect_mark(read_video(target))
     for name, factor in STILLS.items():
         image, file = Image.fromarray(written[len(written) // 2]), io.BytesIO()

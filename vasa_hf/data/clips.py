@@ -40,7 +40,7 @@ class MotionData:
         person (`numpy.ndarray` of shape `(clips,)`): Number of the person in each clip.
         speaks (`numpy.ndarray` of shape `(clips,)`): Whether the clip has audio that belongs to the face.
         silence (`numpy.ndarray` of shape `(recordings, frames, audio_dim)`): Features of near-silent recordings.
-        quiet (`numpy.ndarray` of shape `(frames,)`, *optional*): Whether nobody is heard.
+        quiet (`numpy.ndarray` of shape `(frames,)`, *optional*): Whether there is no speech.
         translates (`numpy.ndarray` of shape `(clips,)`, *optional*):
             Whether translation is the head's own; not where the square follows the head.
         gaze (`numpy.ndarray` of shape `(frames, 2)`, *optional*):

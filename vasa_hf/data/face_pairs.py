@@ -56,7 +56,7 @@ def decode_frames(data: Path, labels: FaceLabels, folder: str, target: Path | No
                 with Image.open(path) as image:
                     pictures = [np.asarray(image.convert("RGB"))]
             for row in range(first, last):  # a clip may hold a frame less than its labels
-                frames[row] = _resized(pictures[min(row - first, len(pictures) - 1)], size)
+                frames[row] = _resize(pictures[min(row - first, len(pictures) - 1)], size)
         if target is None:
             return frames
         frames.flush()
@@ -99,10 +99,10 @@ class StreamedFrames:
                 break
             last = picture
         reader.close()
-        return _resized(last, self.size)
+        return _resize(last, self.size)
 
 
-def _resized(picture: np.ndarray, size: int) -> np.ndarray:
+def _resize(picture: np.ndarray, size: int) -> np.ndarray:
     if picture.shape[:2] == (size, size):
         return picture
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
@@ -263,7 +263,7 @@ class FacePairs(Dataset):
         if self.others:
             frames.append(("other", other, self.frames, self.clips))
         for name, row, images, points in frames:
-            sample[name] = torch.from_numpy(np.array(_resized(images[row], self.size))).permute(2, 0, 1)
+            sample[name] = torch.from_numpy(np.array(_resize(images[row], self.size))).permute(2, 0, 1)
             sample[f"{name}_landmarks"] = points.landmarks[row]
         sample["source_motion"], sample["driving_motion"] = (motion[row] for row in rows)
         return sample

@@ -1,6 +1,6 @@
 """Which frames of a video may teach, and the clips they make: the filters of GAIA §A.1 and of VASA-1 §4.
 
-GAIA §A.1 drops frames that are not frontal, in which the face jumps, that show masks, or in which nobody speaks, and
+GAIA §A.1 drops frames that are not frontal, in which the face jumps, that show masks, or without speech, and
 keeps "video segments with consecutive satisfactory frames longer than three seconds"; VASA-1 §4 discards "clips with
 multiple individuals and those of low quality".
 
@@ -34,12 +34,12 @@ REASONS = (
     "starved of bits",
     "mouth covered",
     "jump",
-    "still picture",
+    "still image",
     "silent",
     "lips still",
     "too short",
     "moves too far",
-    "lips and sound differ",
+    "lips and audio differ",
 )
 _LOUD_ENOUGH = 1e-3  # root mean square of a frame, full scale = 1
 
@@ -182,18 +182,18 @@ def calm(values: Tensor, width: int, kind: str, least: float) -> Tensor:
 
 
 def speaking(samples: Tensor | None, num_frames: int) -> Tensor:
-    """Frames in which somebody is heard, `(frames,)` bool: within 30 dB of the loudest, or near such a frame.
+    """Frames with speech, `(frames,)` bool: within 30 dB of the loudest, or near such a frame.
 
     # Not in the papers: loudness alone decides; noise and music count as speech, which the sync expert then judges.
 
     Args:
-        samples (`torch.Tensor` of shape `(n,)`, *optional*): Mono at 16 kHz; nobody is heard without it.
+        samples (`torch.Tensor` of shape `(n,)`, *optional*): Mono at 16 kHz; without it, there is no speech.
         num_frames (`int`): Frames at 25 per second.
     """
     if samples is None:
         return torch.zeros(num_frames, dtype=torch.bool)
-    heard = ~silent_frames(samples, num_frames)
-    return heard & (over_time(loudness(samples, num_frames), 9, "max") > _LOUD_ENOUGH)
+    loud = ~silent_frames(samples, num_frames)
+    return loud & (over_time(loudness(samples, num_frames), 9, "max") > _LOUD_ENOUGH)
 
 
 def frame_reasons(
@@ -241,7 +241,7 @@ def _slow_reasons(faces: FaceFrames, speech: Tensor, part: Tensor, filters: Filt
         "blurred": over_time(faces.sharpness[part], 9, "median") < filters.min_sharpness,
         "starved of bits": over_time(faces.blocks[part], 9, "median") > filters.max_blocks,
         "mouth covered": over_time(faces.lips_seen[part], 9, "median") < filters.min_lips,
-        "still picture": calm(faces.change[part], FPS, "mean", filters.min_change),
+        "still image": calm(faces.change[part], FPS, "mean", filters.min_change),
     }
     if filters.max_pause > 0:
         width = round(filters.max_pause * FPS)

@@ -43,7 +43,7 @@ class Action:
     sign: tuple[str, float] | None = None
 
 
-# yaw > 0: to the picture's left, the person's right; pitch > 0: down; roll > 0: clockwise, the person's left shoulder.
+# yaw > 0: to the image's left, the person's right; pitch > 0: down; roll > 0: clockwise, the person's left shoulder.
 ACTIONS: dict[str, Action] = {
     "smile": Action(("please smile", "smile", "give me a smile", "look happy"), (0, 0, 0), {"happy": 1.2},
                     sign=("corner_lift", 0.03)),

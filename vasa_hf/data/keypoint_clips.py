@@ -175,7 +175,7 @@ def encode_clips(
 ) -> None:
     """Read the motion and the audio of all clips with a pipeline's renderer and audio encoder, into files.
 
-    A file appears when it is whole, and one that is there is not made again: an interrupted run goes on. With several
+    A file appears when it is whole, and one that is there is not made again: an interrupted run continues. With several
     processes each makes its own files.
 
     # Not in the paper: emotions come from a classifier there; here from a file, or they are unknown.

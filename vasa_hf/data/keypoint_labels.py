@@ -58,11 +58,11 @@ def keypoints_from_labels(dynamics: LandmarkDynamics, landmarks: Tensor, motion:
     """
     canonical, rotation = dynamics.canonical[dynamics.tensors["ids"]].to(motion), matrix_from_euler(*motion[:, :3].T)
     planar = (landmarks - motion[:, None, 3:5]) / motion[:, 5, None, None] - (canonical @ rotation.mT)[..., :2]
-    shape = planar @ torch.linalg.inv(rotation[:, :2, :2]).mT - _moved(dynamics, motion)
-    return keypoints_from_motion(dynamics, anchored(dynamics, shape), motion)
+    shape = planar @ torch.linalg.inv(rotation[:, :2, :2]).mT - _shift(dynamics, motion)
+    return keypoints_from_motion(dynamics, anchor(dynamics, shape), motion)
 
 
-def anchored(dynamics: LandmarkDynamics, shape: Tensor) -> Tensor:
+def anchor(dynamics: LandmarkDynamics, shape: Tensor) -> Tensor:
     """Canonical keypoints `(batch, 21, 3)` of faces at rest, `shape` `(batch, 162, 2)` off the canonical face."""
     rows, canonical = _rows(dynamics), dynamics.canonical[list(ANCHORS)].to(shape)
     points = canonical + torch.nn.functional.pad(shape[:, rows], (0, 1))
@@ -73,7 +73,7 @@ def anchored(dynamics: LandmarkDynamics, shape: Tensor) -> Tensor:
 def keypoints_from_motion(dynamics: LandmarkDynamics, keypoints: Tensor, motion: Tensor) -> KeypointMotion:
     """Keypoint motion of faces with canonical keypoints `(batch, 21, 3)` under labelled motion `(batch, 34)`."""
     rotation = matrix_from_euler(*motion[:, :3].T)
-    moved = torch.nn.functional.pad(_moved(dynamics, motion)[:, _rows(dynamics)], (0, 1))
+    moved = torch.nn.functional.pad(_shift(dynamics, motion)[:, _rows(dynamics)], (0, 1))
     moved[:, NECK] = 0
     pitch, yaw, roll = euler_degrees(rotation.mT)
     return KeypointMotion(
@@ -87,7 +87,7 @@ def keypoints_from_motion(dynamics: LandmarkDynamics, keypoints: Tensor, motion:
     )
 
 
-def _moved(dynamics: LandmarkDynamics, motion: Tensor) -> Tensor:
+def _shift(dynamics: LandmarkDynamics, motion: Tensor) -> Tensor:
     """How far z_dyn moves each landmark in the plane of the face, `(batch, 162, 2)`."""
     return (motion[:, 6:] @ dynamics.tensors["basis"].to(motion)).unflatten(1, (-1, 2))
 

@@ -32,7 +32,7 @@ class LandmarkMotion:
         pose (`numpy.ndarray` of shape `(frames, 3)`): Yaw, pitch, roll in radians.
         offsets (`numpy.ndarray` of shape `(clips + 1,)`): Clip `i` owns frames `offsets[i]:offsets[i + 1]`.
         audio (`numpy.ndarray` of shape `(frames, audio_dim)`, *optional*): Speech features.
-        speaks (`numpy.ndarray` of shape `(clips,)`, *optional*): Whether the clip has sound that belongs to the face.
+        speaks (`numpy.ndarray` of shape `(clips,)`, *optional*): Whether the clip has audio that belongs to the face.
         latent (`numpy.ndarray` of shape `(frames, motion_dim)`, *optional*): z_m of each frame.
         action (`numpy.ndarray` of shape `(clips,)`, *optional*): What the clip shows, see `data/instructions.py`.
     """
@@ -165,16 +165,16 @@ class LandmarkSequences(Dataset):
         rows = slice(start, start + size)
         speaks = self.data.speaks is None or bool(self.data.speaks[clip])
         return {
-            "motion": _padded(self.motion[rows], self.longest),
-            "audio": _padded(self.data.audio[rows], self.longest),
-            "pose": _padded(self.data.pose[rows], self.longest),
+            "motion": _pad(self.motion[rows], self.longest),
+            "audio": _pad(self.data.audio[rows], self.longest),
+            "pose": _pad(self.data.pose[rows], self.longest),
             "reference": torch.from_numpy(np.array(self.motion[rng.integers(first, last)], np.float32)),
             "frame_mask": torch.arange(self.longest) < size,
             "drop_audio": torch.tensor(not speaks or rng.random() < self.drop_audio),
         }
 
 
-def _padded(values: np.ndarray, length: int) -> Tensor:
+def _pad(values: np.ndarray, length: int) -> Tensor:
     padded = np.zeros((length, values.shape[1]), np.float32)
     padded[: len(values)] = values
     return torch.from_numpy(padded)

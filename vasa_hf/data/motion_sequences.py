@@ -1,6 +1,6 @@
 """Training samples for the motion transformer: windows of `MotionData`, each with its context and conditions.
 
-The paper cuts windows out of clips of 2 to 10 seconds. Where clips are shorter, or show nobody silent, sequences are
+The paper cuts windows out of clips of 2 to 10 seconds. Where clips are shorter, or have no silence, sequences are
 composed:
 
 # Not in the paper: short clips of one person are joined by pauses in which the lips ease into a shut neutral face; some
@@ -57,8 +57,8 @@ class MotionSequences(Dataset):
     `emotion` (emotions,), of booleans: `frame_mask` (window,), `translates` () (false where the square follows the
     head), `drop_<condition>` () for the five conditions, and `kind` () int64, an index of `KINDS`:
 
-    - "pause" and "silence", together a share `silent`: nobody speaks. A pause is cut out of a clip where nobody is
-      heard for a second, silence is composed: a calm face with idle motion. Each is half of the share; if there is no
+    - "pause" and "silence", together a share `silent`: no speech. A pause is cut out of a clip that is
+      silent for a second; silence is composed: a calm face with idle motion. Each is half of the share; if there is no
       pause in the clips (or no `priors.neutral`), the other is all of it.
     - "clip", a share `natural` of what starts in short clips: cut out of one clip.
     - "joined", the rest of it: short clips of one person with composed pauses between them. Clips of 3 s have pauses

@@ -1,11 +1,11 @@
 """One video in, clips with labels out: the step that `prepare_job` repeats over a folder, here or with Ray.
 
 ```
-video -> follow_faces (25 frames/s) -> frame_reasons -> pieces -> sync of lips and sound -> clips
+video -> follow_faces (25 frames/s) -> frame_reasons -> pieces -> sync of lips and audio -> clips
       -> a static square a clip: 2.0 x its median landmark box, raised by 5 %, edges replicated -> mp4, wav, npz, json
 ```
 
-Labels have the units and layout of `FaceLabels`. Besides them: `gaze` (F, 2) radians, `head_distance` (F,) over that of
+Labels have the units and layout of `FaceLabels`. In addition: `gaze` (F, 2) radians, `head_distance` (F,) over that of
 the clip's median frame, `expression` (F, 6) in the order of `geometry.landmarks.EXPRESSIONS`, `speech` (F,) bool,
 `presence` (F,).
 
@@ -245,14 +245,14 @@ class _Video:
         labels = self.labels(first, stop)
         motion = motion_of(labels, self.preparer.dynamics.encode(labels, people=labels.names))
         try:
-            score = expert_sync(self.preparer.expert, motion, self.sound(first, stop))
+            score = expert_sync(self.preparer.expert, motion, self.audio(first, stop))
         except ValueError:  # silent
-            return {"sync": 0.0, "reason": "lips and sound differ"}
+            return {"sync": 0.0, "reason": "lips and audio differ"}
         confidence = best_confidence(score, filters.max_offset)
         found = {"sync": round(confidence, 3), "offset_frames": score.offset_frames}
-        return found | ({"reason": "lips and sound differ"} if confidence < filters.min_sync else {})
+        return found | ({"reason": "lips and audio differ"} if confidence < filters.min_sync else {})
 
-    def sound(self, first: int, stop: int) -> Tensor:
+    def audio(self, first: int, stop: int) -> Tensor:
         """Samples of the frames `[first, stop)`."""
         return self.samples[first * SAMPLING_RATE // FPS : stop * SAMPLING_RATE // FPS]
 
@@ -298,7 +298,7 @@ class _Video:
         labels, faces, speech = self.labels(first, stop), self.faces[first:stop], self.speech[first:stop]
         files = {"npz": encode("npz", label_arrays(labels, faces, speech, self.preparer.canonical))}
         if self.samples is not None:
-            files["wav"] = encode("wav", self.sound(first, stop).numpy())
+            files["wav"] = encode("wav", self.audio(first, stop).numpy())
         about = {
             "key": piece["key"],
             "identity": self.source.identity,
@@ -325,7 +325,7 @@ def label_arrays(labels: FaceLabels, faces: FaceFrames, speech: Tensor, canonica
     Args:
         labels (`FaceLabels`): Of the clip.
         faces (`FaceFrames`): Its frames.
-        speech (`torch.Tensor` of shape `(frames,)`): Where somebody is heard, bool.
+        speech (`torch.Tensor` of shape `(frames,)`): Where there is speech, bool.
         canonical (`torch.Tensor` of shape `(162, 3)`): Mean face.
     """
     scores = expression_scores(labels.landmarks, labels.pose, canonical)

@@ -10,7 +10,7 @@ OUT/clips.csv            every clip that was kept, and every part of a video tha
 OUT/manifest.json        the shards with their hashes, settings, and counts as in GAIA's Table 1
 ```
 
-Every file appears under its name when it is whole, so a run may be killed at any time; the next one goes on where it
+Every file appears under its name when it is whole, so a run may be killed at any time; the next one continues where it
 was. Shards hold the clips in the order of their keys: neither the number of processes nor an interruption changes a
 byte. Videos that are added to the folder later make new shards behind the old ones.
 """
@@ -78,7 +78,7 @@ def prepare(
     (output / "parts").mkdir(exist_ok=True)
     for rest in [*output.glob(".*.partial"), *(output / "parts").glob(".*.partial")]:
         rest.unlink()
-    done = _finished(output, retry)
+    done = _find_finished(output, retry)
     todo = [source for source in sources if source.name not in done]
     if engine == "ray":
         from vasa_hf.data.prepare_ray import run_with_ray  # ray is optional
@@ -159,7 +159,7 @@ def kept_keys(report: dict[str, Any]) -> list[str]:
     return [piece["key"] for piece in report["pieces"] if piece["reason"] is None]
 
 
-def _finished(output: Path, retry: bool) -> set[str]:
+def _find_finished(output: Path, retry: bool) -> set[str]:
     """Names of the videos that need not be prepared: their clips are in shards, or lie next to their report."""
     packed = set(ShardIndex.scan(output).keys())
     done = set()
@@ -250,8 +250,11 @@ class Counts:
                 self.kept["clips"] += 1
                 self.kept["frames"] += frames
             else:
-                self.dropped[piece["reason"]]["pieces"] += 1
-                self.dropped[piece["reason"]]["frames"] += frames
+                dropped = self.dropped.setdefault(
+                    piece["reason"], {"pieces": 0, "frames": 0}
+                )  # or an earlier version's
+                dropped["pieces"] += 1
+                dropped["frames"] += frames
         if kept_keys(report):
             self.kept["videos"] += 1
             self.people[1].add(report["identity"])

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from vasa_hf.media.ffmpeg import READ_OPTIONS, ffmpeg_path, shortened, staging
+from vasa_hf.media.ffmpeg import READ_OPTIONS, ffmpeg_path, shorten_stderr, staging
 
 KEY = re.compile(r"[A-Za-z0-9_\-]{1,80}")
 EXTENSION = re.compile(r"[a-z0-9_]{1,12}(\.[a-z0-9_]{1,12})?")
@@ -314,7 +314,7 @@ class ShardIndex(Sequence):
         paths = shard_paths(self.folder)
         if not paths:
             raise ValueError(f"`folder` must hold shards clip-000000.tar and so on, but {str(folder)!r} has none.")
-        tables = self._saved(paths) or self._scanned(paths)
+        tables = self._load_tables(paths) or self._scan(paths)
         self.shards, self.extensions, self._keys, self.shard, self.offset, self.size = tables
         self._row: dict[bytes, int] | None = None
 
@@ -323,11 +323,11 @@ class ShardIndex(Sequence):
         """Make an index from the tars themselves, whatever `index.npz` says; the folder may hold no shard."""
         index = cls.__new__(cls)
         index.folder, index._row = Path(folder), None
-        tables = cls._scanned(shard_paths(folder))
+        tables = cls._scan(shard_paths(folder))
         index.shards, index.extensions, index._keys, index.shard, index.offset, index.size = tables
         return index
 
-    def _saved(self, paths: list[Path]) -> tuple | None:
+    def _load_tables(self, paths: list[Path]) -> tuple | None:
         """Tables of `index.npz` if it is about these very shards."""
         if not (self.folder / INDEX).is_file():
             return None
@@ -340,7 +340,7 @@ class ShardIndex(Sequence):
             return shards, names, arrays["keys"], arrays["shard"], arrays["offset"], arrays["size"]
 
     @staticmethod
-    def _scanned(paths: list[Path]) -> tuple:
+    def _scan(paths: list[Path]) -> tuple:
         rows = [(number, key, files) for number, path in enumerate(paths) for key, files in scan_tar(path)]
         extensions = sorted({extension for _, _, files in rows for extension in files})
         places = np.full((len(rows), len(extensions), 2), -1, np.int64)
@@ -482,7 +482,7 @@ def _wrong_clip(clip: Mapping[str, Any]) -> list[str]:
     if "npz" in clip and clip["npz"]["offsets"].tolist() != [0, frames]:
         wrong.append(f"labels of {clip['npz']['offsets'][-1]} frames instead of {frames}")
     if "wav" in clip and len(clip["wav"]) != frames * SAMPLING_RATE // 25:
-        wrong.append(f"{len(clip['wav'])} samples of sound for {frames} frames")
+        wrong.append(f"{len(clip['wav'])} samples of audio for {frames} frames")
     return wrong
 
 
@@ -518,7 +518,7 @@ def unpack(shards: str | os.PathLike, folder: str | os.PathLike) -> int:
         raise ValueError(f"`shards` must hold labels for all clips or none, but {len(labels)} of {len(index)} have.")
     if labels:
         with staging(folder / "clips.npz") as part:
-            np.savez(part / "clips.npz", **_merged(labels, index.keys()))
+            np.savez(part / "clips.npz", **_merge(labels, index.keys()))
     return len(index)
 
 
@@ -538,7 +538,7 @@ def training_folder(data: str | os.PathLike) -> Path:
     return unpacked
 
 
-def _merged(labels: list[dict[str, np.ndarray]], keys: list[str]) -> dict[str, np.ndarray]:
+def _merge(labels: list[dict[str, np.ndarray]], keys: list[str]) -> dict[str, np.ndarray]:
     """Labels of many clips as one table, frames one after another."""
     shared = {name: labels[0][name] for name in ("landmark_ids", "canonical") if name in labels[0]}
     for clip, key in zip(labels, keys, strict=True):
@@ -550,13 +550,13 @@ def _merged(labels: list[dict[str, np.ndarray]], keys: list[str]) -> dict[str, n
     return {"names": np.array(keys), "offsets": np.r_[0, np.cumsum(lengths)].astype(np.int32), **table, **shared}
 
 
-def _join(video: bytes, sound: bytes, target: Path) -> None:
-    """Put image and audio into one MP4; the image is not encoded again."""
+def _join(video: bytes, audio: bytes, target: Path) -> None:
+    """Put video and audio into one MP4; the video is not encoded again."""
     with staging(target) as part:
-        (part / "picture.mp4").write_bytes(video)
-        (part / "sound.wav").write_bytes(sound)
-        command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", f"file:{part / 'picture.mp4'}"]
-        command += ["-i", f"file:{part / 'sound.wav'}", "-map", "0:v", "-map", "1:a", "-c:v", "copy"]
+        (part / "frames.mov").write_bytes(video)
+        (part / "audio.wav").write_bytes(audio)
+        command = [ffmpeg_path(), *READ_OPTIONS, "-v", "error", "-i", f"file:{part / 'frames.mov'}"]
+        command += ["-i", f"file:{part / 'audio.wav'}", "-map", "0:v", "-map", "1:a", "-c:v", "copy"]
         # An AAC frame is 1024 samples: at 16 kHz that is longer than a video frame.
         command += [
             "-c:a",
@@ -571,4 +571,4 @@ def _join(video: bytes, sound: bytes, target: Path) -> None:
         ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
         if done.returncode != 0:
-            raise RuntimeError(f"ffmpeg could not join picture and sound of {target.name}: {shortened(done.stderr)}")
+            raise RuntimeError(f"ffmpeg could not join video and audio of {target.name}: {shorten_stderr(done.stderr)}")

@@ -23,7 +23,7 @@ SAMPLING_RATE, STRIDE, MAX_SECONDS = 16_000, 320, 30
 def load_teacher(path: str | os.PathLike) -> Callable[[np.ndarray], np.ndarray]:
     """Load the encoder of a Whisper model.
 
-    It runs on sounds as long as they are: Whisper itself pads to 30 s, which costs that much for a clip of one second.
+    It runs on audio of its own length: Whisper itself pads to 30 s, which costs that much for a clip of one second.
 
     Args:
         path (`str` or `os.PathLike`):

@@ -196,7 +196,7 @@ class _Follower:
         self.last_people = 0
 
     def add(self, piece: list[np.ndarray], last: bool) -> FaceFrames:
-        """Measure the frames of a piece; its last frame is the key frame, besides the first one of the shot."""
+        """Measure the frames of a piece; its last frame is the key frame, as is the first one of the shot."""
         if self.box is None and self.last_square is None:
             self.last_square, self.last_people = self._look(piece[0])
         square, people = self._look(piece[-1]) if len(piece) > 1 else (self.last_square, self.last_people)
@@ -252,7 +252,7 @@ class _Follower:
 
 
 def choose_face(faces: list, box: Tensor | None) -> tuple[Any | None, int]:
-    """The face that goes on from `box`, else the largest; and how many of at least a third of its size there are."""
+    """The face that continues from `box`, else the largest; and how many of at least a third of its size there are."""
     if not faces:
         return None, 0
     chosen = faces[0]

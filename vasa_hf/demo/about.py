@@ -13,7 +13,7 @@ from vasa_hf.demo.widgets import PRIVATE, add_api
 CONSENT = """
 ### Consent and misuse
 Animate only faces and voices of adults who agreed to it, or of people who do not exist. Never animate children. Do not
-use this page to impersonate, deceive, harass or defame anybody, to make sexual images, or to pass identity checks. In
+use this page to impersonate, deceive, harass or defame a person, to make sexual images, or to pass identity checks. In
 many countries that is a crime, and synthetic media must be labelled. Uploads and results are kept for this visit only.
 
 ### How to tell a generated video

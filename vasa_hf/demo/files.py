@@ -1,4 +1,4 @@
-"""Files of the page: which ones a request may open, what is in them, and the settings written beside a video."""
+"""Files of the page: which ones a request may open, what is in them, and the settings written next to a video."""
 
 from __future__ import annotations
 

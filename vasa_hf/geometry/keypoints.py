@@ -32,9 +32,6 @@ DEGREES_PER_BIN, FIRST_BIN_DEGREES = 3.0, -97.5
 
 LIP_KEYPOINTS = (6, 12, 14, 17, 19, 20)
 EYE_KEYPOINTS = (11, 13, 15, 16, 18)
-GAZE_KEYPOINTS = (11, 15)
-EYELID_KEYPOINTS = (13, 16)
-BROW_KEYPOINTS = (1, 2)
 REGIONS = ("all", "expression", "pose", "lips", "eyes")
 
 # Coordinates that can be copied from another face: all others also contain the shape of the face.

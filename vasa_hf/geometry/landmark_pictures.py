@@ -1,11 +1,11 @@
-"""Pictures of face landmarks, what GAIA's motion encoder sees (§4.2: x_m). Pure tensors.
+"""Images of face landmarks, what GAIA's motion encoder sees (§4.2: x_m). Pure tensors.
 
 Each part of the face is drawn as lines into one of the three channels; parts that come close to each other lie in
 different channels:
 
     0  oval, brows, outer lips        1  eyes, nose        2  irises, inner lips
 
-# Not in the paper: what the picture looks like. Lines are smooth to a fraction of a pixel, so that small motion shows.
+# Not in the paper: what the image looks like. Lines are smooth to a fraction of a pixel, so that small motion shows.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def draw_landmarks(
     size: int,
     points_per_line: int = 16,
 ) -> Tensor:
-    """Draw landmarks as pictures.
+    """Draw landmarks as images.
 
     Args:
         landmarks (`torch.Tensor` of shape `(batch, 162, 2)`): x, y in fractions of the crop; what lies outside is cut.
-        size (`int`): Side of the pictures.
-        points_per_line (`int`, defaults to 16): A line is drawn as so many points, each weighted by its share of it.
+        size (`int`): Side of the images.
+        points_per_line (`int`, defaults to 16): A line is drawn as that many points, each weighted by its share of it.
 
     Returns:
         `torch.Tensor` of shape `(batch, 3, size, size)` in [-1, 1].

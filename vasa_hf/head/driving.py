@@ -1,4 +1,4 @@
-"""From motion measured in pictures to the parameters of a head: what a head must do to show it. Pure functions.
+"""From motion measured in images to the parameters of a head: what a head must do to show it. Pure functions.
 
 Not in the paper: VASA-3D learns both mappings from nothing (Eqs. 1-2). These are where our M^e and M^p start.
 
@@ -8,7 +8,7 @@ Not in the paper: VASA-3D learns both mappings from nothing (Eqs. 1-2). These ar
            o------------> z      crop = 1/2 + f (X, Y) / (Z + D)               what the fixed camera sees
       D = distance       head    equal at the head's origin if Z = f k / s - D,  (X, Y) = (t - 1/2) k / s
 ```
-f is the camera's focal length in pictures, k centimetres are one canonical unit. Far from that origin the camera's
+f is the camera's focal length in images, k centimetres are one canonical unit. Far from that origin the camera's
 perspective adds what the crop's parallel projection leaves out.
 """
 
@@ -83,11 +83,11 @@ def place_from_picture(
     translation: Tensor,  # [2] or [3]
     scale: Tensor,  # []
 ) -> CanonicalPlace:
-    """The place by which one picture's pose puts the head exactly where a fit of the head to that picture has put it.
+    """The place by which one image's pose puts the head exactly where a fit of the head to that image has put it.
 
     Args:
-        place (`CanonicalPlace`): Of the mean face; the picture does not tell how deep in the head the origin is.
-        pose (`torch.Tensor` of shape `(6,)`): z_pose of the picture.
+        place (`CanonicalPlace`): Of the mean face; the image does not show how deep in the head the origin is.
+        pose (`torch.Tensor` of shape `(6,)`): z_pose of the image.
         rotation (`torch.Tensor` of shape `(3, 3)`): Of the fit (`FittedHead`): crop = scale * head @ R.T + translation.
         translation (`torch.Tensor` of shape `(2,)` or `(3,)`): Of the fit, fractions of the crop.
         scale (`torch.Tensor` of shape `()`): Of the fit, fractions of the crop for a centimetre.
@@ -106,7 +106,7 @@ def pose_of_crop(
     fov_rad: float = DEFAULT_FOV_RAD,
     neck_share: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Head parameters that bring a head before a fixed camera to a pose in the crop; geometry as pictured above.
+    """Head parameters that bring a head before a fixed camera to a pose in the crop; geometry as drawn above.
 
     Args:
         pose (`torch.Tensor` of shape `(batch, 6)`):
@@ -114,7 +114,7 @@ def pose_of_crop(
         joints (`torch.Tensor` of shape `(5, 3)`): Of the head at rest, in the order of `JOINTS`.
         place (`CanonicalPlace`): What poses are about.
         distance_cm (`float`, *optional*, defaults to 100.0): From the camera to the world's origin.
-        fov_rad (`float`, *optional*, defaults to 20 degrees): Field of view of the square picture.
+        fov_rad (`float`, *optional*, defaults to 20 degrees): Field of view of the square image.
         neck_share (`float`, *optional*, defaults to 0.5): Part of the rotation that the neck makes, the rest is global.
 
     Returns:
@@ -128,7 +128,7 @@ def pose_of_crop(
     vector = rotation_vector(matrix_from_euler(*pose[:, :3].unbind(-1)) @ place.rotation.mT)
     neck, rest = neck_share * vector, (1 - neck_share) * vector
     focal = 0.5 / math.tan(fov_rad / 2)
-    width_cm = place.unit_cm / pose[:, 5:].clamp_min(0.02)  # of the picture, where the head is
+    width_cm = place.unit_cm / pose[:, 5:].clamp_min(0.02)  # of the image, where the head is
     wanted = torch.cat([(pose[:, 3:5] - 0.5) * width_cm, focal * width_cm - distance_cm], dim=1)
     # A point v of the skull goes to R_rest (R_neck (v - pivot) + pivot - root) + root + translation.
     root, pivot = joints[JOINTS.index("global")], joints[JOINTS.index("neck")]
@@ -177,7 +177,7 @@ def expression_of_displacements(
     found = torch.linalg.solve(system, columns @ goal.mT).mT
     expression, jaw = found[:, :-3], found[:, -3:] * _JAW_UNIT_RAD
     eyes = []
-    for group in ("right_iris", "left_iris"):  # the person's left eye is the picture's right one
+    for group in ("right_iris", "left_iris"):  # the person's left eye is the image's right one
         x, y = (moves[:, GROUPS[group][0]] / head.eye_radius_cm).unbind(-1)
         eyes.append(torch.stack([y, -x, torch.zeros_like(x)], dim=-1))
     return torch.cat([expression, *eyes, jaw], dim=1)

@@ -1,4 +1,4 @@
-"""Reading and writing video and sound files, and the marks of synthetic media. The only place that imports moviepy."""
+"""Reading and writing video and audio files, and the marks of synthetic media. The only place that imports moviepy."""
 
 from .audio import audio_blocks, load_audio, save_wav
 from .content_credentials import ContentCredentials, read_content_credentials

@@ -1,4 +1,4 @@
-"""Sound of any kind as float32 `[channels, samples]`, and back to a WAV file."""
+"""Audio of any kind as float32 `[channels, samples]`, and back to a WAV file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from vasa_hf.checks import shorten
 
-from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shortened, staging
+from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shorten_stderr, staging
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ def load_audio(
     sampling_rate: int | None = None,
     max_seconds: float = MAX_SECONDS,
 ) -> tuple[np.ndarray, int]:
-    """Load sound without resampling or mixing.
+    """Load audio without resampling or mixing.
 
     Args:
         audio (`str`, `os.PathLike`, `tuple`, `np.ndarray`, `torch.Tensor` or `list`):
-            A file of any container and codec that ffmpeg reads (a video's first sound track too); a pair
+            A file of any container and codec that ffmpeg reads (a video's first audio track too); a pair
             (samples, rate) or, as gradio gives it, (rate, samples); or bare samples. Samples are `(samples,)`,
             `(channels, samples)` or `(samples, channels)` (the shorter axis is the channels), floats in [-1, 1] or
             integers, which are scaled by their type.
@@ -45,7 +45,7 @@ def load_audio(
         `tuple`: `np.ndarray` of shape `(channels, samples)`, float32, and the sampling rate.
 
     Raises:
-        ValueError: If there is no such file, no sound in it, no samples, too many (4 GiB), or no known rate.
+        ValueError: If there is no such file, no audio in it, no samples, too many (4 GiB), or no known rate.
     """
     if isinstance(audio, (str, os.PathLike)):
         blocks, num_bytes = [], 0
@@ -113,7 +113,7 @@ class CancellationGuard:
     """Notices stereo of which one channel is inverted, so that a mix of both is silent; the blocks come one by one.
 
     Args:
-        name (`str`, *optional*): What to call the sound in the warning; without it, there is none.
+        name (`str`, *optional*): What to call the audio in the warning; without it, there is none.
     """
 
     def __init__(self, name: str | None = None):
@@ -144,7 +144,7 @@ def mix_to_mono(
 def audio_blocks(
     path: str | os.PathLike, seconds: float = 1.0, quiet: bool = False, max_seconds: float = MAX_SECONDS
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Decode the first sound track of a file at its own rate, block by block: memory does not grow with its length.
+    """Decode the first audio track of a file at its own rate, block by block: memory does not grow with its length.
 
     A track that starts late gets silence first. More than two channels are mixed to stereo by what each of them is, as
     players do; of two that cancel each other the first is given for both.
@@ -153,13 +153,13 @@ def audio_blocks(
         path (`str` or `os.PathLike`): Any container and codec that ffmpeg reads.
         seconds (`float`, defaults to 1.0): Length of a block; the last one may be shorter.
         quiet (`bool`, defaults to `False`): Whether to pass over damage in silence, as when reading for a second time.
-        max_seconds (`float`, defaults to six hours): Longer sound is refused as soon as so much of it has been read.
+        max_seconds (`float`, defaults to six hours): Longer audio is refused as soon as so much of it has been read.
 
     Yields:
         `tuple`: `np.ndarray` of shape `(channels, samples)`, one or two channels, float32, and the sampling rate.
 
     Raises:
-        ValueError: If there is no such file, no sound in it, too much, or (after the last block) it could not be read
+        ValueError: If there is no such file, no audio in it, too much, or (after the last block) it could not be read
             whole.
     """
     options = [*READ_OPTIONS, "-v", "error", "-i", input_url(path, "audio"), "-map", "0:a:0"]
@@ -177,15 +177,15 @@ def audio_blocks(
                 yield guard.apply(np.ascontiguousarray(samples.T, dtype=np.float32)), rate
         status, stderr = decoder.finish()
     if decoder.is_stuck:
-        raise ValueError(f"`audio` must be a readable sound file, but {os.fspath(path)!r} gives nothing any more.")
+        raise ValueError(f"`audio` must be a readable audio file, but {os.fspath(path)!r} gives nothing any more.")
     if status != 0:
         if b"matches no streams" in stderr:
-            raise ValueError(f"`audio` must hold sound, but {os.fspath(path)!r} has no audio stream.")
-        raise ValueError(f"`audio` must be a readable sound file, got {os.fspath(path)!r}: {shortened(stderr)}")
+            raise ValueError(f"`audio` must hold audio, but {os.fspath(path)!r} has no audio stream.")
+        raise ValueError(f"`audio` must be a readable audio file, got {os.fspath(path)!r}: {shorten_stderr(stderr)}")
     if count == 0:
         raise ValueError(f"`audio` must not have zero length, but {os.fspath(path)!r} holds no samples.")
     if stderr and not quiet:
-        logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shortened(stderr))
+        logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shorten_stderr(stderr))
 
 
 def save_wav(path: str | os.PathLike, audio: Any, sampling_rate: int) -> None:

@@ -1,7 +1,7 @@
 """Content Credentials (C2PA): a manifest in a file, signed with the user's own certificate; needs the extra `[c2pa]`.
 
 The manifest says that the file was created by a trained model, and by which software, and binds this to the file's
-bytes: whoever changes the file breaks the signature, and whoever encodes it anew loses the manifest.
+bytes: whoever changes the file breaks the signature, and whoever encodes it again loses the manifest.
 """
 
 from __future__ import annotations

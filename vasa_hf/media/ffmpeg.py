@@ -27,7 +27,7 @@ CONTAINERS = (
 )
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG
 MAX_PIXELS = 8192 * 8192  # of a frame
-MAX_SECONDS = 6 * 3600.0  # of a sound or a video, unless the caller says otherwise
+MAX_SECONDS = 6 * 3600.0  # of an audio or a video, unless the caller says otherwise
 MAX_WAIT_SECONDS = 60.0  # ffmpeg must give something in this time
 # Before each input file.
 READ_OPTIONS = ("-nostdin", "-hide_banner", "-protocol_whitelist", "file", "-format_whitelist", CONTAINERS)
@@ -58,7 +58,7 @@ def input_url(path: str | os.PathLike, argument: str = "path") -> str:
     return "file:" + os.path.abspath(path)
 
 
-def shortened(stderr: bytes) -> str:
+def shorten_stderr(stderr: bytes) -> str:
     """Return ffmpeg's messages for an error of ours: the first lines tell the cause, the last what came of it."""
     text = stderr.decode("utf-8", "replace")
     if "Format not on whitelist" in text:
@@ -105,15 +105,15 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
     """Decode the first frame of `path` and read the header.
 
     Raises:
-        ValueError: If the file is missing, empty, unreadable or has no picture.
+        ValueError: If the file is missing, empty, unreadable or has no image.
     """
     options = [*frame_options("null"), "-frames:v", "1", "pipe:1"]
     done = run_ffmpeg([*DECODE_OPTIONS, "-i", input_url(path), *options])
     header = done.stderr.decode("utf-8", "replace").split("\nOutput #")[0]
     if not done.stdout:
         if "matches no streams" in header:
-            raise ValueError(f"`path` must be a file with a picture, but {os.fspath(path)!r} has no video stream.")
-        raise ValueError(f"`path` must be a readable video, got {os.fspath(path)!r}: {shortened(done.stderr)}")
+            raise ValueError(f"`path` must be a file with an image, but {os.fspath(path)!r} has no video stream.")
+        raise ValueError(f"`path` must be a readable video, got {os.fspath(path)!r}: {shorten_stderr(done.stderr)}")
     _, width, height = done.stdout[:32].split(maxsplit=3)[:3]
     streams = re.findall(r"^\s+Stream #\d.*?: (Video|Audio): (.*)$", header, re.MULTILINE)
     video = next(text for kind, text in streams if kind == "Video" and "(attached pic)" not in text)
@@ -233,9 +233,9 @@ def read_ppm(decoder: Decoder, max_pixels: int = MAX_PIXELS) -> np.ndarray | Non
 
 
 def read_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode a picture that ffmpeg knows (HEIC with its tiles, AVIF, JPEG XL), upright, as uint8 `(height, width, 3)`.
+    """Decode an image that ffmpeg knows (HEIC with its tiles, AVIF, JPEG XL), upright, as uint8 `(height, width, 3)`.
 
-    Of several pictures in the file, the main one is taken; of an animation, the first.
+    Of several images in the file, the main one is taken; of an animation, the first.
 
     Raises:
         ValueError: If it cannot be read, or is too large.
@@ -243,15 +243,15 @@ def read_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.nd
     # No `-map`: only without it are tiles put together.
     options = ["-an", "-sn", "-frames:v", "1", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"]
     with Decoder([*DECODE_OPTIONS, "-v", "error", "-i", input_url(path, "image"), *options]) as decoder:
-        picture = read_ppm(decoder, max_pixels)
+        image = read_ppm(decoder, max_pixels)
         _, stderr = decoder.finish()
-    if picture is None:
-        raise ValueError(f"`image` must be a whole picture, got {os.fspath(path)!r}: {shortened(stderr)}")
-    return picture
+    if image is None:
+        raise ValueError(f"`image` must be a whole image, got {os.fspath(path)!r}: {shorten_stderr(stderr)}")
+    return image
 
 
 def check_seconds(seconds: float, most: float, argument: str) -> None:
-    """Raise `ValueError` for a sound or a video that turns out to be too long."""
+    """Raise `ValueError` for an audio or a video that turns out to be too long."""
     if seconds > most:
         raise ValueError(f"`{argument}` must be at most {most:,.0f} seconds long.")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vasa_hf import __version__
 
-from .ffmpeg import READ_OPTIONS, input_url, run_ffmpeg, shortened
+from .ffmpeg import READ_OPTIONS, input_url, run_ffmpeg, shorten_stderr
 
 SYNTHETIC_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
@@ -44,21 +44,21 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
     """
     done = run_ffmpeg([*READ_OPTIONS, "-v", "error", "-i", input_url(path), "-f", "ffmetadata", "pipe:1"])
     if done.returncode != 0:
-        raise ValueError(f"`path` must be a media file, got {os.fspath(path)!r}: {shortened(done.stderr)}")
+        raise ValueError(f"`path` must be a media file, got {os.fspath(path)!r}: {shorten_stderr(done.stderr)}")
     text = done.stdout.decode("utf-8", "replace")
     for line in text.splitlines():
         key, _, value = line.partition("=")
         if key == "description":
             try:
                 # ffmetadata escapes = ; # and \ by a backslash, JSON writes line breaks as \n already.
-                manifest = json.loads("".join(_unescaped(value)))
+                manifest = json.loads("".join(_unescape(value)))
             except json.JSONDecodeError:
                 return None
             return manifest if isinstance(manifest, dict) and manifest.get("tool") == "vasa_hf" else None
     return None
 
 
-def _unescaped(text: str) -> Iterable[str]:
+def _unescape(text: str) -> Iterable[str]:
     letters = iter(text)
     for letter in letters:
         yield next(letters, "") if letter == "\\" else letter

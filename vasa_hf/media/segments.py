@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .audio import as_channels
-from .ffmpeg import FfmpegError, ffmpeg_path, parse_fps, shortened
+from .ffmpeg import FfmpegError, ffmpeg_path, parse_fps, shorten_stderr
 from .provenance import provenance_tags
 from .watermark import embed_mark
 
@@ -36,9 +36,9 @@ class Segment:
 
 
 class SegmentWriter:
-    """Write frames, with a sound that is known before, as pieces that are whole while the rest is still to come.
+    """Write frames, with an audio that is known before, as pieces that are whole while the rest is still to come.
 
-    One encoder makes all pieces, so that picture and sound go on across their borders. A context manager; an exception
+    One encoder makes all pieces, so that video and audio continue across their borders. A context manager; an exception
     stops the encoder. The pieces stay: the caller owns the folder.
 
     Args:
@@ -145,7 +145,7 @@ class SegmentWriter:
         # No frame waits for a later one, and each piece begins with a key frame.
         command += ["-tune", "zerolatency", "-crf", "20", "-sc_threshold", "0"]
         command += ["-force_key_frames", f"expr:gte(t,n_forced*{self.seconds})"]
-        # The sound, which is all there, must wait for the frames however slowly they come.
+        # The audio, which is all there, must wait for the frames however slowly they come.
         command += ["-max_interleave_delta", "0", "-muxdelay", "0", "-muxpreload", "0"]
         if self.provenance is not False:
             extra = self.provenance if isinstance(self.provenance, Mapping) else {}
@@ -164,4 +164,4 @@ class SegmentWriter:
 
     def _stderr(self) -> str:
         self._messages.seek(0)
-        return shortened(self._messages.read())
+        return shorten_stderr(self._messages.read())

@@ -35,7 +35,7 @@ class CutFinder:
 
 
 def shrunk(frame: np.ndarray, size: int = 16) -> np.ndarray:
-    """Mean colours of `size`² cells (fewer pixels where the picture is large), float32 in [0, 1]."""
+    """Mean colours of `size`² cells (fewer pixels where the image is large), float32 in [0, 1]."""
     height, width = frame.shape[:2]
     part = frame[:: max(1, height // (size * 8)), :: max(1, width // (size * 8))]
     height, width = part.shape[0] // size * size, part.shape[1] // size * size

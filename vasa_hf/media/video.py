@@ -31,7 +31,7 @@ from .ffmpeg import (
     parse_fps,
     probe_video,
     read_ppm,
-    shortened,
+    shorten_stderr,
     staging,
     tone_map_filters,
 )
@@ -45,7 +45,7 @@ class VideoReader:
     """Iterate over the frames of a video at a constant rate, upright and with square pixels, HDR as ordinary colours.
 
     Frames come from ffmpeg one at a time. A variable frame rate is resampled by time stamps: frame `i` is what shows at
-    `i / fps` seconds (the nearest stored frame), counted from the start of the file, as `load_audio` counts the sound.
+    `i / fps` seconds (the nearest stored frame), counted from the start of the file, as `load_audio` counts the audio.
 
     Args:
         path (`str` or `os.PathLike`): Any file with a video stream that ffmpeg reads.
@@ -58,7 +58,7 @@ class VideoReader:
         fps (`Fraction`): Frames a second delivered.
         size (`tuple[int, int]`): Width and height.
         num_frames (`int` or `None`): Estimate from the header; `None` where it gives no duration.
-        has_audio (`bool`): Whether there is a sound track.
+        has_audio (`bool`): Whether there is an audio track.
         damage (`str` or `None`): What ffmpeg had to say of the file, known when all frames have been read.
 
     Raises:
@@ -107,14 +107,14 @@ class VideoReader:
                 f"`{self.argument}` must be a whole video, but {self.path!r} gives nothing after {count} frames."
             )
         missing = (self.num_frames or count) - count
-        # ffmpeg calls a cut-off file a success. A few missing frames are common in good ones (the sound may be longer).
+        # ffmpeg calls a cut-off file a success. A few missing frames are common in good ones (the audio may be longer).
         if status != 0 or count == 0 or (stderr and missing > max(5, 0.05 * count)):
             raise ValueError(
                 f"`{self.argument}` must be a whole video, but {self.path!r} could be read for {count} frames only "
-                f"(expected {self.num_frames or 'some'}): {shortened(stderr)}"
+                f"(expected {self.num_frames or 'some'}): {shorten_stderr(stderr)}"
             )
         if stderr:
-            self.damage = shortened(stderr)
+            self.damage = shorten_stderr(stderr)
             logger.warning("%s is damaged in places: %s", self.path, self.damage)
 
 
@@ -139,7 +139,7 @@ def check_credentials(credentials: ContentCredentials | None, provenance: bool |
 class VideoWriter:
     """Write an MP4 (H.264 yuv420p + AAC) frame by frame; a context manager.
 
-    The file appears under its name only when all went well. The sound may come at once or in pieces, before, between
+    The file appears under its name only when all went well. The audio may come at once or in pieces, before, between
     or after the frames; at the end it is cut or filled with silence to the length of the frames, to the sample.
 
     Args:
@@ -223,7 +223,7 @@ class VideoWriter:
         self.num_frames += 1
 
     def write_audio(self, audio: Any, sampling_rate: int) -> None:
-        """Append sound; samples as in `load_audio`, rate and number of channels the same at each call."""
+        """Append audio; samples as in `load_audio`, rate and number of channels the same at each call."""
         samples = as_channels(audio)
         if not np.isfinite(samples).all():
             raise ValueError("`audio` must be finite, got NaN or infinity.")
@@ -249,7 +249,7 @@ class VideoWriter:
         command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
         command += ["-c:v", "libx264", "-preset", self._preset, "-crf", str(self._crf)]
         # Not .mp4: whatever the file is called, this is another one.
-        command += ["-video_track_timescale", str(self._timescale()), str(self._folder / "pictures.mov")]
+        command += ["-video_track_timescale", str(self._timescale()), str(self._folder / "frames.mov")]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages)
 
     def _timescale(self) -> int:
@@ -257,7 +257,7 @@ class VideoWriter:
         return self.fps.numerator * max(1, 10_000 // self.fps.numerator)
 
     def _finish(self) -> None:
-        """End the encoder, then join picture and sound without encoding the picture again."""
+        """End the encoder, then join video and audio without encoding the video again."""
         if self.num_frames == 0:
             raise ValueError(f"`frames` must hold at least one frame, got none for {str(self.path)!r}.")
         try:
@@ -266,7 +266,7 @@ class VideoWriter:
             pass  # the exit status below tells
         if self._process.wait() != 0:
             raise FfmpegError(f"ffmpeg could not encode {str(self.path)!r}: {self._stderr()}")
-        command = [ffmpeg_path(), "-nostdin", "-hide_banner", "-v", "error", "-i", str(self._folder / "pictures.mov")]
+        command = [ffmpeg_path(), "-nostdin", "-hide_banner", "-v", "error", "-i", str(self._folder / "frames.mov")]
         if self._audio_format is not None:
             channels, rate = self._audio_format
             # Growing a file by truncate fills it with zero bytes, which are silence.
@@ -289,7 +289,7 @@ class VideoWriter:
             count = written[-1].decode() if written else "no"
             raise FfmpegError(f"ffmpeg wrote {count} of {self.num_frames} frames: {self._stderr()}")
         if self.credentials is not None:
-            signed = self._folder / "signed.mov"  # as with the pictures: another name than the file's own
+            signed = self._folder / "signed.mov"  # as for the frames: another name than the file's own
             self.credentials.sign(self._folder / self.path.name, signed, extra)
             signed.replace(self._folder / self.path.name)
 
@@ -304,4 +304,4 @@ class VideoWriter:
 
     def _stderr(self) -> str:
         self._messages.seek(0)
-        return shortened(self._messages.read())
+        return shorten_stderr(self._messages.read())

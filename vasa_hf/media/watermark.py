@@ -4,7 +4,7 @@ The mark is a fixed pattern of `GRID` x `GRID` signs, stretched over the frame. 
 little until it differs from that of the cells around it in the direction of the cell's sign: not at all where it does
 so already, by up to `FLAT` grey levels in flat cells, and by more where texture hides it. As the pattern is tied to the
 sides of the frame it needs no search after resizing; after cropping, detection looks for the part that is left. It does
-not outlive turning, heavy filters, or somebody who sets out to remove it. `docs/provenance.md` has figures.
+not outlive turning, heavy filters, or an attempt to remove it. `docs/provenance.md` has figures.
 
 Detection is a sign test: with r any image computed from the frames alone and p random signs, `<r, p> / |r|` has mean 0,
 variance 1, and exceeds t with probability at most exp(-t^2 / 2) (Hoeffding) whatever the image is; the largest of n

@@ -4,10 +4,10 @@
                                                                   join --D--> x_a(j)
     x_m(j) landmarks  --E_M, factor 16-->  z_m(j)  [3, 16, 16] --'            (sizes at 256 x 256)
 
-`x_m` is a picture of the landmarks, see `vasa_hf.geometry.landmark_pictures`. Motion goes in and out as one vector for
+`x_m` is an image of the landmarks, see `vasa_hf.geometry.landmark_pictures`. Motion goes in and out as one vector for
 each frame: z_m in the order rows, columns, channels.
 
-# Not in the paper: the widths of the levels beside `d_hidden`; they are chosen so that the presets have the paper's
+# Not in the paper: the widths of the levels other than `d_hidden`; they are chosen so that the presets have the paper's
 numbers of parameters. The residual blocks are those of `vasa_hf.layers.blocks`.
 """
 
@@ -183,7 +183,7 @@ class GaiaAutoencoder(ModelMixin, ConfigMixin):
 
         Args:
             picture (`torch.Tensor` of shape `(batch, 3, height, width)`):
-                Picture of landmarks in [-1, 1]; the frame itself without disentanglement.
+                Image of the landmarks in [-1, 1]; the frame itself without disentanglement.
         """
         self._check_image("picture", picture)
         return DiagonalGaussianDistribution(self.motion_encoder(picture).float())

@@ -205,10 +205,10 @@ class GaiaMotionDenoiser(ModelMixin, ConfigMixin):
 
         Args:
             audio (`torch.Tensor` of shape `(batch, frames, audio_dim)`): Speech features.
-            frame_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): True where there is sound.
+            frame_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): True where there is audio.
         """
         self._check("audio", audio, (len(audio), audio.shape[1], self.config.audio_dim))
-        return self._predicted_pose(self.speech_encoder(audio, frame_mask), frame_mask)
+        return self._predict_pose(self.speech_encoder(audio, frame_mask), frame_mask)
 
     def forward(
         self,
@@ -251,7 +251,7 @@ class GaiaMotionDenoiser(ModelMixin, ConfigMixin):
             speech = torch.where(drop["audio"][:, None, None], null, speech)
         predicted = pose
         if config.use_pose:
-            predicted = self._predicted_pose(speech, frame_mask)
+            predicted = self._predict_pose(speech, frame_mask)
             pose = predicted if pose is None else pose
             speech = speech + self.pose_projection((pose - self.pose_mean) / self.pose_std)
 
@@ -297,7 +297,7 @@ class GaiaMotionDenoiser(ModelMixin, ConfigMixin):
             masks.append(torch.ones(parts.shape[:2], dtype=torch.bool, device=parts.device))
         return added, torch.cat(tokens, 1) if tokens else None, torch.cat(masks, 1) if tokens else None
 
-    def _predicted_pose(self, speech: Tensor, frame_mask: Tensor | None) -> Tensor:
+    def _predict_pose(self, speech: Tensor, frame_mask: Tensor | None) -> Tensor:
         if not self.config.use_pose:
             return speech.new_zeros(*speech.shape[:2], POSE_DIM)
         return self.pose_predictor(speech, frame_mask) * self.pose_std + self.pose_mean

@@ -117,7 +117,7 @@ def smooth_seam(previous: Tensor, motion: Tensor, frames: int) -> Tensor:
         return motion
     last = previous[:, -1]
     speed = last - previous[:, -2] if previous.shape[1] > 1 else torch.zeros_like(last)
-    # Halfway between holding still and going on at the same speed: a fast lip must not overshoot.
+    # Halfway between holding still and continuing at the same speed: a fast lip must not overshoot.
     step = motion[:, 0] - (last + 0.5 * speed)
     # Half of the natural change to the first frame stays; a sharp onset of speech is no error.
     weight = 0.5 + 0.5 * torch.cos(torch.arange(frames, device=motion.device, dtype=torch.float32) * torch.pi / frames)

@@ -8,17 +8,17 @@
 
 A system supplies the steps named above and `create_motion_generator`. Its own options of a call are the fields of two
 dataclasses: `controls_type`, the controls of its motion, and `view_type`, how a subject is prepared and rendered.
+
+The file is long because each call is written, and documented for users, once for all systems: here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -30,39 +30,17 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
-from vasa_hf.checks import check_callable, check_flag, check_number, check_path
+from vasa_hf.checks import check_flag, check_number, check_path
 from vasa_hf.media.audio import load_audio, mix_to_mono
-from vasa_hf.media.content_credentials import ContentCredentials
 from vasa_hf.media.ffmpeg import parse_fps
-from vasa_hf.media.video import VideoWriter, check_credentials
 from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.motion.controls import rebase_motion
 from vasa_hf.motion.streaming import AudioBuffer, map_ahead, resample_chunks
 from vasa_hf.motion.windows import entry_of_windows, hold_last
-from vasa_hf.outputs import TalkingFaceOutput, join_images, name_provenance, to_images, to_uint8
+from vasa_hf.outputs import TalkingFaceOutput, VideoSettings, join_images, to_images, write_video
+from vasa_hf.pipelines import inputs
 from vasa_hf.pipelines.driving import DrivingFace
-from vasa_hf.pipelines.inputs import (
-    AudioInput,
-    AudioSource,
-    DrivingVideo,
-    ImageInput,
-    Subject,
-    check_audios,
-    check_batch,
-    check_choice,
-    check_face,
-    check_image,
-    check_output,
-    choose_rate,
-    is_whole_audio,
-    join_audio,
-    list_audios,
-    list_images,
-    open_sound,
-    read_chunks,
-    read_motion,
-    read_sound,
-)
+from vasa_hf.pipelines.inputs import AudioInput, AudioSource, DrivingVideo, ImageInput, PreparedMotion, Subject
 from vasa_hf.pipelines.loading import (
     HUB_OPTIONS,
     check_weights,
@@ -74,29 +52,26 @@ from vasa_hf.pipelines.loading import (
 from vasa_hf.pipelines.motion_generator import (
     MotionGenerator,
     Sampling,
+    SamplingOptions,
     check_callback,
     check_sampling,
     count_steps,
     report_steps,
 )
-from vasa_hf.pipelines.options import FaceView, Transfer, read_options, show_options
+from vasa_hf.pipelines.options import (
+    DrivingOptions,
+    FaceView,
+    MotionOptions,
+    Transfer,
+    pop_options,
+    read_options,
+    show_options,
+)
 from vasa_hf.processors.audio import MAX_RATE, MIN_RATE
 
 FPS = 25  # of motion
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_DECODE_WORKERS = 4  # on a CPU; each holds the activations of `decode_batch_size` frames
-
-
-@dataclass
-class _AnimateCall:
-    """Checked arguments of `animate`."""
-
-    image: Any
-    video: DrivingVideo
-    face: int | None
-    box: Sequence[float] | None
-    view: Any
-    transfer: Any
 
 
 class TalkingHeadPipeline(DiffusionPipeline):
@@ -123,9 +98,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Name a system's own options in the signatures and docstrings of its calls."""
         super().__init_subclass__(**kwargs)
-        speech, drivers = (cls.controls_type, cls.view_type), (cls.view_type, cls.transfer_type)
-        calls = dict.fromkeys(("__call__", "stream"), speech)
-        calls |= dict.fromkeys(("animate", "animate_to_file", "render", "render_to_file"), drivers)
+        calls: dict[str, list[type | None]] = {
+            "__call__": [cls.controls_type, cls.view_type],
+            "stream": [SamplingOptions, cls.controls_type, cls.view_type],
+            "animate": [DrivingOptions, cls.view_type, cls.transfer_type],
+            "render": [MotionOptions, cls.view_type, cls.transfer_type],
+        }
+        calls |= {f"{name}_to_file": [*calls[name], VideoSettings] for name in ("animate", "render")}
+        calls["talk_to_file"] = [*calls["stream"], VideoSettings]
         for name, kinds in calls.items():
             if name not in vars(cls):
                 shown = [kind for kind in kinds if kind is not None]
@@ -161,6 +141,10 @@ class TalkingHeadPipeline(DiffusionPipeline):
             driving (`DrivingFace`): Gives the squares to encode, and completes their motion.
         """
         raise NotImplementedError
+
+    def measure_driving(self, driving: DrivingFace) -> Tensor:
+        """What `encode_video` returns: the motion `(1, frames, channels)` of the driving face itself."""
+        return self.encode_driving(driving)
 
     def render_frames(
         self, subject: Any, motion: Tensor, view: Any = None, start_frame: int = 0, fps: Fraction = Fraction(FPS)
@@ -303,8 +287,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
         self.check_inputs(image, audio, sampling_rate, view, fps, output_type, speech=True)
         check_flag("return_dict", return_dict)
-        (images, many_images), (audios, many_audios) = list_images(image), list_audios(audio)
-        batch_size = check_batch(images, audios, self.subject_name)
+        (images, many_images), (audios, many_audios) = inputs.list_images(image), inputs.list_audios(audio)
+        batch_size = inputs.check_batch(images, audios, self.subject_name)
         sampling = Sampling(guidance_scale, num_inference_steps, timesteps, sigmas, latents, generator, first_window)
         check_sampling(speech, sampling, batch_size)
         names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
@@ -318,9 +302,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
         originals, sampling_rate = [one for _, one, _ in prepared], prepared[0][2]
 
         # 2. Generate the motion of all videos together, window by window.
-        batch, sampling.num_frames = join_audio(samples, self.audio_processor.samples_per_frame)
+        batch, sampling.num_frames = inputs.join_audio(samples, self.audio_processor.samples_per_frame)
         self._interrupt, sampling.is_interrupted = False, lambda: self._interrupt
-        num_windows = speech.count_windows(max(sampling.num_frames), first_window)
+        num_windows = speech.windows(first_window).count(max(sampling.num_frames) + speech.lead_frames)
         self._num_timesteps = num_windows * count_steps(speech, sampling)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             progress_bar.set_description("motion")
@@ -329,7 +313,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         motions = []
         for index, (subject, length) in enumerate(zip(subjects, sampling.num_frames, strict=True)):
             own = entry_of_windows(windows, index, length, speech.overlap)
-            motions.append(list(_check_finite(speech.place(own, subject, controls))))
+            motions.append(list(inputs.check_finite(speech.place(own, subject, controls))))
 
         # 3. Render the frames of each video.
         fps, rate = parse_fps(fps), self.audio_processor.sampling_rate
@@ -349,7 +333,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             originals, sampling_rate = [one[0].numpy() for one in samples], rate
         audio = originals if many_images or many_audios else originals[0]
         joined = hold_last([torch.cat(motion, dim=1) for motion in motions])
-        return self._output(frames, audio, sampling_rate, fps, joined, self._motion_fps)
+        return self._output(frames, fps, joined, self._motion_fps, audio, sampling_rate)
 
     def stream(
         self,
@@ -357,13 +341,6 @@ class TalkingHeadPipeline(DiffusionPipeline):
         audio_chunks: Iterable | AudioInput | None = None,
         *,
         sampling_rate: int | None = None,
-        guidance_scale: Mapping[str, float] | None = None,
-        num_inference_steps: int | None = None,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
-        latents: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        first_window: int | None = None,
         fps: Fraction | float | str = 25,
         output_type: str = "pil",
         **options: Any,
@@ -377,8 +354,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
           (samples, rate); the first chunk with two axes decides which one is that of the channels.
           Frames come as soon as a window of audio and the encoder's look-ahead have arrived. Audio as `__call__` takes
           it is one chunk; a file is read in blocks, however long it is.
-        - `first_window` (`int`, *optional*, defaults to the model's window) is the length of the first window in
-          frames; fewer let the first frames come earlier. # Not in the paper.
+        - `first_window` may be smaller than the model's window, to let the first frames come earlier.
 
         Returns:
             Iterator of `TalkingFaceOutput` with a few frames each, the audio that belongs to them (mono, at the
@@ -387,13 +363,12 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument cannot be used; the message names it.
         """
-        speech = self.create_motion_generator()
+        speech, sampling = self.create_motion_generator(), Sampling(**vars(pop_options(options, SamplingOptions)))
         image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
-        whole = is_whole_audio(audio_chunks)
+        whole = inputs.is_whole_audio(audio_chunks)
         if not whole and (isinstance(audio_chunks, bytes) or not isinstance(audio_chunks, Iterable)):
             raise ValueError(f"`audio_chunks` must be an iterable of samples, got {type(audio_chunks).__name__}.")
         self.check_inputs(image, audio_chunks if whole else None, sampling_rate, view, fps, output_type)
-        sampling = Sampling(guidance_scale, num_inference_steps, timesteps, sigmas, latents, generator, first_window)
         check_sampling(speech, sampling)
         speech.check(controls)
         if whole:  # check it here, before the image is encoded
@@ -403,7 +378,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             subject = self.prepare_subject(self._one_subject(image), view)
         self._interrupt = False
         sampling.is_interrupted = lambda: self._interrupt
-        chunks = read_chunks(cast(Iterable, audio_chunks), self.audio_processor, sampling_rate)
+        chunks = inputs.read_chunks(cast(Iterable, audio_chunks), self.audio_processor, sampling_rate)
         return self._stream(speech, subject, chunks, controls, sampling, view, parse_fps(fps), output_type)
 
     @torch.no_grad()
@@ -427,7 +402,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
         windows = speech.generate(buffer_audio(), [subject], controls, sampling)
         num_frames = lambda: math.ceil(buffer.stop * fps / rate)  # noqa: E731 - known when the audio has ended
-        placed = _check_finite(speech.place(windows, subject, controls))
+        placed = inputs.check_finite(speech.place(windows, subject, controls))
         for motion in resample_chunks(placed, self.audio_processor.fps, fps, num_frames):
             parts: Iterable[Tensor] = [motion[0]]
             if output_type != "latent":
@@ -437,7 +412,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
                 start, stop = (round(frame * rate / fps) for frame in (count, count + len(part)))
                 audio = buffer.cut(start, stop)[0].numpy()
                 buffer.forget(stop)
-                yield self._output(frames, audio, rate, fps, motion[:, : len(part)], motion_fps=fps)
+                yield self._output(frames, fps, motion[:, : len(part)], fps, audio, rate)
                 motion, count = motion[:, len(part) :], count + len(part)
         self.maybe_free_model_hooks()
 
@@ -447,10 +422,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         image: ImageInput | Subject | None = None,
         audio: AudioInput | None = None,
         *,
-        provenance: bool | Mapping[str, Any] = True,
-        crf: int = 18,
-        credentials: ContentCredentials | None = None,
-        on_frames: Callable[[int, int], None] | None = None,
+        sampling_rate: int | None = None,
+        fps: Fraction | float | str = 25,
         **options: Any,
     ) -> TalkingFaceOutput:
         """Write a talking video frame by frame, in constant memory: `stream` into a file, with the original audio.
@@ -459,22 +432,24 @@ class TalkingHeadPipeline(DiffusionPipeline):
             path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
             audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`): One audio.
-            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
-            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
-            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
-            on_frames (`Callable`, *optional*): Called with the frames written and in total, after each chunk.
-            **options: As for `stream`.
+            sampling_rate (`int`, *optional*, defaults to the encoder's, 16000): Rate of bare samples in Hz.
+            fps (`Fraction`, `float` or `str`, defaults to 25): Frames per second of the video.
+            **options: As for `stream`, and the fields of `VideoSettings`.
 
         Returns:
             `TalkingFaceOutput` without frames and audio: its motion (at the video's rate) can be saved.
+
+        Raises:
+            ValueError: If an argument cannot be used; the message names it.
         """
-        check_output(path)
-        settings = _check_writing(crf, provenance, credentials, on_frames)
+        inputs.check_output(path)
+        settings = pop_options(options, VideoSettings)
         self.create_motion_generator()
-        check_audios([audio])
-        source = self.open_audio(audio, options.get("sampling_rate"))
-        chunks = self.stream(image, source, **{**options, "output_type": "np"})
-        fps, motions = parse_fps(options.get("fps", 25)), []
+        inputs.check_audios([audio])
+        source = self.open_audio(audio, sampling_rate)
+        options |= {"sampling_rate": sampling_rate, "fps": fps, "output_type": "np"}
+        chunks = self.stream(image, source, **options)
+        fps, motions = parse_fps(fps), []
 
         def parts() -> Iterator[np.ndarray]:
             for chunk in chunks:
@@ -482,32 +457,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
                 yield chunk.frames
 
         num_frames = math.ceil(source.num_samples * fps / source.sampling_rate)
-        sound = ((block.mean(0), source.sampling_rate) for block in source)
-        self._write_video(path, parts(), num_frames, fps, sound, settings, on_frames)
-        return self._output([], None, None, fps, torch.cat(motions, dim=1), motion_fps=fps)
-
-    def _write_video(
-        self,
-        path: str | os.PathLike,
-        parts: Iterator[np.ndarray],
-        num_frames: int,
-        fps: Fraction,
-        sound: Iterable[tuple[np.ndarray, int]],
-        settings: dict[str, Any],
-        on_frames: Callable[[int, int], None] | None,
-    ) -> None:
-        """Write frames `(n, height, width, 3)` as they come, and blocks of mono audio with their rate."""
-        first = next(parts)
-        size = (first.shape[2], first.shape[1])
-        provenance = name_provenance(settings["provenance"], self.model_name)
-        with VideoWriter(path, fps, size, **{**settings, "provenance": provenance}) as writer:
-            for samples, rate in sound:
-                writer.write_audio(samples, rate)
-            for part in itertools.chain([first], parts):
-                for frame in to_uint8(part):
-                    writer.write(frame)
-                if on_frames is not None:
-                    on_frames(writer.num_frames, num_frames)
+        write_video(path, parts(), num_frames, fps, source.mono_blocks(), settings, self.model_name)
+        return self._output([], fps, torch.cat(motions, dim=1), fps)
 
     # --- other drivers ------------------------------------------------------------------------------------------------
 
@@ -517,10 +468,6 @@ class TalkingHeadPipeline(DiffusionPipeline):
         image: ImageInput | Subject | None = None,
         driving_video: str | os.PathLike | Sequence | None = None,
         *,
-        relative: bool = True,
-        driving_face: int | None = None,
-        driving_box: Sequence[float] | None = None,
-        fps: Fraction | float | str | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         **options: Any,
@@ -532,27 +479,19 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
             driving_video (`str`, `os.PathLike` or a sequence of images): A video file, or frames of one size.
-            relative (`bool`, defaults to `True`): Add the driver's change to the subject's own pose and expression. It
-                counts from the first frame, or from another in which the face is clearly nearer to rest: mouth closed,
-                eyes open, not turned. Otherwise the driving pose and expression are taken as they are.
-            driving_face (`int`, *optional*): `face` of the first driving frame with faces.
-            driving_box (`Sequence[float]`, *optional*): `box` of the first driving frame.
-            fps (`Fraction`, `float` or `str`, *optional*): Defaults to the video's own rate, 25 for frames.
             output_type (`str`, defaults to `"pil"`): As for `__call__`.
             return_dict (`bool`, defaults to `True`): As for `__call__`.
-            **options: Fields of the pipeline's `view_type` and `transfer_type`, which document them.
+            **options: Fields of `DrivingOptions` and of the pipeline's `view_type` and `transfer_type`.
 
         Returns:
             `TalkingFaceOutput` with the driving video's audio, if it has any. Its motion can be saved for `render`.
 
         Raises:
-            ValueError: If an argument is unfit; its name is in the message.
+            ValueError: If an argument cannot be used; the message names it.
         """
-        check_flag("relative", relative)
         check_flag("return_dict", return_dict)
-        call = self._read_animate(image, driving_video, driving_face, driving_box, fps, output_type, options)
-        sound = call.video.read_sound()
-        return self._render_motion(*self._animate(call, relative), sound, output_type, return_dict)
+        prepared = self._prepare_animate(image, driving_video, options, output_type, keep_audio=True)
+        return self._render_motion(prepared, output_type, return_dict)
 
     @torch.no_grad()
     def animate_to_file(
@@ -560,15 +499,6 @@ class TalkingHeadPipeline(DiffusionPipeline):
         path: str | os.PathLike,
         image: ImageInput | Subject | None = None,
         driving_video: str | os.PathLike | Sequence | None = None,
-        *,
-        relative: bool = True,
-        driving_face: int | None = None,
-        driving_box: Sequence[float] | None = None,
-        fps: Fraction | float | str | None = None,
-        provenance: bool | Mapping[str, Any] = True,
-        crf: int = 18,
-        credentials: ContentCredentials | None = None,
-        on_frames: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> TalkingFaceOutput:
         """Write what `animate` makes frame by frame, with the video's audio: memory grows by the motion alone.
@@ -576,55 +506,43 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Args:
             path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
-            driving_video (`str`, `os.PathLike` or a sequence of images): See `animate`, also for the next four.
-            relative (`bool`, defaults to `True`): Add the driver's change to the subject's own motion.
-            driving_face (`int`, *optional*): Which face drives.
-            driving_box (`Sequence[float]`, *optional*): Its box.
-            fps (`Fraction`, `float` or `str`, *optional*): Defaults to the video's own rate, 25 for frames.
-            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
-            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
-            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
-            on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
-            **options: As for `animate`.
+            driving_video (`str`, `os.PathLike` or a sequence of images): A video file, or frames of one size.
+            **options: As for `animate`, and the fields of `VideoSettings`.
 
         Returns:
             `TalkingFaceOutput` without frames and audio: its motion can be saved.
 
         Raises:
-            ValueError: If an argument is unfit; its name is in the message.
+            ValueError: If an argument cannot be used; the message names it.
         """
-        check_output(path)
-        settings = _check_writing(crf, provenance, credentials, on_frames)
-        check_flag("relative", relative)
-        call = self._read_animate(image, driving_video, driving_face, driving_box, fps, "np", options)
-        sound = call.video.sound_blocks()
-        return self._write_motion(path, *self._animate(call, relative), sound, settings, on_frames)
+        inputs.check_output(path)
+        settings = pop_options(options, VideoSettings)
+        return self._write_motion(path, self._prepare_animate(image, driving_video, options), settings)
 
-    def _read_animate(
-        self, image: Any, video: Any, face: int | None, box: Any, fps: Any, output_type: str, options: dict[str, Any]
-    ) -> _AnimateCall:
-        """Check the arguments of `animate`, and open its video."""
-        image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
-        self.check_inputs(image, None, None, view, fps, output_type)
+    def _prepare_animate(
+        self, image: Any, video: Any, options: dict[str, Any], output_type: str = "np", keep_audio: bool = False
+    ) -> PreparedMotion:
+        """Check the arguments of `animate`, and compute the motion; `keep_audio` reads the audio before."""
+        kinds = (DrivingOptions, self.view_type, self.transfer_type)
+        image, driving, view, transfer = self._read_options(image, options, *kinds)
+        self.check_inputs(image, None, None, view, driving.fps, output_type)
         transfer.check()
-        check_face(face, box, "driving_")
-        return _AnimateCall(self._one_subject(image), DrivingVideo(video, fps), face, box, view, transfer)
-
-    def _animate(self, call: _AnimateCall, relative: bool) -> tuple[Subject, Tensor, Fraction, Any, Fraction]:
-        """The subject, its motion and rate, and the view and rate of the video."""
-        subject, video = self.prepare_subject(call.image, call.view), call.video
+        inputs.check_face(driving.driving_face, driving.driving_box, "driving_")
+        image, source = self._one_subject(image), DrivingVideo(video, driving.fps)
+        audio = list(source.mono_blocks()) if keep_audio else source.mono_blocks()
+        subject = self.prepare_subject(image, view)
         motion, view = self.follow_video(
             subject,
-            video.frames,
-            relative=relative,
-            face=call.face,
-            box=call.box,
-            num_frames=video.num_frames,
-            fps=video.fps,
-            transfer=call.transfer,
-            view=call.view,
+            source.frames,
+            relative=driving.relative,
+            face=driving.driving_face,
+            box=driving.driving_box,
+            num_frames=source.num_frames,
+            fps=source.fps,
+            transfer=transfer,
+            view=view,
         )
-        return subject, motion, video.fps, view, video.fps
+        return PreparedMotion(subject, motion, source.fps, view, source.fps, audio)
 
     @torch.no_grad()
     def render(
@@ -632,11 +550,6 @@ class TalkingHeadPipeline(DiffusionPipeline):
         image: ImageInput | Subject | None = None,
         motion: Tensor | str | os.PathLike | None = None,
         *,
-        motion_fps: Fraction | float | str | None = None,
-        relative: bool = False,
-        audio: AudioInput | None = None,
-        sampling_rate: int | None = None,
-        fps: Fraction | float | str = 25,
         output_type: str = "pil",
         return_dict: bool = True,
         **options: Any,
@@ -646,28 +559,18 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Args:
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
             motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): Absolute motion.
-            motion_fps (`Fraction`, `float` or `str`, *optional*): Its rate; the file's own, 25 for tensors.
-            relative (`bool`, defaults to `False`): Start from the subject's own pose and expression, as `animate` does.
-            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`, *optional*): Audio of the video.
-            sampling_rate (`int`, *optional*, defaults to 16000): Rate of bare samples in Hz.
-            fps (`Fraction`, `float` or `str`, defaults to 25): Frames per second of the video.
             output_type (`str`, defaults to `"pil"`): As for `__call__`.
             return_dict (`bool`, defaults to `True`): As for `__call__`.
-            **options: Fields of the pipeline's `view_type` and `transfer_type`, which document them.
+            **options: Fields of `MotionOptions` and of the pipeline's `view_type` and `transfer_type`.
 
         Returns:
             `TalkingFaceOutput`.
 
         Raises:
-            ValueError: If an argument is unfit; its name is in the message.
+            ValueError: If an argument cannot be used; the message names it.
         """
         check_flag("return_dict", return_dict)
-        rates = (motion_fps, fps)
-        prepared, sound = self._prepare_render(
-            image, motion, rates, relative, audio, sampling_rate, output_type, options
-        )
-        audio_and_rate = (None, None) if sound is None else read_sound(sound)
-        return self._render_motion(*prepared, audio_and_rate, output_type, return_dict)
+        return self._render_motion(self._prepare_render(image, motion, options, output_type), output_type, return_dict)
 
     @torch.no_grad()
     def render_to_file(
@@ -675,16 +578,6 @@ class TalkingHeadPipeline(DiffusionPipeline):
         path: str | os.PathLike,
         image: ImageInput | Subject | None = None,
         motion: Tensor | str | os.PathLike | None = None,
-        *,
-        motion_fps: Fraction | float | str | None = None,
-        relative: bool = False,
-        audio: AudioInput | None = None,
-        sampling_rate: int | None = None,
-        fps: Fraction | float | str = 25,
-        provenance: bool | Mapping[str, Any] = True,
-        crf: int = 18,
-        credentials: ContentCredentials | None = None,
-        on_frames: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> TalkingFaceOutput:
         """Write what `render` makes frame by frame: memory grows by the motion alone.
@@ -693,52 +586,31 @@ class TalkingHeadPipeline(DiffusionPipeline):
             path (`str` or `os.PathLike`): The `.mp4` file; appears whole or not at all.
             image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
             motion (`torch.Tensor` of shape `([1,] frames, channels)`, `str` or `os.PathLike`): Absolute motion.
-            motion_fps (`Fraction`, `float` or `str`, *optional*): Its rate; the file's own, 25 for tensors.
-            relative (`bool`, defaults to `False`): Start from the subject's own pose and expression.
-            audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`, *optional*): Audio of the video.
-            sampling_rate (`int`, *optional*, defaults to 16000): Rate of bare samples in Hz.
-            fps (`Fraction`, `float` or `str`, defaults to 25): Frames per second of the video.
-            provenance (`bool` or `dict`, defaults to `True`): See `TalkingFaceOutput.save`.
-            crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
-            credentials (`ContentCredentials`, *optional*): See `TalkingFaceOutput.save`.
-            on_frames (`Callable`, *optional*): `on_frames(frames_written, frames_in_all)` from time to time.
-            **options: As for `render`.
+            **options: As for `render`, and the fields of `VideoSettings`.
 
         Returns:
             `TalkingFaceOutput` without frames and audio: its motion can be saved.
 
         Raises:
-            ValueError: If an argument is unfit; its name is in the message.
+            ValueError: If an argument cannot be used; the message names it.
         """
-        check_output(path)
-        settings = _check_writing(crf, provenance, credentials, on_frames)
-        rates = (motion_fps, fps)
-        prepared, sound = self._prepare_render(image, motion, rates, relative, audio, sampling_rate, "np", options)
-        blocks = () if sound is None else ((block.mean(0), sound.sampling_rate) for block in sound)
-        return self._write_motion(path, *prepared, blocks, settings, on_frames)
+        inputs.check_output(path)
+        settings = pop_options(options, VideoSettings)
+        return self._write_motion(path, self._prepare_render(image, motion, options), settings)
 
     def _prepare_render(
-        self,
-        image: Any,
-        motion: Any,
-        rates: tuple[Any, Any],
-        relative: bool,
-        audio: AudioInput | None,
-        sampling_rate: int | None,
-        output_type: str,
-        options: dict[str, Any],
-    ) -> tuple[tuple[Subject, Tensor, Fraction, Any, Fraction], AudioSource | None]:
-        """The subject, its motion and rate, the view and rate of the video; and the audio."""
-        motion_fps, fps = rates
-        image, view, transfer = self._read_options(image, options, self.view_type, self.transfer_type)
-        check_flag("relative", relative)
-        self.check_inputs(image, audio, sampling_rate, view, fps, output_type)
+        self, image: Any, motion: Any, options: dict[str, Any], output_type: str = "np"
+    ) -> PreparedMotion:
+        """Check the arguments of `render`, and adapt the motion."""
+        kinds = (MotionOptions, self.view_type, self.transfer_type)
+        image, given, view, transfer = self._read_options(image, options, *kinds)
+        self.check_inputs(image, given.audio, given.sampling_rate, view, given.fps, output_type)
         transfer.check()
-        motion, motion_fps = read_motion(motion, motion_fps, self.motion_spec, self._motion_fps)
-        sound = None if audio is None else open_sound(audio, sampling_rate)
+        motion, motion_fps = inputs.read_motion(motion, given.motion_fps, self.motion_spec, self._motion_fps)
+        audio = () if given.audio is None else self.open_audio(given.audio, given.sampling_rate).mono_blocks()
         subject = self.prepare_subject(self._one_subject(image), view)
-        motion = self.adapt_motion(subject, motion.to(subject.motion), relative, motion_fps, transfer)
-        return (subject, motion, motion_fps, view, parse_fps(fps)), sound
+        motion = self.adapt_motion(subject, motion.to(subject.motion), given.relative, motion_fps, transfer)
+        return PreparedMotion(subject, motion, motion_fps, view, parse_fps(given.fps), audio)
 
     @classmethod
     def control_names(cls) -> list[str]:
@@ -762,14 +634,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return image, *read_options(options, [kind for kind in kinds if kind is not None], type(self).__name__)
 
     def _one_subject(self, image: Any) -> Any:
-        images, many = list_images(image)
+        images, many = inputs.list_images(image)
         if many and len(images) != 1:
             raise ValueError(f"`{self.subject_name}` must be one portrait here, got {len(images)}.")
         return images[0]
 
     def check_subject(self, image: Any, view: Any, fps: Any) -> None:
         """Raise `ValueError` for a value that is no image, or a subject prepared for another output size."""
-        check_image(image, self.subject_type, view.output_size)
+        inputs.check_image(image, self.subject_type, view.output_size)
 
     def check_inputs(
         self,
@@ -790,24 +662,25 @@ class TalkingHeadPipeline(DiffusionPipeline):
             parse_fps(fps)
         view = self.view_type() if view is None else view
         view.check(self.output_sizes)
-        images, audios = list_images(image)[0], [None] if audio is None and not speech else list_audios(audio)[0]
+        images = inputs.list_images(image)[0]
+        audios = [None] if audio is None and not speech else inputs.list_audios(audio)[0]
         if not images:
             raise ValueError(f"`{self.subject_name}` must be at least one {self.subject_name}, got an empty list.")
         for one in images:
             self.check_subject(one, view, fps)
         if audio is not None or speech:
-            check_audios(audios)
-        check_batch(images, audios, self.subject_name)
+            inputs.check_audios(audios)
+        inputs.check_batch(images, audios, self.subject_name)
         if sampling_rate is not None:
             check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
+        inputs.check_choice("output_type", output_type, OUTPUT_TYPES)
 
-    def find_face(self, picture: Tensor, view: FaceView) -> dict[str, Any]:
+    def find_face(self, image: Tensor, view: FaceView) -> dict[str, Any]:
         """Return where to crop an image `(3, height, width)`: the given box, or one of the detected faces."""
         if view.box is not None:
             return {"box": view.box}
-        faces = self.face_analyzer.detect(picture)
-        chosen = self.image_processor.choose(faces, tuple(picture.shape[-2:]), view.face)
+        faces = self.face_analyzer.detect(image)
+        chosen = self.image_processor.choose(faces, tuple(image.shape[-2:]), view.face)
         return {"face": chosen, "others": [face for face in faces if face is not chosen]}
 
     def prepare_audio(self, audio: Any, sampling_rate: int | None = None) -> tuple[Tensor, np.ndarray, int]:
@@ -820,7 +693,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Returns:
             `tuple`: samples for the encoder `(1, n)`; the original audio, mono `(samples,)`; and its rate.
         """
-        original, rate = load_audio(audio, choose_rate(audio, sampling_rate, self.audio_processor.sampling_rate))
+        original, rate = load_audio(audio, inputs.choose_rate(audio, sampling_rate, self.audio_processor.sampling_rate))
         samples = self.audio_processor.load((original, rate))
         return torch.from_numpy(samples)[None], mix_to_mono(original), rate
 
@@ -828,7 +701,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Check an audio to its end without keeping it in memory: `prepare_audio` for long files."""
         if isinstance(audio, AudioSource):
             return audio
-        return AudioSource(audio, choose_rate(audio, sampling_rate, self.audio_processor.sampling_rate))
+        default = self.audio_processor.sampling_rate if "audio_processor" in self.components else 16_000
+        return AudioSource(audio, inputs.choose_rate(audio, sampling_rate, default))
 
     @torch.no_grad()
     def encode_video(
@@ -852,15 +726,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
             ValueError: If a frame cannot be read, or none shows a face.
         """
         with self._driving_face(frames, face, box, num_frames, follow) as driving:
-            return self.encode_driving(driving)
+            return self.measure_driving(driving)
 
     @contextmanager
     def _driving_face(
         self,
         frames: Iterable[ImageInput],
-        face: int | None,
-        box: Sequence[float] | None,
-        num_frames: int | None,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        num_frames: int | None = None,
         follow: bool = True,
     ) -> Iterator[DrivingFace]:
         """The face of a driving video, with a progress bar while it is read."""
@@ -886,7 +760,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Motion `(1, frames, channels)` of a subject that does what the face of a video does, and how to show it.
 
         Args:
-            subject (`Subject`): Who, prepared.
+            subject (`Subject`): A prepared subject.
             frames (`Iterable`): See `encode_video`, also for `face`, `box` and `num_frames`.
             relative (`bool`, defaults to `True`): See `animate`.
             face (`int`, *optional*): Which face.
@@ -955,45 +829,31 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return join_images(parts, output_type)
 
     def _render_motion(
-        self,
-        subject: Subject,
-        motion: Tensor,
-        motion_fps: Fraction,
-        view: Any,
-        fps: Fraction,
-        sound: tuple[np.ndarray | None, int | None],
-        output_type: str,
-        return_dict: bool,
+        self, prepared: PreparedMotion, output_type: str = "pil", return_dict: bool = True
     ) -> TalkingFaceOutput | tuple:
-        """Render one absolute motion `(1, frames, channels)`: the last step of `animate` and `render`."""
-        (motion,) = _check_finite([motion])
-        frames = motion[0]
+        """Render one motion: the last step of `animate` and `render`."""
+        (motion,) = inputs.check_finite([prepared.motion])
+        frames, fps = motion[0], prepared.fps
         if output_type != "latent":
-            wanted = resample_motion(motion, motion_fps, fps)
+            wanted = resample_motion(motion, prepared.motion_fps, fps)
             with self._frames_progress(wanted.shape[1]) as progress_bar:
-                frames = self._render_video(subject, [wanted], view, fps, output_type, progress_bar)
+                frames = self._render_video(prepared.subject, [wanted], prepared.view, fps, output_type, progress_bar)
         self.maybe_free_model_hooks()
-        return self._output(frames, *sound, fps, motion, motion_fps) if return_dict else (frames,)
+        if not return_dict:
+            return (frames,)
+        return self._output(frames, fps, motion, prepared.motion_fps, *inputs.join_blocks(prepared.audio))
 
     def _write_motion(
-        self,
-        path: str | os.PathLike,
-        subject: Subject,
-        motion: Tensor,
-        motion_fps: Fraction,
-        view: Any,
-        fps: Fraction,
-        sound: Iterable[tuple[np.ndarray, int]],
-        settings: dict[str, Any],
-        on_frames: Callable[[int, int], None] | None,
+        self, path: str | os.PathLike, prepared: PreparedMotion, settings: VideoSettings
     ) -> TalkingFaceOutput:
-        """Write one absolute motion `(1, frames, channels)`; the end of `animate_to_file` and `render_to_file`."""
-        (motion,) = _check_finite([motion])
-        wanted = resample_motion(motion, motion_fps, fps)[0]
-        parts = (self.postprocess(part, "np") for part in self.render_frames(subject, wanted, view, 0, fps))
-        self._write_video(path, parts, len(wanted), fps, sound, settings, on_frames)
+        """Write one motion frame by frame: the last step of `animate_to_file` and `render_to_file`."""
+        (motion,) = inputs.check_finite([prepared.motion])
+        wanted, fps = resample_motion(motion, prepared.motion_fps, prepared.fps)[0], prepared.fps
+        parts = self.render_frames(prepared.subject, wanted, prepared.view, 0, fps)
+        images = (self.postprocess(part, "np") for part in parts)
+        write_video(path, images, len(wanted), fps, prepared.audio, settings, self.model_name)
         self.maybe_free_model_hooks()
-        return self._output([], None, None, fps, motion, motion_fps)
+        return self._output([], fps, motion, prepared.motion_fps)
 
     @property
     def _motion_fps(self) -> Fraction:
@@ -1006,43 +866,12 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return to_images(frames, output_type)
 
     def _output(
-        self,
-        frames: Any,
-        audio: Any,
-        sampling_rate: int | None,
-        fps: Fraction,
-        motion: Tensor,
-        motion_fps: Fraction,
+        self, frames: Any, fps: Fraction, motion: Tensor, motion_fps: Fraction, audio: Any = None, rate: Any = None
     ) -> TalkingFaceOutput:
-        return TalkingFaceOutput(
-            frames=frames,
-            audio=audio,
-            sampling_rate=sampling_rate,
-            fps=fps,
-            motion=motion,
-            motion_spec=self.motion_spec,
-            motion_fps=motion_fps,
-            model_name=self.model_name,
-        )
-
-
-def _check_finite(motions: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield motions unchanged; raise `ValueError` at NaN or infinity, which a renderer may show as black."""
-    for motion in motions:
-        if not bool(torch.isfinite(motion).all()):
-            raise ValueError("`motion` must be finite, but NaN or infinity was computed: are the weights damaged?")
-        yield motion
+        return TalkingFaceOutput(frames, audio, rate, fps, motion, self.motion_spec, motion_fps, self.model_name)
 
 
 def _cpu_computes_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16; others emulate it slowly."""
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, test, bool)() for test in tests)
-
-
-def _check_writing(crf: int, provenance: Any, credentials: ContentCredentials | None, on_frames: Any) -> dict[str, Any]:
-    """Check the options of writing a video, and return those of `VideoWriter`."""
-    check_number("crf", crf, 0, 51, whole=True)
-    check_credentials(credentials, provenance)
-    check_callable("on_frames", on_frames)
-    return {"provenance": provenance, "crf": crf, "credentials": credentials}

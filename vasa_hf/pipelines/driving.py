@@ -70,10 +70,13 @@ class DrivingFace:
         self._frames, self._analyzer, self._processor = frames, analyzer, processor
         self._face, self._box, self._follow, self._on_frame = face, box, follow, on_frame
         self._square: _Square | None = None
-        self._last: DetectedFace | None = None
-        self._cut, self._small, self._scene = CutFinder(), None, None  # small copies: this frame, and the last one seen
-        self._views: list[list[float]] = []
-        self.num_frames, self.seen, self.faces, self.cuts = 0, [], [], []
+        self._last: DetectedFace
+        self._small: np.ndarray  # a small copy of this frame, and one of the last frame in `seen`
+        self._scene: np.ndarray
+        self._cut, self._views, self.num_frames = CutFinder(), list[list[float]](), 0
+        self.seen: list[int] = []
+        self.faces: list[DetectedFace] = []
+        self.cuts: list[int] = []
 
     def crops(self, size: int) -> Iterator[Tensor]:
         """Yield the square `(3, size, size)` in [-1, 1] of each frame that shows the face.
@@ -81,28 +84,28 @@ class DrivingFace:
         Raises:
             ValueError: If a frame cannot be read, or none shows a face that can drive.
         """
-        refusal = None
+        refusal: tuple[int, ValueError] | None = None
         for index, frame in enumerate(self._frames):
             try:
-                picture = self._processor.load(frame)
-                self._look_for_cut(picture, index)
-                found = self._find(picture, index)
+                image = self._processor.load(frame)
+                self._look_for_cut(image, index)
+                found = self._find(image, index)
             except _RefusalError as error:  # later frames may be better
                 refusal, found = refusal or (index, error), False
             except ValueError as error:
                 raise ValueError(f"`driving_video`, frame {index}: {error}") from error
-            if found:
+            if found and self._square is not None:
                 self.seen.append(index)
                 self._scene = self._small
                 self._views.append(self._square.view)
-                yield cut_crop(picture.float(), self._square.matrix.float(), size)
+                yield cut_crop(image.float(), self._square.matrix.float(), size)
             self.num_frames = index + 1
             if self._on_frame is not None:
                 self._on_frame()
         if not self.seen:
-            index, error = refusal or (0, "it must hold at least one frame")
-            raise ValueError(f"`driving_video`, frame {index}: {error}") from refusal and refusal[1]
-        self._say()
+            index, cause = refusal or (0, ValueError("it must hold at least one frame"))
+            raise ValueError(f"`driving_video`, frame {index}: {cause}") from cause
+        self._log_gaps()
 
     def fill(self, values: Tensor, dim: int = 0) -> Tensor:
         """Give every frame a value of what was measured in those `seen`.
@@ -125,9 +128,8 @@ class DrivingFace:
         share = np.where(frames < seen[0], 0.0, share.clip(0, 1))
         shape = [1] * values.ndim
         shape[dim] = -1
-        left, right = (torch.from_numpy(index).to(values.device) for index in (left, right))
-        share = torch.from_numpy(share).to(values).view(shape)
-        return torch.lerp(values.index_select(dim, left), values.index_select(dim, right), share)
+        ends = [values.index_select(dim, torch.from_numpy(index).to(values.device)) for index in (left, right)]
+        return torch.lerp(ends[0], ends[1], torch.from_numpy(share).to(values).view(shape))
 
     @property
     def view(self) -> tuple[Tensor, Tensor]:
@@ -167,16 +169,16 @@ class DrivingFace:
             return self.seen[best]
         return 0
 
-    def _find(self, picture: Tensor, index: int) -> bool:
+    def _find(self, image: Tensor, index: int) -> bool:
         """Find the face of a frame and move the square with it."""
         if self._square is None:
-            return self._begin(picture)
+            return self._begin(image)
         if not self._follow:
             return True
         begins, lost = bool(self.cuts) and self.cuts[-1] > self.seen[-1], index - self.seen[-1]
-        face, faces = self._measure(picture, self._last.box), []
+        face, faces = self._measure(image, self._last.box), list[DetectedFace]()
         if face is None or (begins and overlap(face.box, self._last.box) < SAME_PLACE):
-            faces = self._analyzer.detect(picture)
+            faces = self._analyzer.detect(image)
             near = [other for other in faces if _is_near(other, self._last)]
             face = max(near, key=lambda other: other.score, default=None)
         if begins and lost > 1:  # black frames, or a hand before the face, are no other shot
@@ -185,13 +187,13 @@ class DrivingFace:
                 self.cuts, begins = [cut for cut in self.cuts if cut <= self.seen[-1]], False
         stays = face is not None and overlap(face.box, self._last.box) >= SAME_PLACE
         if (begins and not stays) or (face is None and lost > LOST_FRAMES):
-            faces = faces or self._analyzer.detect(picture)
+            faces = faces or self._analyzer.detect(image)
             if not faces:
                 return False
             if not begins:
                 self.cuts.append(index)
             face = faces[0]
-            self._square.begin(self._processor.find_square(tuple(picture.shape[-2:]), face), face)
+            self._square.begin(self._processor.find_square(_size(image), face), face)
         elif face is None:
             return False
         self._last = face
@@ -199,23 +201,23 @@ class DrivingFace:
         self._square.follow(face)
         return True
 
-    def _look_for_cut(self, picture: Tensor, index: int) -> None:
+    def _look_for_cut(self, image: Tensor, index: int) -> None:
         """Note where shots begin."""
-        thumbnail = _thumbnail(picture)
+        thumbnail = _thumbnail(image)
         self._small = shrunk(thumbnail)
         if self._cut(thumbnail) and self.seen:
             self.cuts.append(index)
 
-    def _begin(self, picture: Tensor) -> bool:
+    def _begin(self, image: Tensor) -> bool:
         """Look for the face that drives, from the first frame on."""
-        size = tuple(picture.shape[-2:])
+        size = _size(image)
         if self._box is not None:
-            face = self._measure(picture, self._processor.check_box(self._box, size)) if self._follow else None
+            face = self._measure(image, self._processor.check_box(self._box, size)) if self._follow else None
             if self._follow and face is None:
                 logger.info("`driving_box` shows no face that can be followed: its square stays.")
                 self._follow = False
         else:
-            faces = self._analyzer.detect(picture)
+            faces = self._analyzer.detect(image)
             try:
                 face = self._processor.choose(faces, size, self._face)
             except ValueError as error:
@@ -223,24 +225,24 @@ class DrivingFace:
                     raise
                 raise _RefusalError(str(error)) from error
         self._square = _Square(self._processor.find_square(size, face, self._box), face)
-        if self._follow:
+        if self._follow and face is not None:
             self._last = face
             self.faces.append(face)
         return True
 
-    def _measure(self, picture: Tensor, box: Tensor) -> DetectedFace | None:
+    def _measure(self, image: Tensor, box: Tensor) -> DetectedFace | None:
         """The face in about this box, if there is one."""
-        return next(iter(self._analyzer.measure(picture, box[None], passes=1, threshold=LEAST_SCORE)), None)
+        return next(iter(self._analyzer.measure(image, box[None], passes=1, threshold=LEAST_SCORE)), None)
 
-    def _say(self) -> None:
-        """Tell what was not as it should be."""
+    def _log_gaps(self) -> None:
+        """Log what was missing in the video."""
         missing = sorted(set(range(self.num_frames)) - set(self.seen))
         first, last = self.seen[0], self.seen[-1]
         inside = [index for index in missing if first < index < last]
         if first > 0:
             logger.warning("The driving video shows no face before frame %d: its pose there is held until then.", first)
         if inside:
-            logger.warning("No face in frames %s of the driving video: motion goes on evenly there.", ranges(inside))
+            logger.warning("No face in frames %s of the driving video: motion continues evenly there.", ranges(inside))
         if last < self.num_frames - 1:
             logger.warning("The driving video shows no face after frame %d: its pose there is held.", last)
         if self.cuts:
@@ -305,6 +307,10 @@ def _place(face: DetectedFace) -> tuple[Tensor, float]:
     return pose[3:5], float(pose[6])
 
 
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
 def _is_near(face: DetectedFace, last: DetectedFace) -> bool:
     centers = [(one.box[:2] + one.box[2:]) / 2 for one in (face, last)]
     return bool((centers[0] - centers[1]).norm() < last.side) and 0.5 < face.side / last.side < 2
@@ -360,8 +366,8 @@ def ranges(frames: Sequence[int]) -> str:
     return ", ".join(text[:20]) + (f" and {len(text) - 20} more" if len(text) > 20 else "")
 
 
-def _thumbnail(picture: Tensor) -> np.ndarray:
+def _thumbnail(image: Tensor) -> np.ndarray:
     """Every few pixels of an image `(3, height, width)` in [-1, 1], uint8 `(height, width, 3)`."""
-    height, width = picture.shape[-2:]
-    small = picture[:, :: max(1, height // 128), :: max(1, width // 128)]
+    height, width = image.shape[-2:]
+    small = image[:, :: max(1, height // 128), :: max(1, width // 128)]
     return ((small + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()

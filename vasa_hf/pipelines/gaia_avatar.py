@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -27,13 +27,14 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from vasa_hf.checks import check_number
 from vasa_hf.geometry.crops import transform_points
 from vasa_hf.geometry.landmark_motion import transfer_landmarks
+from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.models.autoencoder_gaia import GaiaAppearance, GaiaAutoencoder
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.motion_denoiser_gaia import GaiaMotionDenoiser
 from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.motion.keyframes import Keyframes
 from vasa_hf.outputs import TalkingFaceOutput
-from vasa_hf.pipelines.base import FPS
+from vasa_hf.pipelines.base import FPS, PreparedMotion
 from vasa_hf.pipelines.driving import DrivingFace
 from vasa_hf.pipelines.inputs import DrivingVideo, ImageInput, Subject, check_components, check_fit
 from vasa_hf.pipelines.motion_gaia import GaiaControls, GaiaMotionGenerator, LandmarkEdit, encode_landmarks
@@ -163,6 +164,7 @@ class GaiaAvatarPipeline(PortraitPipeline):
             check_fit("landmark_denoiser", "predicts", got, "landmarks", "motion_denoiser")
         if text_denoiser is not None:
             check_components({"text_encoder": (text_encoder, PreTrainedModel)})
+            assert text_encoder is not None  # just checked
             got, wanted = text_denoiser.config.audio_dim, text_encoder.config.hidden_size
             check_fit("text_denoiser", "audio_dim", got, wanted, "text_encoder")
 
@@ -242,17 +244,9 @@ class GaiaAvatarPipeline(PortraitPipeline):
         parts = landmarks.to(self._execution_device).split(16)
         return torch.cat([encode_landmarks(self.autoencoder, part).cpu() for part in parts])
 
-    def encode_video(
-        self,
-        frames: Iterable[ImageInput],
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        num_frames: int | None = None,
-        follow: bool = True,
-    ) -> Tensor:
-        """Motion `(1, frames, channels)` of the face in a video; see `TalkingHeadPipeline.encode_video`."""
-        with self._driving_face(frames, face, box, num_frames, follow) as driving:
-            found = self.encode_driving(driving)
+    def measure_driving(self, driving: DrivingFace) -> Tensor:
+        """Motion `(1, frames, channels)` of a driving face; see `TalkingHeadPipeline.measure_driving`."""
+        found = self.encode_driving(driving)
         return motion_of(found.pose, found.latent)[None]
 
     @torch.no_grad()
@@ -344,9 +338,8 @@ class GaiaAvatarPipeline(PortraitPipeline):
         silence = torch.zeros(1, round(seconds * rate) * self.audio_processor.samples_per_frame)
         windows = speech.generate([silence], [subject], controls, sampling)
         motion = torch.cat(list(speech.place(windows, subject, controls)), dim=1).cpu()
-        return self._render_motion(
-            subject, motion, self._motion_fps, chosen, Fraction(fps), (None, None), output_type, True
-        )
+        prepared = PreparedMotion(subject, motion, self._motion_fps, chosen, parse_fps(fps))
+        return cast(TalkingFaceOutput, self._render_motion(prepared, output_type))
 
     def read_pose(
         self, video: str | os.PathLike, face: int | None = None, box: Sequence[float] | None = None

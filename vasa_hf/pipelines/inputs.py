@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -36,6 +37,27 @@ class Subject(ABC):
     @abstractmethod
     def output_size(self) -> int:
         """Side of the square frames in pixels."""
+
+
+@dataclass
+class PreparedMotion:
+    """A motion with all that is needed to render it.
+
+    Attributes:
+        subject (`Subject`): A prepared subject.
+        motion (`torch.Tensor` of shape `(1, frames, channels)`): Absolute motion of the subject.
+        motion_fps (`Fraction`): Its frames per second.
+        view (`Any`): A `view_type`.
+        fps (`Fraction`): Frames per second of the video.
+        audio (`Iterable`): Mono blocks of the video's audio, each with its rate.
+    """
+
+    subject: Subject
+    motion: Tensor
+    motion_fps: Fraction
+    view: Any
+    fps: Fraction
+    audio: Iterable[tuple[np.ndarray, int]] = ()
 
 
 class AudioSource:
@@ -80,6 +102,10 @@ class AudioSource:
         """Yield blocks `(channels, n)`, float32; where two channels cancel each other, both are the first."""
         return (samples for samples, _ in self._blocks(quiet=True))
 
+    def mono_blocks(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield blocks `(n,)`, the mean of the channels, with the rate."""
+        return ((samples.mean(0), self.sampling_rate) for samples in self)
+
     def _blocks(self, quiet: bool) -> Iterator[tuple[np.ndarray, int]]:
         if isinstance(self._audio, str | os.PathLike):
             yield from audio_blocks(self._audio, quiet=quiet)
@@ -95,14 +121,10 @@ def choose_rate(audio: AudioInput, sampling_rate: int | None, default: int) -> i
     return default if bare and sampling_rate is None else sampling_rate
 
 
-def open_sound(audio: AudioInput, sampling_rate: int | None = None) -> AudioSource:
-    """Check a whole audio without keeping it in memory; bare samples have 16 kHz by default."""
-    return AudioSource(audio, choose_rate(audio, sampling_rate, 16_000))
-
-
-def read_sound(source: AudioSource) -> tuple[np.ndarray, int]:
-    """Read a whole audio: mono samples `(samples,)` and their rate."""
-    return np.concatenate([block.mean(0) for block in source]), source.sampling_rate
+def join_blocks(blocks: Iterable[tuple[np.ndarray, int]]) -> tuple[np.ndarray | None, int | None]:
+    """Join blocks of mono audio with their rate: samples `(samples,)` and the rate; `None` twice for no blocks."""
+    blocks = list(blocks)
+    return (np.concatenate([samples for samples, _ in blocks]), blocks[0][1]) if blocks else (None, None)
 
 
 def join_audio(audios: Sequence[Tensor], samples_per_frame: int) -> tuple[Tensor, list[int]]:
@@ -262,27 +284,22 @@ class DrivingVideo:
     def __init__(self, video: Any, fps: Any = None):
         check_file("driving_video", "video", video)
         self.frames: Any
-        self._sound_path = None
+        self._audio_path = None
         if isinstance(video, str | os.PathLike):
             reader = VideoReader(video, fps, argument="driving_video")
             self.frames, self.fps, self.num_frames = reader, reader.fps, reader.num_frames
-            self._sound_path = video if reader.has_audio else None
+            self._audio_path = video if reader.has_audio else None
         elif isinstance(video, Sequence | np.ndarray | Tensor) and getattr(video, "ndim", 1) > 0 and len(video):
             self.frames, self.fps, self.num_frames = video, parse_fps(25 if fps is None else fps), len(video)
         else:
             kind = type(video).__name__
             raise ValueError(f"`driving_video` must be a video file or a sequence of frames, got {kind}.")
 
-    def sound_blocks(self) -> Iterator[tuple[np.ndarray, int]]:
+    def mono_blocks(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield its audio, mono, block by block with the rate; nothing where it has none."""
-        if self._sound_path is not None:
+        if self._audio_path is not None:
             with naming("driving_video"):
-                yield from ((samples.mean(0), rate) for samples, rate in audio_blocks(self._sound_path))
-
-    def read_sound(self) -> tuple[np.ndarray | None, int | None]:
-        """Its audio, mono, and the rate; `None` twice where it has none."""
-        blocks = list(self.sound_blocks())
-        return (np.concatenate([samples for samples, _ in blocks]), blocks[0][1]) if blocks else (None, None)
+                yield from ((samples.mean(0), rate) for samples, rate in audio_blocks(self._audio_path))
 
 
 def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: Fraction | int) -> tuple[Tensor, Fraction]:
@@ -318,6 +335,14 @@ def read_motion(motion: Any, motion_fps: Any, spec: MotionSpec, default_fps: Fra
         raise ValueError("`motion` must be finite, and its scales above 0, got others.")
     with naming("motion_fps"):
         return motion, parse_fps(default_fps if motion_fps is None else motion_fps)
+
+
+def check_finite(motions: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield motions unchanged; raise `ValueError` at NaN or infinity, which a renderer may show as black."""
+    for motion in motions:
+        if not bool(torch.isfinite(motion).all()):
+            raise ValueError("`motion` must be finite, but NaN or infinity was computed: are the weights damaged?")
+        yield motion
 
 
 def read_chunks(

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from PIL import Image
@@ -157,14 +158,14 @@ class LivePortraitPipeline(PortraitPipeline):
 
     def encode_driving(self, driving: DrivingFace) -> KeypointMotion:
         """Keypoint motion of a driving face, float32, a row for each frame, smoothed."""
-        motion, cuts = self._measure_driving(driving), driving.cuts
+        motion, cuts = self._measure_keypoints(driving), driving.cuts
         strengths = dict.fromkeys(("scale", "t", "pitch", "yaw", "roll"), SMOOTH_POSE) | {"exp": SMOOTH_EXPRESSION}
         strengths = {name: self.driving_smoothing * strength for name, strength in strengths.items()}
         smoothed = {name: smooth(getattr(motion, name), strength, cuts) for name, strength in strengths.items()}
         return dataclasses.replace(motion, **smoothed)
 
     @torch.no_grad()
-    def _measure_driving(self, driving: DrivingFace) -> KeypointMotion:
+    def _measure_keypoints(self, driving: DrivingFace) -> KeypointMotion:
         """Keypoint motion of a driving face as it is seen frame by frame."""
         crops = driving.crops(self.renderer.config.image_size)
         seen = KeypointMotion.cat(
@@ -175,28 +176,14 @@ class LivePortraitPipeline(PortraitPipeline):
         seen = dataclasses.replace(seen, scale=seen.scale * zoom, t=place)
         return KeypointMotion(*(driving.fill(getattr(seen, field.name)) for field in dataclasses.fields(seen)))
 
-    def encode_keypoints(
-        self,
-        frames: Iterable[ImageInput],
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        num_frames: int | None = None,
-        follow: bool = True,
-    ) -> KeypointMotion:
+    def encode_keypoints(self, frames: Iterable[ImageInput], **options: Any) -> KeypointMotion:
         """Keypoint motion of the face in a video, float32, a row for each frame; arguments as for `encode_video`."""
-        with self._driving_face(frames, face, box, num_frames, follow) as driving:
-            return self._measure_driving(driving)
+        with self._driving_face(frames, **options) as driving:
+            return self._measure_keypoints(driving)
 
-    def encode_video(
-        self,
-        frames: Iterable[ImageInput],
-        face: int | None = None,
-        box: Sequence[float] | None = None,
-        num_frames: int | None = None,
-        follow: bool = True,
-    ) -> Tensor:
-        """Motion `(1, frames, 69)` of the face in a video; see `TalkingHeadPipeline.encode_video`."""
-        return motion_of(self.encode_keypoints(frames, face, box, num_frames, follow))[None]
+    def measure_driving(self, driving: DrivingFace) -> Tensor:
+        """Motion `(1, frames, 69)` of a driving face; see `TalkingHeadPipeline.measure_driving`."""
+        return motion_of(self._measure_keypoints(driving))[None]
 
     def transfer_motion(
         self,

@@ -49,7 +49,7 @@ def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any]
 
     Components that are not there come from the model that `model_index.json` names in `"_base"`: `moda-small` has its
     face analyzer and audio encoder from `vasa-small`. Saved again, a pipeline has all of them. Networks of transformers
-    are loaded here, as only then their missing tensors are known: diffusers goes on with random numbers. So are ours,
+    are loaded here, as only then their missing tensors are known: diffusers continues with random numbers. So are ours,
     for messages that name the component.
 
     Args:
@@ -213,7 +213,7 @@ def load_model(model_class: type[ModelMixin], name_or_path: str | os.PathLike, *
 def check_weights(name: str, component: Any) -> None:
     """Raise `ValueError` if a network has weights that are not finite, or was loaded from files of another network's.
 
-    diffusers only logs tensors that are missing or unknown, and goes on with random numbers.
+    diffusers only logs tensors that are missing or unknown, and continues with random numbers.
     """
     folder = Path(component.config.get("_name_or_path") or "") if isinstance(component, ModelMixin) else Path()
     saved = set()

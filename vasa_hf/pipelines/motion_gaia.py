@@ -115,10 +115,10 @@ class GaiaMotionGenerator:
     """
 
     emotions: tuple[str, ...] = ()
-    conditions = ("audio",)
+    conditions: tuple[str, ...] = ("audio",)
     default_guidance_scale: Mapping[str, float] = {}  # none, as in the paper
     default_steps = 20
-    overlap = 0
+    overlap = lead_frames = 0
 
     def __init__(
         self,
@@ -158,13 +158,9 @@ class GaiaMotionGenerator:
         """Plan of the windows of one sequence."""
         return MotionWindows(self.model.config.window, self.model.config.context, first_window)
 
-    def count_windows(self, num_frames: int, first_window: int | None = None) -> int:
-        """Number of windows that a sequence takes."""
-        return self.windows(first_window).count(num_frames)
-
     @torch.no_grad()
     def generate(
-        self, audio: Iterable[Tensor], subjects: Sequence[Subject], controls: GaiaControls, sampling: Sampling
+        self, audio: Iterable[Tensor], subjects: Sequence[Any], controls: GaiaControls, sampling: Sampling
     ) -> Iterator[Tensor]:
         """Generate the motion of subjects, window by window.
 
@@ -197,7 +193,7 @@ class GaiaMotionGenerator:
             made = windows.generate(features, sample)[:, : window.stop - window.start].to(self.device).float()
             motion = model.denormalize(made[..., :-POSE_DIM], reference)
             latent = self._encode(motion, controls, window.start) if model.config.predicts == "landmarks" else motion
-            pose = self._asked_pose(controls, window.start, made.shape[1])  # exact, also where a window's seam fades
+            pose = self._read_pose(controls, window.start, made.shape[1])  # exact, also where a window's seam fades
             pose = made[..., -POSE_DIM:] if pose is None else pose.expand(len(made), -1, -1)
             place = own[:, None, 3:6].expand(-1, made.shape[1], -1)
             yield torch.cat([pose, place, latent.float()], dim=-1)
@@ -230,17 +226,17 @@ class GaiaMotionGenerator:
         limits = torch.tensor(lengths, device=device).clamp_min(1)[:, None]
         mask = frame_mask.to(device) & (torch.arange(window, device=device) < limits)
         mask = torch.cat([mask.new_ones(batch, past), mask], dim=1)
-        heard = audio if previous_audio is None else torch.cat([previous_audio, audio], dim=1)
-        speech = heard.to(device, model.dtype)
+        window_audio = audio if previous_audio is None else torch.cat([previous_audio, audio], dim=1)
+        speech = window_audio.to(device, model.dtype)
         if controls.text is not None:
             speech = self._text_features(controls, start - past, batch, past + window)
 
-        pose = self._asked_pose(controls, start - past, past + window)
+        pose = self._read_pose(controls, start - past, past + window)
         if pose is not None:
             pose = pose.expand(batch, -1, -1)
         else:
             pose = model.predict_pose(speech, mask).float()
-            if past:
+            if previous_motion is not None:
                 pose = torch.cat([previous_motion[..., -POSE_DIM:].to(pose), pose[:, past:]], dim=1)
 
         noise = initial_noise(sampling, index, (batch, window, model.config.motion_dim), device)
@@ -252,10 +248,10 @@ class GaiaMotionGenerator:
         conditions = {"audio": speech, "reference": reference.to(model.dtype), "pose": pose.to(model.dtype)}
         scales = {**self.default_guidance_scale, **(sampling.guidance_scale or {})}
         hold = replace(sampling, on_step=self._hold(sampling, timesteps, known, held, noise))
-        made = denoise(model, self.scheduler, timesteps, noise, conditions, scales, hold, heard, frame_mask=mask)
+        made = denoise(model, self.scheduler, timesteps, noise, conditions, scales, hold, window_audio, frame_mask=mask)
         return torch.cat([made, pose], dim=-1)[:, past:]
 
-    def _asked_pose(self, controls: GaiaControls, start: int, frames: int) -> Tensor | None:
+    def _read_pose(self, controls: GaiaControls, start: int, frames: int) -> Tensor | None:
         """The control `pose` at frames from `start` on, `(frames, 3)`; `None` if it is the model's choice."""
         track = parse_pose(controls.pose)
         if track is None:
@@ -264,9 +260,10 @@ class GaiaMotionGenerator:
         return track.at(seconds).to(self.device, torch.float32)
 
     def _model(self, controls: GaiaControls) -> GaiaMotionDenoiser:
-        if controls.text is not None:
+        if controls.text is not None and self.text_models is not None:
             return self.text_models[0]
-        return self.model if controls.edit_landmarks is None else self._landmark_model()
+        model = None if controls.edit_landmarks is None else self._landmark_model()
+        return self.model if model is None else model
 
     def _landmark_model(self) -> GaiaMotionDenoiser | None:
         return self.model if self.model.config.predicts == "landmarks" else self.landmark_model
@@ -287,7 +284,7 @@ class GaiaMotionGenerator:
             points = controls.edit_landmarks.at(start - past, noise.shape[1]).flatten(1).to(noise)
             known = model.normalize(points.expand(len(noise), -1, -1), reference).to(noise)
             held.unflatten(2, (-1, 2))[:, :, controls.edit_landmarks.held] = True
-        if past:
+        if previous_motion is not None:
             known[:, :past] = previous_motion[..., :-POSE_DIM].to(noise)
             held[:, :past] = True
         return known, held
@@ -317,6 +314,7 @@ class GaiaMotionGenerator:
 
     def _text_features(self, controls: GaiaControls, start: int, batch: int, frames: int) -> Tensor:
         """Pooled features of the instruction that holds at each frame, `(batch, frames, text_dim)`."""
+        assert self.text_models is not None  # see `check`
         model, encoder, tokenizer = self.text_models
         seconds, texts = parse_text(controls.text)
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]

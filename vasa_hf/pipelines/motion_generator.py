@@ -34,21 +34,20 @@ MAX_HEAD_MOTION = 3.0
 
 
 @dataclass
-class Sampling:
-    """Settings of the sampling of a call.
+class SamplingOptions:
+    """How motion is sampled.
 
     Args:
-        guidance_scale (`Mapping[str, float]`, *optional*): Changes of the generator's `default_guidance_scale`.
-        num_inference_steps (`int`, *optional*): Denoising steps of each window; defaults to `default_steps`.
-        timesteps (`Sequence[int]`, *optional*): Timesteps of a window, where the scheduler takes them.
-        sigmas (`Sequence[float]`, *optional*): Noise levels of a window, where the scheduler takes them.
-        latents (`torch.Tensor` of shape `(batch, window, channels)` or `(batch, windows, window, channels)`):
-            *Optional*. Noise that every window, or each of them, begins with.
-        generator (`torch.Generator` or a list of one for each of the batch, *optional*): Random numbers.
-        first_window (`int`, *optional*): Frames of the first window, fewer for an early start.
-        num_frames (`Sequence[int]`, *optional*): Frames of each of the batch, where the lengths differ.
-        on_step (`Callable`, *optional*): `on_step(timestep, latents, audio_features) -> latents`.
-        is_interrupted (`Callable`, *optional*): Called after each step; once it returns true, no more motion is made.
+        guidance_scale (`dict[str, float]`, *optional*): One scale for each condition; those that are not named keep the
+            system's default. `"audio+emotion"` is one scale for both together.
+        num_inference_steps (`int`, *optional*): Denoising steps of each window; the system's own by default.
+        timesteps (`Sequence[int]`, *optional*): Timesteps of each window, where the scheduler takes them.
+        sigmas (`Sequence[float]`, *optional*): Noise levels of each window, where the scheduler takes them.
+        latents (`torch.Tensor` of shape `(batch, window, channels)`, *optional*):
+            Noise that every window begins with; `(batch, windows, window, channels)` has one for each.
+        generator (`torch.Generator` or list, *optional*): Makes the result repeatable; a list has one per video.
+        first_window (`int`, *optional*): Frames of the first window; fewer let the first frames of a stream come
+            earlier. # Not in the paper.
     """
 
     guidance_scale: Mapping[str, float] | None = None
@@ -58,6 +57,18 @@ class Sampling:
     latents: Tensor | None = None
     generator: torch.Generator | list[torch.Generator] | None = None
     first_window: int | None = None
+
+
+@dataclass
+class Sampling(SamplingOptions):
+    """Sampling of one call.
+
+    Attributes:
+        num_frames (`Sequence[int]`, *optional*): Frames of each of the batch, where the lengths differ.
+        on_step (`Callable`, *optional*): `on_step(timestep, latents, audio_features) -> latents`.
+        is_interrupted (`Callable`): Called after each step; once it returns true, no more motion is made.
+    """
+
     num_frames: Sequence[int] | None = None
     on_step: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     is_interrupted: Callable[[], bool] = lambda: False
@@ -75,6 +86,7 @@ class MotionGenerator(Protocol):
         first_window_range (`tuple[int, int]`): Fewest and most frames of a first window.
         scheduler (`diffusers.SchedulerMixin`): Sampler, not shared with another generator.
         overlap (`int`): Frames that neighbouring windows share.
+        lead_frames (`int`): Frames of silence that are generated before the audio.
     """
 
     spec: MotionSpec
@@ -85,15 +97,13 @@ class MotionGenerator(Protocol):
     first_window_range: tuple[int, int]
     scheduler: SchedulerMixin
     overlap: int
+    lead_frames: int
 
     def check(self, controls: Any) -> None:
         """Raise `ValueError` for controls that are malformed, unknown or out of range."""
 
     def windows(self, first_window: int | None = None) -> MotionWindows | OverlappedWindows:
         """Plan of the windows of one sequence."""
-
-    def count_windows(self, num_frames: int, first_window: int | None = None) -> int:
-        """Number of windows that a sequence takes."""
 
     def generate(
         self, audio: Iterable[Tensor], subjects: Sequence[Any], controls: Any, sampling: Sampling

@@ -51,7 +51,7 @@ class JoyVasaMotionGenerator:
     emotions: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ("audio",)
     default_guidance_scale: Mapping[str, float] = {"audio": 1.8}  # JoyVASA's cfg_scale is 1 more
-    overlap = 0
+    overlap, lead_frames = 0, LEAD_FRAMES
 
     def __init__(
         self,
@@ -76,10 +76,6 @@ class JoyVasaMotionGenerator:
     def windows(self, first_window: int | None = None) -> MotionWindows:
         """Plan of the windows of one sequence."""
         return MotionWindows(self.model.config.window, self.model.config.context, first_window, seam_frames=0)
-
-    def count_windows(self, num_frames: int, first_window: int | None = None) -> int:
-        """Number of windows that a sequence takes, with the silence before it."""
-        return self.windows(first_window).count(num_frames + LEAD_FRAMES)
 
     @torch.no_grad()
     def generate(

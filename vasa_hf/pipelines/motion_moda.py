@@ -64,6 +64,7 @@ class ModaMotionGenerator:
     conditions: tuple[str, ...] = CONDITIONS
     default_guidance_scale: Mapping[str, float] = {"audio": 0.2}  # the code's cfg_scale 1.2
     default_steps = 10  # §3.3
+    lead_frames = 0
 
     def __init__(
         self,
@@ -87,10 +88,6 @@ class ModaMotionGenerator:
     def windows(self, first_window: int | None = None) -> OverlappedWindows:
         """Plan of the windows of one sequence."""
         return OverlappedWindows(self.model.config.window, self.overlap, first_window, POSE)
-
-    def count_windows(self, num_frames: int, first_window: int | None = None) -> int:
-        """Number of windows that a sequence takes."""
-        return self.windows(first_window).count(num_frames)
 
     @torch.no_grad()
     def generate(

@@ -80,7 +80,7 @@ class Vasa1MotionGenerator:
     # VASA-1 §4, "Implementation details": guidance scales, forward-facing gaze, average distance, no emotion offset.
     default_guidance_scale: Mapping[str, float] = {"audio": 0.5, "gaze": 1.0}
     default_steps = 10
-    overlap = 0
+    overlap = lead_frames = 0
 
     def __init__(
         self,
@@ -104,10 +104,6 @@ class Vasa1MotionGenerator:
     def windows(self, first_window: int | None = None) -> MotionWindows:
         """Plan of the windows of one sequence."""
         return MotionWindows(self.model.config.window, self.model.config.context, first_window)
-
-    def count_windows(self, num_frames: int, first_window: int | None = None) -> int:
-        """Number of windows that a sequence takes."""
-        return self.windows(first_window).count(num_frames)
 
     @torch.no_grad()
     def generate(

@@ -13,10 +13,11 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from vasa_hf.checks import check_flags
-from vasa_hf.pipelines.inputs import check_choice, check_face
+from vasa_hf.pipelines.inputs import AudioInput, check_choice, check_face
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,50 @@ class Transfer:
 
     def check(self) -> None:
         """Raise `ValueError` for values out of range."""
+
+
+@dataclass(frozen=True)
+class DrivingOptions:
+    """How a subject follows a driving video.
+
+    Args:
+        relative (`bool`, defaults to `True`): Add the driver's change to the subject's own pose and expression. It
+            counts from the first frame, or from another in which the face is clearly nearer to rest: mouth closed,
+            eyes open, not turned. Otherwise the driving pose and expression are taken as they are.
+        driving_face (`int`, *optional*): `face` of the first driving frame with faces.
+        driving_box (`Sequence[float]`, *optional*): `box` of the first driving frame.
+        fps (`Fraction`, `float` or `str`, *optional*): Defaults to the video's own rate, 25 for frames.
+    """
+
+    relative: bool = True
+    driving_face: int | None = None
+    driving_box: Sequence[float] | None = None
+    fps: Fraction | float | str | None = None
+
+
+@dataclass(frozen=True)
+class MotionOptions:
+    """How a given motion is shown.
+
+    Args:
+        motion_fps (`Fraction`, `float` or `str`, *optional*): Its rate; the file's own, 25 for tensors.
+        relative (`bool`, defaults to `False`): Start from the subject's own pose and expression, as `animate` does.
+        audio (`str`, `os.PathLike`, `np.ndarray`, `torch.Tensor` or `tuple`, *optional*): Audio of the video.
+        sampling_rate (`int`, *optional*, defaults to 16000): Rate of bare samples in Hz.
+        fps (`Fraction`, `float` or `str`, defaults to 25): Frames per second of the video.
+    """
+
+    motion_fps: Fraction | float | str | None = None
+    relative: bool = False
+    audio: AudioInput | None = None
+    sampling_rate: int | None = None
+    fps: Fraction | float | str = 25
+
+
+def pop_options(options: dict[str, Any], kind: type) -> Any:
+    """Take the fields of a dataclass out of the options."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: options.pop(name) for name in names if name in options})
 
 
 def read_options(options: Mapping[str, Any], kinds: Sequence[type], pipeline: str) -> list[Any]:

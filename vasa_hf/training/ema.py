@@ -15,7 +15,7 @@ class ExponentialMovingAverage:
     # Not in the paper: VASA-1 names no averaging. It is standard for diffusion models and for warping networks.
 
     Args:
-        module (`torch.nn.Module`): Module whose weights are followed.
+        module (`torch.nn.Module`): Module to average the weights of.
         decay (`float`, defaults to 0.999): Weight of the old average in one update.
     """
 
@@ -44,7 +44,7 @@ class ExponentialMovingAverage:
             value.copy_(self.shadow[name])
 
     @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[nn.Module]:
+    def apply(self, module: nn.Module) -> Iterator[nn.Module]:
         """Let `module` carry the averaged weights inside a `with` block, then give it its own back."""
         own = {name: value.detach().clone() for name, value in module.named_parameters()}
         self.copy_to(module)

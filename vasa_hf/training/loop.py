@@ -108,7 +108,7 @@ def train(
         players (`list[Player]`): They take their turns on each batch in this order.
         dataset (`torch.utils.data.Dataset`): `dataset[i]` is a dict of tensors and a pure function of `i`, for any
             `i >= 0` (draw with `numpy.random.default_rng([seed, i])`).
-        ema_of (`tuple[str, ...]`): Names of the modules whose weights are averaged. They carry the averaged weights
+        ema_of (`tuple[str, ...]`): Names of the modules to average. They carry the averaged weights
             while `on_sample` runs.
         on_log (`Callable`, *optional*): `on_log(step, values)` next to the log file.
         on_sample (`Callable`, *optional*): `on_sample(modules, step, folder)` every `sample_every` steps and at the
@@ -264,7 +264,7 @@ def _sample(accelerator: Accelerator, state: TrainingState, folder: Path, on_sam
     if accelerator.is_main_process:
         with ExitStack() as stack:
             for name, average in state.ema.items():
-                stack.enter_context(average.applied(state.modules[name]))
+                stack.enter_context(average.apply(state.modules[name]))
             for module in state.modules.values():
                 module.eval()
             on_sample(state.modules, state.step, folder)

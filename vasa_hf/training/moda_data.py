@@ -52,7 +52,7 @@ def make_dataset(options: ModaDataOptions, drop_audio: float | None = None) -> D
     """
     drop_audio = options.drop_audio if drop_audio is None else drop_audio
     if options.landmark_dynamics:
-        return _labelled(options, drop_audio)
+        return _make_labelled(options, drop_audio)
     kept = Path(options.prepared or Path(options.output) / "keypoints")
     if not options.prepared:
         if not (options.pipeline and options.data):
@@ -65,7 +65,7 @@ def make_dataset(options: ModaDataOptions, drop_audio: float | None = None) -> D
     return KeypointClips(data, options.window, options.seed, drop_audio, options.drop_emotion)
 
 
-def _labelled(options: ModaDataOptions, drop_audio: float) -> KeypointSequences:
+def _make_labelled(options: ModaDataOptions, drop_audio: float) -> KeypointSequences:
     for name in ("prepared", "data", "priors"):
         if not getattr(options, name):
             raise ValueError(f"`{name}` must be given with `landmark_dynamics`.")

@@ -54,7 +54,7 @@ class LoopOptions(Options):
     log_every: int = option(20, "steps between log lines")
     sample_every: int = option(1000, "steps between sample sheets; 0 for none")
     checkpoint_every: int = option(1000, "steps between checkpoints; 0 for only the last one")
-    resume: bool = option(False, "go on from the newest checkpoint in `output`")
+    resume: bool = option(False, "continue from the newest checkpoint in `output`")
     save_dtype: str = option("float32", "type of the published weights", ("float32", "float16"))
     report_to: str = option("none", "none (a log.jsonl is always written), tensorboard or wandb")
     cpu: bool = option(False, "train on the CPU even if there is a GPU")

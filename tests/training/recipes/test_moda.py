@@ -16,9 +16,10 @@ from vasa_hf.models.sync_expert import SyncExpert
 from vasa_hf.pipelines.moda_talking_head import ModaTalkingHeadPipeline
 from vasa_hf.training import moda_data
 from vasa_hf.training.moda_data import LIP_CHANNELS, as_columns, lips_of
+from vasa_hf.training.motion_samples import sample_motion
 from vasa_hf.training.recipes import motion_transformer_moda as trainer
 from vasa_hf.training.recipes import sync_expert_moda
-from vasa_hf.training.recipes.motion_transformer_moda import ModaMotionOptions, flow_loss, sample_motion, sync_loss
+from vasa_hf.training.recipes.motion_transformer_moda import ModaMotionOptions, flow_loss, sync_loss
 
 WINDOW = 20
 TINY = {"hidden_size": 96, "num_heads": 2, "num_four_stream": 1, "num_two_stream": 1, "num_single_stream": 1}
@@ -355,7 +356,10 @@ def test_training_lowers_the_loss_and_the_saved_model_follows_the_audio(tmp_path
     def likeness(audio):
         """Correlation of drawn and real lips."""
         generator, mask = torch.Generator().manual_seed(0), batch["frame_mask"]
-        drawn = sample_motion(model, {**conditions, "audio": audio}, mask, {"audio": 0.2}, generator=generator)
+        given = {**conditions, "audio": audio}
+        drawn = sample_motion(
+            model, FlowMatchEulerDiscreteScheduler(), given, mask, {"audio": 0.2}, generator=generator
+        )
         lips = [motion[mask][:, LIP_CHANNELS[-1]] for motion in (batch["motion"], drawn)]
         return torch.corrcoef(torch.stack(lips))[0, 1]
 

@@ -13,9 +13,10 @@ from vasa_hf.data.motion_sequences import MotionSequences, ease_through, main_ga
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
 from vasa_hf.pipelines.vasa_talking_face import VasaTalkingFacePipeline
+from vasa_hf.training.motion_samples import sample_motion
 from vasa_hf.training.options import parse_options
 from vasa_hf.training.recipes import motion_transformer as trainer
-from vasa_hf.training.recipes.motion_transformer import MotionTransformerOptions, motion_loss, sample_motion
+from vasa_hf.training.recipes.motion_transformer import MotionTransformerOptions, make_scheduler, motion_loss
 from vasa_hf.training.saving import save_pipeline
 
 SPEC = MotionSpec({"lips": 2, "lids": 1, "brows": 1, "gaze": 2})
@@ -279,7 +280,7 @@ def test_training_lowers_the_loss_and_the_saved_model_follows_the_audio(tmp_path
     model = Vasa1MotionTransformer.from_pretrained(output / "motion_transformer").eval()
     assert list(model.motion_spec.dynamics) == list(SPEC.dynamics) and model.config.dropout == 0.0
     audio = torch.from_numpy(data.audio[73:153].reshape(4, 20, 4))
-    motion = sample_motion(model, {"audio": audio}, generator=torch.Generator().manual_seed(0))
+    motion = sample_motion(model, make_scheduler(), {"audio": audio}, generator=torch.Generator().manual_seed(0))
     lips, sound = motion[..., 6].flatten(), audio[..., 0].flatten()
     assert torch.corrcoef(torch.stack([lips, sound]))[0, 1] > 0.5
     assert torch.corrcoef(torch.stack([lips, sound.roll(13)]))[0, 1] < 0.3

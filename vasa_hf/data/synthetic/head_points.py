@@ -63,7 +63,7 @@ class HeadPoints:
     """The landmarks of one `RenderedHead`.
 
     Args:
-        head (`RenderedHead`): Whose.
+        head (`RenderedHead`): The head that moves.
     """
 
     def __init__(self, head: RenderedHead):
@@ -172,7 +172,7 @@ class HeadPoints:
         return torch.cat([pose[:, :5], pose[:, 6:7], dynamics.encode(labels, neutral=neutral)], 1), labels
 
     def labels(self, track: HeadTrack, dynamics: LandmarkDynamics) -> FaceLabels:
-        """Labels of a track as of a clip."""
+        """Labels of a track, as a clip has them."""
         points, pose = self.landmarks(track)
         return FaceLabels(
             landmarks=points,
@@ -190,7 +190,7 @@ class HeadPoints:
 def random_face(
     mesh: HeadMesh, dynamics: LandmarkDynamics, rng: np.random.Generator, strength: float = 0.7
 ) -> HeadPoints:
-    """Somebody who does not exist: the mean face with random identity weights, mouth shut, from the front.
+    """A synthetic person: the mean face with random identity weights, mouth shut, from the front.
 
     Args:
         mesh (`HeadMesh`): The head.

@@ -87,7 +87,7 @@ _ARPABET |= {"el": "l", "em": "m", "en": "n", "nx": "n", "ux": "uw"}
 
 
 def phone_from_ipa(symbol: str) -> str | None:
-    """Map one IPA symbol of espeak-ng to `PHONES`; `None` for marks that are no sound (a switch of language)."""
+    """Map one IPA symbol of espeak-ng to `PHONES`; `None` for marks that are not spoken (a switch of language)."""
     if symbol.startswith("("):
         return None
     core = re.sub(r"[ːˈˌˑ̩̯̪̃͡ʲʰʷˤˠ0-9'\-|.~^\"_;: ]|[̀-ͯ˥-˩↑↓]", "", symbol)
@@ -303,7 +303,7 @@ def synthesize(
     pitch_range: int = 50,
     sampling_rate: int | None = 16_000,
 ) -> Speech:
-    """Speak a text and say which phone sounds when.
+    """Speak a text, with the times of its phones.
 
     Args:
         text (`str`): What to say, in the script of the voice's language.

@@ -50,10 +50,10 @@ _LIPS_AND_LIDS = PARTS["lips"] + PARTS["lids"]
 
 @dataclasses.dataclass
 class Manner:
-    """How somebody talks. Angles in degrees, times in seconds.
+    """How a person talks. Angles in degrees, times in seconds.
 
     Attributes:
-        voice (`Voice`): How they sound.
+        voice (`Voice`): Their voice.
         mouth (`float`): How far they open the mouth.
         nod (`float`): Depth of a nod on an accent of strength 1.
         beat (`float`): Sideways beat on an accent.
@@ -86,7 +86,7 @@ class Manner:
 
 
 def random_manner(rng: np.random.Generator, held_out: bool = False) -> Manner:
-    """Draw somebody; `held_out` takes voices that training never hears."""
+    """Draw a random person; `held_out` takes voices that are not used in training."""
     lively = float(np.exp(rng.normal() * 0.35))
     emotional = rng.random() < 0.4
     return Manner(
@@ -309,7 +309,7 @@ class Talker:
 
 
 def talk(rng: np.random.Generator, manner: Manner, points: HeadPoints, seconds: float) -> Talker:
-    """Let somebody talk.
+    """Make the motion and the audio of a person who talks.
 
     Args:
         rng (`numpy.random.Generator`): Source of chance.
@@ -326,18 +326,18 @@ def perform(rng: np.random.Generator, manner: Manner, points: HeadPoints, speech
     prosody = measure_prosody(speech)
     count = num_frames * RATE // FPS
 
-    def framed(values: np.ndarray) -> np.ndarray:
+    def average_frames(values: np.ndarray) -> np.ndarray:
         return values.reshape(num_frames, RATE // FPS, *values.shape[1:]).mean(1)
 
-    intensity = framed((0.75 + 0.25 * _wander(rng, count, 1, 1.2)).clip(0, 1.3))[:, 0] * manner.intensity
+    intensity = average_frames((0.75 + 0.25 * _wander(rng, count, 1, 1.2)).clip(0, 1.3))[:, 0] * manner.intensity
     shapes: dict[str, np.ndarray] = {}
     for name, weight in EMOTION_SHAPES.get(manner.emotion, {}).items():
         shapes[name] = (weight * intensity).clip(0, 1)
-    raised = framed(_brow_raise(rng, manner, prosody, count))
+    raised = average_frames(_brow_raise(rng, manner, prosody, count))
     for name, weight in (("browInnerUp", 0.6), ("browOuterUp", 0.35)):
         shapes[name] = shapes.get(name, 0) + weight * raised
     loud = np.pad(prosody.loudness, (0, max(0, count - len(prosody.loudness))), mode="edge")[:count]
-    amplitude = manner.mouth * (0.75 + 0.35 * framed(_follow(loud, 0.3)))
+    amplitude = manner.mouth * (0.75 + 0.35 * average_frames(_follow(loud, 0.3)))
     gaps = points.gap_of_shape()
     lips = mouth_shapes(
         articulate(speech, num_frames),
@@ -349,17 +349,17 @@ def perform(rng: np.random.Generator, manner: Manner, points: HeadPoints, speech
     for name, weight in lips.items():
         shapes[name] = shapes.get(name, 0) + weight
     # Mouths are seldom quite straight while they talk.
-    slant = framed(_wander(rng, count, 1, 0.5))[:, 0] * 0.06 + 0.3 * manner.asymmetry
+    slant = average_frames(_wander(rng, count, 1, 0.5))[:, 0] * 0.06 + 0.3 * manner.asymmetry
     for name, sign in (("Left", 1.0), ("Right", -1.0)):
         sideways = (sign * slant).clip(0, 0.3) * (0.3 + 2.0 * lips["jawOpen"])
         shapes[f"mouth{name}"], shapes[f"jaw{name}"] = sideways, 0.5 * sideways * (1 - lips["mouthClose"]).clip(0, 1)
-    rotation = framed(head_rotation(rng, manner, prosody, count))
+    rotation = average_frames(head_rotation(rng, manner, prosody, count))
     gaze = gaze_targets(rng, manner, prosody.phrases, num_frames)
     # The head follows where the eyes go, slowly and part of the way; the eyes make up for what the head does.
-    rotation[:, :2] += 0.3 * framed(_follow(np.repeat(gaze, RATE // FPS, 0), 0.35))
+    rotation[:, :2] += 0.3 * average_frames(_follow(np.repeat(gaze, RATE // FPS, 0), 0.35))
     in_head = gaze - 0.9 * (rotation[:, :2] - points.pose[:2].numpy())
     closed = blink_share(rng, manner, prosody.phrases, num_frames)
-    drift = framed(_wander(rng, count, 3, 2.5)) * [0.006, 0.005, 0.01]
+    drift = average_frames(_wander(rng, count, 3, 2.5)) * [0.006, 0.005, 0.01]
     names, columns = [], []
     for name, weight in {**shapes, "eyeBlink": closed}.items():
         for side, factor in (("", 1.0), ("_L", 1 + manner.asymmetry), ("_R", 1 - manner.asymmetry)):
@@ -411,10 +411,10 @@ def talkers(
 def _measures(labels: FaceLabels, group: np.ndarray) -> np.ndarray:
     """Lip gap, mouth width and how far the lids are shut, [frames, 3], less the mean of each group of frames."""
     shut = 1 - labels.eye_open.mean(1).numpy() / 0.36
-    return _centred(np.concatenate([labels.mouth.numpy(), shut[:, None]], 1), group)
+    return _center(np.concatenate([labels.mouth.numpy(), shut[:, None]], 1), group)
 
 
-def _centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+def _center(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     count = np.bincount(group)[:, None]
     mean = np.stack([np.bincount(group, column) for column in values.T], 1) / count
     return values - mean[group]
@@ -435,7 +435,7 @@ class RealFaces:
         labels = FaceLabels.load(folder / "clips.npz")
         people = people_of_clips(folder, labels.names)
         group = person_of_frames(labels, people).numpy()
-        codes = _centred(dynamics.encode(labels, people).numpy(), group)
+        codes = _center(dynamics.encode(labels, people).numpy(), group)
         self.slope = np.linalg.lstsq(_measures(labels, group), codes, rcond=None)[0][:, :_LIPS_AND_LIDS]  # [3, 20]
 
     def take_over(self, codes: np.ndarray, measures: np.ndarray) -> np.ndarray:

@@ -131,7 +131,7 @@ def mouth_shapes(
         "mouthRollLower": 0.55 * tuck,
         "mouthPress": 0.35 * contact * (opening > 0.06),
     }
-    jaw = 0.55 * opening * amplitude  # goes on while lips are shut
+    jaw = 0.55 * opening * amplitude  # continues while lips are shut
     gap = own_gap + extra_gap + jaw * gap_of_shape["jawOpen"]
     gap = gap + sum(weight * gap_of_shape[name] for name, weight in shapes.items())
     more = (wanted - gap).clip(0) / gap_of_shape["jawOpen"]

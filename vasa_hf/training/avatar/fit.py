@@ -1,6 +1,6 @@
 """Fit a VASA-3D avatar to one portrait (§3.2, §3.3): VASA-1 makes the frames, the avatar learns them.
 
-An interrupted fit goes on when it is started again with the same arguments. While it runs, `OUTPUT/fit` holds frames,
+An interrupted fit continues when it is started again with the same arguments. While it runs, `OUTPUT/fit` holds frames,
 checkpoints, previews and the log; at the end the avatar appears in `OUTPUT`, and previews and log stay.
 """
 
@@ -65,7 +65,7 @@ def fit_avatar(
         image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The portrait.
         preset (`str` or `AvatarPreset`, *optional*, defaults to "fast"): "paper", "fast-gpu" or "fast".
         output (`str` or `os.PathLike`, *optional*):
-            Folder for the avatar, as `save_pretrained` writes it. An interrupted fit goes on from there.
+            Folder for the avatar, as `save_pretrained` writes it. An interrupted fit continues from there.
         audios (`Sequence`, *optional*): Driving voices, as the pipeline takes them.
         videos (`Sequence`, *optional*): Driving clips: files, or sequences of images.
         face (`int`, *optional*): Which face of the image, 0 is the largest.
@@ -219,7 +219,7 @@ def _broadcast_avatar(avatar: Vasa3DGaussianAvatar, accelerator: Accelerator) ->
 
 
 def _describe(talking_face: Any, image: Any, preset: AvatarPreset, audios: Any, videos: Any, face: int | None) -> dict:
-    """What must be the same when a fit goes on; missing files raise here, before any work."""
+    """What must be the same when a fit continues; missing files raise here, before any work."""
     if face is not None:
         check_number("face", face, 0, 1000, whole=True)
     for kind, sources in (("audios", audios), ("videos", videos)):
@@ -287,7 +287,7 @@ def _publish(avatar: Vasa3DGaussianAvatar, output: Path, folder: Path) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Drop what only a fit needs, the settings last: with them, `fit_avatar` can go on with this, too."""
+    """Drop what only a fit needs, the settings last: with them, `fit_avatar` can continue with this, too."""
     for old in (folder / "avatar.partial", folder / "frames", folder / "motion", *checkpoints(folder)):
         shutil.rmtree(old, ignore_errors=True)
     for file in (_PORTRAIT, _SETTINGS):

@@ -6,7 +6,7 @@ videos --motion encoders-----+--> motions, a file each  ---decoder--->       mot
 sweeps of pose, blinks ------'    (motion/*.safetensors)                     background int64 [n]
 ```
 Motion comes first and is small. Frames are a random part of it, so that any first few shards show all of it, and each
-shard appears whole or not at all: what was interrupted goes on where it stood.
+shard appears whole or not at all: what was interrupted continues where it stood.
 
 # Not in the paper: sweeps of the head's pose, which a calm voice does not bring; motion from the package's own voice
   where no audio and no video is given; the same person on several plain backgrounds, a frame on one of them in turn:
@@ -81,7 +81,7 @@ def make_motions(
 
     Args:
         talking_face (`VasaTalkingFacePipeline`): Makes it.
-        portrait (`Portrait`): Whose.
+        portrait (`Portrait`): The portrait that moves.
         folder (`str` or `os.PathLike`): Where to.
         minutes (`float`): How much, at 25 frames per second.
         audios (`Sequence`, *optional*): Driving voices; the package's own if there are no videos either.
@@ -219,7 +219,7 @@ def render_frames(
     deadline: float | None = None,
     on_frames: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Render a random part of the motions, shard by shard; goes on after the last shard that is there.
+    """Render a random part of the motions, shard by shard; continues after the last shard that is there.
 
     Args:
         talking_face (`VasaTalkingFacePipeline`): Its decoder makes the frames.
@@ -265,7 +265,7 @@ def render_frames(
         background = torch.arange(start, start + len(rows)) % len(portraits)
         frames = _decode(talking_face, portraits, motions, background)
         shard = {"motions": motions, "background": background}
-        shard |= _compressed(frames, jpeg_quality) if jpeg_quality else {"frames": frames}
+        shard |= _compress(frames, jpeg_quality) if jpeg_quality else {"frames": frames}
         _write(_shard(folder, len(about["shards"])), shard)
         about["shards"].append(len(rows))
         _write_text(index_file, json.dumps(about))
@@ -298,7 +298,7 @@ def _decode(talking_face: Any, portraits: Sequence[Any], motions: Tensor, backgr
     return frames
 
 
-def _compressed(frames: Tensor, quality: int) -> dict[str, Tensor]:
+def _compress(frames: Tensor, quality: int) -> dict[str, Tensor]:
     """JPEG files one after another, and where each begins."""
     files = []
     for frame in frames.permute(0, 2, 3, 1).numpy():
@@ -324,7 +324,7 @@ def render_anchors(start: Any, frames: AvatarFrames, path: str | os.PathLike, co
 
     Args:
         start (`AvatarStart`): The avatar, and which of its Gaussians the portrait shows.
-        frames (`AvatarFrames`): Whose motions and backgrounds are taken.
+        frames (`AvatarFrames`): Gives the motions and backgrounds.
         path (`str` or `os.PathLike`): The file: `picture` uint8 `(count, 3, H, W)`; `weight` uint8 `(count, 1, H, W)`,
             255 where the avatar must stay as it is; `motion`, `background`, `camera_from_world` `(count, 4, 4)`.
         count (`int`, *optional*, defaults to 48): How many images.

@@ -144,7 +144,7 @@ class AvatarFit:
         """Fit until all iterations are done or the time is up."""
         preset, values = self.preset, {}
         start = time.monotonic() - 60 * self.minutes
-        while not self._finished():
+        while not self._is_finished():
             for name, value in self.iterate().items():
                 values.setdefault(name, []).append(value)
             self.minutes = (time.monotonic() - start) / 60
@@ -166,7 +166,7 @@ class AvatarFit:
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
 
-    def _finished(self) -> bool:
+    def _is_finished(self) -> bool:
         if self.accelerator.num_processes == 1:
             return self.progress >= 1
         finished = torch.tensor([float(self.progress >= 1)], device=self.accelerator.device)
@@ -385,7 +385,7 @@ class AvatarFit:
             shutil.rmtree(old)
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint whose `avatar` this fit was made with."""
+        """Continue from a checkpoint whose `avatar` this fit was made with."""
         tensors = load_file(checkpoint / "training.safetensors", device=str(self.accelerator.device))
         parameters = dict(self.avatar.named_parameters())
         load_optimizer("avatar", self.optimizer, parameters, tensors)

@@ -31,7 +31,7 @@ def optimizer_tensors(
 
     Args:
         prefix (`str`): Before each name.
-        optimizer (`torch.optim.Optimizer`): Whose.
+        optimizer (`torch.optim.Optimizer`): Optimizer to read the state from.
         names (mapping of `torch.nn.Parameter` to `str`): Of its parameters.
     """
     return {

@@ -238,7 +238,7 @@ def _colour(avatar: Vasa3DGaussianAvatar, fitted: FittedHead, colours: Tensor, a
     inside = head.region("mouth", "teeth")[avatar.triangles]
     seen &= ~inside
     found = _look_up(colours, means[:, :2])
-    avatar.colors.copy_(_filled(avatar, found, seen, facing))
+    avatar.colors.copy_(_fill(avatar, found, seen, facing))
     lightness = (found[seen & head.region("face")[avatar.triangles]].mean() / 0.5).clamp(0.5, 1.2)
     teeth = head.region("teeth")[avatar.triangles]
     avatar.colors[inside] = torch.tensor(_MOUTH) * lightness
@@ -261,7 +261,7 @@ def _pull_in(avatar: Vasa3DGaussianAvatar, means: Tensor, frames: TriangleFrames
     avatar.means.copy_(torch.where((best > 0)[:, None], local, avatar.means))
 
 
-def _filled(avatar: Vasa3DGaussianAvatar, colours: Tensor, seen: Tensor, facing: Tensor) -> Tensor:
+def _fill(avatar: Vasa3DGaussianAvatar, colours: Tensor, seen: Tensor, facing: Tensor) -> Tensor:
     """Colours `(N, 3)`; those that are not seen from the other side's, else from the nearest that is."""
     head = avatar.head
     rest = _in_world(avatar, triangle_frames(head.template, head.faces)).means
@@ -280,7 +280,7 @@ def _filled(avatar: Vasa3DGaussianAvatar, colours: Tensor, seen: Tensor, facing:
         for part in missing.split(1024):
             here, reach = _nearest_colours(rest[part], rest[source], colours[source], facing[source])
             there, gap = _nearest_colours(mirrored[part], rest[source], colours[source], facing[source])
-            # Light comes from one side: near what is seen its colour goes on, the other side's is for what is far.
+            # Light comes from one side: near what is seen its colour continues, the other side's is for what is far.
             share = ((reach - 1.5) / 2).clamp(0, 1) * (gap < _MIRROR_CM)
             result[part] = here + share * (there - here)
     return result
@@ -318,7 +318,7 @@ def _add_shell(
     posed = avatar.pose_head(*avatar.head_parameters(motion[None])).vertices[0]
     camera, head = avatar.portrait_camera, avatar.head
     middle = avatar.canonical_origin + torch.tensor([0.0, 0.0, 9.0])  # between the ears, about
-    middle_depth = float(_carried(avatar, posed, middle)[2]) + avatar.config.camera_distance_cm
+    middle_depth = float(_carry(avatar, posed, middle)[2]) + avatar.config.camera_distance_cm
     grid, count = alpha.shape[-1], budget + 1
     while count > budget and grid > 32:  # once with too many, then as fine as the budget allows
         grid = max(min(int(grid * (0.98 * budget / count) ** 0.5), grid - 1), 32)
@@ -365,7 +365,7 @@ def _add_shell(
     avatar.set_gaussians(joined, torch.cat([avatar.triangles, triangles]))
 
 
-def _carried(avatar: Vasa3DGaussianAvatar, posed: Tensor, point: Tensor) -> Tensor:
+def _carry(avatar: Vasa3DGaussianAvatar, posed: Tensor, point: Tensor) -> Tensor:
     """Where a point of the skull at rest is in the posed head."""
     triangle = torch.cdist(point[None], avatar.head.template[avatar.head.faces[:, 0]])
     triangle = triangle.masked_fill(~avatar.head.region("scalp"), torch.inf).argmin()[None]

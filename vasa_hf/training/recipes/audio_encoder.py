@@ -83,7 +83,7 @@ def small_config(hidden_size: int = 192, num_layers: int = 4) -> Wav2Vec2Config:
     """Configuration of the embedded encoder: stride 320 like every Wav2Vec2, but four convolutions instead of seven.
 
     The first one is long enough for a filter bank (10 ms) and has a stride of 20 instead of 5, which costs a third of
-    the usual stack. Nothing is normalised over time: a feature depends on what sounds near it, silence stays silence.
+    the usual stack. Nothing is normalised over time: a feature depends on the audio near it, silence stays silence.
     """
     return Wav2Vec2Config(
         hidden_size=hidden_size,
@@ -192,7 +192,7 @@ def augment(clean: np.ndarray, rng: np.random.Generator, other: np.ndarray | Non
     size = n + 8192
     hz = np.fft.rfftfreq(size, 1 / SAMPLING_RATE)
     spectrum = np.fft.rfft(clean, size)
-    if rng.random() < 0.4:  # room: direct sound and an exponential tail of 0.1 to 0.5 s
+    if rng.random() < 0.4:  # room: direct signal and an exponential tail of 0.1 to 0.5 s
         length = 8000
         tail = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / (SAMPLING_RATE * rng.uniform(0.1, 0.5)))
         tail *= rng.uniform(0.05, 0.6) / math.sqrt(float((tail**2).sum()))
@@ -248,7 +248,7 @@ def load_sound(cache: str | None) -> Iterator[dict[str, np.ndarray]]:
 
 
 def load_clips(folder: Path, sound: dict[str, np.ndarray]) -> dict[str, list[Voice]]:
-    """Talking clips of each person, without those that make no sound.
+    """Talking clips of each person, without silent ones.
 
     Args:
         folder (`Path`): With `clips.npz`, `clips/<name>.mp4` and `identities.csv`.
@@ -322,7 +322,7 @@ def stretch(voice: Voice, rate: int) -> Voice:
 
 
 def random_rate(rng: np.random.Generator) -> int:
-    """A rate for `resample` that sounds like another throat."""
+    """A rate for `resample` that gives a voice of another pitch."""
     return int(rng.integers(85, 118)) * 160
 
 
@@ -344,9 +344,9 @@ def make_utterances(count: int, seed: int, held_out: bool = False) -> list[Voice
 
 def add_targets(groups: list[list[Voice]], teacher: Callable[[np.ndarray], np.ndarray], size: int) -> None:
     """Write into each voice what the teacher hears in it; the components are those of the first group."""
-    heard = [[teacher(voice.samples.astype(np.float32)) for voice in group] for group in groups]
-    targets = TeacherTargets.fit(heard[0], size)
-    for group, features in zip(groups, heard, strict=True):
+    taught = [[teacher(voice.samples.astype(np.float32)) for voice in group] for group in groups]
+    targets = TeacherTargets.fit(taught[0], size)
+    for group, features in zip(groups, taught, strict=True):
         for voice, own in zip(group, features, strict=True):
             voice.teacher = targets(own)
 
@@ -479,8 +479,8 @@ def training_loss(modules: dict[str, nn.Module], batch: dict[str, Tensor], optio
             heads.articulation(hidden[spoken]).float(), batch["articulation"][spoken], beta=0.1
         )
     if "teacher" in batch:
-        heard = batch["teacher"].isfinite().all(-1)  # [B, 2T]
-        losses["teacher"] = F.mse_loss(heads.teacher(hidden[heard]).float(), batch["teacher"][heard].float())
+        known = batch["teacher"].isfinite().all(-1)  # [B, 2T]
+        losses["teacher"] = F.mse_loss(heads.teacher(hidden[known]).float(), batch["teacher"][known].float())
     known = batch["known"]
     if known.any():
         mouth = heads.mouth(hidden.unflatten(1, (num // 2, 2)).mean(2)).float()  # [B, T, 2]

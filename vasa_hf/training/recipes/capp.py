@@ -57,7 +57,7 @@ class CappSamples(Dataset):
     Args:
         data (`MotionData`): Clips.
         window (`int`): Frames of a window; shorter clips are not used.
-        augment (`bool`, defaults to `True`): Hurry or slow both, mirror, blur and slightly shake the poses.
+        augment (`bool`, defaults to `True`): Speed up or slow down both, mirror, blur and slightly shake the poses.
         seed (`int`, defaults to 0): Seed.
     """
 
@@ -66,7 +66,7 @@ class CappSamples(Dataset):
         lengths = np.diff(data.offsets)
         self.clips = np.flatnonzero(data.speaks & (lengths >= window))
         if not len(self.clips):
-            raise ValueError(f"`data` must have a clip with sound and {window} frames, got none.")
+            raise ValueError(f"`data` must have a clip with audio and {window} frames, got none.")
         # Several windows fit into a long clip; those that overlap by half count as one more.
         share = 1 + 2 * (lengths[self.clips] - window) / window
         self.share = share / share.sum()

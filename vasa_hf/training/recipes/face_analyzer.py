@@ -52,7 +52,7 @@ class FaceAnalyzerOptions(LoopOptions):
     data: str = option("data/train", "folder with clips, portraits and labels")
     cache: str | None = option(None, "folder for decoded frames; without it they stay in memory")
     parts: list[str] = option(list(PARTS), "networks to train, one after the other", PARTS)
-    initial: str | None = option(None, "folder of an earlier FaceAnalyzer to go on from")
+    initial: str | None = option(None, "folder of an earlier FaceAnalyzer to continue from")
     max_minutes: float | None = option(30.0, "minutes for all parts together")
     max_steps: int = option(1_000_000, "optimiser steps of each part")
     batch_size: int = option(24, "crops per step")
@@ -139,7 +139,7 @@ def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
         return (torch.rand(batch, generator=generator) < chance).nonzero()[:, 0]
 
     images = images.clone()
-    chosen = some(0.25)  # low resolution, as of a small face in a big image
+    chosen = some(0.25)  # low resolution, as that of a small face in a big image
     for i in chosen.tolist():
         small = int(_uniform(generator, 1, low=0.25, high=0.8).item() * images.shape[-1])
         low = F.interpolate(images[i : i + 1], size=(small, small), mode="bilinear", antialias=True)
@@ -300,7 +300,7 @@ def landmark_loss(outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> dict
     points, rotation, translation, scale, logit, _ = outputs
     present, unit = batch["present"], batch["scale"][:, None, None]
     inside = ((batch["points"] > 0.01) & (batch["points"] < 0.99)).all(-1).float() * present[:, None]
-    # Behind closed lids nobody knows where the iris is.
+    # Behind closed lids the iris cannot be located.
     inside[:, _IRISES] *= (eye_openness(batch["points"]) / 0.12).clamp(0.05, 1).repeat_interleave(5, dim=1)
     error = F.smooth_l1_loss(points / unit, batch["points"] / unit, beta=0.01, reduction="none").sum(-1)
     count = inside.sum().clamp_min(1)
@@ -329,7 +329,7 @@ def landmark_loss(outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> dict
 
 def backgrounds(frames: Tensor, points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Images without a face: what lies next to it, mosaics of that, clouds, drawn shapes, and shuffled faces."""
-    kinds = (_beside, _mosaic, _clouds, _shapes, _shuffled)
+    kinds = (_beside, _mosaic, _clouds, _shapes, _shuffle)
     chosen = torch.multinomial(torch.tensor([0.3, 0.2, 0.15, 0.2, 0.15]), len(frames), True, generator=generator)
     out = []
     for frame, point, kind in zip(frames, points, chosen.tolist(), strict=True):
@@ -402,7 +402,7 @@ def _shapes(frame: Tensor, box: list[int], generator: torch.Generator) -> Tensor
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _shuffled(frame: Tensor, box: list[int], generator: torch.Generator) -> Tensor:
+def _shuffle(frame: Tensor, box: list[int], generator: torch.Generator) -> Tensor:
     """Parts of a face in the wrong order are no face."""
     x0, y0, x1, y1 = box
     face = F.interpolate(frame[None, :, max(y0, 0) : y1, max(x0, 0) : x1], size=(96, 96), mode="bilinear")[0]

@@ -2,7 +2,7 @@
 
     accelerate launch -m vasa_hf.training gaia_autoencoder --data DATA/train --cache CACHE --output RUN
 
-Two frames of one clip: the appearance of the one and the landmark picture of the other give the other (Eq. 2).
+Two frames of one clip: the appearance of the one and the landmark image of the other give the other (Eq. 2).
 `--config paper_gaia_autoencoder` has the paper's losses alone: perceptual L1, KL and the discriminator (Eq. 3 and 4).
 
 # Not in the paper: weights of the losses; the discriminator's patches at several scales; portraits and rendered faces;
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vasa_hf.data.face_pairs import FacePairs
-from vasa_hf.geometry.landmark_pictures import draw_landmarks
+from vasa_hf.geometry.landmark_images import draw_landmarks
 from vasa_hf.geometry.landmarks import eye_openness
 from vasa_hf.hub import resolve
 from vasa_hf.models.autoencoder_gaia import MOTION_INPUTS, PRESETS, GaiaAutoencoder
@@ -88,14 +88,14 @@ class AutoencoderLoss:
         self.importance = landmark_importance(dynamics)
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Augmented sample, and what the model takes: source, its landmark picture, the driving picture."""
+        """Augmented sample, and what the model takes: source, its landmark image, the driving image."""
         size = self.options.train_size
         with torch.autocast(batch["source"].device.type, enabled=False):
             sample = augment(batch, self.dynamics, size, self.options.framing)
-            pictures = [draw_landmarks(sample[f"{name}_landmarks"], size) for name in ("source", "driving")]
+            images = [draw_landmarks(sample[f"{name}_landmarks"], size) for name in ("source", "driving")]
         if self.options.motion_input == "frame":
-            pictures[1] = sample["driving"]
-        return sample, [sample["source"], *pictures]
+            images[1] = sample["driving"]
+        return sample, [sample["source"], *images]
 
     def __call__(
         self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int

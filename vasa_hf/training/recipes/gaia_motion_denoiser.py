@@ -50,7 +50,7 @@ class DenoiserOptions(LoopOptions):
 
     autoencoder: str | None = option(None, "folder of the autoencoder whose E_M makes the latents")
     predicts: str = option("latent", "what is learnt; landmarks are coordinates", PREDICTIONS)
-    initial: str | None = option(None, "folder of a denoiser to go on from, instead of random weights")
+    initial: str | None = option(None, "folder of a denoiser to continue from, instead of random weights")
     preset: str = option("paper", "size of a new model", PRESETS)
     window: int = option(125, "frames of a window that is generated")
     context: int = option(25, "frames that a window shares with the one before")

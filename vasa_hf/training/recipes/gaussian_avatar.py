@@ -5,7 +5,7 @@ r"""Fit a VASA-3D avatar to one portrait (§3.2, §3.3).
         --videos clips/*.mp4 --lpips lpips.safetensors --sds stabilityai/stable-diffusion-2-1
     ... --ablation vas_deform --set iterations=20000 batch_size=2
 
-The same command goes on with an interrupted fit. `vasa-hf fit` does the same in one process.
+The same command continues an interrupted fit. `vasa-hf fit` does the same in one process.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,12 +29,11 @@ from vasa_hf.data.motion_sequences import MotionSequences
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_vasa1 import CONDITIONS, EMOTIONS, PRESETS, Vasa1MotionTransformer
 from vasa_hf.motion import MotionSpec
-from vasa_hf.motion.guidance import guided_prediction
 from vasa_hf.training.loop import Player, TrainingState
 from vasa_hf.training.motion_data import MotionDataOptions, load_priors, prepare_motion_data
+from vasa_hf.training.motion_samples import make_sample_sheet
 from vasa_hf.training.options import option
 from vasa_hf.training.saving import train_and_save
-from vasa_hf.training.sheets import draw_curves, save_columns
 
 NAME = "motion_transformer"
 
@@ -46,7 +44,7 @@ class MotionTransformerOptions(MotionDataOptions):
 
     priors: str | None = option(None, "known directions in z_dyn, such as vasa-small/motion_priors.safetensors")
     talker_share: float | None = option(None, "share of the windows drawn from talkers (default: by their length)")
-    initial: str | None = option(None, "folder of a motion transformer to go on from, instead of random weights")
+    initial: str | None = option(None, "folder of a motion transformer to continue from, instead of random weights")
     preset: str = option("paper", "size of a new model", PRESETS)
     model: str = option("{}", 'changes of the preset as JSON, such as {"num_layers": 4}')
     dynamics: list[str] = option([], "parts of z_dyn as name=width, in order; one part if left out")
@@ -63,7 +61,7 @@ class MotionTransformerOptions(MotionDataOptions):
     previous_noise: float = option(0.03, "noise on X_pre, in deviations: forgives earlier errors; 0 as in the paper")
     smoothing: float = option(1.0, "how much of data.clips.SMOOTHING is applied to real motion; 0 as in the paper")
     natural: float = option(0.35, "share of windows of short clips that are not joined to others; 1 as in the paper")
-    silent: float = option(0.16, "share of windows in which nobody speaks; 0 for what the clips hold, as in the paper")
+    silent: float = option(0.16, "share of windows without speech; 0 for what the clips hold, as in the paper")
     add_idle_motion: bool = option(False, "add head motion, saccades and blinks to the real motion of short clips")
     add_blinks: bool = option(False, "add blinks to real motion where it has none near: few steps draw too few")
     idle_blinks: float = option(3.5, "excess of blinks in composed pauses: few sampling steps draw too little of them")
@@ -175,58 +173,11 @@ class MotionLoss:
         ).sample
 
 
-@torch.no_grad()
-def sample_motion(
-    model: Vasa1MotionTransformer,
-    conditions: dict[str, Tensor | None],
-    frame_mask: Tensor | None = None,
-    guidance_scale: dict[str, float] | None = None,
-    num_inference_steps: int = 10,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw relative motion for one window, `(batch, window, motion_dim)`; `conditions` as for the model's `forward`."""
-    scheduler = make_scheduler()
-    scheduler.set_timesteps(num_inference_steps, device=model.device)
-    batch = next(value.shape[0] for value in conditions.values() if value is not None)
-    shape = (batch, model.config.window, model.config.motion_dim)
-    sample = torch.randn(shape, generator=generator, device=model.device)
-    for timestep in scheduler.timesteps:
-        clean = guided_prediction(
-            lambda x, **kwargs: model(x, **kwargs).sample,
-            sample,
-            conditions,
-            guidance_scale or {},
-            timestep=timestep,
-            frame_mask=frame_mask,
-        )
-        sample = scheduler.step(clean, timestep, sample).prev_sample
-    return model.denormalize(sample)
-
-
-def make_sample_sheet(dataset: MotionSequences):
-    """Callback for the loop: curves of four samples, real and drawn with two seeds."""
-    samples = [dataset[10**9 + i] for i in range(4)]
-    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-    def on_sample(modules: dict[str, nn.Module], step: int, folder: Path) -> None:
-        model = modules["motion_transformer"]
-        names = ("audio", "gaze", "head_distance", "emotion")
-        conditions = {name: batch[name].to(model.device) for name in names}
-        mask = batch["frame_mask"].to(model.device)
-        draws = []
-        for seed in (0, 1):
-            generator = torch.Generator(model.device).manual_seed(seed)
-            draws.append(sample_motion(model, conditions, mask, {"audio": 0.5}, generator=generator).cpu().numpy())
-        channels = {name: part.start for name, part in model.motion_spec.slices.items() if name != "rotation"}
-        channels = {"yaw": 0, "pitch": 1, "roll": 2, **channels}
-        sheets = []
-        for i in range(len(samples)):
-            valid = batch["frame_mask"][i].numpy()
-            lines = [batch["motion"][i].numpy(), *(draw[i] for draw in draws)]
-            sheets.append(draw_curves({n: [line[valid, c] for line in lines] for n, c in channels.items()}))
-        save_columns(sheets, folder / f"samples-{step:08d}.png")
-
-    return on_sample
+def describe_sheet(model: Vasa1MotionTransformer, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Conditions and channels of `make_sample_sheet`."""
+    conditions = {name: batch[name] for name in ("audio", "gaze", "head_distance", "emotion")}
+    channels = {name: part.start for name, part in model.motion_spec.slices.items() if name != "rotation"}
+    return conditions, {"yaw": 0, "pitch": 1, "roll": 2, **channels}
 
 
 def run(options: MotionTransformerOptions) -> TrainingState:
@@ -289,5 +240,5 @@ def run(options: MotionTransformerOptions) -> TrainingState:
         (NAME,),
         lambda: components,
         options.pipeline,
-        make_sample_sheet(dataset),
+        make_sample_sheet(dataset, NAME, make_scheduler(), {"audio": 0.5}, describe_sheet),
     )

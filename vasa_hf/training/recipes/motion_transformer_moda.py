@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -27,12 +26,11 @@ from torch.utils.data import Dataset
 from vasa_hf.hub import resolve
 from vasa_hf.models.motion_transformer_moda import FUSIONS, PRESETS, ModaMotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
-from vasa_hf.motion.guidance import guided_prediction
 from vasa_hf.training.loop import Player, TrainingState
 from vasa_hf.training.moda_data import LIP_CHANNELS, ModaDataOptions, as_columns, lips_of, make_dataset
+from vasa_hf.training.motion_samples import make_sample_sheet
 from vasa_hf.training.options import option
 from vasa_hf.training.saving import train_and_save
-from vasa_hf.training.sheets import draw_curves, save_columns
 
 NAME = "motion_generator"
 
@@ -41,7 +39,7 @@ NAME = "motion_generator"
 class ModaMotionOptions(ModaDataOptions):
     """Options of this stage; those of its data are in `ModaDataOptions`, those of the loop in `LoopOptions`."""
 
-    initial: str | None = option(None, "folder of a motion generator to go on from, instead of random weights")
+    initial: str | None = option(None, "folder of a motion generator to continue from, instead of random weights")
     preset: str = option("paper", "size of a new model", PRESETS)
     fusion: str = option("coarse_to_fine", "how the streams meet", FUSIONS)
     model: str = option("{}", 'changes of the preset as JSON, such as {"num_single_stream": 2}')
@@ -105,7 +103,7 @@ def sync_loss(
     Source: MoDA Eq. 6 and 7 (ALSE): lambda_sync is 1 where L_ALSE < tau, else 0.
     # Not in the paper: L_ALSE itself (its supplement is not public). Here 1 - cos(lips, audio) / cos(real lips, audio),
     # the latter the mean of the batch: 0 is as good as real lips, whatever the scale of the expert's cosines. Each
-    # sample has a lambda of its own, for with much noise nobody can tell the lips.
+    # sample has a lambda of its own, for with much noise the lips cannot be seen.
 
     Args:
         expert (`SyncExpert`): Of lips and audio features, frozen.
@@ -193,63 +191,11 @@ class FlowLoss:
         return loss, logs
 
 
-@torch.no_grad()
-def sample_motion(
-    model: ModaMotionTransformer,
-    conditions: dict[str, Tensor],
-    frame_mask: Tensor | None = None,
-    guidance_scale: dict[str, float] | None = None,
-    num_inference_steps: int = 10,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw motion for one window, `(batch, frames, 70)`, not normalised.
-
-    Args:
-        model (`ModaMotionTransformer`): The generator.
-        conditions (`dict[str, torch.Tensor]`): `audio`, `emotion`, `keypoints`, `previous_motion` (normalised).
-        frame_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): True where there is motion.
-        guidance_scale (`dict[str, float]`, *optional*): See `guided_prediction`.
-        num_inference_steps (`int`, defaults to 10): Denoising steps (paper §3.3).
-        generator (`torch.Generator`, *optional*): Random numbers.
-    """
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(num_inference_steps, device=model.device)
-    shape = (*conditions["audio"].shape[:2], model.config.motion_dim)
-    sample = torch.randn(shape, generator=generator, device=model.device)
-    for timestep in scheduler.timesteps:
-        velocity = guided_prediction(
-            lambda x, **kwargs: model(x, **kwargs).sample,
-            sample,
-            conditions,
-            guidance_scale or {},
-            timestep=timestep,
-            frame_mask=frame_mask,
-        )
-        sample = scheduler.step(velocity, timestep, sample).prev_sample
-    return model.denormalize(sample)
-
-
-def make_sample_sheet(dataset: Dataset):
-    """Callback for the loop: curves of four samples, real and drawn with two seeds."""
-    samples = [dataset[10**9 + i] for i in range(4)]
-    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    channels = {"jaw (20 y)": 61, "lips (14 y)": 43, "eyelid (13 y)": 40, "pitch": 67, "yaw": 68, "roll": 69}
-
-    def on_sample(modules: dict[str, nn.Module], step: int, folder: Path) -> None:
-        model, device = modules[NAME], modules[NAME].device
-        conditions = {name: batch[name].to(device) for name in ("audio", "emotion", "keypoints")}
-        conditions["previous_motion"] = model.normalize(batch["previous_motion"].to(device))
-        mask, draws = batch["frame_mask"].to(device), []
-        for seed in (0, 1):
-            generator = torch.Generator(device).manual_seed(seed)
-            draws.append(sample_motion(model, conditions, mask, {"audio": 0.2}, generator=generator).cpu())
-        sheets = []
-        for i in range(len(samples)):
-            lines = [value[i][batch["frame_mask"][i]].numpy() for value in (batch["motion"], *draws)]
-            sheets.append(draw_curves({name: [line[:, c] for line in lines] for name, c in channels.items()}))
-        save_columns(sheets, folder / f"samples-{step:08d}.png")
-
-    return on_sample
+def describe_sheet(model: ModaMotionTransformer, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Conditions and channels of `make_sample_sheet`."""
+    conditions = {name: batch[name] for name in ("audio", "emotion", "keypoints")}
+    conditions["previous_motion"] = model.normalize(batch["previous_motion"])
+    return conditions, {"jaw (20 y)": 61, "lips (14 y)": 43, "eyelid (13 y)": 40, "pitch": 67, "yaw": 68, "roll": 69}
 
 
 def make_model(options: ModaMotionOptions, dataset: Dataset) -> ModaMotionTransformer:
@@ -275,7 +221,7 @@ def make_model(options: ModaMotionOptions, dataset: Dataset) -> ModaMotionTransf
 def freeze_unread(model: ModaMotionTransformer) -> None:
     """Freeze what no output depends on: several processes could not agree on gradients that do not exist.
 
-    With four streams to the end, nobody reads what the last block makes of the conditions.
+    With four streams to the end, nothing reads what the last block makes of the conditions.
     """
     if model.config.fusion == "four_stream":
         unread = ("audio_mlp", "attn1.au_proj", "attn1.au_q_norm")
@@ -303,6 +249,6 @@ def run(options: ModaMotionOptions) -> TrainingState:
         (NAME,),
         lambda: components,
         options.pipeline,
-        make_sample_sheet(dataset),
+        make_sample_sheet(dataset, NAME, FlowMatchEulerDiscreteScheduler(), {"audio": 0.2}, describe_sheet),
         pipeline_class="ModaTalkingHeadPipeline",
     )

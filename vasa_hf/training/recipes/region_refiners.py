@@ -52,7 +52,7 @@ class RegionRefinerOptions(FacePairOptions):
     cache: str = option("cache", "folder for decoded frames and crops")
     crops: str | None = option(None, "crops.safetensors of an earlier run, instead of decoding --data")
     num_crops: int = option(12_000, "pairs of frames to decode")
-    initial: str | None = option(None, "face autoencoder folder whose refiners to go on from")
+    initial: str | None = option(None, "face autoencoder folder whose refiners to continue from")
     rendered_share: float = 0.15
     portrait_share: float = 0.2
     opening_share: float = option(0.3, "share of the portraits with the mouth closed by a warp as source of their pair")

@@ -85,7 +85,7 @@ class SyncSamples(Dataset):
         lengths = np.diff(data.offsets)
         self.clips = np.flatnonzero(data.speaks & (lengths >= frames))
         if not len(self.clips):
-            raise ValueError(f"`data` must have a clip with sound and at least {frames} frames, got none.")
+            raise ValueError(f"`data` must have a clip with audio and at least {frames} frames, got none.")
         self.share = lengths[self.clips] / lengths[self.clips].sum()
         self.std = data.motion.std(0) + 1e-6
 

@@ -66,7 +66,7 @@ class SpeechWindows(Dataset):
             if spare >= 0 and not sample["drop_audio"]:
                 rows = slice(first := int(rng.integers(spare + 1)), first + self.frames)
                 return {"motion": lips_of(sample["motion"][rows]), "log_mel": as_columns(sample["audio"][rows])}
-        raise ValueError(f"`dataset` must have samples with sound and at least {self.frames} frames.")
+        raise ValueError(f"`dataset` must have samples with audio and at least {self.frames} frames.")
 
 
 @torch.no_grad()
