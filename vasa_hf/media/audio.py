@@ -15,6 +15,7 @@ import torch
 from vasa_hf.checks import shorten
 
 from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shortened, staging
+from .lengths import find_missing_end
 
 logger = logging.getLogger(__name__)
 
@@ -184,8 +185,12 @@ def audio_blocks(
         raise ValueError(f"`audio` must be a readable sound file, got {os.fspath(path)!r}: {shortened(stderr)}")
     if count == 0:
         raise ValueError(f"`audio` must not have zero length, but {os.fspath(path)!r} holds no samples.")
-    if stderr and not quiet:
+    if quiet:
+        return
+    if stderr:
         logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shortened(stderr))
+    elif (missing := find_missing_end(path, count / rate)) is not None:
+        logger.warning("%s is cut off and was read as far as possible: %s.", os.fspath(path), missing)
 
 
 def save_wav(path: str | os.PathLike, audio: Any, sampling_rate: int) -> None:
