@@ -34,6 +34,9 @@ MARK_THRESHOLD = 3.72  # unmarked videos and images score above it with probabil
 # Parts of a side that cropping may leave: as looked for in the first frame, and in `GROUPS` means of others.
 FINE_KEPT, KEPT = (tuple(1 - 0.15 * step / steps for step in range(steps + 1)) for steps in (12, 6))
 GROUPS = 4
+# Batcher's network, which sorts eight values by comparing pairs.
+SORTING = [(0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (1, 2), (5, 6)]
+SORTING += [(0, 4), (1, 5), (2, 6), (3, 7), (2, 4), (3, 5), (1, 2), (3, 4), (5, 6)]
 GAUSSIAN = 3.18  # factor of the bound by a normal variable
 # Shares of the allowance for false alarms: all frames, the first, mirrored, each frame, two searches for crops.
 ALL, FIRST, MIRRORED, EACH, CROPS = 3, 3, 12, 12, 24
@@ -149,19 +152,26 @@ def _detail(frame: np.ndarray) -> np.ndarray:
     return np.asarray(grey.resize((GRID * DETAIL, GRID * DETAIL), Image.Resampling.HAMMING))
 
 
-def _neighbours(cells: np.ndarray) -> np.ndarray:
-    """Return each cell's 3 x 3 neighbourhood, itself at index 4, `(9, rows, columns)`."""
-    padded, (rows, columns) = np.pad(cells, 1, mode="edge"), cells.shape
-    return np.stack([padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)])
+def _extend(cells: np.ndarray) -> np.ndarray:
+    """Repeat the border once."""
+    rows, columns = (np.arange(-1, side + 1).clip(0, side - 1) for side in cells.shape)
+    return cells[rows[:, None], columns]
 
 
 def _difference(cells: np.ndarray) -> np.ndarray:
     """Return how far each cell lies from the median of the eight around it."""
-    return cells - np.median(_neighbours(cells)[[0, 1, 2, 3, 5, 6, 7, 8]], axis=0)
+    padded, (rows, columns) = _extend(cells), cells.shape
+    around = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
+    ranked = [padded[y : y + rows, x : x + columns] for y, x in around]
+    for i, j in SORTING:  # faster than `np.median`
+        ranked[i], ranked[j] = np.minimum(ranked[i], ranked[j]), np.maximum(ranked[i], ranked[j])
+    return cells - (ranked[3] + ranked[4]) / 2
 
 
 def _evidence(cells: np.ndarray) -> np.ndarray:
     """Return the differences, limited, and weighted down in busy places, where the image's own are large."""
     difference = _difference(cells)
-    busy = _neighbours(np.abs(difference)).mean(0)
+    padded = _extend(np.abs(difference))
+    padded = padded[:-2] + padded[1:-1] + padded[2:]
+    busy = (padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]) / 9
     return difference / (difference**2 + 16.0) / (busy + 2.0)

@@ -53,7 +53,8 @@ class DrivingFace:
     Attributes:
         num_frames (`int`): Frames of the video so far.
         seen (`list[int]`): Frames that show the face.
-        costs (`list[float]`): How far the face is from rest in each of them, see `neutral_cost`; empty if the square stays.
+        costs (`list[float]`): How far the face is from rest in each of them, see `neutral_cost`; empty if the square
+            stays.
         cuts (`list[int]`): Frames at which a new shot begins.
     """
 
