@@ -31,9 +31,11 @@ def measure_driving(folder, minutes, model=None):
     Returns:
         `dict`: frames, seconds, exit status, and MiB of the process: at a tenth, at the end and at most.
     """
-    shot, driving, output = clips.zoom(folder / "shot.mp4", 100, 1.2), folder / "driving.mp4", folder / "out.mp4"
-    loop = [ffmpeg_path(), "-v", "error", "-stream_loop", "-1", "-i", shot, "-t", str(60 * minutes)]
-    subprocess.run([*loop, "-vf", "scale=160:160", "-preset", "ultrafast", driving], check=True)
+    shot, driving, output = folder / "shot.mp4", folder / "driving.mp4", folder / "out.mp4"
+    run = [ffmpeg_path(), "-v", "error", "-i", clips.zoom(folder / "large.mp4", 100, 1.2), "-vf", "scale=160:160", shot]
+    subprocess.run(run, check=True)
+    loop = [ffmpeg_path(), "-v", "error", "-stream_loop", "-1", "-i", shot, "-t", str(60 * minutes), "-c", "copy"]
+    subprocess.run([*loop, driving], check=True)
     words, size = ["--driving-box", "40,16,104,80"], "32"
     if model is None:
         model = folder / "tiny"

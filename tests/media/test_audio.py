@@ -127,6 +127,7 @@ def test_files_that_are_cut_off_are_told(ffmpeg, caplog, suffix):
 
 
 def test_lengths_that_a_stream_cannot_know_are_no_damage(ffmpeg, caplog):
+    load_audio(ffmpeg("-itsoffset", "20", "-f", "lavfi", "-i", "anoisesrc=r=16000:d=1:a=0.2", "late.mka"))
     path = ffmpeg("-f", "lavfi", "-i", "anoisesrc=r=16000:d=1:a=0.2", "-bitexact", "a.wav")
     data = bytearray(path.read_bytes())
     for size in (0, 0xFFFFFFFF):
