@@ -114,6 +114,36 @@ def test_damage_is_told_once(ffmpeg, caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize("suffix", ["wav", "w64", "caf", "aiff", "au", "ogg", "flac", "mp3", "avi", "mka"])
+def test_files_that_are_cut_off_are_told(ffmpeg, caplog, suffix):
+    """ffmpeg reads them to their end without a word."""
+    path = ffmpeg("-f", "lavfi", "-i", "anoisesrc=r=16000:d=3:a=0.2", f"a.{suffix}")
+    samples, rate = load_audio(path)
+    assert abs(samples.shape[1] / rate - 3) < 0.2 and not caplog.text
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    samples, rate = load_audio(path)
+    assert 0.8 < samples.shape[1] / rate < 2.5
+    assert caplog.text.count("was read as far as possible") == 1 and path.name in caplog.text
+
+
+def test_lengths_that_a_stream_cannot_know_are_no_damage(ffmpeg, caplog):
+    load_audio(ffmpeg("-itsoffset", "20", "-f", "lavfi", "-i", "anoisesrc=r=16000:d=1:a=0.2", "late.mka"))
+    path = ffmpeg("-f", "lavfi", "-i", "anoisesrc=r=16000:d=1:a=0.2", "-bitexact", "a.wav")
+    data = bytearray(path.read_bytes())
+    for size in (0, 0xFFFFFFFF):
+        place = data.index(b"data")
+        data[4:8] = data[place + 4 : place + 8] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        if size:
+            assert load_audio(path)[0].shape[1] == 16000
+    # A recorder that was stopped: the outer size is right, that of the samples is not.
+    data[4:8], data[place + 4 : place + 8] = (len(data) - 8).to_bytes(4, "little"), (64000).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert not caplog.text
+    load_audio(path)
+    assert "a.wav is cut off" in caplog.text
+
+
 def test_arrays_and_tensors():
     wave_float = np.linspace(-0.5, 0.5, 1000)
     stereo = np.stack([wave_float, -wave_float])

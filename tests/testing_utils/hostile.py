@@ -3,6 +3,7 @@
 Each function writes into a folder and returns `{name of the case: path}`. Whole files, for comparison, are `whole_*`.
 """
 
+import gzip
 import io
 import json
 import os
@@ -146,6 +147,15 @@ def pictures(folder):
         "ppm of 10^12 pixels": b"P6 1000000 1000000 255\n\0",
         "tga of noise": b"\0\0\x0a" + b"\0" * 9 + struct.pack("<HH", 65_535, 65_535) + b"\x18\0" + rng.randbytes(50),
     }
+    for kind in ("ICO", "PCX", "DDS", "ICNS", "SGI", "IM", "EPS", "PDF"):  # Pillow reads them; nobody's portrait is one
+        contents[kind] = whole_picture(kind)
+    contents |= {
+        "zip": b"PK\3\4" + png,
+        "gzip": gzip.compress(png),
+        "png after a byte order mark": b"\xef\xbb\xbf" + png,
+        "png with a bomb in its colour profile": whole_picture("PNG", icc_profile=b"a" * 20_000_000),
+        "motion": b"\x08\0\0\0\0\0\0\0{}      ",
+    }
     contents |= {f"jpeg of {size} bytes": jpeg[:size] for size in (2, 10, 100, 500, len(jpeg) // 2)}
     contents |= {f"png of {size} bytes": png[:size] for size in (8, 30, 60, len(png) // 2)}
     return _write(folder, ".jpg", contents)
@@ -238,6 +248,19 @@ def sounds(folder):
         "mp3 tag alone": b"ID3\x03\0\0\0\0\x0f\x76" + b"\0" * 100,
         "flac header alone": b"fLaC\0\0\0\x22" + b"\0" * 34,
         "ogg page of nothing": b"OggS\0\x02" + b"\0" * 40,
+        "wav without a format": whole_sound()[:12] + whole_sound()[36:],
+        "wav with a chunk of 2 GB": whole_sound()[:36] + b"LIST\xff\xff\xff\x7f" + whole_sound()[36:],
+        "wav after a tag": b"ID3\x03\0\0\0\0\0\x0a" + b"\0" * 10 + whole_sound(),
+        "aiff of 4 GB": b"FORM\xff\xff\xff\xffAIFF",
+        "samples as JSON": b'{"samples": [0, 0]}',
+        "pickled array": b"\x93NUMPY\x01\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        "zip": b"PK\3\4" + whole_sound(),
+        "playlist of a disc": b'FILE "/etc/passwd" WAVE\n  TRACK 01 AUDIO\n',
+        "dash": b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>',
+        "titles of a disc": b"# VobSub index file, v7",
+        "game music": b"NESM\x1a" + b"\0" * 200,
+        "tracker music": b"\0" * 1080 + b"M.K." + b"\0" * 1000,
+        "script of titles": b"[Script Info]\nTitle: x\n[Events]\n",
     }
     return _write(folder, ".wav", contents)
 

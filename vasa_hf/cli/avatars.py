@@ -230,7 +230,7 @@ def _talk3d(options: argparse.Namespace) -> int:
 
 def _view(options: argparse.Namespace) -> int:
     own_voice = os.path.join(os.path.dirname(os.path.abspath(vasa_hf.__file__)), "assets", "voice.flac")
-    audio, background = options.audio or own_voice, _parse_background(options.background)
+    audio, background = own_voice if options.audio is None else options.audio, _parse_background(options.background)
     shared.check_files(audio=audio)
     shared.check_seed(options.seed)
     from vasa_hf.viewer import AvatarViewer, free_port
@@ -246,7 +246,7 @@ def _view(options: argparse.Namespace) -> int:
         import torch
 
         generator = torch.Generator().manual_seed(seed)
-        steps = {"num_inference_steps": options.steps or 10, "output_type": "latent"}
+        steps = {"num_inference_steps": 10 if options.steps is None else options.steps, "output_type": "latent"}
         return pipe(avatar, (sound, rate), generator=generator, **steps, **controls).motion[0]
 
     emotions = pipe.motion_transformer.config.emotions

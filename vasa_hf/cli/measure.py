@@ -174,7 +174,8 @@ def _bench(options: argparse.Namespace) -> int:
     shared.find_device(options.device)
     settings = {**own, "model": options.model}
     if options.what == "moda":
-        settings |= {"model": options.model or "moda-small", "pipeline": "ModaTalkingHeadPipeline"}
+        model = "moda-small" if options.model is None else options.model
+        settings |= {"model": model, "pipeline": "ModaTalkingHeadPipeline"}
     if options.what == "3d":
         settings["num_gaussians"] = settings.pop("gaussians")
     module = {"2d": talking, "moda": talking, "3d": avatars, "renderer": renderer, "marks": marks}[options.what]

@@ -153,7 +153,7 @@ def _picture_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _talk(options: argparse.Namespace) -> int:
     system = _SYSTEMS[options.system]
-    options.model = options.model or system.model
+    options.model = system.model if options.model is None else options.model
     # Checks that need no torch come first.
     settings = system.settings(options) | _picture_settings(options)
     shared.check_files(image=options.image, audio=options.audio)
@@ -168,7 +168,7 @@ def _animate(options: argparse.Namespace) -> int:
         shared.check_target("--motion", options.motion, ".safetensors")
     credentials = shared.find_credentials(options)
     system = _SYSTEMS[options.system]
-    options.model = options.model or system.model
+    options.model = system.model if options.model is None else options.model
     settings = {"relative": not options.absolute, **_picture_settings(options)}
     own = {"region": options.region, "eye_ratio": options.eyes, "lip_ratio": options.lips}
     own = {**own, "expression_friendly": options.expression_friendly, **shared.read_edits(options)}

@@ -18,9 +18,9 @@ many countries that is a crime, and synthetic media must be labelled. Uploads an
 
 ### How to tell a generated video
 Every video made here says so in its metadata. Its frames carry an invisible mark, which survives ordinary compression
-and resizing, but not cropping. Add a video below to look for both. Signs for the eye: teeth and tongue that change from
-frame to frame, a background that does not move with the head, hair that moves as one piece, ears and glasses that bend,
-and irises that hardly move.
+and resizing, and mostly cropping by up to 15 % of a side. Add a video below to look for both. Signs for the eye: teeth
+and tongue that change from frame to frame, a background that does not move with the head, hair that moves as one piece,
+ears and glasses that bend, and irises that hardly move.
 """
 
 

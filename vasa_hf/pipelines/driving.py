@@ -53,7 +53,8 @@ class DrivingFace:
     Attributes:
         num_frames (`int`): Frames of the video so far.
         seen (`list[int]`): Frames that show the face.
-        faces (`list[DetectedFace]`): The face in each of them; empty if the square stays.
+        costs (`list[float]`): How far the face is from rest in each of them, see `neutral_cost`; empty if the square
+            stays.
         cuts (`list[int]`): Frames at which a new shot begins.
     """
 
@@ -75,7 +76,7 @@ class DrivingFace:
         self._scene: np.ndarray
         self._cut, self._views, self.num_frames = CutFinder(), list[list[float]](), 0
         self.seen: list[int] = []
-        self.faces: list[DetectedFace] = []
+        self.costs: list[float] = []
         self.cuts: list[int] = []
 
     def crops(self, size: int) -> Iterator[Tensor]:
@@ -159,11 +160,10 @@ class DrivingFace:
 
         It is the first one unless another is clearly better, or the square stays.
         """
-        if not self.faces:
+        if not self.costs:
             return 0
-        costs = [neutral_cost(face) for face in self.faces]
-        best = int(np.argmin(costs))
-        best = 0 if costs[0] <= costs[best] + NEUTRAL_MARGIN else best
+        best = int(np.argmin(self.costs))
+        best = 0 if self.costs[0] <= self.costs[best] + NEUTRAL_MARGIN else best
         if best:
             logger.info("Frame %d of the driving video is taken for the face at rest.", self.seen[best])
             return self.seen[best]
@@ -197,7 +197,7 @@ class DrivingFace:
         elif face is None:
             return False
         self._last = face
-        self.faces.append(face)
+        self.costs.append(neutral_cost(face))
         self._square.follow(face)
         return True
 
@@ -227,7 +227,7 @@ class DrivingFace:
         self._square = _Square(self._processor.find_square(size, face, self._box), face)
         if self._follow and face is not None:
             self._last = face
-            self.faces.append(face)
+            self.costs.append(neutral_cost(face))
         return True
 
     def _measure(self, image: Tensor, box: Tensor) -> DetectedFace | None:
