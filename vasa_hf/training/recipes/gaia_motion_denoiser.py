@@ -36,6 +36,7 @@ from vasa_hf.models.motion_denoiser_gaia import (
     vp_marginal,
 )
 from vasa_hf.training.loop import Player, TrainingState
+from vasa_hf.training.networks import channels_last
 from vasa_hf.training.options import LoopOptions, option
 from vasa_hf.training.recipes.motion_transformer import motion_loss
 from vasa_hf.training.saving import train_and_save
@@ -146,6 +147,7 @@ def sample_motion(
 def latent_encoder(folder: str, device: torch.device | str) -> Any:
     """Landmarks `(n, 162, 2)` to latents `(n, motion_dim)` by the E_M of a saved autoencoder."""
     model = GaiaAutoencoder.from_pretrained(resolve(folder), torch_dtype=torch.float32).to(device).eval()
+    channels_last(model)
     if model.config.motion_input != "landmarks":
         raise ValueError("`autoencoder` must encode landmarks, got one without disentanglement.")
 
