@@ -5,25 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.testing_utils.gaia_parts import save_gaia_parts, save_text_model
 from tests.testing_utils.pipelines import make_audio, make_gaia_components, make_gaia_denoiser, make_image
 from vasa_hf import GaiaAvatarPipeline, load_motion
 from vasa_hf.cli import main
 from vasa_hf.hub import EMBEDDED
 from vasa_hf.media import VideoReader, VideoWriter, read_provenance, read_video, save_wav
-from vasa_hf.models.autoencoder_gaia import PRESETS, GaiaAutoencoder
-from vasa_hf.models.motion_denoiser_gaia import gaia_scheduler
-from vasa_hf.training.recipes.gaia_text_denoiser import GaiaTextOptions, make_text_encoder
 
 BOX = "20,20,70,76"
-
-
-def save_text_model(folder, **changes):
-    torch.manual_seed(1)
-    tokenizer, encoder = make_text_encoder(GaiaTextOptions(text_width=16))
-    make_gaia_denoiser(**changes).save_pretrained(folder / "text_denoiser")
-    encoder.save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "text_tokenizer")
-    return tokenizer, encoder
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +23,7 @@ def files(tmp_path_factory):
         **make_gaia_components(),
         landmark_denoiser=make_gaia_denoiser(motion_dim=324, motion_channels=2, predicts="landmarks"),
         text_denoiser=make_gaia_denoiser(),
-        text_encoder=encoder.eval(),
+        text_encoder=encoder,
         text_tokenizer=tokenizer,
     ).save_pretrained(folder / "model")
     Image.fromarray(make_image()).save(folder / "me.png")
@@ -106,28 +95,13 @@ def test_missing_weights_are_named(files, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Trained parts as the recipes write them, for the speech features of vasa-small."""
-    folder = tmp_path_factory.mktemp("parts")
-    torch.manual_seed(0)
-    autoencoder = GaiaAutoencoder(**PRESETS["tiny"])
-    autoencoder.save_pretrained(folder / "faces" / "autoencoder")
-    kinds = {"motion": {}, "landmarks": {"motion_dim": 324, "motion_channels": 2, "predicts": "landmarks"}}
-    for name, changes in kinds.items():
-        changes = {"motion_dim": autoencoder.motion_dim, "audio_dim": 192, **changes}
-        make_gaia_denoiser(**changes).save_pretrained(folder / name / "motion_denoiser")
-    gaia_scheduler("sde").save_pretrained(folder / "motion" / "scheduler")
-    save_text_model(folder / "text", motion_dim=autoencoder.motion_dim, audio_dim=16)
-    return folder
+    """Trained parts as the recipes write them, by their options."""
+    given = save_gaia_parts(tmp_path_factory.mktemp("parts"))
+    return {name.replace("_", "-"): path for name, path in given.items()}
 
 
 def assemble(parts, output, *extra, **changes):
-    given = {
-        "autoencoder": parts / "faces" / "autoencoder",
-        "motion-denoiser": parts / "motion" / "motion_denoiser",
-        "landmark-denoiser": parts / "landmarks" / "motion_denoiser",
-        "text-denoiser": parts / "text" / "text_denoiser",
-        **changes,
-    }
+    given = {**parts, **changes}
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
     return main(list(map(str, ["assemble", "--system", "gaia", "-o", output, *words, *extra])))
 
@@ -161,11 +135,11 @@ def test_assembled_parts_are_a_pipeline(parts, tmp_path, capsys):
 
 def test_parts_that_do_not_fit_are_refused(parts, tmp_path, capsys):
     out = tmp_path / "out"
-    assert assemble(parts, out, **{"landmark-denoiser": parts / "motion" / "motion_denoiser"}) == 2
+    assert assemble(parts, out, **{"landmark-denoiser": parts["motion-denoiser"]}) == 2
     assert "`--landmark-denoiser` must be trained with --predicts landmarks" in capsys.readouterr().err
     assert assemble(parts, out, **{"motion-denoiser": None}) == 2
     assert "`--motion-denoiser` must be given" in capsys.readouterr().err
-    assert assemble(parts, out, **{"motion-denoiser": parts / "text" / "text_denoiser"}) == 2
+    assert assemble(parts, out, **{"motion-denoiser": parts["text-denoiser"]}) == 2
     assert "`--motion-denoiser` must have `audio_dim` 192" in capsys.readouterr().err
     assert assemble(parts, out, "--motion-transformer", out) == 2
     assert "`--motion-transformer` has no effect" in capsys.readouterr().err and not out.exists()
