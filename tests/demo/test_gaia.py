@@ -5,13 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.testing_utils.gaia_parts import save_gaia_parts
 from vasa_hf.demo.gaia import CONSTANT, OF_VIDEO, GaiaSettings, make_gaia_video
 from vasa_hf.demo.handler import FieldError, RequestHandler
 from vasa_hf.demo.models import describe
 from vasa_hf.hub import embedded_path
-from vasa_hf.media import VideoWriter, load_image, read_video
+from vasa_hf.media import VideoWriter, read_video
 from vasa_hf.training.assemble_gaia import assemble_gaia
 
 from .conftest import serving
@@ -53,7 +54,7 @@ def test_an_instruction_needs_no_voice(handler, portrait, tmp_path):
 
 
 def test_a_voice_with_a_pose_and_a_reference(handler, portrait, voices, tmp_path):
-    image = np.asarray(load_image(portrait).resize((128, 128)))
+    image = np.asarray(Image.open(portrait).convert("RGB").resize((128, 128)))
     with VideoWriter(tmp_path / "drive.mp4", 25, (128, 128), provenance=False) as writer:
         for _ in range(3):
             writer.write(image)

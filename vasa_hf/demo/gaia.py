@@ -131,8 +131,8 @@ def make_gaia_video(
 def build_gaia_tab(handler: RequestHandler, consent: gr.Checkbox, image: gr.Image, audio: gr.Audio) -> None:
     """Build the tab; `image` and `audio` are the fields of the tab Talk."""
     gr.Markdown(
-        "GAIA with the portrait of the tab Talk: its head pose is set, its face follows a video but for the mouth, or it "
-        "does what a sentence says."
+        "GAIA with the portrait of the tab Talk: its head pose is given, all but its mouth follows a "
+        "video, or it does what a sentence says."
     )
     own = GaiaSettings()
     with gr.Row():
