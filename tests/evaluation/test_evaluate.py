@@ -11,20 +11,29 @@ import torch
 from PIL import Image
 
 from tests.testing_utils.face_data import moved
-from tests.testing_utils.pipelines import make_moda_components
-from vasa_hf import FaceImageProcessor, LivePortraitRenderer, ModaTalkingHeadPipeline, SyncExpert
+from tests.testing_utils.pipelines import make_gaia_components, make_gaia_denoiser, make_moda_components
+from vasa_hf import (
+    FaceImageProcessor,
+    GaiaAutoencoder,
+    GaiaAvatarPipeline,
+    LivePortraitRenderer,
+    ModaTalkingHeadPipeline,
+    SyncExpert,
+)
 from vasa_hf.evaluation import tables
 from vasa_hf.evaluation.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
 from vasa_hf.evaluation.data import load_samples
 from vasa_hf.evaluation.evaluate import evaluate, missing_metrics
 from vasa_hf.evaluation.inference import PointwiseConv
-from vasa_hf.evaluation.protocols import speaking
+from vasa_hf.evaluation.protocols import motion_controls, speaking
 from vasa_hf.evaluation.run import Evaluation
 from vasa_hf.evaluation.scoring import fit_lip_motion, loudness_track, other_motion
 from vasa_hf.hub import embedded_path
 from vasa_hf.metrics.faces import FaceTrack, measure_faces
 from vasa_hf.metrics.motion import keypoint_distance, pose_variation
+from vasa_hf.models.autoencoder_gaia import TINY_CONFIG
 from vasa_hf.models.face_recognizer import FaceRecognizer
+from vasa_hf.training.recipes.gaia_text_denoiser import GaiaTextOptions, make_text_encoder
 
 CARD = embedded_path("vasa-small")
 ASSETS = CARD.parents[1] / "vasa_hf" / "assets"
@@ -352,3 +361,40 @@ def test_moda_is_judged_with_vasa1_as_reference(pipeline, analyzer, data, tmp_pa
     assert "MoDA (Table 2)" in table and "0.846" in table
     with pytest.raises(ValueError, match="`parts` must be of .* for this pipeline, got .'controls'."):
         evaluate(moda, data, tmp_path, ["controls"], reference=pipeline)
+
+
+def test_controls_of_gaia_are_measured_in_the_frames(analyzer, data, tmp_path, monkeypatch):
+    """With random weights the source is shown nearly as it is: what is asked for does not happen, and that is seen."""
+    monkeypatch.setattr(motion_controls, "INSTRUCTIONS", {"please smile": ("corner_lift", 0.03)})
+    monkeypatch.setattr(motion_controls, "POSES", motion_controls.POSES[:2])
+    monkeypatch.setattr(motion_controls, "SECONDS", 1)
+    torch.manual_seed(0)
+    model = GaiaAutoencoder(**{**TINY_CONFIG, "image_size": 64}).eval()
+    tokenizer, text_encoder = make_text_encoder(GaiaTextOptions(text_width=16))
+    parts = make_gaia_components() | {"face_analyzer": analyzer, "image_processor": FaceImageProcessor(size=64)}
+    parts |= {"autoencoder": model, "motion_denoiser": make_gaia_denoiser(motion_dim=model.motion_dim)}
+    parts["landmark_denoiser"] = make_gaia_denoiser(motion_dim=324, motion_channels=2, predicts="landmarks")
+    whole = parts | {"text_denoiser": make_gaia_denoiser(motion_dim=model.motion_dim)}
+    whole |= {"text_encoder": text_encoder.eval(), "text_tokenizer": tokenizer}
+    name, settings = "GaiaAvatarPipeline", {"sheets": False, "limit": 1}
+    assert evaluate(GaiaAvatarPipeline(**whole), data, tmp_path / "a", ["motion_controls"], **settings) == []
+    for metric in ("pose_constant_error", "pose_video_error", "held_error", "held_shift", "lip_gap_range"):
+        (value,) = values(tmp_path / "a", "motion_controls", name, metric).values()
+        assert math.isfinite(value)
+    (error,) = values(tmp_path / "a", "motion_controls", name, "pose_constant_error").values()
+    assert error == pytest.approx(math.degrees(0.3), abs=6)  # the face looks ahead
+    smile = values(tmp_path / "a", "motion_controls", f"{name}: please smile", "instruction_effect")
+    assert len(smile) == 1 and "please smile" in (tmp_path / "a" / "table.md").read_text()
+    # What a pipeline does not have is no failure, and has its reason.
+    assert evaluate(GaiaAvatarPipeline(**parts), data, tmp_path / "b", ["motion_controls"], **settings) == []
+    assert "without text_denoiser" in (tmp_path / "b" / "table.md").read_text()
+
+
+def test_changes_by_instructions_have_their_sign(analyzer, portrait):
+    canonical, track = analyzer.canonical.float(), measure_faces(analyzer, frames_of(portrait, [0] * 8))
+    assert abs(motion_controls.action_change(track, canonical, "yaw")) < 0.02
+    track.pose[4:, 0] += 0.3
+    assert motion_controls.action_change(track, canonical, "yaw") == pytest.approx(0.3, abs=0.02)
+    assert motion_controls.action_change(track, canonical, "yaw swing") < 0.02
+    track.pose[4:, 1] += torch.tensor([0.1, -0.1, 0.1, -0.1])
+    assert motion_controls.action_change(track, canonical, "pitch swing") > 0.05

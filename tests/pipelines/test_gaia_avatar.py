@@ -152,15 +152,18 @@ def test_text_takes_the_place_of_speech(pipe):
     assert (later - smile)[:, 15:].abs().max() > 1e-4
 
 
-def test_perform_needs_no_audio(pipe):
-    out = pipe.perform(
-        make_image(), "nod", 1.0, num_inference_steps=2, generator=generator(), box=BOX, output_type="pt"
-    )
-    assert out.frames.shape == (25, 3, 32, 32) and out.audio is None
+def test_text_needs_no_audio(pipe, caplog):
+    options = {"num_inference_steps": 2, "box": BOX, "output_type": "pt"}
+    out = pipe(make_image(), text="nod", seconds=1.0, generator=generator(), **options)
+    assert out.frames.shape == (25, 3, 32, 32) and out.audio is None and "silent" not in caplog.text
+    both = pipe([make_image(0), make_image(1)], text="nod", seconds=0.4, **options)
+    assert [len(frames) for frames in both.frames] == [10, 10] and both.audio is None
+    (frames,) = pipe(make_image(), text="nod", seconds=1.0, generator=generator(), return_dict=False, **options)
+    assert torch.equal(frames, out.frames)
     with pytest.raises(ValueError, match="`seconds`"):
-        pipe.perform(make_image(), "nod", 1000.0, box=BOX)
-    with pytest.raises(ValueError, match="`text`"):
-        pipe.perform(make_image(), None, box=BOX)
+        pipe(make_image(), text="nod", seconds=1000.0, box=BOX)
+    with pytest.raises(ValueError, match="`audio`"):
+        pipe(make_image(), box=BOX)
 
 
 # --- other drivers ----------------------------------------------------------------------------------------------------

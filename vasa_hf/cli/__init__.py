@@ -123,7 +123,7 @@ def _join_values(arguments: list[str]) -> list[str]:
     """`--gaze -0.1,0` -> `--gaze=-0.1,0`: argparse would read the value as an option."""
     joined: list[str] = []
     for argument in arguments:
-        if joined and joined[-1] == "--gaze":
+        if joined and joined[-1] in ("--gaze", "--pose"):
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)

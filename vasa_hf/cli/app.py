@@ -25,6 +25,11 @@ def add_commands(command: Any) -> None:
         default="moda-small",
         help="MoDA to compare with: name, folder or Hub repository (%(default)s)",
     )
+    parser.add_argument(
+        "--gaia",
+        default="gaia-small",
+        help="GAIA: name, folder or Hub repository; the page has no such tab without it (%(default)s)",
+    )
     parser.add_argument("--device", help="such as cpu or cuda (cuda if there is one)")
     parser.add_argument("--host", help="address to listen on (127.0.0.1; a Space sets its own)")
     parser.add_argument("--port", type=int, help="port (the first free one from 7860)")
@@ -44,6 +49,7 @@ def _app(options: argparse.Namespace) -> int:
     page = serve(
         options.model,
         options.moda,
+        options.gaia,
         options.device,
         not options.private,
         options.mcp,

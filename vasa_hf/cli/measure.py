@@ -14,6 +14,7 @@ from vasa_hf.cli import options as shared
 from vasa_hf.hub import EMBEDDED, base_name, embedded_path, read_index, resolve
 
 _REFERENCE = "vasa-small"
+_SYSTEMS = {"moda": ("moda-small", "ModaTalkingHeadPipeline"), "gaia": ("gaia-small", "GaiaAvatarPipeline")}
 _NETWORKS = ("recognizer", "sync_expert", "capp", "syncnet", "lpips", "fid_network", "fvd_network")
 
 
@@ -35,17 +36,18 @@ def add_commands(command: Any) -> None:
         "  vasa-hf bench --threads 1,2\n"
         "  vasa-hf bench --seconds 600 --json > bench.json\n"
         "  vasa-hf bench moda --threads 1,2\n"
+        "  vasa-hf bench gaia --model my-gaia\n"
         "  vasa-hf bench 3d --threads 1,2\n"
         "  vasa-hf bench 3d --device cuda\n"
         "  vasa-hf bench renderer --threads 1\n"
         "  vasa-hf bench marks --data data --limit 24 --unmarked 1200\n",
     )
-    help_text = "VASA-1, MoDA, avatars, LivePortrait's renderer at official size, or the watermark (%(default)s)"
-    choices = ("2d", "moda", "3d", "renderer", "marks")
+    help_text = "VASA-1, MoDA, GAIA, avatars, LivePortrait's renderer at official size, or the watermark (%(default)s)"
+    choices = ("2d", *_SYSTEMS, "3d", "renderer", "marks")
     bench.add_argument("what", nargs="?", choices=choices, default="2d", help=help_text)
-    bench.add_argument("--seconds", type=float, help="2d, moda: length of the voice (10)")
+    bench.add_argument("--seconds", type=float, help="2d, moda, gaia: length of the voice (10)")
     bench.add_argument("--threads", metavar="N,M", help="numbers of CPU threads to compare, each in a fresh process")
-    bench.add_argument("--steps", type=int, help="2d, moda, 3d: denoising steps (10)")
+    bench.add_argument("--steps", type=int, help="2d, moda, gaia, 3d: denoising steps (10)")
     bench.add_argument("--size", type=int, help="2d, 3d: side of the image in pixels (3d: 256, on CUDA 512)")
     bench.add_argument("--avatar", metavar="NAME", help="3d: name or folder (the first of the embedded ones)")
     bench.add_argument("--gaussians", type=int, help="3d: number of Gaussians (20000, on CUDA 200000)")
@@ -67,6 +69,7 @@ def add_commands(command: Any) -> None:
         "  vasa-hf eval --data data/eval --output results --parts self,audio --limit 5\n"
         "  vasa-hf eval --data data/eval --output results --pipeline vasa3d --avatars me/,anna\n"
         "  vasa-hf eval --data data/eval --output results --pipeline moda --parts audio,speed\n"
+        "  vasa-hf eval --data data/eval --output results --pipeline my-gaia --parts motion_controls\n"
         "  vasa-hf eval --output results --remake\n"
         "\nexit status: 0 if every requested metric was computed, 1 if not (the tables say why)\n",
     )
@@ -76,11 +79,13 @@ def add_commands(command: Any) -> None:
         "--pipeline",
         dest="model",
         default="vasa-small",
-        help="model to evaluate; moda and vasa3d (avatars) are short names (%(default)s)",
+        help="model to evaluate; moda, gaia and vasa3d (avatars) are short names (%(default)s)",
     )
     judge.add_argument("--avatars", metavar="A,B", help="names or folders of avatars (all of the pipeline)")
     judge.add_argument(
-        "--parts", metavar="A,B", help="self, cross, audio, silence, ablations, controls, speed, studies; avatars (all)"
+        "--parts",
+        metavar="A,B",
+        help="self, cross, audio, silence, ablations, controls, motion_controls, speed, studies; avatars (all)",
     )
     judge.add_argument("--metrics", metavar="A,B", help="only these metrics, by their names in table.csv")
     judge.add_argument("--limit", type=int, metavar="N", help="maximal number of clips, portraits and voices")
@@ -160,7 +165,7 @@ def _bench(options: argparse.Namespace) -> int:
         shared.check_threads(int(count) if count == int(count) else count)
     shared_options = {"num_inference_steps": options.steps, "output_size": options.size}
     only: dict[str, dict[str, Any]] = {"2d": {"seconds": options.seconds, **shared_options}}
-    only["moda"] = only["2d"]
+    only |= dict.fromkeys(_SYSTEMS, only["2d"])
     only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **shared_options}
     only["renderer"] = {"batch": options.batch, "repeats": options.repeats}
     only["marks"] = {"data": options.data, "limit": options.limit, "unmarked": options.unmarked}
@@ -173,12 +178,12 @@ def _bench(options: argparse.Namespace) -> int:
             raise ValueError(f"`{name}` must be at least 0, got {count}.")
     shared.find_device(options.device)
     settings = {**own, "model": options.model}
-    if options.what == "moda":
-        model = "moda-small" if options.model is None else options.model
-        settings |= {"model": model, "pipeline": "ModaTalkingHeadPipeline"}
+    if options.what in _SYSTEMS:
+        model, pipeline = _SYSTEMS[options.what]
+        settings |= {"model": model if options.model is None else options.model, "pipeline": pipeline}
     if options.what == "3d":
         settings["num_gaussians"] = settings.pop("gaussians")
-    module = {"2d": talking, "moda": talking, "3d": avatars, "renderer": renderer, "marks": marks}[options.what]
+    module = {"3d": avatars, "renderer": renderer, "marks": marks}.get(options.what, talking)
     results = runs.compare(
         [None] if threads is None else [int(count) for count in threads],
         module.__name__,
@@ -237,14 +242,16 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _load_evaluated(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str, Any]:
     """Load the pipeline; return it, loaders of avatars by name, the model with the metrics' networks, the reference."""
-    options.model = {"vasa3d": "vasa3d-small", "moda": "moda-small"}.get(options.model, options.model)
+    embedded = {"vasa3d": "vasa3d-small", **{name: model for name, (model, _) in _SYSTEMS.items()}}
+    options.model = embedded.get(options.model, options.model)
     folder = resolve(options.model)
     about = read_index(folder)
     if about.get("_class_name") != "Vasa3DAvatarPipeline":
         if options.avatars is not None:
             raise ValueError(f"`avatars` needs --pipeline vasa3d, got {options.model!r}.")
-        own = about.get("_class_name") not in ("ModaTalkingHeadPipeline", "JoyVasaTalkingHeadPipeline")
-        pipe = shared.load_pipeline(options, "VasaTalkingFacePipeline" if own else "ModaTalkingHeadPipeline")
+        kind = about.get("_class_name", "VasaTalkingFacePipeline")
+        own = kind not in ("ModaTalkingHeadPipeline", "JoyVasaTalkingHeadPipeline", "GaiaAvatarPipeline")
+        pipe = shared.load_pipeline(options, "VasaTalkingFacePipeline" if own else kind.replace("JoyVasa", "Moda"))
         if own:
             return pipe, None, options.model, None
         options.model = _REFERENCE  # the sync expert and CAPP read VASA-1's motion and audio

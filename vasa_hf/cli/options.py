@@ -349,18 +349,14 @@ def talk_to_file(
     pipe = load_pipeline(options, name)
     subject = find(pipe)
     seed, generator = choose_seed(options)
-    with frame_counter(pipe) as show:
-        result = pipe.talk_to_file(
-            options.output,
-            subject,
-            options.audio,
-            provenance=not options.no_provenance,
-            crf=options.crf,
-            credentials=credentials,
-            on_frames=show,
-            generator=generator,
-            **settings,
-        )
+    marks = {"provenance": not options.no_provenance, "crf": options.crf, "credentials": credentials}
+    if options.audio is None:  # of instructions; a minute at most
+        result = pipe(subject, generator=generator, **settings)
+        result.save(options.output, **marks)
+    else:
+        with frame_counter(pipe) as show:
+            given = {**marks, "on_frames": show, "generator": generator, **settings}
+            result = pipe.talk_to_file(options.output, subject, options.audio, **given)
     if options.motion is not None:
         result.save(options.motion)
     print(f"seed {seed}", file=sys.stderr)

@@ -37,6 +37,9 @@ def add_commands(command: Any) -> None:
     ready.add_argument("--crop-scale", type=float, default=2.0, help="side relative to the face (%(default)s)")
     ready.add_argument("--crf", type=int, default=18, help="quality of H.264, 0 to 51 (%(default)s)")
     ready.add_argument("--identity", default="folder", help="one person per folder or per video (%(default)s)")
+    ready.add_argument(
+        "--voice", default="keep", help="sound of the clips: keep, level, or clean: level and less noise (%(default)s)"
+    )
     ready.add_argument("--model", default="vasa-small", help="model whose networks label the clips (%(default)s)")
     ready.add_argument("--mediapipe", metavar="FILE", help="find faces with MediaPipe: its face_landmarker.task")
     ready.add_argument("--clips-per-shard", type=int, default=1000, help="(%(default)s)")
@@ -73,7 +76,7 @@ def _prepare(options: argparse.Namespace) -> int:
     for name in ("min_seconds", "max_seconds"):
         if getattr(options, name) is not None:
             changes[name] = getattr(options, name)
-    names = ("size", "crop_scale", "crf", "model", "mediapipe", "identity")
+    names = ("size", "crop_scale", "crf", "model", "mediapipe", "identity", "voice")
     manifest = prepare_job.prepare(
         options.videos,
         options.output,

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import vasa_hf
 from vasa_hf.checks import naming
 from vasa_hf.cli import options as shared
-from vasa_hf.hub import resolve
+from vasa_hf.cli.gaia_options import add_gaia_options, read_gaia_controls, refuse_gaia_options
+from vasa_hf.hub import EMBEDDED, resolve
 
 _TALK_EXAMPLES = """examples:
   vasa-hf talk me.jpg hello.wav -o out.mp4
@@ -20,6 +21,8 @@ _TALK_EXAMPLES = """examples:
   vasa-hf talk me.jpg hello.wav -o out.mp4 --gaze "0:0,0 2:0.3,0 4:0,0" --emotion "0:happy=0 3:happy=1"
   vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --emotion happiness --expression smile=0.3
   vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --model me/joyvasa-converted
+  vasa-hf talk me.jpg hello.wav -o out.mp4 --system gaia --pose "0:0,0,0 2:0.4,0,0"
+  vasa-hf talk me.jpg -o out.mp4 --system gaia --text "please smile" --seconds 3
 """
 _ANIMATE_EXAMPLES = """examples:
   vasa-hf animate me.jpg driving.mp4 -o out.mp4
@@ -41,6 +44,7 @@ class _System(NamedTuple):
 _SYSTEMS = {
     "vasa1": _System("VasaTalkingFacePipeline", "vasa-small", shared.read_controls, False),
     "moda": _System("ModaTalkingHeadPipeline", "moda-small", shared.read_keypoint_controls, True),
+    "gaia": _System("GaiaAvatarPipeline", "gaia-small", read_gaia_controls, False),
 }
 _REGIONS = ("all", "expression", "pose", "lips", "eyes")
 
@@ -49,7 +53,7 @@ def add_commands(command: Any) -> None:
     """Add this module's commands to the parser."""
     talk = command("talk", _talk, "make a talking video from a portrait and a voice", _TALK_EXAMPLES)
     talk.add_argument("image", help="portrait: an image file")
-    talk.add_argument("audio", help="voice: an audio file, or a video with audio")
+    talk.add_argument("audio", nargs="?", help="voice: an audio file, or a video with audio; not needed with --text")
     talk.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
     _add_talk_options(talk)
 
@@ -123,6 +127,7 @@ def _add_talk_options(parser: argparse.ArgumentParser) -> None:
     _add_system(parser, "vasa1")
     shared.add_control_options(parser)
     shared.add_edit_options(parser)
+    add_gaia_options(parser)
     shared.add_sampling_options(parser, None)
     _add_picture_options(parser, "25")
 
@@ -151,12 +156,26 @@ def _picture_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _choose_model(options: argparse.Namespace, system: _System) -> None:
+    """Set the default of `--model`, or raise `ValueError` if the package has no weights of this system."""
+    if options.model is None and system.model not in EMBEDDED:
+        raise ValueError(
+            f"`model` must be given: this version comes without {system.model}; see the trainings in "
+            "vasa_hf/training/README.md and `vasa-hf assemble`."
+        )
+    options.model = system.model if options.model is None else options.model
+
+
 def _talk(options: argparse.Namespace) -> int:
     system = _SYSTEMS[options.system]
-    options.model = system.model if options.model is None else options.model
+    _choose_model(options, system)
     # Checks that need no torch come first.
+    if options.system != "gaia":
+        refuse_gaia_options(options)
     settings = system.settings(options) | _picture_settings(options)
-    shared.check_files(image=options.image, audio=options.audio)
+    if options.audio is None and "text" not in settings:
+        raise ValueError("`audio` must be given: a voice.")
+    shared.check_files(image=options.image, **({} if options.audio is None else {"audio": options.audio}))
     return shared.talk_to_file(options, system.pipeline, lambda _: options.image, settings)
 
 
@@ -168,7 +187,7 @@ def _animate(options: argparse.Namespace) -> int:
         shared.check_target("--motion", options.motion, ".safetensors")
     credentials = shared.find_credentials(options)
     system = _SYSTEMS[options.system]
-    options.model = system.model if options.model is None else options.model
+    _choose_model(options, system)
     settings = {"relative": not options.absolute, **_picture_settings(options)}
     own = {"region": options.region, "eye_ratio": options.eyes, "lip_ratio": options.lips}
     own = {**own, "expression_friendly": options.expression_friendly, **shared.read_edits(options)}

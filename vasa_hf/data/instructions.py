@@ -144,7 +144,9 @@ def compose_instructions(
     )
 
 
-def find_instructions(labels: FaceLabels, frames: int = 75, step: int = 10) -> LandmarkMotion | None:
+def find_instructions(
+    labels: FaceLabels, frames: int = 75, step: int = 10, most: int = 60, seed: int = 0
+) -> LandmarkMotion | None:
     """Windows of real clips in which an action happens, with its number; `None` if there is none.
 
     An action happens where its measure has changed, from the first frames to the second half of the window, by `sign`.
@@ -153,6 +155,8 @@ def find_instructions(labels: FaceLabels, frames: int = 75, step: int = 10) -> L
         labels (`FaceLabels`): Frames of clips.
         frames (`int`, defaults to 75): Frames of a window.
         step (`int`, defaults to 10): Frames between the windows that are looked at.
+        most (`int`, defaults to 60): Windows of one action that are kept, chosen at random.
+        seed (`int`): Seed.
     """
     measures, found = measure_actions(labels.landmarks, labels.pose, labels.canonical[labels.ids]), []
     for first, last in zip(labels.offsets[:-1], labels.offsets[1:], strict=True):
@@ -167,6 +171,12 @@ def find_instructions(labels: FaceLabels, frames: int = 75, step: int = 10) -> L
                     found.append((start, number))
     if not found:
         return None
+    rng, kept = np.random.default_rng(seed), []
+    for number in range(len(ACTIONS)):
+        of_action = [start for start, action in found if action == number]
+        chosen = rng.permutation(of_action)[:most] if of_action else ()
+        kept += [(int(start), number) for start in sorted(chosen)]
+    found = kept
     rows = np.concatenate([np.arange(start, start + frames) for start, _ in found])
     return LandmarkMotion(
         labels.landmarks[rows].numpy(),

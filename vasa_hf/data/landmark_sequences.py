@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vasa_hf.data.clips import MotionData, data_folders, join_labels, smooth_in_time
+from vasa_hf.data.face_pairs import choose_share
 from vasa_hf.data.landmark_dynamics import FaceLabels
 
 # Standard deviation in frames of the Gaussian that takes label noise off landmarks and head pose.
@@ -129,6 +130,7 @@ class LandmarkSequences(Dataset):
         shortest, longest (`int`, defaults to 125 and 250): Frames of a window; shorter clips are taken whole.
         seed (`int`): Seed.
         drop_audio (`float`, defaults to 0.0): How often a sample has no speech. # Not in the paper: for guidance.
+        data_share (`float`, defaults to 1.0): Share of the clips that are drawn from, always the same ones.
 
     Raises:
         ValueError: If the lengths do not rise, or there is no speech.
@@ -142,6 +144,7 @@ class LandmarkSequences(Dataset):
         longest: int = 250,
         seed: int = 0,
         drop_audio: float = 0.0,
+        data_share: float = 1.0,
     ):
         if not 1 <= shortest <= longest:
             raise ValueError(f"`shortest` must lie in [1, {longest}], got {shortest}.")
@@ -149,7 +152,7 @@ class LandmarkSequences(Dataset):
             raise ValueError("`data` must have speech features, got none.")
         self.data, self.motion = data, data.motion(predicts)
         self.shortest, self.longest, self.seed, self.drop_audio = shortest, longest, seed, drop_audio
-        lengths = np.diff(data.offsets)
+        lengths = np.diff(data.offsets) * choose_share(len(data.offsets) - 1, data_share)
         self.share = lengths / lengths.sum()
 
     def __len__(self) -> int:

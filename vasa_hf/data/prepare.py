@@ -11,7 +11,7 @@ the clip's median frame, `expression` (F, 6) in the order of `geometry.landmarks
 
 # Not in the papers: VASA-1 takes emotions from a network that we have not; `expression` holds geometric proxies from
 lips, lids and brows, of use as differences within a person. GAIA §A.2 denoises and levels the voice; here it stays as
-it was.
+it was unless `voice` says otherwise (`voice.py`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from vasa_hf.data.filters import FPS, Filters, clip_square, cut_into_pieces, fra
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
 from vasa_hf.data.shards import SAMPLING_RATE, add_file, encode, write_bytes
 from vasa_hf.data.tracks import FaceFrames, cut_square, follow_faces
+from vasa_hf.data.voice import VOICES, prepare_voice
 from vasa_hf.files import temporary_folder
 from vasa_hf.geometry.crops import transform_points
 from vasa_hf.geometry.landmarks import (
@@ -76,6 +77,7 @@ class PrepareSettings:
         model (`str`): Embedded name or folder with `face_analyzer`, `sync_expert` and `landmark_dynamics.safetensors`.
         mediapipe (`str`, *optional*): MediaPipe's `face_landmarker.task`, to find faces with it instead.
         identity (`str`): `folder`: a video's first folder names the person; `video`: each video is a person.
+        voice (`str`): What is done to the sound of a clip: `keep`, `level` or `clean`, see `prepare_voice`.
     """
 
     filters: Filters = field(default_factory=Filters)
@@ -85,6 +87,7 @@ class PrepareSettings:
     model: str = "vasa-small"
     mediapipe: str | None = None
     identity: str = "folder"
+    voice: str = "keep"
 
     def __post_init__(self) -> None:
         if not 32 <= self.size <= 2048 or self.size % 2:
@@ -95,6 +98,8 @@ class PrepareSettings:
             raise ValueError(f"`crf` must lie in [0, 51], got {self.crf}.")
         if self.identity not in ("folder", "video"):
             raise ValueError(f"`identity` must be folder or video, got {self.identity!r}.")
+        if self.voice not in VOICES:
+            raise ValueError(f"`voice` must be one of {list(VOICES)}, got {self.voice!r}.")
 
     def asdict(self) -> dict[str, Any]:
         """All values as JSON has them."""
@@ -298,7 +303,8 @@ class _Video:
         labels, faces, speech = self.labels(first, stop), self.faces[first:stop], self.speech[first:stop]
         files = {"npz": encode("npz", label_arrays(labels, faces, speech, self.preparer.canonical))}
         if self.samples is not None:
-            files["wav"] = encode("wav", self.audio(first, stop).numpy())
+            voice = prepare_voice(self.audio(first, stop), self.settings.voice)
+            files["wav"] = encode("wav", voice.numpy())
         about = {
             "key": piece["key"],
             "identity": self.source.identity,

@@ -14,6 +14,7 @@ from vasa_hf.demo.avatar import build_avatar_tab
 from vasa_hf.demo.compare import build_compare_tab
 from vasa_hf.demo.explore import build_explore_tab
 from vasa_hf.demo.files import Page
+from vasa_hf.demo.gaia import build_gaia_tab
 from vasa_hf.demo.handler import RequestHandler
 from vasa_hf.demo.jobs import share_one_heap
 from vasa_hf.demo.talk import build_talk_tab
@@ -24,7 +25,9 @@ CONSENT = (
     "I will not present the result as real."
 )
 # Fields that an error names (`FieldError.field`) get a border while the error is shown.
-_FIELDS = {name: f".{name}" for name in ("portrait", "voice", "driving", "avatar")} | {"consent": "#consent"}
+_FIELDS = {name: f".{name}" for name in ("portrait", "voice", "driving", "avatar", "pose-video")} | {
+    "consent": "#consent"
+}
 STYLE = """
 :root body {--color-accent: var(--primary-600)} :root body.dark {--color-accent: var(--primary-400)}
 .status {min-height: 3em; padding: 0 4px}
@@ -85,6 +88,9 @@ def build(handler: RequestHandler) -> gr.Blocks:
             build_compare_tab(handler, consent, image)
         with gr.Tab("Explore"):
             build_explore_tab(handler, consent, image, audio)
+        if handler.about["gaia"]:
+            with gr.Tab("GAIA"):
+                build_gaia_tab(handler, consent, image, audio)
         with gr.Tab("About"):
             build_about_tab(handler)
 
@@ -106,6 +112,7 @@ def check_mcp() -> None:
 def serve(
     model: str = "vasa3d-small",
     moda: str = "moda-small",
+    gaia: str = "gaia-small",
     device: str | None = None,
     need_consent: bool = True,
     mcp: bool = False,
@@ -116,6 +123,7 @@ def serve(
     Args:
         model (`str`): As for `Models`.
         moda (`str`): As for `Models`.
+        gaia (`str`): As for `Models`.
         device (`str`, *optional*): Defaults to a CUDA device if there is one.
         need_consent (`bool`): Whether to ask for consent.
         mcp (`bool`): Whether to serve the functions as MCP tools, too.
@@ -127,7 +135,7 @@ def serve(
     if mcp:
         check_mcp()
     share_one_heap()
-    handler = RequestHandler(model, need_consent, device, moda)
+    handler = RequestHandler(model, need_consent, device, moda, gaia)
     # Not Gradio's default: a folder of all pages of this machine, with files that are not ours to open.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(handler.jobs.root / "uploads"))
     page = build(handler)

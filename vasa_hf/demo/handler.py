@@ -39,6 +39,9 @@ _LABELS = {
     "keyframes": "Keyframes",
     "minutes": "Minutes",
     "systems": "Systems",
+    "pose": "Head pose",
+    "edit_landmarks": "Reference video",
+    "seconds": "Length (seconds)",
 }
 # Not an argument of the functions below: a Space runs them in a forked process.
 _models: Models
@@ -77,6 +80,7 @@ class RequestHandler:
         need_consent (`bool`): Whether a request must confirm the consent of the people in it.
         device (`str`, *optional*): Defaults to a CUDA device if there is one.
         moda (`str`, defaults to `"moda-small"`): MoDA's model, as for `Models`.
+        gaia (`str`, defaults to `"gaia-small"`): GAIA's model, likewise.
 
     Attributes:
         about (`dict`): See `describe`.
@@ -88,11 +92,12 @@ class RequestHandler:
         need_consent: bool = True,
         device: str | None = None,
         moda: str = "moda-small",
+        gaia: str = "gaia-small",
     ):
         global _models
-        _models = self.models = Models(name, device, moda)
+        _models = self.models = Models(name, device, moda, gaia)
         self.jobs, self.line, self.need_consent = Jobs(), Line(), need_consent
-        self.about = describe(name, moda)
+        self.about = describe(name, moda, gaia)
 
     def stream(self, work: Callable, session: str, consent: bool, *arguments: Any) -> Iterator[Update]:
         """Yield the updates of a job, in turn. Its files are removed when the iterator ends.

@@ -54,12 +54,19 @@ class Models:
         name (`str`, defaults to `"vasa3d-small"`): Embedded name, folder or Hub repository.
         device (`str`, *optional*): Defaults to a CUDA device if there is one.
         moda (`str`, defaults to `"moda-small"`): MoDA's pipeline, likewise.
+        gaia (`str`, defaults to `"gaia-small"`): GAIA's pipeline, likewise.
     """
 
-    def __init__(self, name: str = "vasa3d-small", device: str | None = None, moda: str = "moda-small"):
-        self.name, self.device, self.moda = name, device, moda
+    def __init__(
+        self,
+        name: str = "vasa3d-small",
+        device: str | None = None,
+        moda: str = "moda-small",
+        gaia: str = "gaia-small",
+    ):
+        self.name, self.device, self.moda, self.gaia_name = name, device, moda, gaia
         self._pipe: Any = None
-        self._heads: Any = None
+        self._others: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._loaded = threading.Event()
         self._thread: threading.Thread | None = None
@@ -99,17 +106,27 @@ class Models:
     @property
     def heads(self) -> Any:
         """MoDA's pipeline, loaded at its first use; it shares VASA-1's components where it has none of its own."""
+        return self._load_other("ModaTalkingHeadPipeline", self.moda)
+
+    @property
+    def gaia(self) -> Any:
+        """GAIA's pipeline, likewise."""
+        return self._load_other("GaiaAvatarPipeline", self.gaia_name)
+
+    def _load_other(self, kind: str, name: str) -> Any:
         faces = self.faces
         with self._lock:
-            if self._heads is None:
-                from vasa_hf import ModaTalkingHeadPipeline
+            if kind not in self._others:
+                import vasa_hf
 
-                index = read_index(resolve(self.moda))
+                folder = Path(resolve(name))
                 parts = ("face_analyzer", "image_processor", "audio_encoder", "audio_processor")
-                shared = {part: getattr(faces, part) for part in parts} if base_name(index) is not None else {}
-                self._heads = ModaTalkingHeadPipeline.from_pretrained(self.moda, **shared).to(faces.device)
-                self._heads.set_progress_bar_config(disable=True)
-            return self._heads
+                missing = [part for part in parts if not (folder / part).is_dir()]
+                has_base = base_name(read_index(folder)) is not None
+                shared = {part: getattr(faces, part) for part in missing} if has_base else {}
+                self._others[kind] = getattr(vasa_hf, kind).from_pretrained(name, **shared).to(faces.device)
+                self._others[kind].set_progress_bar_config(disable=True)
+            return self._others[kind]
 
     def portrait(self, path: str, face: int | None = None, output_size: int | None = None) -> Any:
         """Encode a portrait; the last ones are cached by the content of their files."""
@@ -156,16 +173,18 @@ class Models:
         return self.features.get(key, lambda: compute(encoder, samples, start_frame, num_frames))
 
 
-def describe(name: str, moda: str = "moda-small") -> dict[str, Any]:
+def describe(name: str, moda: str = "moda-small", gaia: str = "gaia-small") -> dict[str, Any]:
     """What a page needs before the weights are loaded: emotions, sizes, sliders, avatars, and folders of cards.
 
     Args:
         name (`str`): As for `Models`; most is unknown for a Hub repository that is not on this machine.
         moda (`str`): Likewise.
+        gaia (`str`): Likewise; the page does not show GAIA without its weights.
     """
     folder = Path(resolve(name))
     index = read_index(folder)
     base = Path(resolve(base_name(index) or name))
+    has_gaia = (Path(resolve(gaia)) / "model_index.json").is_file()
     emotions = _json(base / "motion_transformer" / "config.json").get("emotions", [])
     size = _json(base / "face_autoencoder" / "config.json").get("image_size", 256)
     return {
@@ -174,7 +193,8 @@ def describe(name: str, moda: str = "moda-small") -> dict[str, Any]:
         "avatars": sorted(path.parent.name for path in folder.glob("avatars/*/config.json")),
         "sliders": _directions(base / PRIORS, emotions),
         "folder": folder,
-        "cards": list(dict.fromkeys([base, folder, Path(resolve(moda))])),
+        "gaia": has_gaia,
+        "cards": list(dict.fromkeys([base, folder, Path(resolve(moda)), *[Path(resolve(gaia))] * has_gaia])),
     }
 
 

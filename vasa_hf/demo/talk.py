@@ -14,6 +14,7 @@ from PIL import Image
 
 import vasa_hf
 from vasa_hf.demo.files import digest, save_settings
+from vasa_hf.demo.gaia import GaiaSettings, make_gaia_video
 from vasa_hf.demo.handler import RequestHandler, explain_error, require, run_short
 from vasa_hf.demo.jobs import Job, Pace, Update, run_in_thread
 from vasa_hf.demo.models import Models
@@ -30,6 +31,7 @@ from vasa_hf.outputs import to_uint8
 ASSETS = Path(vasa_hf.__file__).parent / "assets"
 EXAMPLE_FACE, EXAMPLE_VOICE = str(ASSETS / "portrait.jpg"), str(ASSETS / "voice.flac")
 VOICE, VIDEO = "a voice", "a driving video"
+VASA1, GAIA = "VASA-1", "GAIA"
 READING = "Reading the driving video"
 
 # --- work -------------------------------------------------------------------------------------------------------------
@@ -196,6 +198,14 @@ def build_talk_tab(handler: RequestHandler, consent: gr.Checkbox) -> tuple[gr.Im
             image = build_portrait(280)
             faces = _FacePicker(handler, consent, image)
         with gr.Column(min_width=280):
+            system = gr.Radio(
+                [VASA1, GAIA],
+                value=VASA1,
+                label="System",
+                info="GAIA has its own controls, in the tab GAIA: those below are VASA-1's",
+                visible=handler.about["gaia"],
+                elem_id="system",
+            )
             source = gr.Radio([VOICE, VIDEO], value=VOICE, label="Driven by")
             with gr.Column() as voice_group:
                 audio = build_voice()
@@ -213,9 +223,27 @@ def build_talk_tab(handler: RequestHandler, consent: gr.Checkbox) -> tuple[gr.Im
     def show_source(source: str) -> tuple:
         return gr.update(visible=source == VOICE), gr.update(visible=source == VIDEO)
 
-    def talk(session: str, agreed: bool, source: str, image: Any, audio: Any, video: Any, face: Any, *values: Any):
+    def talk(
+        session: str,
+        agreed: bool,
+        system: str,
+        source: str,
+        image: Any,
+        audio: Any,
+        video: Any,
+        face: Any,
+        *values: Any,
+    ) -> Iterator[Update]:
         handler.check_consent(agreed)
         image, settings = require(image, "a portrait", "portrait"), TalkSettings(*values)
+        if system == GAIA:
+            own = GaiaSettings(seed=settings.seed, fps=settings.fps, paste_back=settings.paste_back)
+            if source == VIDEO:
+                raise ValueError(
+                    "A driving video moves VASA-1 here: choose the voice, or the tab GAIA for its controls."
+                )
+            voice = require(audio, VOICE, "voice")
+            return handler.stream(make_gaia_video, session, agreed, image, voice, own, None, None, face)
         if source == VIDEO:
             video = require(video, VIDEO, "driving")
             return handler.stream(drive_portrait, session, agreed, image, video, settings, face)
@@ -223,12 +251,12 @@ def build_talk_tab(handler: RequestHandler, consent: gr.Checkbox) -> tuple[gr.Im
 
     def talk_api(request: gr.Request, consent, image, audio, face, *settings) -> Any:
         """Make a portrait speak with the voice of an audio file; returns the video and its settings (JSON)."""
-        for update in talk(session_name(request), consent, VOICE, image, audio, None, face, *settings):
+        for update in talk(session_name(request), consent, VASA1, VOICE, image, audio, None, face, *settings):
             if update.files:
                 yield str(update.files["video"]), str(update.files["settings"])
 
     source.change(show_source, source, [voice_group, video], queue=False, **PRIVATE)
-    job.connect_video(talk, [consent, source, image, audio, video, faces.choice, *controls], "talk_live")
+    job.connect_video(talk, [consent, system, source, image, audio, video, faces.choice, *controls], "talk_live")
     # For programs: the list of faces on the page has only those that were found.
     number = gr.Number(0, visible=False, precision=0, label="Face")
     texts = [", ".join(filter(None, (one.label, getattr(one, "info", None)))) for one in controls]

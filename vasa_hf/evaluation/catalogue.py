@@ -138,6 +138,21 @@ METRICS: dict[str, Metric] = {
     "distance_control_error": Metric("distance error", -1, 3, "mean |log measured - log requested|"),
     "emotion_change": Metric("emotion change", 1, 3, "increase of the requested expression's score over neutral"),
     "emotion_hit": Metric("emotion hits", 1, 2, "share of emotions whose own score increases most"),
+    "pose_constant_error": Metric("pose error °", -1, 2, "angle to a requested constant head pose"),
+    "pose_yaw_slope": Metric("yaw slope", 0, 2, "measured over requested change of the yaw; 1 is right"),
+    "pose_video_error": Metric("pose error, video °", -1, 2, "angle to head poses taken from a clip"),
+    "held_error": Metric("held landmarks px", -1, 2, "distance of held landmarks in the frames to those asked for"),
+    "held_shift": Metric(
+        "held landmarks, moved by the mouth px",
+        -1,
+        2,
+        "distance of held landmarks to those in frames that are painted from the asked landmarks alone",
+    ),
+    "lip_gap_range": Metric("lip gap range", 0, 3, "90th minus 10th percentile of the lip gap while others are held"),
+    "instruction_effect": Metric(
+        "effect", 1, 2, "measured change relative to the change from which an instruction counts as followed"
+    ),
+    "instruction_followed": Metric("followed", 1, 2, "share of portraits with an effect of 1 or more"),
     "rtf": Metric("RTF", -1, 3, "seconds from image and audio files to the video file, per second of audio"),
     "first_frame": Metric("first frame s", -1, 2, "seconds from the same files to the first frame of a stream"),
 }
@@ -169,6 +184,10 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("gaze_yaw_slope", "gaze_pitch_slope", "iris_yaw_slope", "iris_pitch_slope", "gaze_control_error"),
         *("distance_slope", "distance_control_error", "emotion_change", "emotion_hit"),
     ),
+    "motion_controls": (
+        *("pose_constant_error", "pose_yaw_slope", "pose_video_error", "held_error", "held_shift", "lip_gap_range"),
+        *("instruction_effect", "instruction_followed"),
+    ),
     "speed": ("rtf", "first_frame"),
     "studies": (),
     "avatars": (
@@ -178,7 +197,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
 }
 CONTROL_METRICS = ("gaze_error", "distance_error")  # against the requested values
-CONTROL_PARTS = ("ablations", "controls")  # for pipelines with a gaze control
+# Part -> the control that a pipeline must have.
+NEEDED_CONTROLS = {"ablations": "gaze", "controls": "gaze", "motion_controls": "pose"}
 AVATAR_PARTS = ("avatars",)  # for `Vasa3DAvatarPipeline`; all others are for talking faces
 TITLES = {
     "self": "Self-reconstruction",
@@ -187,6 +207,7 @@ TITLES = {
     "silence": "Idle faces",
     "ablations": "Ablation of guidance scales and steps (VASA-1, Table 4)",
     "controls": "Controllability",
+    "motion_controls": "Control of head pose, landmarks and instructions (GAIA, §5.4)",
     "speed": "Speed",
     "studies": "Studies of the learned metrics on real clips (VASA-1, Tables 2 and 3)",
     "avatars": "Avatars against VASA-1 (VASA-3D, Tables 1, 2 and A)",
@@ -214,9 +235,38 @@ audio | VASA-1 | Table 1, OneMin-32 | sync_c sync_d capp_paper delta_pose fvd
 audio | VASA-1 | Table 1, VoxCeleb2 | sync_c sync_d capp_paper delta_pose
   VASA-1  8.841 6.312 0.468 0.304
   real video  7.64 7.189 0.588 0.505
-audio | GAIA | Table 3 | sync_d msi fid
+self | GAIA | Table 7, VoxCeleb2 | fid lpips psnr akd msi
+  GAIA  16.099 0.173 22.896 1.434 1.083
+cross | GAIA | Table 7, VoxCeleb2 | fid akd msi
+  GAIA  27.643 2.968 1.035
+self | GAIA | Table 4 | fid
+  GAIA, 80M, 500 h  18.353
+  GAIA, 80M, 1000 h  17.486
+  GAIA, 700M, 1000 h  15.73
+  GAIA, 1.7B, 1000 h  15.886
+audio | GAIA | Tables 3 and 8 | sync_d msi fid
+  MakeItTalk  9.932 1.14 28.894
+  Audio2Head  8.508 0.635 28.607
+  PC-AVS  8.341 0.677 59.464
   SadTalker  8.606 1.165 22.322
+  PD-FGC, driven by the true video  8.573 0.478 58.943
   GAIA  8.528 1.181 22.924
+  real video  8.548 - -
+audio | GAIA | Table 5 | sync_d
+  GAIA, 180M, 100 h  9.145
+  GAIA, 180M, 1000 h  8.913
+  GAIA, 600M, 1000 h  8.603
+  GAIA, 1.2B, 1000 h  8.528
+audio | GAIA | Tables 6 and 9 | sync_d msi fid
+  GAIA, 700M and 180M  8.913 1.132 24.242
+  GAIA, no disentanglement  12.68 1.423 140.009
+  GAIA, no head pose  9.134 1.208 23.648
+  GAIA, no diffusion  9.817 1.486 21.049
+  GAIA, landmark prediction  9.331 1.038 27.022
+  GAIA, both added  8.989 1.125 28.189
+  GAIA, both by attention  10.231 1.139 28.718
+  GAIA, speech by attention, reference added  10.18 1.015 24.021
+  GAIA, Transformer  9.312 0.623 25.385
 audio | MoDA | Table 1, HDTF | fvd fid identity sync_c sync_d smoothness
   EchoMimic  207.987 29.633 0.887 2.744 11.805 0.9939
   JoyHallo  256.226 44.842 0.852 7.36 7.984 0.9944

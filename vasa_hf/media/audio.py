@@ -14,12 +14,8 @@ import torch
 
 from vasa_hf.checks import shorten
 
-<<<<<<< HEAD
 from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shorten_stderr, staging
-=======
-from .ffmpeg import MAX_SECONDS, READ_OPTIONS, Decoder, check_seconds, input_url, shortened, staging
 from .lengths import find_missing_end
->>>>>>> h-promise
 
 logger = logging.getLogger(__name__)
 
@@ -189,17 +185,12 @@ def audio_blocks(
         raise ValueError(f"`audio` must be a readable audio file, got {os.fspath(path)!r}: {shorten_stderr(stderr)}")
     if count == 0:
         raise ValueError(f"`audio` must not have zero length, but {os.fspath(path)!r} holds no samples.")
-<<<<<<< HEAD
-    if stderr and not quiet:
-        logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shorten_stderr(stderr))
-=======
     if quiet:
         return
     if stderr:
-        logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shortened(stderr))
+        logger.warning("%s is damaged and was read as far as possible: %s", os.fspath(path), shorten_stderr(stderr))
     elif (missing := find_missing_end(path, count / rate)) is not None:
         logger.warning("%s is cut off and was read as far as possible: %s.", os.fspath(path), missing)
->>>>>>> h-promise
 
 
 def save_wav(path: str | os.PathLike, audio: Any, sampling_rate: int) -> None:

@@ -48,6 +48,8 @@ SMALL_CONFIG: dict[str, Any] = {
     "pose_channels": 64,
     "residual": True,
 }
+# Smaller, for the models of coordinates and of text.
+MINI_CONFIG: dict[str, Any] = {**SMALL_CONFIG, "hidden_size": 64, "num_layers": 3, "ffn_dim": 128, "pose_channels": 32}
 # For tests and trial runs.
 TINY_CONFIG: dict[str, Any] = {
     **SMALL_CONFIG,
@@ -59,7 +61,13 @@ TINY_CONFIG: dict[str, Any] = {
     "pose_channels": 8,
 }
 # "paper" is that of Table 3.
-PRESETS = {**PAPER_CONFIGS, "paper": PAPER_CONFIGS["1.2b"], "small": SMALL_CONFIG, "tiny": TINY_CONFIG}
+PRESETS = {
+    **PAPER_CONFIGS,
+    "paper": PAPER_CONFIGS["1.2b"],
+    "small": SMALL_CONFIG,
+    "mini": MINI_CONFIG,
+    "tiny": TINY_CONFIG,
+}
 POSE_DIM = 3  # yaw, pitch, roll
 BACKBONES = ("conformer", "transformer")
 CONDITIONINGS = ("add", "attention")

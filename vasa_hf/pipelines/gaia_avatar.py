@@ -17,8 +17,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, cast
+from functools import partial, wraps
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
@@ -34,14 +36,14 @@ from vasa_hf.models.motion_denoiser_gaia import GaiaMotionDenoiser
 from vasa_hf.motion import MotionSpec, resample_motion
 from vasa_hf.motion.keyframes import Keyframes
 from vasa_hf.outputs import TalkingFaceOutput
-from vasa_hf.pipelines.base import FPS, PreparedMotion
+from vasa_hf.pipelines.base import TalkingHeadPipeline
 from vasa_hf.pipelines.driving import DrivingFace
 from vasa_hf.pipelines.inputs import DrivingVideo, ImageInput, Subject, check_components, check_fit
 from vasa_hf.pipelines.motion_gaia import GaiaControls, GaiaMotionGenerator, LandmarkEdit, encode_landmarks
-from vasa_hf.pipelines.motion_generator import Sampling, check_sampling, check_speech_components
-from vasa_hf.pipelines.options import FaceView, Transfer
+from vasa_hf.pipelines.motion_generator import check_speech_components
+from vasa_hf.pipelines.options import FaceView, Transfer, show_options
 from vasa_hf.pipelines.portrait import PortraitPipeline
-from vasa_hf.processors.audio import VasaAudioProcessor
+from vasa_hf.processors.audio import SILENCE_PEAK, VasaAudioProcessor
 from vasa_hf.processors.image import FaceCrop, FaceImageProcessor
 
 MAX_TEXT_SECONDS = 60.0
@@ -109,7 +111,7 @@ class GaiaAvatarPipeline(PortraitPipeline):
         ```python
         pipe = GaiaAvatarPipeline.from_pretrained("my-gaia")
         pipe("portrait.jpg", "speech.wav", pose=[(0, (0, 0, 0)), (2, (0.4, 0, 0))]).save("out.mp4")
-        pipe.perform("portrait.jpg", "please smile").save("smile.mp4")
+        pipe("portrait.jpg", text="please smile").save("smile.mp4")
         ```
     """
 
@@ -177,6 +179,22 @@ class GaiaAvatarPipeline(PortraitPipeline):
     def motion_spec(self) -> MotionSpec:
         """Meaning of the channels of `motion`: head pose and z_m."""
         return MotionSpec({"latent": self.autoencoder.motion_dim})
+
+    @partial(show_options, kinds=(GaiaControls, FaceView))
+    @wraps(TalkingHeadPipeline.__call__)
+    def __call__(self, image: Any = None, audio: Any = None, **options: Any) -> TalkingFaceOutput | tuple:
+        """As for all systems; with `text`, `audio` may be left out."""
+        if audio is not None or options.get("text") is None:
+            return super().__call__(image, audio, **options)
+        seconds = options.get("seconds", GaiaControls.seconds)
+        check_number("seconds", seconds, 0.2, MAX_TEXT_SECONDS)
+        frames = round(seconds * self.audio_processor.fps)
+        # Not read, as the text takes its place; louder than what is reported as silent.
+        quiet = np.full(frames * self.audio_processor.samples_per_frame, 2 * SILENCE_PEAK, np.float32)
+        made = super().__call__(image, quiet, **options)
+        if isinstance(made, TalkingFaceOutput):
+            made.audio, made.sampling_rate = None, None
+        return made
 
     def create_motion_generator(self) -> GaiaMotionGenerator:
         """Create the object that generates motion from speech, with a copy of the scheduler."""
@@ -278,7 +296,7 @@ class GaiaAvatarPipeline(PortraitPipeline):
         motion: Tensor,  # [T, M]
         view: FaceView | None = None,
         start_frame: int = 0,
-        fps: Fraction = Fraction(FPS),
+        fps: Fraction = Fraction(25),
     ) -> Iterator[Tensor]:
         """Decode absolute motion to frames, a few at a time; see `TalkingHeadPipeline.render_frames`."""
         model, device, paste_back = self.autoencoder, self._execution_device, (view or FaceView()).paste_back
@@ -293,53 +311,6 @@ class GaiaAvatarPipeline(PortraitPipeline):
             return (frames * 0.5 + 0.5).clamp_(0, 1)
 
         yield from self.decode_ahead(decode, motion)
-
-    @torch.no_grad()
-    def perform(
-        self,
-        image: ImageInput | GaiaPortrait,
-        text: Any,
-        seconds: float = 3.0,
-        *,
-        pose: Any = None,
-        num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
-        fps: Fraction | float | str = FPS,
-        output_type: str = "pil",
-        **view: Any,
-    ) -> TalkingFaceOutput:
-        """Let a portrait follow instructions, without audio (appendix E). With audio, give `text` to a call.
-
-        Args:
-            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `GaiaPortrait`): A portrait.
-            text (`str` or `[(seconds, text), ...]`): Instructions.
-            seconds (`float`, defaults to 3.0): Length of the video.
-            pose (`Any`, *optional*): See `GaiaControls`.
-            num_inference_steps (`int`, *optional*): Denoising steps of each window.
-            generator (`torch.Generator`, *optional*): Makes the result repeatable.
-            fps (`Fraction`, `float` or `str`, defaults to 25): Frames per second of the video.
-            output_type (`str`, defaults to `"pil"`): As for a call.
-            **view: Fields of `FaceView`.
-
-        Raises:
-            ValueError: If an argument cannot be used; the message names it.
-        """
-        speech, rate = self.create_motion_generator(), self.audio_processor.fps
-        options = {"text": text, "pose": pose, **view}
-        image, controls, chosen = self._read_options(image, options, self.controls_type, self.view_type)
-        if text is None:
-            raise ValueError("`text` must be given, got None.")
-        check_number("seconds", seconds, 0.2, MAX_TEXT_SECONDS)
-        self.check_inputs(image, None, None, chosen, fps, output_type)
-        sampling = Sampling(num_inference_steps=num_inference_steps, generator=generator)
-        check_sampling(speech, sampling)
-        speech.check(controls)
-        subject = self.prepare_subject(self._one_subject(image), chosen)
-        silence = torch.zeros(1, round(seconds * rate) * self.audio_processor.samples_per_frame)
-        windows = speech.generate([silence], [subject], controls, sampling)
-        motion = torch.cat(list(speech.place(windows, subject, controls)), dim=1).cpu()
-        prepared = PreparedMotion(subject, motion, self._motion_fps, chosen, parse_fps(fps))
-        return cast(TalkingFaceOutput, self._render_motion(prepared, output_type))
 
     def read_pose(
         self, video: str | os.PathLike, face: int | None = None, box: Sequence[float] | None = None

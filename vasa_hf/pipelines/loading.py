@@ -16,7 +16,7 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers import __version__ as diffusers_version
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_base import ImageProcessingMixin
 
@@ -29,7 +29,8 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "re
 INDEX = "model_index.json"
 _OPTIONS = ("dtype", "torch_dtype", "variant", "use_safetensors")  # of networks
 _LIBRARIES = ("vasa_hf", "diffusers", "transformers")
-_COMPONENTS = (ModelMixin, PreTrainedModel, SchedulerMixin, FeatureExtractionMixin, ImageProcessingMixin)
+_PROCESSORS = (FeatureExtractionMixin, ImageProcessingMixin, PreTrainedTokenizerBase)
+_COMPONENTS = (ModelMixin, PreTrainedModel, SchedulerMixin, *_PROCESSORS)
 
 
 @contextlib.contextmanager

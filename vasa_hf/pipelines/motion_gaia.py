@@ -92,12 +92,14 @@ class GaiaControls:
         edit_landmarks (`LandmarkEdit`, `str` or `os.PathLike`, *optional*):
             Landmarks to hold, or a video file whose motion all landmarks but those of mouth and jaw follow.
         text (`str` or `[(seconds, text), ...]`, *optional*):
-            Instructions such as `"please smile"`, that take the place of speech.
+            Instructions such as `"please smile"`, that take the place of speech; `audio` may then be left out.
+        seconds (`float`, defaults to 3.0): Length of a video with `text` and without `audio`.
     """
 
     pose: Any = None
     edit_landmarks: Any = None
     text: Any = None
+    seconds: float = 3.0
 
 
 class GaiaMotionGenerator:

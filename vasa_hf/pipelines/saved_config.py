@@ -13,7 +13,7 @@ from diffusers import ConfigMixin, ModelMixin
 
 from vasa_hf.checks import check_flag, check_number, parse_json, shorten
 
-CONFIG_FILES = ("config.json", "scheduler_config.json", "preprocessor_config.json")
+CONFIG_FILES = ("config.json", "scheduler_config.json", "preprocessor_config.json", "tokenizer_config.json")
 MAX_BYTES = 10_000_000
 MAX_SIZE = 65_536  # of widths and sides
 MAX_COUNT = 1_000_000_000

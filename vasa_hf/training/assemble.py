@@ -54,29 +54,30 @@ def assemble(
     Raises:
         ValueError: If a part cannot be loaded, the motion transformer does not fit, or `output` is not empty.
     """
-    output, known = Path(output), Path(resolve(base))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"`output` must be a new or empty folder, got {str(output)!r}.")
+    check_new_folder(output)
+    known = Path(resolve(base))
     parts: dict[str, Any] = {}
     own = Vasa1FaceAutoencoder.load_config(known, subfolder="face_autoencoder")
     dynamics_dim, motion_space = own["dynamics_dim"], own["motion_space"]
     if face_autoencoder is not None:
-        model = _load(Vasa1FaceAutoencoder, face_autoencoder, "face_autoencoder")
+        model = load_part(Vasa1FaceAutoencoder, face_autoencoder, "face_autoencoder")
         dynamics_dim, motion_space = model.config.dynamics_dim, model.config.motion_space
         processor = FaceImageProcessor.from_pretrained(known, subfolder="image_processor")
         processor.size = model.config.image_size
         parts |= {"face_autoencoder": model, "image_processor": processor}
     if face_analyzer is not None:
-        parts["face_analyzer"] = _load(FaceAnalyzer, face_analyzer, "face_analyzer")
+        parts["face_analyzer"] = load_part(FaceAnalyzer, face_analyzer, "face_analyzer")
     if audio_encoder is not None:
-        parts["audio_encoder"] = _load(Wav2Vec2Model, audio_encoder, "audio_encoder")
+        parts["audio_encoder"] = load_part(Wav2Vec2Model, audio_encoder, "audio_encoder")
         parts["audio_processor"] = VasaAudioProcessor(do_normalize=_normalizes(audio_encoder))
     audio_config = json.loads((known / "audio_encoder" / "config.json").read_text())
     audio_dim = parts["audio_encoder"].config.hidden_size if audio_encoder else audio_config["hidden_size"]
 
     wanted = {"motion_dim": 6 + dynamics_dim, "audio_dim": audio_dim}
     if motion_transformer is not None:
-        parts["motion_transformer"] = motion = _load(Vasa1MotionTransformer, motion_transformer, "motion_transformer")
+        parts["motion_transformer"] = motion = load_part(
+            Vasa1MotionTransformer, motion_transformer, "motion_transformer"
+        )
         for name, value in wanted.items():
             if motion.config[name] != value:
                 raise ValueError(
@@ -95,9 +96,17 @@ def assemble(
     return missing
 
 
-def _load(kind: Any, source: str, argument: str) -> Any:
+def check_new_folder(output: str | os.PathLike) -> None:
+    """Raise `ValueError` if there is something at this path that is not an empty folder."""
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"`output` must be a new or empty folder, got {str(output)!r}.")
+
+
+def load_part(kind: Any, source: str, argument: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a trained component of a class; raise `ValueError` with the name of the argument if that fails."""
     try:
-        return kind.from_pretrained(resolve(source), torch_dtype=torch.float32)
+        return kind.from_pretrained(resolve(source), torch_dtype=dtype)
     except (OSError, ValueError) as error:
         message = f"`{argument}` must be a folder or name of a {kind.__name__}, got {source!r}: {error}"
         raise ValueError(message) from error

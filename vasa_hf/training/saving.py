@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 
-from vasa_hf.hub import read_index, resolve
+from vasa_hf.hub import BASE, read_index, resolve
 from vasa_hf.training.loop import Player, TrainingState, print_log, train
 from vasa_hf.training.options import LoopOptions
 
@@ -120,6 +120,7 @@ def save_pipeline(
     target: str | os.PathLike,
     dropped: Sequence[str] = (),
     class_name: str | None = None,
+    shared: Sequence[str] = (),
     **components: Any,
 ) -> Path:
     """Write a pipeline folder: a known pipeline with some components replaced by newly trained ones.
@@ -132,25 +133,30 @@ def save_pipeline(
         target (`str` or `os.PathLike`): Folder to write; replaced if it exists.
         dropped (`Sequence[str]`): Files and components of the known pipeline that are left out.
         class_name (`str`, *optional*): Class of the new pipeline, if it may have components that the known one lacks.
+        shared (`Sequence[str]`): Components that are not copied: the new pipeline loads them from the known one.
         **components: Name in `model_index.json` -> what has `save_pretrained`; or file name -> what has `save`.
 
     Raises:
         ValueError: If the known pipeline is not a pipeline folder, or has no component of a name.
     """
-    known, base, target = read_pipeline_index(base), Path(resolve(base)), Path(target)
+    known, name_of_base = read_pipeline_index(base), os.fspath(base)
+    base, target = Path(resolve(base)), Path(target)
     models = {name for name, component in components.items() if hasattr(component, "save_pretrained")}
     if (unknown := models - set(known)) and class_name is None:
         raise ValueError(f"`components` must be among those of {base.name!r}, but {sorted(unknown)} are not.")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *dropped, *components))
+    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *dropped, *shared, *components))
     for name, component in components.items():
         _save(component, partial / name)
     if class_name is not None:
         kinds = {name: type(components[name]) for name in models}
         ours = {name: kind.__module__ for name, kind in kinds.items() if kind.__module__.startswith("vasa_hf.")}
+        known = {name: value for name, value in known.items() if name not in dropped}
         known |= {name: [ours.get(name, kind.__module__.split(".")[0]), kind.__name__] for name, kind in kinds.items()}
         known["_class_name"] = class_name
+        if shared:
+            known[BASE] = name_of_base
         (partial / "model_index.json").write_text(json.dumps(known, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

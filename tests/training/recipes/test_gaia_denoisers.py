@@ -9,6 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from tests.testing_utils.face_data import make_face_data
 from vasa_hf.data.clips import MotionData
 from vasa_hf.data.landmark_dynamics import FaceLabels, LandmarkDynamics
+from vasa_hf.data.landmark_sequences import LandmarkMotion
 from vasa_hf.models.autoencoder_gaia import PRESETS, GaiaAutoencoder
 from vasa_hf.models.motion_denoiser_gaia import GaiaMotionDenoiser
 from vasa_hf.training.options import parse_options
@@ -80,6 +81,9 @@ def test_both_terms_fall_and_the_model_is_saved(folder, tmp_path):
         (["--no-diffusion"], {"diffusion": False}),
         (["--backbone", "transformer", "--speech-condition", "attention"], {"backbone": "transformer"}),
         (["--reference-condition", "add"], {"reference_condition": "add"}),
+        (["--speech-condition", "attention", "--reference-condition", "attention"], {"speech_condition": "attention"}),
+        (["--speech-condition", "attention", "--reference-condition", "add"], {"reference_condition": "add"}),
+        (["--data-share", 0.4], {}),
     ],
 )
 def test_ablations_and_the_landmark_model_train(folder, tmp_path, arguments, changes):
@@ -87,6 +91,18 @@ def test_ablations_and_the_landmark_model_train(folder, tmp_path, arguments, cha
     config = GaiaMotionDenoiser.load_config(tmp_path / "motion_denoiser")
     assert all(config[name] == value for name, value in changes.items())
     assert ("pose" in log[-1]) == config["use_pose"]
+
+
+def test_without_disentanglement_the_frames_are_encoded(folder, tmp_path):
+    """Table 6: both models of the ablation, one after the other."""
+    GaiaAutoencoder(**{**PRESETS["tiny"], "motion_input": "frame", "source_passthrough": False}).save_pretrained(
+        tmp_path / "autoencoder"
+    )
+    train_speech(folder, tmp_path / "motion", "--autoencoder", tmp_path / "autoencoder")
+    kept = LandmarkMotion.load(tmp_path / "motion" / "landmark_motion.safetensors")
+    assert kept.latent.shape == (len(kept.landmarks), 12) and kept.latent.std(0).min() > 0
+    with pytest.raises(ValueError, match="`autoencoder` must encode landmarks"):  # made-up clips have no frames
+        train_text(folder, tmp_path / "text", "--autoencoder", tmp_path / "autoencoder")
 
 
 def test_text_model_learns_with_a_small_encoder_of_its_own(folder, tmp_path):

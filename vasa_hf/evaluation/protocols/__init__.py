@@ -3,9 +3,11 @@
 from vasa_hf.evaluation.protocols.avatars import Avatars
 from vasa_hf.evaluation.protocols.base import Protocol
 from vasa_hf.evaluation.protocols.controls import Ablations, Controls
+from vasa_hf.evaluation.protocols.motion_controls import MotionControls
 from vasa_hf.evaluation.protocols.reenactment import CrossReenactment, SelfReconstruction
 from vasa_hf.evaluation.protocols.speaking import AudioDriven, Silence, Speed
 from vasa_hf.evaluation.protocols.studies import Studies
 
-_ALL = (SelfReconstruction, CrossReenactment, AudioDriven, Silence, Ablations, Controls, Speed, Studies, Avatars)
+_ALL: tuple[type[Protocol], ...] = (SelfReconstruction, CrossReenactment, AudioDriven, Silence, Ablations, Controls)
+_ALL += (MotionControls, Speed, Studies, Avatars)
 PROTOCOLS: dict[str, type[Protocol]] = {protocol.name: protocol for protocol in _ALL}

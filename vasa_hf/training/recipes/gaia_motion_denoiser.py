@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vasa_hf.data.clips import MotionData
+from vasa_hf.data.clip_files import list_clips
+from vasa_hf.data.clips import MotionData, data_folders
 from vasa_hf.data.landmark_sequences import LandmarkMotion, LandmarkSequences, encode_landmarks, landmark_motion
 from vasa_hf.geometry.landmark_pictures import draw_landmarks
 from vasa_hf.hub import resolve
@@ -36,6 +38,7 @@ from vasa_hf.models.motion_denoiser_gaia import (
     vp_marginal,
 )
 from vasa_hf.training.loop import Player, TrainingState
+from vasa_hf.training.networks import channels_last
 from vasa_hf.training.options import LoopOptions, option
 from vasa_hf.training.recipes.motion_transformer import motion_loss
 from vasa_hf.training.saving import train_and_save
@@ -75,6 +78,7 @@ class GaiaDenoiserOptions(DenoiserOptions):
     longest: int = option(250, "most frames of a training window")
     smoothing: float = option(0.5, "deviation in frames of the Gaussian that takes noise off labels")
     drop_audio: float = option(0.1, "how often a sample has no speech")
+    data_share: float = option(1.0, "share of the clips that are used (Table 5)")
 
 
 class DenoiserLoss:
@@ -143,17 +147,34 @@ def sample_motion(
     return model.denormalize(sample, reference)
 
 
-def latent_encoder(folder: str, device: torch.device | str) -> Any:
-    """Landmarks `(n, 162, 2)` to latents `(n, motion_dim)` by the E_M of a saved autoencoder."""
-    model = GaiaAutoencoder.from_pretrained(resolve(folder), torch_dtype=torch.float32).to(device).eval()
-    if model.config.motion_input != "landmarks":
-        raise ValueError("`autoencoder` must encode landmarks, got one without disentanglement.")
+@torch.no_grad()
+def encode_latents(options: DenoiserOptions, landmarks: np.ndarray) -> np.ndarray:
+    """Latents `(frames, motion_dim)` by the E_M of the autoencoder that the options name, float16.
 
-    def encode(landmarks: Tensor) -> Tensor:
-        picture = draw_landmarks(landmarks.to(model.device), model.config.image_size)
-        return model.flatten_motion(model.encode_motion(picture).mode())
+    Of landmarks `(frames, 162, 2)`; without disentanglement (Table 6), of the frames of the clips themselves.
 
-    return encode
+    Raises:
+        ValueError: If the frames are encoded, and are not those of the landmarks.
+    """
+    device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
+    model = GaiaAutoencoder.from_pretrained(resolve(options.autoencoder), torch_dtype=torch.float32).to(device).eval()
+    channels_last(model)
+
+    def encode(pictures: Tensor) -> Tensor:
+        return model.flatten_motion(model.encode_motion(pictures.to(device)).mode())
+
+    size = model.config.image_size
+    if model.config.motion_input == "landmarks":
+        return encode_landmarks(lambda points: encode(draw_landmarks(points.to(device), size)), landmarks)
+    clips = [clip for folder in data_folders(options.data) for clip in list_clips(folder, labelled=True)]
+    parts = (encode(images * 2 - 1) for clip in clips for images in clip.read_frames(size))
+    latents = np.concatenate([part.float().cpu().numpy().astype(np.float16) for part in parts])
+    if len(latents) != len(landmarks):
+        raise ValueError(
+            "`autoencoder` must encode landmarks, or `data` hold the frames that are learnt: got "
+            f"{len(latents)} frames for {len(landmarks)}."
+        )
+    return latents
 
 
 def encoded(options: DenoiserOptions, make: Any) -> LandmarkMotion:
@@ -169,8 +190,7 @@ def encoded(options: DenoiserOptions, make: Any) -> LandmarkMotion:
         raise ValueError("`autoencoder` must name a folder to learn latents.")
     data = make()
     if options.predicts == "latent":
-        device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
-        data.latent = encode_landmarks(latent_encoder(options.autoencoder, device), data.landmarks)
+        data.latent = encode_latents(options, data.landmarks)
     kept.parent.mkdir(parents=True, exist_ok=True)
     data.save(kept)
     return data
@@ -238,7 +258,13 @@ def run(options: GaiaDenoiserOptions) -> TrainingState:
         speech = MotionData.load(options.prepared)
         data = encoded(options, lambda: landmark_motion(options.data, speech, options.smoothing))
     dataset = LandmarkSequences(
-        data, options.predicts, options.shortest, options.longest, options.seed, options.drop_audio
+        data,
+        options.predicts,
+        options.shortest,
+        options.longest,
+        options.seed,
+        options.drop_audio,
+        options.data_share,
     )
     torch.manual_seed(options.seed)
     model = make_denoiser(options, dataset, data.audio.shape[1], use_pose=options.use_pose)

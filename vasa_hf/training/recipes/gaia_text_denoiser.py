@@ -161,7 +161,7 @@ def make_instructions(options: GaiaTextOptions) -> LandmarkMotion:
     dynamics = LandmarkDynamics.load(resolve(options.dynamics))
     priors = MotionPriors.load(resolve(options.priors))
     made = compose_instructions(labels, people, dynamics, priors, options.composed, options.frames, options.seed)
-    found = find_instructions(labels, options.frames)
+    found = find_instructions(labels, options.frames, seed=options.seed)
     if found is None:
         return made
     return LandmarkMotion(
