@@ -117,13 +117,6 @@ class VideoReader:
         if stderr:
             self.damage = shorten_stderr(stderr)
             logger.warning("%s is damaged in places: %s", self.path, self.damage)
-        elif missing > max(5, 0.05 * count):
-            logger.warning(
-                "%s has %.1f s of images, but is %.1f s long by its header.",
-                self.path,
-                count / self.fps,
-                self._info.duration_seconds,
-            )
         elif (missing_end := find_missing_end(self.path, float(count / self.fps))) is not None:
             self.damage = f"it is cut off: {missing_end}"
             logger.warning("%s is cut off and was read as far as possible: %s.", self.path, missing_end)
