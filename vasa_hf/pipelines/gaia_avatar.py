@@ -29,7 +29,6 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from vasa_hf.checks import check_number
 from vasa_hf.geometry.crops import transform_points
 from vasa_hf.geometry.landmark_motion import transfer_landmarks
-from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.models.autoencoder_gaia import GaiaAppearance, GaiaAutoencoder
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.motion_denoiser_gaia import GaiaMotionDenoiser
