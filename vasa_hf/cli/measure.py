@@ -180,7 +180,8 @@ def _bench(options: argparse.Namespace) -> int:
     settings = {**own, "model": options.model}
     if options.what in _SYSTEMS:
         model, pipeline = _SYSTEMS[options.what]
-        settings |= {"model": model if options.model is None else options.model, "pipeline": pipeline}
+        chosen = shared.find_embedded(model) if options.model is None else options.model
+        settings |= {"model": chosen, "pipeline": pipeline}
     if options.what == "3d":
         settings["num_gaussians"] = settings.pop("gaussians")
     module = {"3d": avatars, "renderer": renderer, "marks": marks}.get(options.what, talking)
@@ -243,7 +244,8 @@ def _eval(options: argparse.Namespace) -> int:
 def _load_evaluated(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | None, str, Any]:
     """Load the pipeline; return it, loaders of avatars by name, the model with the metrics' networks, the reference."""
     embedded = {"vasa3d": "vasa3d-small", **{name: model for name, (model, _) in _SYSTEMS.items()}}
-    options.model = embedded.get(options.model, options.model)
+    if options.model in embedded:
+        options.model = shared.find_embedded(embedded[options.model])
     folder = resolve(options.model)
     about = read_index(folder)
     if about.get("_class_name") != "Vasa3DAvatarPipeline":

@@ -12,6 +12,7 @@ from typing import Any
 
 from vasa_hf.checks import check_number
 from vasa_hf.files import check_writable, staging
+from vasa_hf.hub import EMBEDDED
 
 # --- given options ----------------------------------------------------------------------------------------------------
 
@@ -273,6 +274,20 @@ def save_png(picture: Any, path: str) -> None:
 
 
 # --- the pipeline -----------------------------------------------------------------------------------------------------
+
+
+def find_embedded(name: str) -> str:
+    """Return the name of embedded weights.
+
+    Raises:
+        ValueError: If this version has none of that name.
+    """
+    if name not in EMBEDDED:
+        raise ValueError(
+            f"`model` must be given: this version comes without {name}; see the trainings in "
+            "vasa_hf/training/README.md and `vasa-hf assemble`."
+        )
+    return name
 
 
 def load_pipeline(options: argparse.Namespace, name: str = "VasaTalkingFacePipeline") -> Any:

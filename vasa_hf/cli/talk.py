@@ -12,7 +12,7 @@ import vasa_hf
 from vasa_hf.checks import naming
 from vasa_hf.cli import options as shared
 from vasa_hf.cli.gaia_options import add_gaia_options, read_gaia_controls, refuse_gaia_options
-from vasa_hf.hub import EMBEDDED, resolve
+from vasa_hf.hub import resolve
 
 _TALK_EXAMPLES = """examples:
   vasa-hf talk me.jpg hello.wav -o out.mp4
@@ -158,12 +158,8 @@ def _picture_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _choose_model(options: argparse.Namespace, system: _System) -> None:
     """Set the default of `--model`, or raise `ValueError` if the package has no weights of this system."""
-    if options.model is None and system.model not in EMBEDDED:
-        raise ValueError(
-            f"`model` must be given: this version comes without {system.model}; see the trainings in "
-            "vasa_hf/training/README.md and `vasa-hf assemble`."
-        )
-    options.model = system.model if options.model is None else options.model
+    if options.model is None:
+        options.model = shared.find_embedded(system.model)
 
 
 def _talk(options: argparse.Namespace) -> int:
