@@ -189,12 +189,14 @@ def test_training_from_videos_writes_a_pipeline_that_talks(tmp_path):
     pipe = ModaTalkingHeadPipeline(**components)
     pipe.save_pretrained(tmp_path / "pipe")
     made = options(None, tmp_path / "run", max_steps=2, pipeline=str(tmp_path / "pipe"), data=[str(tmp_path / "data")])
+    made.timestep_spacing = "trailing"
     trainer.run(made)
     kept = KeypointShards(tmp_path / "run" / "keypoints")
     assert kept.offsets.tolist() == [0, 30, 42]
     prepared = dataclasses.replace(made, pipeline="", data=[], prepared=str(tmp_path / "run" / "keypoints"))
     assert torch.equal(trainer.make_dataset(prepared)[0]["motion"], trainer.make_dataset(made)[0]["motion"])
     pipe = ModaTalkingHeadPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert pipe.config.timestep_spacing == "trailing"
     pipe.set_progress_bar_config(disable=True)
     saved = ModaMotionTransformer.from_pretrained(tmp_path / "run" / "motion_generator")
     assert torch.equal(pipe.motion_generator.motion_mean, saved.motion_mean)
