@@ -93,7 +93,7 @@ SYSTEMS = {
     "joyvasa": "JoyVasa",
 }
 # Networks whose weights are files of other projects, read unchanged.
-NOT_SAVED = {"face_analyzer_mediapipe", "emotion_classifier", "lpips"}
+NOT_SAVED = {"face_analyzer_mediapipe", "emotion_classifier", "lpips", "pretrained_features"}
 SHARED_MODELS = {
     "face_analyzer",
     "face_recognizer",
@@ -101,6 +101,8 @@ SHARED_MODELS = {
     "syncnet",
     "capp",
     "forgery_detector",
+    "arcface",
+    "vgg_features",
     *NOT_SAVED,
 }
 # Files of `layers/` with one user, whose model file would be longer than 700 lines with them.

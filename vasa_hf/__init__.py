@@ -9,6 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ArcFaceRecognizer": "models.arcface",
     "CameraKeyframes": "motion.camera_paths",
     "Cameras": "geometry.cameras",
     "Capp": "models.capp",
@@ -39,10 +40,11 @@ _PUBLIC = {
     "Vasa3DGaussianAvatar": "models.gaussian_avatar_vasa3d",
     "VasaAudioProcessor": "processors.audio",
     "VasaTalkingFacePipeline": "pipelines.vasa_talking_face",
+    "VggFeatures": "models.vgg_features",
     "load_motion": "motion.spec",
     "load_parametric_head": "head.loading",
     "orbit_cameras": "geometry.cameras",
-    "pretrained_features": "models.face_recognizer",
+    "pretrained_features": "models.pretrained_features",
     "save_motion": "motion.spec",
 }
 
