@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   vasa-hf convert flame FLAME2020/generic_model.pkl flame2020.safetensors
 then
   vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --model joyvasa
+  vasa-hf fit me.jpg -o me/ --head flame2020.safetensors --lpips lpips
 
 Checkpoints are read without unpickling, so no foreign code runs. A table shows where every tensor went; if one does
 not fit, nothing is written.
