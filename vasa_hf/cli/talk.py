@@ -51,7 +51,7 @@ def add_commands(command: Any) -> None:
     talk.add_argument("image", help="portrait: an image file")
     talk.add_argument("audio", help="voice: an audio file, or a video with audio")
     talk.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
-    _add_talk_options(talk)
+    add_talk_options(talk)
 
     demo = command(
         "demo",
@@ -60,7 +60,7 @@ def add_commands(command: Any) -> None:
         "example:\n  vasa-hf demo -o demo.mp4\n",
     )
     demo.add_argument("-o", "--output", default="demo.mp4", metavar="OUT.mp4", help="video to write (%(default)s)")
-    _add_talk_options(demo)
+    add_talk_options(demo)
 
     animate = command(
         "animate", _animate, "animate a portrait by the face of a video or by a saved motion", _ANIMATE_EXAMPLES
@@ -119,7 +119,8 @@ def _add_system(parser: Any, default: str) -> None:
     parser.add_argument("--system", choices=list(_SYSTEMS), default=default, help="models (%(default)s)")
 
 
-def _add_talk_options(parser: argparse.ArgumentParser) -> None:
+def add_talk_options(parser: argparse.ArgumentParser) -> None:
+    """Add all options of a talking video but its files."""
     _add_system(parser, "vasa1")
     shared.add_control_options(parser)
     shared.add_edit_options(parser)
@@ -151,11 +152,21 @@ def _picture_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def find_system(name: str) -> tuple[str, str]:
+    """Public name of the pipeline of `--system`, and its embedded weights."""
+    return _SYSTEMS[name].pipeline, _SYSTEMS[name].model
+
+
+def read_talk_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Read the options of `add_talk_options` as arguments of a pipeline's call."""
+    return _SYSTEMS[options.system].settings(options) | _picture_settings(options)
+
+
 def _talk(options: argparse.Namespace) -> int:
     system = _SYSTEMS[options.system]
     options.model = options.model or system.model
     # Checks that need no torch come first.
-    settings = system.settings(options) | _picture_settings(options)
+    settings = read_talk_settings(options)
     shared.check_files(image=options.image, audio=options.audio)
     return shared.talk_to_file(options, system.pipeline, lambda _: options.image, settings)
 
