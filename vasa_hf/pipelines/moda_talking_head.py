@@ -44,6 +44,7 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         timestep_spacing (`str`, defaults to `"linspace"`):
             `"trailing"`: N equal steps, as in the paper (Eq. 2). `"linspace"`: those of MoDA's code, the last
             0.001 long.
+        gaze_offset (`bool`, defaults to `False`): Open the gaze a little, as MoDA's code does for its weights.
 
     Options of a call are the fields of `ModaControls` (`emotion`, `expression`, `head_motion`) and of `KeypointView`.
 
@@ -69,6 +70,7 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         audio_processor: VasaAudioProcessor,
         scheduler: FlowMatchEulerDiscreteScheduler,
         timestep_spacing: str = "linspace",
+        gaze_offset: bool = False,
     ):
         super().__init__(face_analyzer, image_processor, renderer)
         self.register_modules(
@@ -78,7 +80,7 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
             scheduler=scheduler,
         )
         check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
-        self.register_to_config(timestep_spacing=timestep_spacing)
+        self.register_to_config(timestep_spacing=timestep_spacing, gaze_offset=bool(gaze_offset))
         parts = (motion_generator, ModaMotionTransformer, audio_encoder, audio_processor, scheduler)
         check_speech_components("motion_generator", *parts)
         if "FlowMatch" not in type(scheduler).__name__ and not getattr(scheduler.config, "use_flow_sigmas", False):
@@ -107,4 +109,5 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
     def create_motion_generator(self) -> ModaMotionGenerator:
         """Create the object that generates motion from speech, with a copy of the scheduler."""
         parts = (self.motion_generator, self.scheduler, self.audio_encoder, self.audio_processor)
-        return ModaMotionGenerator(*parts, self._execution_device, timestep_spacing=self.config.timestep_spacing)
+        options = {name: self.config[name] for name in ("timestep_spacing", "gaze_offset")}
+        return ModaMotionGenerator(*parts, self._execution_device, **options)
