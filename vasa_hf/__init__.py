@@ -16,6 +16,7 @@ _PUBLIC = {
     "FaceAnalyzer": "models.face_analyzer",
     "FaceImageProcessor": "processors.image",
     "FaceRecognizer": "models.face_recognizer",
+    "ForgeryDetector": "models.forgery_detector",
     "GaiaAutoencoder": "models.autoencoder_gaia",
     "GaiaAvatarPipeline": "pipelines.gaia_avatar",
     "GaiaMotionDenoiser": "models.motion_denoiser_gaia",
