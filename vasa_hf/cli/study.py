@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 _EXAMPLES = """examples:
-  vasa-hf study vasa1=videos1 moda=videos2 -o study    # videos of the same names, such as of `vasa-hf batch`
+  vasa-hf study vasa1=videos1 moda=videos2 -o study    # videos of the same names, as `vasa-hf batch` writes
   vasa-hf study study --score answers-*.csv
 Give participants the folder study/page: index.html needs no server and saves answers-....csv. Keep study/key.json.
 """

@@ -64,8 +64,8 @@ class Evaluation:
         sheets (`bool`, defaults to `True`): Write an image of frames side by side for each video.
         detector (`FaceAnalyzer` or another, *optional*): Measures faces; by default the pipeline's analyzer.
         avatars (`Mapping`, *optional*): Name -> function that loads an `EvalAvatar`, to compare with `pipeline`.
-        transfers (`int`, defaults to 3): Clips of other people that drive each person in `disentangle` (paper: 50).
         reference (`VasaTalkingFacePipeline`, *optional*): Encodes for the sync expert and CAPP; `pipeline` by default.
+        transfers (`int`, defaults to 3): Clips of other people that drive each person in `disentangle` (paper: 50).
     """
 
     def __init__(

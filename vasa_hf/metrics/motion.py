@@ -201,7 +201,7 @@ def eye_yaw(track: FaceTrack) -> Tensor:
 
 
 def seam_roughness(motion: Tensor, seams: Sequence[int], reach: int = 2) -> float:
-    """Mean second difference of motion at seams of windows over that elsewhere: 1 if seams cannot be told.
+    """Mean second difference of motion at seams of windows over that elsewhere: 1 if seams cannot be found.
 
     Args:
         motion (`torch.Tensor` of shape `(frames, channels)`): Generated; each channel counts in units of its own.

@@ -158,8 +158,8 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         hidden_size (`int`, defaults to 256): Hidden units of M^e, M^p, D^e and D^p (paper).
         camera_distance_cm (`float`, defaults to 100.0): From the portrait's camera to the world's origin.
         fov_rad (`float`, defaults to 20 degrees): Field of view of the portrait's camera.
-        head_name (`str`, defaults to "built-in"): Which head that is, such as "FLAME 2020"; for readers alone.
         pose_prior (`bool`, defaults to False): Whether M^p adds to the known geometry of z_pose. # Not in the paper.
+        head_name (`str`, defaults to "built-in"): Which head is within, such as "FLAME 2020"; for readers alone.
 
     Raises:
         ValueError: If the motion is too narrow.
