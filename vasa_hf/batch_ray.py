@@ -1,8 +1,8 @@
 """The jobs of `batch.py` on a Ray cluster: `pip install "vasa_hf[ray]"`, `vasa-hf batch --engine ray`.
 
 Each actor makes one worker. Jobs name files that all machines must see under the same path (NFS, Lustre, a mounted
-bucket). An actor that dies is started again by Ray, and the job that it did has failed. A cluster is joined by
-`RAY_ADDRESS`; without it, Ray starts on this machine.
+bucket). When an actor dies, its job has failed, and a new actor takes its place. A cluster is joined by `RAY_ADDRESS`;
+without it, Ray starts on this machine.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run_on_ray(
         here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
         ray.init(log_to_driver=False, include_dashboard=False, **here)
     try:
-        kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Actor)
+        kind = ray.remote(num_cpus=1, num_gpus=gpus)(_Actor)
         free = deque(kind.remote(make_worker, arguments) for _ in range(workers))
         rest, running = deque(jobs.items()), {}
         while rest or running:
@@ -73,15 +73,15 @@ def run_on_ray(
             done, _ = ray.wait(list(running))
             for reference in done:
                 name, actor = running.pop(reference)
-                free.append(actor)
                 try:
                     outcome, value = ray.get(reference)
-                except ray.exceptions.ActorDiedError as error:
-                    if isinstance(cause := getattr(error, "cause", None), Exception) or "__init__" in str(error):
-                        raise ValueError(str(cause or error).splitlines()[-1]) from error
+                except ray.exceptions.RayActorError as error:
+                    reason = str(error).strip()
+                    if "creation task" in reason:  # such as a model that cannot be loaded
+                        raise ValueError(reason.splitlines()[-1]) from error
                     outcome, value = "failed", "the worker died"
-                except ray.exceptions.RayError as error:
-                    outcome, value = "failed", f"the worker died: {str(error).splitlines()[0]}"
+                    actor = kind.remote(make_worker, arguments)  # not a restart: that fails what is sent meanwhile
+                free.append(actor)
                 yield JobResult(name, value if outcome == "failed" else None, value if outcome == "done" else None)
     finally:
         if started:
