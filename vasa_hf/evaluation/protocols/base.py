@@ -17,7 +17,7 @@ from torch import Tensor
 import vasa_hf
 from vasa_hf.bench.memory import peak_memory_mb
 from vasa_hf.evaluation import tables
-from vasa_hf.evaluation.catalogue import NOT_DEFINED, PARTS, TRUTH
+from vasa_hf.evaluation.catalogue import METRICS, NOT_DEFINED, PARTS, TRUTH
 from vasa_hf.evaluation.data import Clip, load_samples
 from vasa_hf.evaluation.plots import write_sheet
 from vasa_hf.evaluation.run import Evaluation
@@ -56,7 +56,11 @@ class Protocol:
         self._generate()
         if not self.scorer.rows:
             self.scorer.record("model", run.model, "-", "*", dict.fromkeys(run.select_requested(self.metrics), NOTHING))
-        self.scorer.record("model", run.model, "*", "*", self.scorer.absent(self.metrics))
+        absent = self.scorer.absent(self.metrics)
+        self.scorer.record("model", run.model, "*", "*", absent)
+        for why in dict.fromkeys(absent.values()):
+            names = ", ".join(METRICS[name].label for name in absent if absent[name] == why)
+            print(f"{self.name}: not computed: {names}: {why}", file=sys.stderr)
         rows = [{"part": self.name, **row} for row in self.scorer.rows]
         tables.write_rows(run.output / "rows" / f"{self.name}.csv", rows)
         facts = {
