@@ -41,10 +41,14 @@ MAY_IMPORT = {
     "convert": FOUNDATION | TOOLS | NETWORKS,
     "bench": {"files", "gaussians", "media"},
     "evaluation": FOUNDATION | TOOLS | NETWORKS | {"pipelines", "bench"},
+    "batch": set(),
+    "batch_ray": {"batch"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
     "demo": {"checks", "files", "hub", "media", "motion", "outputs"},
     "app": {"cli"},
     "cli": {
+        "batch",
+        "batch_ray",
         "checks",
         "files",
         "hub",
@@ -78,7 +82,7 @@ KEPT_APART = {
     "imageio": ("media/",),
     "pickle": ("convert/",),
     "mediapipe": ("models/face_analyzer_mediapipe.py",),
-    "ray": ("data/prepare_ray.py",),
+    "ray": ("data/prepare_ray.py", "batch_ray.py"),
     "viser": ("viewer.py",),
     "c2pa": ("media/content_credentials.py",),
 }
@@ -93,7 +97,7 @@ SYSTEMS = {
     "joyvasa": "JoyVasa",
 }
 # Networks whose weights are files of other projects, read unchanged.
-NOT_SAVED = {"face_analyzer_mediapipe", "emotion_classifier", "lpips"}
+NOT_SAVED = {"face_analyzer_mediapipe", "emotion_classifier", "lpips", "pretrained_features"}
 SHARED_MODELS = {
     "face_analyzer",
     "face_recognizer",
@@ -101,6 +105,8 @@ SHARED_MODELS = {
     "syncnet",
     "capp",
     "forgery_detector",
+    "arcface",
+    "vgg_features",
     *NOT_SAVED,
 }
 # Files of `layers/` with one user, whose model file would be longer than 700 lines with them.

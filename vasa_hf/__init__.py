@@ -9,12 +9,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ArcFaceRecognizer": "models.arcface",
     "CameraKeyframes": "motion.camera_paths",
     "Cameras": "geometry.cameras",
     "Capp": "models.capp",
     "FaceAnalyzer": "models.face_analyzer",
     "FaceImageProcessor": "processors.image",
     "FaceRecognizer": "models.face_recognizer",
+    "ForgeryDetector": "models.forgery_detector",
     "GaiaAutoencoder": "models.autoencoder_gaia",
     "GaiaAvatarPipeline": "pipelines.gaia_avatar",
     "GaiaMotionDenoiser": "models.motion_denoiser_gaia",
@@ -39,10 +41,11 @@ _PUBLIC = {
     "Vasa3DGaussianAvatar": "models.gaussian_avatar_vasa3d",
     "VasaAudioProcessor": "processors.audio",
     "VasaTalkingFacePipeline": "pipelines.vasa_talking_face",
+    "VggFeatures": "models.vgg_features",
     "load_motion": "motion.spec",
     "load_parametric_head": "head.loading",
     "orbit_cameras": "geometry.cameras",
-    "pretrained_features": "models.face_recognizer",
+    "pretrained_features": "models.pretrained_features",
     "save_motion": "motion.spec",
 }
 

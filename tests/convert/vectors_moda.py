@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import HubertConfig, HubertModel
 
 from tests.convert.parity import FOLDER, Checks, difference, load
-from vasa_hf.geometry.keypoints import KeypointMotion, emphasize_lips, head_pose_degrees
+from vasa_hf.geometry.keypoints import LIP_KEYPOINTS, KeypointMotion, head_pose_degrees
 from vasa_hf.models import motion_transformer_moda
 from vasa_hf.models.motion_transformer_moda import ModaMotionTransformer
 from vasa_hf.motion.windows import OverlappedWindows, join_windows, smooth
@@ -247,10 +247,21 @@ def _previous_motion() -> dict[str, float]:
     }
 
 
+def _emphasize_lips(motion: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """Lips away from those of a silent face, by at most about five times; a whole sequence, which a stream has not."""
+    lips = [3 * point + axis for point in LIP_KEYPOINTS for axis in range(3)]
+    away = motion[..., lips] - rest[..., None, lips]
+    distance = away.square().sum(-1, keepdim=True)
+    weight = (torch.sigmoid(5.0 * distance) - 0.5) / (0.1 * distance.amax(-2, keepdim=True) + 0.05)
+    emphasized = motion.clone()
+    emphasized[..., lips] = rest[..., None, lips] + away * (1.0 + weight)
+    return emphasized
+
+
 @CHECKS("after sampling", MODULE_LIMIT)
 def _after_sampling() -> dict[str, float]:
     data, model = vectors("postprocess_io"), small_transformer()
-    lips = emphasize_lips(data["motion_in"], data["standard_motion"])
+    lips = _emphasize_lips(data["motion_in"], data["standard_motion"])
     motion = model.denormalize(lips)
     motion[:, 63:67] *= data["rescale_ratio"]
     driving = KeypointMotion.from_vector(motion, torch.zeros(1, 21, 3))

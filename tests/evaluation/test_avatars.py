@@ -160,3 +160,25 @@ def test_a_sitter_is_the_avatar_before_the_portraits_background(pipeline, cutout
     corner = np.asarray(sitter.portrait())[0, 0] / 255
     assert np.abs(corner - 0.9).max() < 0.01
     torch.testing.assert_close(sitter.show(motion, 0.0, True)[0, :, 0, 0], torch.tensor(GREY))
+
+
+def test_an_avatar_is_judged_against_the_clip_that_it_was_fitted_to(pipeline, data, cutout, tmp_path):
+    """Table A: what it does not cover is real; a clip is found by its name, and its rows are in parts of 10 s."""
+    sitter = EvalAvatar(cutout, GREY, None)
+    portrait = pipeline.prepare_portrait(sitter.portrait(), box=tuple(128 * share for share in WHOLE_PICTURE_BOX))
+    mask = torch.zeros(1, SIZE, SIZE)
+    mask[:, 16:48, 16:48] = 1.0
+
+    def show(motion, azimuth_deg, deform):
+        frames = pipeline.render(portrait, motion, output_type="pt").frames
+        return mask * frames + (1 - mask) * torch.tensor(GREY).view(3, 1, 1)
+
+    twin = EvalAvatar(cutout, GREY, show, lambda motion: mask.expand(len(motion), -1, -1, -1))
+    avatars = {"a_good": lambda: twin, "someone": lambda: twin}
+    missing = evaluate(pipeline, data, tmp_path, ["real"], avatars=avatars, sheets=False)
+    assert missing == []
+    ours, bound = (values(tmp_path, system, "psnr") for system in (FULL, VASA1))
+    assert ours.keys() == bound.keys() == {"a_good@0s"}
+    # The avatar is VASA-1 here: the same frames inside the mask, the real ones outside.
+    assert ours["a_good@0s"] == pytest.approx(bound["a_good@0s"], abs=0.05)
+    assert "VASA-3D (Table A)" in (tmp_path / "table.md").read_text()

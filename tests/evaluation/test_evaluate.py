@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.testing_utils.face_data import moved
-from tests.testing_utils.pipelines import make_gaia_components, make_gaia_denoiser, make_moda_components
+from tests.testing_utils.pipelines import make_audio, make_gaia_components, make_gaia_denoiser, make_moda_components
 from vasa_hf import (
     FaceImageProcessor,
     GaiaAutoencoder,
@@ -19,18 +19,22 @@ from vasa_hf import (
     LivePortraitRenderer,
     ModaTalkingHeadPipeline,
     SyncExpert,
+    SyncNet,
+    VasaTalkingFacePipeline,
 )
 from vasa_hf.evaluation import tables
 from vasa_hf.evaluation.catalogue import COPY, LOUD, METRICS, OTHER, PAPERS, PARTS, TRUTH, WARP
 from vasa_hf.evaluation.data import load_samples
 from vasa_hf.evaluation.evaluate import evaluate, missing_metrics
 from vasa_hf.evaluation.inference import PointwiseConv
-from vasa_hf.evaluation.protocols import motion_controls, speaking
+from vasa_hf.evaluation.protocols import controls, motion_controls, speaking
 from vasa_hf.evaluation.run import Evaluation
 from vasa_hf.evaluation.scoring import fit_lip_motion, loudness_track, other_motion
+from vasa_hf.geometry.landmarks import rows
 from vasa_hf.hub import embedded_path
+from vasa_hf.media import VideoWriter, save_wav
 from vasa_hf.metrics.faces import FaceTrack, measure_faces
-from vasa_hf.metrics.motion import keypoint_distance, pose_variation
+from vasa_hf.metrics.motion import keypoint_distance, mouth_skew, pose_variation, seam_roughness, signal_correlation
 from vasa_hf.models.autoencoder_gaia import TINY_CONFIG
 from vasa_hf.models.face_recognizer import FaceRecognizer
 from vasa_hf.training.recipes.gaia_text_denoiser import GaiaTextOptions, make_text_encoder
@@ -265,7 +269,8 @@ def test_papers_rows_are_of_known_metrics():
     for part, systems in PAPERS.items():
         for row in systems.values():
             assert set(row) <= set(PARTS[part]) <= set(METRICS)
-    assert PAPERS["audio"]["VASA-1 (Table 1, OneMin-32)"] == {
+    assert PAPERS["audio"]["VASA-1 of 10 % of the data (Table 1, VoxCeleb2)"]["sync_c"] == 8.818
+    assert PAPERS["minutes"]["VASA-1 (Table 1, OneMin-32)"] == {
         "sync_c": 7.957, "sync_d": 6.635, "capp_paper": 0.465, "delta_pose": 0.316, "fvd": 105.88,
     }  # fmt: skip
 
@@ -339,7 +344,7 @@ def test_parts_of_the_baselines():
 # --- another system ---------------------------------------------------------------------------------------------------
 
 
-def test_moda_is_judged_with_vasa1_as_reference(pipeline, analyzer, data, tmp_path, monkeypatch):
+def test_moda_is_judged_with_vasa1_as_reference(pipeline, analyzer, portrait, data, tmp_path, monkeypatch):
     """Its motion is not the sync expert's: that looks at the frames, through VASA-1's encoder."""
     parts = make_moda_components() | {"face_analyzer": analyzer, "image_processor": FaceImageProcessor(size=64)}
     config = {**parts["renderer"].config, "image_size": 64}
@@ -359,8 +364,88 @@ def test_moda_is_judged_with_vasa1_as_reference(pipeline, analyzer, data, tmp_pa
     assert 0 < first < rtf * 3.1 * 1.5  # the voice lasts 3.1 s; the machine may be busy
     table = (tmp_path / "table.md").read_text()
     assert "MoDA (Table 2)" in table and "0.846" in table
-    with pytest.raises(ValueError, match="`parts` must be of .* for this pipeline, got .'controls'."):
-        evaluate(moda, data, tmp_path, ["controls"], reference=pipeline)
+    with pytest.raises(ValueError, match="`parts` must be of .* for this pipeline, got .'ablations'."):
+        evaluate(moda, data, tmp_path, ["ablations"], reference=pipeline)
+
+    # Its emotion control is measured, by its own names; it has no gaze and no distance.
+    frames, asked = frames_of(portrait, [0, 1]), []
+
+    def look(**settings):
+        moda.create_motion_generator().check(moda.controls_type(**settings))
+        asked.extend(settings.get("emotion", ()))
+        return frames, measure_faces(analyzer, frames)
+
+    measured = controls.Controls(Evaluation(moda, data, tmp_path, reference=pipeline))._respond(look)
+    assert measured.keys() == {"emotion_change", "emotion_hit"}
+    assert asked == ["anger", "disgust", "fear", "happiness", "sadness", "surprise"]
+
+
+@pytest.fixture
+def two_people(tmp_path, portrait):
+    """Clips of more than a second of two people, a portrait and a voice of 2.4 s."""
+    for name in ("clips", "portraits", "speech"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for seed, name in enumerate(("anna", "ben")):
+        picture = portrait if not seed else ImageOps.mirror(portrait)
+        audio = (make_audio(1.4, seed), 16_000)
+        with VideoWriter(
+            tmp_path / "data" / "clips" / f"{name}.mp4", 25, picture.size, audio, provenance=False
+        ) as file:
+            for index in range(30):
+                file.write(moved(picture, index % 6))
+    shutil.copy(ASSETS / "portrait.jpg", tmp_path / "data" / "portraits" / "face.jpg")
+    save_wav(tmp_path / "data" / "speech" / "long.wav", make_audio(2.4, 7), 16_000)
+    return tmp_path / "data"
+
+
+@pytest.mark.e2e
+def test_all_frames_are_measured_where_syncnet_and_i3d_are_given(two_people, tmp_path, monkeypatch):
+    """Table 4 and whole voices with tiny networks in their places; identity and pose with others' motion."""
+    pipeline = VasaTalkingFacePipeline.from_pretrained("vasa-small")  # a tiny one makes no faces
+    torch.manual_seed(0)
+    tiny = {"audio_widths": (2, 3, 4, 3, 3, 6), "face_widths": (2, 3, 3, 3, 3, 5), "embed_dim": 8}
+    recognizer = FaceRecognizer(image_size=32, widths=(4, 8), depths=(1,), embedding_dim=4, num_feature_maps=2).eval()
+    networks = {"syncnet": SyncNet(**tiny).eval(), "fvd": lambda clips: clips.mean((2, 3))[:, :, :3].flatten(1)}
+    networks |= {"face_recognizer": recognizer}
+    monkeypatch.setattr(controls, "ABLATIONS", controls.ABLATIONS[-2:])
+    monkeypatch.setattr(controls, "ABLATION_SECONDS", 2)
+    monkeypatch.setattr(speaking, "MINUTE_PART", 30)
+    output, parts = tmp_path / "output", ["minutes", "disentangle", "ablations"]
+    settings = {"networks": networks, "samples": 1, "sheets": False, "transfers": 50}
+    assert evaluate(pipeline, two_people, output, parts, **settings) == []
+    model = "vasa-small"
+    for system in (f"{model}, λ_A = 2, λ_g = 1, 50 steps", f"{model}, λ_A = 0.5, λ_g = 1, 10 steps"):
+        for name in ("sync_c", "sync_d", "fvd", "delta_pose", "gaze_error"):
+            assert values(output, "ablations", system, name), (system, name)
+    assert set(values(output, "ablations", TRUTH, "sync_d")) == {"anna", "ben"}
+    assert values(output, "minutes", model, "fvd").keys() == {"*"}
+    assert values(output, "minutes", model, "sync_d").keys() == {"long"}
+    (seams,) = values(output, "minutes", model, "seams").values()
+    assert 0.2 < seams < 5
+    pairs = {"anna < ben", "ben < anna"}
+    for name in ("identity_transfer", "pose_kept", "lips_come", "skew_comes", "eyes_come"):
+        assert values(output, "disentangle", model, name).keys() == pairs, name
+    table = (output / "table.md").read_text()
+    assert "with l_cross_id (VASA-1, §4.3)" in table and "VASA-1 of 10 % of the data" in table
+
+
+def test_seams_and_signals():
+    smooth = torch.sin(torch.arange(200)[:, None] * torch.tensor([0.1, 0.17]))
+    steps = smooth.clone()
+    steps[100:] += 0.5
+    assert seam_roughness(smooth, [50, 100, 150]) == pytest.approx(1, abs=0.3)
+    assert seam_roughness(steps, [100]) > 5 > 1.5 > seam_roughness(steps, [50])
+    with pytest.raises(ValueError, match="no seam"):
+        seam_roughness(smooth, [])
+    points = torch.zeros(3, 162, 2)
+    points[:, rows(33)[0]], points[:, rows(263)[0]] = torch.tensor([0.3, 0.4]), torch.tensor([0.7, 0.4])
+    points[:, rows(61)[0]] = torch.tensor([0.4, 0.7])
+    points[:, rows(291)[0]] = torch.tensor([[0.6, 0.7], [0.6, 0.72], [0.6, 0.66]])
+    track = FaceTrack.of(points, torch.zeros(3, 7))
+    torch.testing.assert_close(mouth_skew(track), torch.tensor([0.0, 0.05, -0.1]))
+    turned = (points - 0.5) @ torch.tensor([[0.8, 0.6], [-0.6, 0.8]]) + 0.5  # a tilted head is no skewed mouth
+    torch.testing.assert_close(mouth_skew(FaceTrack.of(turned, torch.zeros(3, 7))), mouth_skew(track))
+    assert signal_correlation(mouth_skew, track, track) == pytest.approx(1)
 
 
 def test_controls_of_gaia_are_measured_in_the_frames(analyzer, data, tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from tests.testing_utils.models import ModelTesterMixin
-from vasa_hf.models.face_recognizer import FaceRecognizer, pretrained_features, unit_channels
+from vasa_hf.models.face_recognizer import FaceRecognizer, unit_channels
+from vasa_hf.models.pretrained_features import pretrained_features
 from vasa_hf.training.losses import cross_identity_loss, perceptual_loss
 
 TINY = {"image_size": 32, "widths": (4, 8, 8), "depths": (1, 2), "embedding_dim": 12, "num_feature_maps": 3}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import (
     DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
@@ -74,6 +75,27 @@ class TestModaTalkingHeadPipeline(PipelineTesterMixin):
         assert torch.isfinite(motion).all()
         assert torch.equal(motion, self.call(pipe, audio=audio, **options).motion) or scheduler == "lcm"
         assert (motion - euler).abs().mean() < 0.3 * euler.std() or scheduler == "lcm"
+
+    def test_steps_are_those_of_the_code_or_equal_as_in_the_paper(self, tmp_path):
+        pipe, audio = self.make_pipeline(), make_audio(0.6)
+        options = {**self.options, "output_type": "latent", "num_inference_steps": 4}
+        call = lambda pipe, **changes: self.call(pipe, audio=audio, **{**options, **changes}).motion  # noqa: E731
+        assert pipe.config.timestep_spacing == "linspace"
+        sigmas = FlowMatchEulerDiscreteScheduler()
+        sigmas.set_timesteps(10)
+        assert sigmas.sigmas[-2].item() == pytest.approx(0.001)  # the last step of MoDA's code
+        equal = call(pipe, sigmas=[1.0, 0.75, 0.5, 0.25])
+        assert not torch.equal(equal, call(pipe))
+        paper = ModaTalkingHeadPipeline(**self.make_components(), timestep_spacing="trailing")
+        paper.save_pretrained(tmp_path)
+        paper = ModaTalkingHeadPipeline.from_pretrained(tmp_path)
+        paper.set_progress_bar_config(disable=True)
+        assert torch.equal(call(paper), equal)
+        with pytest.raises(ValueError, match="`timestep_spacing` must be one of"):
+            ModaTalkingHeadPipeline(**self.make_components(), timestep_spacing="leading")
+        paper.scheduler = FlowMatchHeunDiscreteScheduler()
+        with pytest.raises(ValueError, match="'linspace' for FlowMatchHeun"):
+            call(paper)
 
 
 # --- JoyVASA's generator before the same renderer ---------------------------------------------------------------------

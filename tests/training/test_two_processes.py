@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.testing_utils.face_data import make_face_data
+from tests.training.recipes.test_moda import make_data
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,3 +63,31 @@ def test_an_avatar_on_two_processes_has_the_losses_of_one(tmp_path):
     assert one[-1]["gaussians"] > one[0]["gaussians"]
     for name in ("recon", "scaling"):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=0.02)
+
+
+@pytest.mark.slow
+def test_two_machines_train_one_model(tmp_path):
+    """Two launchers that find each other by an address, as on two machines; each has one process here."""
+    make_data().save(tmp_path / "keypoints.safetensors")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tiny = {"hidden_size": 96, "num_heads": 2, "num_four_stream": 1, "num_two_stream": 1, "num_single_stream": 1}
+    arguments = ["--prepared", tmp_path / "keypoints.safetensors", "--output", tmp_path / "run", "--window", 20]
+    arguments += ["--preset", "small", "--model", json.dumps(tiny), "--batch-size", 4, "--max-steps", 6, "--cpu"]
+    arguments += ["--log-every", 1, "--sample-every", 0, "--warmup-steps", 1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    running = []
+    for rank in (0, 1):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--node_rank", rank]
+        command += ["--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port]
+        command += ["-m", "vasa_hf.training", "motion_transformer_moda", *arguments]
+        words = [str(word) for word in command]
+        running.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors[-3000:]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 7))  # written once, by the first machine
+    weights = load_file(tmp_path / "run" / "motion_generator" / "diffusion_pytorch_model.safetensors")
+    assert all(np.isfinite(value.float().numpy()).all() for value in weights.values())

@@ -23,7 +23,8 @@ COLORS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0,
 _FIT_EXAMPLES = """examples:
   vasa-hf fit me.jpg -o me/
   vasa-hf fit me.jpg -o me/ --preset fast-gpu --device cuda --audio hello.wav --video clip.mp4
-  vasa-hf fit me.jpg -o me/ --preset paper --device cuda --set sds=stabilityai/stable-diffusion-2-1
+  vasa-hf fit me.jpg -o me/ --preset paper --device cuda --head flame2020.safetensors --lpips lpips \
+      --sds stabilityai/stable-diffusion-2-1 --set from_scratch=true --video clip.mp4
   vasa-hf fit me.jpg -o me/ --resume        # continue a fit that was stopped
 """
 _TALK_EXAMPLES = """examples:
@@ -52,6 +53,11 @@ def add_commands(command: Any) -> None:
     driving.add_argument("--audio", action="append", metavar="SPEECH", help="audio file; may be repeated")
     driving.add_argument("--video", action="append", metavar="CLIP", help="video of a face; may be repeated")
     making = fit.add_argument_group("settings")
+    making.add_argument(
+        "--head", metavar="FILE", help="parametric head: FLAME's (vasa-hf convert flame), ict_facekit.npz"
+    )
+    making.add_argument("--lpips", metavar="DIR", help="LPIPS weights (vasa-hf convert lpips), as the paper has them")
+    making.add_argument("--sds", metavar="NAME", help="text-to-image model of L_sds: a folder or a name on the Hub")
     making.add_argument(
         "--set",
         action="append",
@@ -121,6 +127,7 @@ def _fit(options: argparse.Namespace) -> int:
     shared.check_files(image=options.image, **named)
     _check_fit_folder(options.output, options.resume)
     settings = [_parse_setting(text) for text in options.set]
+    settings += [(name, getattr(options, name)) for name in ("head", "lpips", "sds") if getattr(options, name)]
     changes = dict(settings)
     if len(changes) < len(settings):
         raise ValueError(f"`set` must give each setting once, got {[name for name, _ in settings]}.")

@@ -16,15 +16,18 @@ _EXAMPLES = """examples:
   vasa-hf convert joyvasa jdh-algo/JoyVASA joyvasa --renderer KwaiVGI/LivePortrait
   vasa-hf convert syncnet syncnet_v2.model syncnet
   vasa-hf convert lpips alexnet.pth lpips_alex.pth lpips
+  vasa-hf convert vgg vgg19-dcbb9e9d.pth vgg19
+  vasa-hf convert arcface backbone.pth arcface
   vasa-hf convert flame FLAME2020/generic_model.pkl flame2020.safetensors
 then
   vasa-hf talk me.jpg hello.wav -o out.mp4 --system moda --model joyvasa
+  vasa-hf fit me.jpg -o me/ --head flame2020.safetensors --lpips lpips
 
 Checkpoints are read without unpickling, so no foreign code runs. A table shows where every tensor went; if one does
 not fit, nothing is written.
 """
 # Number of source files of each kind.
-_SOURCES = {"liveportrait": 1, "moda": 1, "joyvasa": 1, "syncnet": 1, "lpips": 2, "flame": 1}
+_SOURCES = {"liveportrait": 1, "moda": 1, "joyvasa": 1, "syncnet": 1, "lpips": 2, "vgg": 1, "arcface": 1, "flame": 1}
 # Options of some kinds only, and those kinds.
 _OPTIONS = {
     "animals": ("liveportrait",),

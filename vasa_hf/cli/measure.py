@@ -85,11 +85,16 @@ def add_commands(command: Any) -> None:
     judge.add_argument(
         "--parts",
         metavar="A,B",
-        help="self, cross, audio, silence, ablations, controls, motion_controls, speed, studies; avatars (all)",
+        help="self, cross, audio, minutes, disentangle, silence, ablations, controls, motion_controls, speed, studies; "
+        "avatars, real (all)",
+    )
+    judge.add_argument(
+        "--fit", metavar="PRESET", help="real: fit an avatar to a frame of each clip first, such as fast"
     )
     judge.add_argument("--metrics", metavar="A,B", help="only these metrics, by their names in table.csv")
     judge.add_argument("--limit", type=int, metavar="N", help="maximal number of clips, portraits and voices")
     judge.add_argument("--samples", type=int, default=3, help="videos per audio file (%(default)s)")
+    judge.add_argument("--transfers", type=int, default=3, help="disentangle: clips a person, paper 50 (%(default)s)")
     judge.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     judge.add_argument("--threads", type=int, help="CPU threads")
     judge.add_argument("--device", default="cpu", help="such as cpu or cuda (%(default)s)")
@@ -199,7 +204,7 @@ def _eval(options: argparse.Namespace) -> int:
     from vasa_hf.evaluation import catalogue, evaluate, tables
     from vasa_hf.evaluation.networks import load_networks
 
-    for name in ("limit", "samples"):
+    for name in ("limit", "samples", "transfers"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}.")
     parts, metrics = (None if text is None else text.split(",") for text in (options.parts, options.metrics))
@@ -229,6 +234,7 @@ def _eval(options: argparse.Namespace) -> int:
             networks=load_networks(resolve(model), options.device, **named),
             limit=options.limit,
             samples=options.samples,
+            transfers=options.transfers,
             seed=options.seed,
             sheets=options.sheets,
             detector=detector,
@@ -249,6 +255,8 @@ def _load_evaluated(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | 
     folder = resolve(options.model)
     about = read_index(folder)
     if about.get("_class_name") != "Vasa3DAvatarPipeline":
+        if options.fit is not None:
+            raise ValueError(f"`fit` needs --pipeline vasa3d, got {options.model!r}.")
         if options.avatars is not None:
             raise ValueError(f"`avatars` needs --pipeline vasa3d, got {options.model!r}.")
         kind = about.get("_class_name", "VasaTalkingFacePipeline")
@@ -259,10 +267,17 @@ def _load_evaluated(options: argparse.Namespace) -> tuple[Any, dict[str, Any] | 
         options.model = _REFERENCE  # the sync expert and CAPP read VASA-1's motion and audio
         return pipe, None, _REFERENCE, shared.load_pipeline(options)
 
-    from vasa_hf.evaluation.avatars import load_eval_avatar
+    from vasa_hf.evaluation.avatars import fit_clips, load_eval_avatar
+    from vasa_hf.evaluation.data import EvalData
 
     pipe = shared.load_pipeline(options, "Vasa3DAvatarPipeline")
     pipe.set_progress_bar_config(disable=True)
+    if options.fit is not None:
+        if options.avatars is not None:
+            raise ValueError("`avatars` has no effect with --fit: leave one of them out.")
+        clips, made = EvalData(options.data, options.limit).clips, os.path.join(options.output, "avatars")
+        fitted = fit_clips(pipe, clips, made, options.fit, options.seed)
+        return pipe.talking_face, fitted, base_name(about) or options.model, None
     names = pipe.avatars if options.avatars is None else [name.rstrip("/") for name in options.avatars.split(",")]
     if not names:
         raise ValueError(f"`avatars` must be given: {options.model!r} has none of its own.")

@@ -55,7 +55,7 @@ def add_commands(command: Any) -> None:
     talk.add_argument("image", help="portrait: an image file")
     talk.add_argument("audio", nargs="?", help="voice: an audio file, or a video with audio; not needed with --text")
     talk.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
-    _add_talk_options(talk)
+    add_talk_options(talk)
 
     demo = command(
         "demo",
@@ -64,7 +64,7 @@ def add_commands(command: Any) -> None:
         "example:\n  vasa-hf demo -o demo.mp4\n",
     )
     demo.add_argument("-o", "--output", default="demo.mp4", metavar="OUT.mp4", help="video to write (%(default)s)")
-    _add_talk_options(demo)
+    add_talk_options(demo)
 
     animate = command(
         "animate", _animate, "animate a portrait by the face of a video or by a saved motion", _ANIMATE_EXAMPLES
@@ -123,7 +123,8 @@ def _add_system(parser: Any, default: str) -> None:
     parser.add_argument("--system", choices=list(_SYSTEMS), default=default, help="models (%(default)s)")
 
 
-def _add_talk_options(parser: argparse.ArgumentParser) -> None:
+def add_talk_options(parser: argparse.ArgumentParser) -> None:
+    """Add all options of a talking video but its files."""
     _add_system(parser, "vasa1")
     shared.add_control_options(parser)
     shared.add_edit_options(parser)
@@ -162,13 +163,23 @@ def _choose_model(options: argparse.Namespace, system: _System) -> None:
         options.model = shared.find_embedded(system.model)
 
 
+def find_system(name: str) -> tuple[str, str]:
+    """Public name of the pipeline of `--system`, and its embedded weights."""
+    return _SYSTEMS[name].pipeline, _SYSTEMS[name].model
+
+
+def read_talk_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Read the options of `add_talk_options` as arguments of a pipeline's call."""
+    if options.system != "gaia":
+        refuse_gaia_options(options)
+    return _SYSTEMS[options.system].settings(options) | _picture_settings(options)
+
+
 def _talk(options: argparse.Namespace) -> int:
     system = _SYSTEMS[options.system]
     _choose_model(options, system)
     # Checks that need no torch come first.
-    if options.system != "gaia":
-        refuse_gaia_options(options)
-    settings = system.settings(options) | _picture_settings(options)
+    settings = read_talk_settings(options)
     if options.audio is None and "text" not in settings:
         raise ValueError("`audio` must be given: a voice.")
     shared.check_files(image=options.image, **({} if options.audio is None else {"audio": options.audio}))

@@ -16,11 +16,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from vasa_hf.convert.checkpoint import ConversionReport, match
 from vasa_hf.files import staging
 from vasa_hf.models.lpips import FILE_NAME, Lpips
 
 
-def convert_lpips(backbone: str | os.PathLike, linear: str | os.PathLike, destination: str | os.PathLike) -> Path:
+def convert_lpips(
+    backbone: str | os.PathLike, linear: str | os.PathLike, destination: str | os.PathLike
+) -> ConversionReport:
     """Write `lpips.safetensors`.
 
     Args:
@@ -32,23 +35,23 @@ def convert_lpips(backbone: str | os.PathLike, linear: str | os.PathLike, destin
         ValueError: If a file cannot be read or tensors are missing or of another shape.
     """
     features, layers = _read("backbone", backbone), _read("linear", linear)
-    state = {name: value.float().contiguous() for name, value in features.items() if name.startswith("features.")}
-    network = Lpips("vgg" if "features.28.weight" in state else "alex")
-    for index, weight in enumerate(network.weights):
-        name = f"lin{index}.model.1.weight"
-        if name not in layers or layers[name].numel() != weight.numel():
-            got = tuple(layers[name].shape) if name in layers else "nothing"
-            raise ValueError(f"`linear` must hold {name} with {weight.numel()} numbers, got {got}.")
-        state[f"weights.{index}"] = layers[name].reshape(-1).float().contiguous()
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"`backbone` must be torchvision's AlexNet or VGG-16: {error}") from error
+    network = Lpips("vgg" if "features.28.weight" in features else "alex")
+    expected = {name: tuple(value.shape) for name, value in network.features.state_dict(prefix="features.").items()}
+    linear_shapes = {f"lin{i}.model.1.weight": (1, len(w), 1, 1) for i, w in enumerate(network.weights)}
+    found = {name: value for name, value in layers.items() if name not in features}
+    report = match(expected | linear_shapes, features | found, may_have=_unread)
+    report.check("LPIPS")
+    state = {name: features[name].float().contiguous() for name in expected}
+    state |= {f"weights.{i}": layers[name].flatten().float().contiguous() for i, name in enumerate(linear_shapes)}
     target = Path(destination) / FILE_NAME
     target.parent.mkdir(parents=True, exist_ok=True)
     with staging(target) as folder:
         save_file(state, folder / target.name)
-    return target
+    return report
+
+
+def _unread(name: str) -> str | None:
+    return "not needed" if name.startswith("classifier.") else None
 
 
 def _read(argument: str, path: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -86,7 +86,7 @@ def convert_moda(
     components = {"motion_generator": model, "audio_encoder": encoder, "renderer": portrait_renderer}
     components |= {"audio_processor": audio_processor(hubert), "scheduler": FlowMatchEulerDiscreteScheduler()}
     components |= {"image_processor": liveportrait.image_processor(portrait_renderer)}
-    save_pipeline(destination, "ModaTalkingHeadPipeline", components)
+    save_pipeline(destination, "ModaTalkingHeadPipeline", components, {"gaze_offset": True})
     return report
 
 

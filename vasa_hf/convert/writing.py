@@ -51,17 +51,24 @@ def check_destination(destination: str | os.PathLike) -> None:
         raise ValueError(f"`destination` must be a new or an empty folder, got {str(destination)!r}: it is not empty.")
 
 
-def save_pipeline(destination: str | os.PathLike, class_name: str, components: Mapping[str, Any]) -> None:
+def save_pipeline(
+    destination: str | os.PathLike,
+    class_name: str,
+    components: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+) -> None:
     """Write components as a folder for `from_pretrained` of a pipeline.
 
     Args:
         destination (`str` or `os.PathLike`): New or empty folder.
         class_name (`str`): The pipeline's class.
         components (`Mapping[str, Any]`): Some of `COMPONENTS`, each with a `save_pretrained`.
+        config (`Mapping[str, Any]`, *optional*): Options of the pipeline's class.
     """
     embedded, face_analyzer = FACE_ANALYZER
     embedded = resolve(embedded)
     index = {"_class_name": class_name, "_diffusers_version": diffusers.__version__, "face_analyzer": face_analyzer}
+    index |= dict(config or {})
     with new_folder(destination) as folder:
         shutil.copytree(embedded, folder / "face_analyzer")
         for name in COMPONENTS:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vasa_hf.data.clip_files import ClipFile, list_clips
+from vasa_hf.data.emotion_labels import label_clip, load_emotion_classifier
 from vasa_hf.geometry.keypoints import MOTION_DIM
 from vasa_hf.hub import component_root
 from vasa_hf.models.motion_transformer_moda import EMOTIONS
@@ -172,23 +173,24 @@ def encode_clips(
     clips_per_file: int = 64,
     process: int = 0,
     num_processes: int = 1,
+    emotion_classifier: str | os.PathLike | None = None,
 ) -> None:
     """Read the motion and the audio of all clips with a pipeline's renderer and audio encoder, into files.
 
     A file appears when it is whole, and one that is there is not made again: an interrupted run continues. With several
     processes each makes its own files.
 
-    # Not in the paper: emotions come from a classifier there; here from a file, or they are unknown.
-
     Args:
         pipeline (`str` or `os.PathLike`): Pipeline with `renderer`, `audio_encoder` and `audio_processor`.
         folders (`Sequence[Path]`): Folders with `clips/*.mp4`: square face crops with audio at 25 frames per second;
-            `emotions.csv` (clip,emotion) with MoDA's names, if there is one.
+            `emotions.csv` (clip,emotion) with MoDA's names, if there is one, which goes before the classifier.
         output (`str` or `os.PathLike`): Folder for `clips-*.safetensors`, see `KeypointShards`.
         cpu (`bool`, defaults to `False`): Use the CPU even if there is a GPU.
         clips_per_file (`int`, defaults to 64): Clips of a file.
         process (`int`, defaults to 0): Number of this process.
         num_processes (`int`, defaults to 1): Number of processes.
+        emotion_classifier (`str` or `os.PathLike`, *optional*):
+            Labels the clips (§3.2.1), see `load_emotion_classifier`; without it their emotion is unknown.
 
     Raises:
         ValueError: If there are no clips, `emotions.csv` names an emotion that MoDA does not know, or `output` holds
@@ -204,7 +206,9 @@ def encode_clips(
     ]
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    about = {"pipeline": os.fspath(pipeline), "clips": [str(clip.path) for clip, _ in clips]}
+    about: dict = {"pipeline": os.fspath(pipeline), "clips": [str(clip.path) for clip, _ in clips]}
+    if emotion_classifier is not None:
+        about["emotion_classifier"] = os.fspath(emotion_classifier)
     settings = output / "clips.json"
     if not settings.exists():
         write_whole(settings, lambda path: path.write_text(json.dumps(about, indent=1)))
@@ -220,6 +224,7 @@ def encode_clips(
     renderer = load(LivePortraitRenderer, "renderer").to(device).eval()
     encoder = load(AutoModel, "audio_encoder").to(device).eval()
     processor = load(VasaAudioProcessor, "audio_processor")
+    classifier = None if emotion_classifier is None else load_emotion_classifier(emotion_classifier, pipeline, device)
     for number, path in missing.items():
         parts: dict[str, list[Tensor]] = {"motion": [], "audio": [], "keypoints": [], "emotion": []}
         for clip, emotions in clips[number * clips_per_file : (number + 1) * clips_per_file]:
@@ -231,7 +236,10 @@ def encode_clips(
             parts["motion"].append(motion)
             parts["audio"].append((audio if audio.ndim == 3 else audio[:, None]).half().cpu())
             parts["keypoints"].append(keypoints[:1])
-            parts["emotion"].append(torch.tensor([emotions.get(clip.path.stem, NO_EMOTION)]))
+            emotion = emotions.get(clip.path.stem)
+            if emotion is None and classifier is not None:
+                emotion = label_clip(classifier, clip.read_frames(renderer.config.image_size, _BATCH))
+            parts["emotion"].append(torch.tensor([NO_EMOTION if emotion is None else emotion]))
         offsets = torch.tensor([0, *(len(motion) for motion in parts["motion"])]).cumsum(0)
         data = KeypointData(offsets=offsets, **{name: torch.cat(values) for name, values in parts.items()})
         write_whole(path, data.save)

@@ -104,7 +104,14 @@ METRICS: dict[str, Metric] = {
     "gaze_error": Metric("gaze error °", -1, 2, "angle to the requested or true gaze (E_θg)", None, (WARP, COPY)),
     "distance_error": Metric("distance error", -1, 3, "relative error of the head's size (E_s)", None, (WARP, COPY)),
     "msi": Metric("MSI", 1, 3, "1 / variance of the landmarks' acceleration at 256²", None, (COPY, LOUD, STILL)),
-    "smoothness": Metric("smoothness", 1, 4, "1 - difference from the neighbours' mean", None, (COPY,)),
+    "smoothness": Metric(
+        "Smo (approximated)",
+        1,
+        4,
+        "1 - difference from the neighbours' mean; that of MoDA's rows (VBench) interpolates by a network",
+        None,
+        (COPY,),
+    ),
     "delta_pose": Metric("ΔP °", 0, 3, "head rotation per frame"),
     "lip_gap": Metric("lip gap", 0, 3, "mean gap of the inner lips relative to the distance of the outer eye corners"),
     "blink_rate": Metric("blinks/min", 0, 1, "lids that close and open again"),
@@ -153,6 +160,16 @@ METRICS: dict[str, Metric] = {
         "effect", 1, 2, "measured change relative to the change from which an instruction counts as followed"
     ),
     "instruction_followed": Metric("followed", 1, 2, "share of portraits with an effect of 1 or more"),
+    "seams": Metric(
+        "seams", -1, 2, "second difference of the motion where windows meet over that elsewhere; 1 is best"
+    ),
+    "identity_transfer": Metric(
+        "identity, motion of others", 1, 3, "cosine of identity embeddings to the target", "face_recognizer"
+    ),
+    "pose_kept": Metric("pose kept °", -1, 2, "angle to the target's own pose, given the source's dynamics alone"),
+    "lips_come": Metric("lips", 1, 3, "correlation of the lip gap with the source's, given its dynamics alone"),
+    "skew_comes": Metric("skewed mouth", 1, 3, "the same for the difference in height of the corners of the mouth"),
+    "eyes_come": Metric("side glances", 1, 3, "the same for the yaw of the eyes relative to the head"),
     "rtf": Metric("RTF", -1, 3, "seconds from image and audio files to the video file, per second of audio"),
     "first_frame": Metric("first frame s", -1, 2, "seconds from the same files to the first frame of a stream"),
 }
@@ -178,6 +195,8 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("gaze_error", "distance_error", "msi", "smoothness", "blink_rate", "mouth_flicker", "teeth_when_shut"),
         "found",
     ),
+    "minutes": (*SYNC, "delta_pose", "fvd", "seams"),
+    "disentangle": ("identity_transfer", "pose_kept", "lips_come", "skew_comes", "eyes_come"),
     "silence": ("blink_rate", "lip_gap", "closed_in_silence", "delta_pose", "teeth_when_shut", "found"),
     "ablations": (*SYNC, "delta_pose", "fvd", "gaze_error", "distance_error"),
     "controls": (
@@ -195,22 +214,30 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("identity", "identity_30", "identity_45", "sync_c", "sync_d", "expert_c", "expert_d", "expert_offset"),
         *("akd", "pose_error", "lip_correlation", "gaze_error", "msi", "delta_pose", "found"),
     ),
+    "real": (
+        *("psnr", "psnr_face", "l1", "ssim", "lpips", "perceptual", "identity", "sync_c", "sync_d", "expert_c"),
+        *("expert_d", "akd", "pose_error", "lip_correlation", "delta_pose", "found"),
+    ),
 }
 CONTROL_METRICS = ("gaze_error", "distance_error")  # against the requested values
-# Part -> the control that a pipeline must have.
-NEEDED_CONTROLS = {"ablations": "gaze", "controls": "gaze", "motion_controls": "pose"}
-AVATAR_PARTS = ("avatars",)  # for `Vasa3DAvatarPipeline`; all others are for talking faces
+# Part -> the controls of which a pipeline must have one.
+CONTROL_PARTS = {"ablations": ("gaze",), "controls": ("gaze", "emotion"), "motion_controls": ("pose",)}
+AVATAR_PARTS = ("avatars", "real")  # for `Vasa3DAvatarPipeline`; all others are for talking faces
+LATENT_PARTS = ("disentangle",)  # for pipelines whose motion is z_pose and z_dyn
 TITLES = {
     "self": "Self-reconstruction",
     "cross": "Cross-reenactment",
     "audio": "Audio-driven generation",
+    "minutes": "One-minute speech (VASA-1, Table 1, OneMin-32)",
+    "disentangle": "Disentanglement of identity, pose and dynamics (VASA-1 §4.3, Fig. 4)",
     "silence": "Idle faces",
     "ablations": "Ablation of guidance scales and steps (VASA-1, Table 4)",
     "controls": "Controllability",
     "motion_controls": "Control of head pose, landmarks and instructions (GAIA, §5.4)",
     "speed": "Speed",
     "studies": "Studies of the learned metrics on real clips (VASA-1, Tables 2 and 3)",
-    "avatars": "Avatars against VASA-1 (VASA-3D, Tables 1, 2 and A)",
+    "avatars": "Avatars against VASA-1 (VASA-3D, Tables 1, 2 and 3)",
+    "real": "Avatars against real videos (VASA-3D, Table A)",
 }
 
 
@@ -226,14 +253,22 @@ cross | GAIA | Table 2 | fid akd msi
   HeadGAN  90.746 5.964 0.788
   face-vid2vid  28.093 3.63 0.853
   GAIA  15.2 2.003 1.102
-audio | VASA-1 | Table 1, OneMin-32 | sync_c sync_d capp_paper delta_pose fvd
+minutes | VASA-1 | Table 1, OneMin-32 | sync_c sync_d capp_paper delta_pose fvd
   MakeItTalk  -0.123 14.34 0.002 0.19 304.83
   Audio2Head  5.992 8.211 0.205 0.239 209.77
   SadTalker  5.501 8.85 0.383 0.252 214.51
   VASA-1  7.957 6.635 0.465 0.316 105.88
+  VASA-1 of 10 % of the data  7.99 6.645 0.441 0.229 147.401
   real video  7.192 7.254 0.559 0.405 29.25
+disentangle | VASA-1 | §4.3 | identity_transfer
+  without l_cross_id  0.72
+  with l_cross_id  0.8
 audio | VASA-1 | Table 1, VoxCeleb2 | sync_c sync_d capp_paper delta_pose
+  MakeItTalk  4.176 15.513 -0.051 0.21
+  Audio2Head  6.172 8.47 0.246 0.26
+  SadTalker  5.843 8.813 0.441 0.275
   VASA-1  8.841 6.312 0.468 0.304
+  VASA-1 of 10 % of the data  8.818 6.298 0.457 0.229
   real video  7.64 7.189 0.588 0.505
 self | GAIA | Table 7, VoxCeleb2 | fid lpips psnr akd msi
   GAIA  16.099 0.173 22.896 1.434 1.083
@@ -328,7 +363,14 @@ avatars | VASA-3D | Table 1 | psnr l1 ssim lpips sync_c sync_d
 avatars | VASA-3D | Table 2 | fid sync_c sync_d identity
   VASA-1  5.24 8.142 6.9237 0.8154
   VASA-3D  7.45 8.121 6.93 0.7874
-avatars | VASA-3D | Table A | psnr psnr_face l1 ssim lpips sync_c sync_d
+avatars | VASA-3D | Table 3 | sync_c sync_d identity
+  ER-NeRF  5.921 8.7788 0.7732
+  GeneFace  5.922 9.6066 0.7857
+  MimicTalk  5.27 10.9368 0.7748
+  TalkingGaussian  6.701 8.1061 0.7971
+  VASA-3D  8.121 6.93 0.7874
+  VASA-3D of 20,000 iterations  7.98 7.002 -
+real | VASA-3D | Table A | psnr psnr_face l1 ssim lpips sync_c sync_d
   GAGAvatar  25.74 30.53 0.0257 0.8695 0.0829 5.502 8.693
   GPAvatar  24.91 29.41 0.0288 0.8583 0.1016 4.785 9.256
   Real3DPortrait  23.78 28.04 0.0338 0.8481 0.1091 4.971 9.179

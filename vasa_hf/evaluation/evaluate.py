@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vasa_hf.evaluation import tables
-from vasa_hf.evaluation.catalogue import AVATAR_PARTS, NEEDED_CONTROLS, NOT_DEFINED, PARTS, check_names
+from vasa_hf.evaluation.catalogue import AVATAR_PARTS, CONTROL_PARTS, LATENT_PARTS, NOT_DEFINED, PARTS, check_names
 from vasa_hf.evaluation.protocols import PROTOCOLS
 from vasa_hf.evaluation.run import Evaluation
 
@@ -36,8 +36,11 @@ def evaluate(
         `list[str]`: Requested metrics without any number; empty on success.
     """
     check_names(parts, settings.get("metrics"))
-    controls = {None, *pipeline.control_names()}
-    known = tuple(part for part in PARTS if part not in AVATAR_PARTS and NEEDED_CONTROLS.get(part) in controls)
+    controls = set(pipeline.control_names())
+    fits = lambda part: part not in CONTROL_PARTS or controls & set(CONTROL_PARTS[part])  # noqa: E731
+    has_latents = hasattr(pipeline, "face_autoencoder")
+    known = tuple(part for part in PARTS if part not in AVATAR_PARTS and fits(part))
+    known = tuple(part for part in known if has_latents or part not in LATENT_PARTS)
     known = AVATAR_PARTS if settings.get("avatars") else known
     parts = list(parts or known)
     if not set(parts) <= set(known):

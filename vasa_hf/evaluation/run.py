@@ -65,6 +65,7 @@ class Evaluation:
         detector (`FaceAnalyzer` or another, *optional*): Measures faces; by default the pipeline's analyzer.
         avatars (`Mapping`, *optional*): Name -> function that loads an `EvalAvatar`, to compare with `pipeline`.
         reference (`VasaTalkingFacePipeline`, *optional*): Encodes for the sync expert and CAPP; `pipeline` by default.
+        transfers (`int`, defaults to 3): Clips of other people that drive each person in `disentangle` (paper: 50).
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Evaluation:
         detector: Any = None,
         avatars: Mapping[str, Callable[[], EvalAvatar]] | None = None,
         reference: Any = None,
+        transfers: int = 3,
     ):
         check_names(None, metrics)
         self.pipeline, self.data, self.output = pipeline, EvalData(data, limit), Path(output)
@@ -89,7 +91,7 @@ class Evaluation:
         self.has_gaze = "gaze" in pipeline.control_names()
         self.requested = set(metrics) if metrics else None
         self.networks = networks or {}
-        self.num_samples, self.seed, self.sheets = samples, seed, sheets
+        self.num_samples, self.seed, self.sheets, self.transfers = samples, seed, sheets, transfers
         self.detector = detector or optimize_detector(pipeline.face_analyzer)
         self.size = pipeline.output_sizes[0]
         self.whole = tuple(self.size * share for share in WHOLE_PICTURE_BOX)

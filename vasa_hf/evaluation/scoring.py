@@ -314,6 +314,7 @@ SCORES: dict[str, Callable[[Scorer, VideoSample], float]] = {
     "mouth_flicker": _flicker,
     "teeth_when_shut": _teeth,
     "identity": lambda s, c: _mean(F.cosine_similarity(s.embeds(c.get("frames")), s.embeds(c.get("source")))),
+    "identity_transfer": lambda s, c: SCORES["identity"](s, c),
     "akd": lambda s, c: motion.keypoint_distance(c.get("track"), c.get("truth_track")),
     "akd_labels": lambda s, c: motion.keypoint_distance(c.get("track"), c.get("labels")),
     "pose_error": lambda s, c: motion.pose_error(c.get("track"), c.get("truth_track")),
@@ -336,6 +337,12 @@ SCORES: dict[str, Callable[[Scorer, VideoSample], float]] = {
     "capp": lambda s, c: _capp(s, c, "audio_features"),
     "capp_shuffled": lambda s, c: _capp(s, c, "other_features"),
 }
+
+
+def track_of_motion(latent: Tensor) -> FaceTrack:
+    """Return the head pose of motion vectors as a track without landmarks."""
+    pose = torch.cat([latent[:, :5], torch.zeros(len(latent), 1), latent[:, 5:6]], 1)
+    return FaceTrack.of(torch.full((len(latent), 162, 2), torch.nan), pose)
 
 
 def loudness_track(source: FaceTrack, samples: Tensor, num_frames: int, most: float = 0.15) -> FaceTrack:

@@ -28,9 +28,15 @@ NOTES = {
     "portrait; several samples of each, all frames measured. Requested gaze: the camera; requested distance: the "
     "portrait's. The sync expert measures the generated motion, and for true frames the encoded motion; head poses are "
     "measured in the frames. Baselines have no frames.",
+    "minutes": "The first minute of each voice as one video with one portrait. Sync, CAPP, ΔP and seams are of the "
+    "generated motion; with SyncNet or I3D all frames are rendered and measured, 10 s at a time.",
+    "disentangle": "Targets: of each person the first frame of a clip that is nearest to frontal. Sources: 3 s of "
+    "clips of other people, at random (paper: 108 people, 50 clips each). Identity: all motion of the source. The "
+    "rest: its dynamics alone with the target's pose, as in Fig. 4.",
     "silence": "20 s of silence with two portraits (or with first frames of clips), all frames measured.",
     "ablations": "The first 10 s of each voice with one portrait; requested gaze 0.25, -0.25 rad to the side and 0.15 "
-    "down. Sync, CAPP and ΔP are of the generated motion; gaze and distance are measured in every tenth frame.",
+    "down. Sync, CAPP and ΔP are of the generated motion; gaze and distance are measured in every tenth frame. With "
+    "SyncNet or I3D all frames are rendered and measured, and the clips are the real video.",
     "controls": "Four portraits, 2 s of one voice, the same seed for each setting; measured by the detector in every "
     "tenth frame. Gaze ±0.3 rad to the sides, ±0.2 up and down; distance 0.8 and 1.25; six emotions at 1.",
     "speed": "The first 10 s of up to four voices with one portrait, after loading: find and encode the portrait, read "
@@ -39,7 +45,9 @@ NOTES = {
     "avatars": "VASA-1 and the avatar render the same motion (the first 3 s of voices and of clips that are in no "
     "training data) of the same portrait on the same plain background; VASA-1's frames are the truth, and its row the "
     "upper bound. The sync expert measures the motion that VASA-1's encoder finds in the frames. Identity is relative "
-    "to the portrait. Tables 1 and 2 of the paper are against VASA-1's frames, Table A against real videos.",
+    "to the portrait.",
+    "real": "Each avatar was fitted to one frame of a clip, is driven by the whole clip and judged against it, as is "
+    "VASA-1 from the same frame. What the avatar does not cover is the real frame's in all rows.",
 }
 
 

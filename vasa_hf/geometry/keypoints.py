@@ -259,34 +259,6 @@ def absolute_motion(source: KeypointMotion, driving: KeypointMotion, region: str
     return moved
 
 
-def emphasize_lips(
-    motion: Tensor,  # [..., N, 70]
-    rest: Tensor,  # [..., 70]
-    largest: Tensor | float | None = None,
-) -> Tensor:
-    """Amplify the motion of the lips away from rest, by at most about five times, more if they move little.
-
-    Source: MoDA's code, whose rest is a frame of the silence that it appends to every audio. Not in the paper.
-
-    Args:
-        motion (`torch.Tensor` of shape `(..., frames, 70)`): Normalised motion, all frames of a sequence.
-        rest (`torch.Tensor` of shape `(..., 70)`): Normalised motion of a silent face.
-        largest (`torch.Tensor` of shape `(..., 1, 1)` or `float`, *optional*):
-            Largest squared distance of the lips from rest; by default that of these frames. A stream has to give it.
-
-    Returns:
-        `torch.Tensor` of the shape of `motion`: other keypoints and the head do not change.
-    """
-    lips = torch.tensor([3 * point + axis for point in LIP_KEYPOINTS for axis in range(3)], device=motion.device)
-    away = motion[..., lips] - rest[..., None, lips]
-    distance = away.square().sum(-1, keepdim=True)
-    largest = distance.amax(-2, keepdim=True) if largest is None else largest
-    weight = (torch.sigmoid(5.0 * distance) - 0.5) / (0.1 * largest + 0.05)
-    emphasized = motion.clone()
-    emphasized[..., lips] = rest[..., None, lips] + away * (1.0 + weight)
-    return emphasized
-
-
 def hull_volume(points: Tensor) -> Tensor:
     """Volume of the convex hull of some points in general position (no four in one plane of the hull).
 

@@ -36,6 +36,25 @@ def load_parametric_head(path: str | Path | None = None, canonical: Tensor | Non
     return ParametricHead.load(path) if is_saved_head else flame_head(path)
 
 
+def name_head(path: str | Path | None = None) -> str:
+    """Name of a head's model, such as "built-in", "ICT-FaceKit" or "FLAME 2020"; arguments as `load_parametric_head`.
+
+    Args:
+        path (`str`, `Path` or `None`): The file.
+
+    Raises:
+        ValueError: If it is not a file of a head.
+    """
+    if path is None:
+        return "built-in"
+    _check(path)
+    if Path(path).suffix == ".npz":
+        return "ICT-FaceKit"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    return Path(path).stem if metadata.get("format") == FORMAT else f"FLAME {metadata.get('version', '')}".strip()
+
+
 def load_head(path: str | Path | None, canonical: Tensor) -> HeadMesh:
     """Load the linear head for rendered talkers.
 

@@ -5,9 +5,12 @@ Most functions take `FaceTrack`s. Frames without a face are skipped.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
+from vasa_hf.geometry.landmarks import rows
 from vasa_hf.metrics.faces import FaceTrack
 
 PIXELS = 256  # distances in pixels are for an image of this side
@@ -169,6 +172,53 @@ def lip_correlation(track: FaceTrack, truth: FaceTrack) -> float:
     if len(gap) and float(gap.std()) < 1e-6:
         return 0.0
     return correlation(gap, truth.lip_gap[both])
+
+
+def signal_correlation(signal: Callable[[FaceTrack], Tensor], track: FaceTrack, truth: FaceTrack) -> float:
+    """Correlation over time of a signal with the driving one; 0 for one that does not move.
+
+    Args:
+        signal (`Callable`): Track to `(frames,)`, such as `mouth_skew`.
+        track (`FaceTrack`): The generated face.
+        truth (`FaceTrack`): The driving face.
+    """
+    both = _find_common(track, truth)
+    made = signal(track)[both]
+    return 0.0 if len(made) and float(made.std()) < 1e-6 else correlation(made, signal(truth)[both])
+
+
+def mouth_skew(track: FaceTrack) -> Tensor:
+    """Height of the left over the right corner of the mouth along the line of the eyes, `(frames,)`, 0 if level."""
+    points = track.landmarks
+    across = points[:, rows(263)[0]] - points[:, rows(33)[0]]
+    corners = points[:, rows(291)[0]] - points[:, rows(61)[0]]
+    return (across[:, 0] * corners[:, 1] - across[:, 1] * corners[:, 0]) / across.square().sum(1).clamp_min(1e-9)
+
+
+def eye_yaw(track: FaceTrack) -> Tensor:
+    """Yaw of the eyes relative to the head, `(frames,)`, radians: side glances."""
+    return track.gaze[:, 0] - track.pose[:, 0]
+
+
+def seam_roughness(motion: Tensor, seams: Sequence[int], reach: int = 2) -> float:
+    """Mean second difference of motion at seams of windows over that elsewhere: 1 if seams cannot be found.
+
+    Args:
+        motion (`torch.Tensor` of shape `(frames, channels)`): Generated; each channel counts in units of its own.
+        seams (`Sequence[int]`): First frames of all windows but the first.
+        reach (`int`, defaults to 2): Frames on either side of a seam that belong to it.
+
+    Raises:
+        ValueError: If there is no seam, or the motion stands still elsewhere.
+    """
+    if not len(seams):
+        raise ValueError("the motion has one window, and no seam.")
+    rough = (motion.diff(dim=0, n=2) / motion.std(0).clamp_min(1e-6)).abs().mean(1)  # frame i + 1
+    frames = torch.arange(1, len(motion) - 1)
+    near = ((frames[:, None] - torch.as_tensor(seams)).abs() <= reach).any(1)
+    if near.all() or float(rough[~near].mean()) <= 0:
+        raise ValueError("the motion stands still away from seams.")
+    return float(rough[near].mean() / rough[~near].mean())
 
 
 def mean_lip_gap(track: FaceTrack) -> float:

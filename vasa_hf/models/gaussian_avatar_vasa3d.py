@@ -159,6 +159,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         camera_distance_cm (`float`, defaults to 100.0): From the portrait's camera to the world's origin.
         fov_rad (`float`, defaults to 20 degrees): Field of view of the portrait's camera.
         pose_prior (`bool`, defaults to False): Whether M^p adds to the known geometry of z_pose. # Not in the paper.
+        head_name (`str`, defaults to "built-in"): Which head is within, such as "FLAME 2020"; for readers alone.
 
     Raises:
         ValueError: If the motion is too narrow.
@@ -177,6 +178,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         camera_distance_cm: float = 100.0,
         fov_rad: float = DEFAULT_FOV_RAD,
         pose_prior: bool = False,
+        head_name: str = "built-in",
     ):
         super().__init__()
         if motion_dim <= POSE_DIM:
@@ -496,7 +498,7 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
             expected = self.config.motion_dim - POSE_DIM
             raise ValueError(f"`displacements` must have {expected} rows, one a channel, got {len(displacements)}.")
         with torch.no_grad():
-            self._measure(motions)
+            self.measure_motion(motions)
             # [motion_dim - 6, E + 9]
             directions = expression_of_displacements(self.head, displacements, self.place, self.shape[None])
             mean, std = self.motion_mean[POSE_DIM:], self.motion_std[POSE_DIM:]
@@ -519,8 +521,12 @@ class Vasa3DGaussianAvatar(ModelMixin, ConfigMixin):
         }
         return {name: float(error.square().mean().sqrt()) for name, error in errors.items()}
 
-    def _measure(self, motions: Tensor) -> None:
-        """Set the statistics of the motion; poses count as spread over the range that users may choose."""
+    def measure_motion(self, motions: Tensor) -> None:
+        """Set the statistics of the motion; poses count as spread over the range that users may choose.
+
+        Args:
+            motions (`torch.Tensor` of shape `(N, motion_dim)`): Motion as it will come.
+        """
         mean, std = motions.mean(dim=0), motions.std(dim=0).clamp_min(1e-3)
         spread = std.new_tensor(_POSE_SPREAD)
         spread[-1] *= mean[POSE_DIM - 1]

@@ -58,6 +58,7 @@ PRESETS: dict[str, dict] = {
 }
 CONDITIONS = ("audio", "emotion")
 FUSIONS = ("coarse_to_fine", "four_stream", "motion_auxiliary", "cross_attention")
+TIMESTEP_SPACINGS = ("linspace", "trailing")  # of sampling: as MoDA's code; equal steps, as the paper
 EXPRESSION_DIM = 63
 _ROTARY_THETA = 256.0
 _TIME_FREQUENCIES = 128

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.motion_denoiser_joyvasa import JoyVasaMotionDenoiser
-from vasa_hf.models.motion_transformer_moda import ModaMotionTransformer
+from vasa_hf.models.motion_transformer_moda import TIMESTEP_SPACINGS, ModaMotionTransformer
 from vasa_hf.models.renderer_liveportrait import LivePortraitRenderer
+from vasa_hf.pipelines.inputs import check_choice
 from vasa_hf.pipelines.joyvasa_talking_head import JoyVasaTalkingHeadPipeline
 from vasa_hf.pipelines.liveportrait import LivePortraitPipeline
 from vasa_hf.pipelines.loading import HUB_OPTIONS, local_folder, pipeline_errors, read_components
@@ -40,6 +41,10 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         audio_encoder (`transformers.PreTrainedModel`): Audio features.
         audio_processor (`VasaAudioProcessor`): Brings audio to the encoder's rate.
         scheduler (`FlowMatchEulerDiscreteScheduler` or another of diffusers' for flows): Sampler.
+        timestep_spacing (`str`, defaults to `"linspace"`):
+            `"trailing"`: N equal steps, as in the paper (Eq. 2). `"linspace"`: those of MoDA's code, the last
+            0.001 long.
+        gaze_offset (`bool`, defaults to `False`): Open the gaze a little, as MoDA's code does for its weights.
 
     Options of a call are the fields of `ModaControls` (`emotion`, `expression`, `head_motion`) and of `KeypointView`.
 
@@ -64,6 +69,8 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         audio_encoder: PreTrainedModel,
         audio_processor: VasaAudioProcessor,
         scheduler: FlowMatchEulerDiscreteScheduler,
+        timestep_spacing: str = "linspace",
+        gaze_offset: bool = False,
     ):
         super().__init__(face_analyzer, image_processor, renderer)
         self.register_modules(
@@ -72,6 +79,8 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
             audio_processor=audio_processor,
             scheduler=scheduler,
         )
+        check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
+        self.register_to_config(timestep_spacing=timestep_spacing, gaze_offset=bool(gaze_offset))
         parts = (motion_generator, ModaMotionTransformer, audio_encoder, audio_processor, scheduler)
         check_speech_components("motion_generator", *parts)
         if "FlowMatch" not in type(scheduler).__name__ and not getattr(scheduler.config, "use_flow_sigmas", False):
@@ -100,4 +109,5 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
     def create_motion_generator(self) -> ModaMotionGenerator:
         """Create the object that generates motion from speech, with a copy of the scheduler."""
         parts = (self.motion_generator, self.scheduler, self.audio_encoder, self.audio_processor)
-        return ModaMotionGenerator(*parts, self._execution_device)
+        options = {name: self.config[name] for name in ("timestep_spacing", "gaze_offset")}
+        return ModaMotionGenerator(*parts, self._execution_device, **options)

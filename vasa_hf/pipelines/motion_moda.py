@@ -11,6 +11,7 @@ Motion is 70 numbers per frame: expression 63, scale, translation 3, pitch, yaw,
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,6 +59,7 @@ class ModaMotionGenerator:
         audio_processor (`VasaAudioProcessor`): Knows the rates.
         device (`torch.device`): Where the model runs.
         gaze_offset (`bool`, defaults to `False`): Open the gaze as MoDA's code does; see `GAZE_OFFSETS`.
+        timestep_spacing (`str`, defaults to `"linspace"`): See `spaced_sigmas`.
     """
 
     spec = KEYPOINT_SPEC
@@ -74,9 +76,11 @@ class ModaMotionGenerator:
         audio_processor: VasaAudioProcessor,
         device: torch.device,
         gaze_offset: bool = False,
+        timestep_spacing: str = "linspace",
     ):
         self.model, self.scheduler, self.device = model, copy.deepcopy(scheduler), device
         self.audio_encoder, self.audio_processor, self.gaze_offset = audio_encoder, audio_processor, gaze_offset
+        self.timestep_spacing = timestep_spacing
         self.emotions, self.overlap = EMOTIONS[: model.config.num_emotions], model.config.overlap
         self.first_window_range = (model.config.overlap + 1, model.config.window)
 
@@ -173,6 +177,9 @@ class ModaMotionGenerator:
         if model.config.mask_padding:
             frame_mask[:, 0] = True  # an entry of a batch that has ended: nothing to attend to gives NaN
             shared["frame_mask"] = frame_mask
+        if sampling.timesteps is None and sampling.sigmas is None:
+            steps = sampling.num_inference_steps or self.default_steps
+            sampling = replace(sampling, sigmas=spaced_sigmas(self.scheduler, steps, self.timestep_spacing))
         timesteps = set_timesteps(self.scheduler, sampling, self.default_steps, device)
         latents = initial_noise(sampling, index, (*audio.shape[:2], model.config.motion_dim), device)
         scales = {**self.default_guidance_scale, **(sampling.guidance_scale or {})}
@@ -181,6 +188,28 @@ class ModaMotionGenerator:
 
     def _emotion_track(self, controls: ModaControls) -> Keyframes:
         return parse_emotion_label(controls.emotion, self.emotions)
+
+
+def spaced_sigmas(scheduler: SchedulerMixin, num_inference_steps: int, timestep_spacing: str) -> list[float] | None:
+    """Noise levels that sampling begins its steps at, or `None` for the scheduler's own.
+
+    Args:
+        scheduler (`diffusers.SchedulerMixin`): Of flow matching.
+        num_inference_steps (`int`): N of Eq. 2.
+        timestep_spacing (`str`):
+            As diffusers names them. `"trailing"`: N equal steps, 1, 1 - 1/N, ..., 1/N (paper, Eq. 2). `"linspace"`: the
+            scheduler's own, as in MoDA's code; those of `FlowMatchEulerDiscreteScheduler` end at 0.001, so that
+            nine steps of ten do the work.
+
+    Raises:
+        ValueError: If the scheduler takes no noise levels.
+    """
+    if timestep_spacing == "linspace":
+        return None
+    if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
+        kind = type(scheduler).__name__
+        raise ValueError(f"`timestep_spacing` must be 'linspace' for {kind}, which has its own, got 'trailing'.")
+    return [1 - step / num_inference_steps for step in range(num_inference_steps)]
 
 
 def rescale_to_mean_face(portraits: KeypointMotion, model: ModaMotionTransformer) -> tuple[Tensor, Tensor]:

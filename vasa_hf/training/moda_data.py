@@ -29,6 +29,9 @@ class ModaDataOptions(LoopOptions):
 
     pipeline: str = option("", "pipeline whose renderer and audio encoder read the clips of --data, as in the paper")
     data: list[str] = option([], "folders with clips/*.mp4, or shards; with clips.npz where labels make the motion")
+    emotion_classifier: str | None = option(
+        None, "labels clips that emotions.csv does not: image classifier of transformers, or fer's weights"
+    )
     prepared: str | None = option(None, "keypoints/ of an earlier run; with labels motion_data.safetensors")
     talkers: list[str] = option([], "files of vasa_hf.data.synthetic.talkers; go with labels")
     talker_share: float | None = option(None, "share of the windows drawn from talkers (default: by their length)")
@@ -59,6 +62,7 @@ def make_dataset(options: ModaDataOptions, drop_audio: float | None = None) -> D
             raise ValueError("`prepared`, or `pipeline` and `data`, or `landmark_dynamics` must be given.")
         process = PartialState(cpu=options.cpu)
         own = {"process": process.process_index, "num_processes": process.num_processes}
+        own["emotion_classifier"] = options.emotion_classifier
         encode_clips(options.pipeline, data_folders(options.data), kept, options.cpu, **own)
         process.wait_for_everyone()
     data = KeypointShards(kept) if kept.is_dir() else KeypointData.load(kept)

@@ -1,13 +1,15 @@
 """What several recipes do with networks: freeze parts, lay out kernels, load loss networks, train a discriminator."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vasa_hf.hub import resolve
-from vasa_hf.models.face_recognizer import pretrained_features
+from vasa_hf.models.lpips import FILE_NAME as LPIPS_FILE
 from vasa_hf.models.lpips import Lpips
+from vasa_hf.models.pretrained_features import pretrained_features
 from vasa_hf.training import losses
 from vasa_hf.training.loop import Player
 
@@ -31,14 +33,13 @@ class PerceptualFeatures(nn.Module):
     """Feature maps of one or more frozen networks, for the perceptual loss.
 
     Args:
-        names (`list[str]`): Converted LPIPS weights (`.safetensors`, of VGG or AlexNet), folders of a
-            `FaceRecognizer`, or folders or Hub names of transformers vision models.
+        names (`list[str]`): Converted LPIPS weights (of VGG or AlexNet), or see `pretrained_features`.
     """
 
     def __init__(self, names: list[str]):
         super().__init__()
         self.networks = nn.ModuleList(
-            Lpips.load(name) if name.endswith(".safetensors") else pretrained_features(resolve(name)) for name in names
+            Lpips.load(name) if _is_lpips(name) else pretrained_features(resolve(name)) for name in names
         )
         self.eval().requires_grad_(False)
 
@@ -51,6 +52,10 @@ class PerceptualFeatures(nn.Module):
                 network.maps(image / 2 + 0.5) if isinstance(network, Lpips) else network.feature_maps(image)
             )
         ]
+
+
+def _is_lpips(name: str) -> bool:
+    return name.endswith(".safetensors") or Path(name, LPIPS_FILE).is_file()
 
 
 def adversarial_terms(discriminator: nn.Module, batch: dict[str, Tensor], fake: Tensor, real: Tensor) -> Tensor:

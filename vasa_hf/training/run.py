@@ -25,6 +25,7 @@ RECIPES = {
     "face_analyzer": "the face detector and landmark network",
     "face_autoencoder": "VASA-1's face latent space (§3.1)",
     "face_recognizer": "the face recogniser of the identity and perceptual losses",
+    "forgery_detector": "the detector of synthetic videos (VASA-1 appendix A)",
     "gaia_autoencoder": "GAIA's variational autoencoder (§4.2)",
     "gaia_motion_denoiser": "GAIA's diffusion models of speech: latents, or landmark coordinates (§4.3, D.2)",
     "gaia_text_denoiser": "GAIA's diffusion model of instructions in words (appendix E)",

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def train_and_save(
     pipeline: str | os.PathLike | None = None,
     on_sample: Callable[[dict[str, nn.Module], int, Path], None] | None = None,
     pipeline_class: str | None = None,
+    pipeline_config: Mapping[str, Any] | None = None,
 ) -> TrainingState:
     """Train, let the modules carry their averaged weights, and save what came of it.
 
@@ -45,6 +46,7 @@ def train_and_save(
             Known pipeline; a copy of it with the new components is written to `output/pipeline`.
         on_sample (`Callable`, *optional*): See `train`.
         pipeline_class (`str`, *optional*): See `save_pipeline`.
+        pipeline_config (`Mapping[str, Any]`, *optional*): See `save_pipeline`.
 
     Returns:
         `TrainingState`: The modules carry the averaged weights, in float32.
@@ -57,7 +59,8 @@ def train_and_save(
     if PartialState().is_main_process:
         made = save_components(options.output, components(), options.save_dtype)
         if pipeline:
-            save_pipeline(pipeline, Path(options.output) / "pipeline", class_name=pipeline_class, **made)
+            target, config = Path(options.output) / "pipeline", pipeline_config or {}
+            save_pipeline(pipeline, target, class_name=pipeline_class, config=config, **made)
     return state
 
 
@@ -121,6 +124,7 @@ def save_pipeline(
     dropped: Sequence[str] = (),
     class_name: str | None = None,
     shared: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
     **components: Any,
 ) -> Path:
     """Write a pipeline folder: a known pipeline with some components replaced by newly trained ones.
@@ -134,6 +138,7 @@ def save_pipeline(
         dropped (`Sequence[str]`): Files and components of the known pipeline that are left out.
         class_name (`str`, *optional*): Class of the new pipeline, if it may have components that the known one lacks.
         shared (`Sequence[str]`): Components that are not copied: the new pipeline loads them from the known one.
+        config (`Mapping[str, Any]`, *optional*): Options of the new pipeline's class, with its name.
         **components: Name in `model_index.json` -> what has `save_pretrained`; or file name -> what has `save`.
 
     Raises:
@@ -154,7 +159,7 @@ def save_pipeline(
         ours = {name: kind.__module__ for name, kind in kinds.items() if kind.__module__.startswith("vasa_hf.")}
         known = {name: value for name, value in known.items() if name not in dropped}
         known |= {name: [ours.get(name, kind.__module__.split(".")[0]), kind.__name__] for name, kind in kinds.items()}
-        known["_class_name"] = class_name
+        known |= {"_class_name": class_name, **(config or {})}
         if shared:
             known[BASE] = name_of_base
         (partial / "model_index.json").write_text(json.dumps(known, indent=2) + "\n")

@@ -1,17 +1,21 @@
 """The whole fit, with the embedded VASA-1 and the portrait that comes with the package."""
 
+import json
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 import vasa_hf
+from tests.testing_utils.flame_format import full_size_arrays
 from tests.training.avatar.test_losses import make_text_to_image
 from vasa_hf import Vasa3DGaussianAvatar
+from vasa_hf.convert.flame import convert_flame
 from vasa_hf.gaussians.render import render
 from vasa_hf.training.avatar.fit import fit_avatar
-from vasa_hf.training.avatar.presets import PRESETS
+from vasa_hf.training.avatar.presets import PRESETS, choose_preset
 from vasa_hf.training.loop import checkpoints
 from vasa_hf.training.recipes import gaussian_avatar
 from vasa_hf.training.run import main
@@ -109,6 +113,49 @@ def test_an_interrupted_fit_ends_as_an_uninterrupted_one(pipe, whole, tmp_path, 
     assert not checkpoints(output / "fit") and (output / "config.json").exists()
 
 
+@pytest.fixture(scope="module")
+def flame(tmp_path_factory):
+    """A head of FLAME's full size, converted of a file in the layout of the official ones."""
+    folder = tmp_path_factory.mktemp("flame")
+    (folder / "generic_model.pkl").write_bytes(pickle.dumps(full_size_arrays()))
+    convert_flame(folder / "generic_model.pkl", folder / "flame.safetensors", version="2020")
+    return str(folder / "flame.safetensors")
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_a_fit_on_flame_with_and_without_a_start_on_the_portrait(pipe, flame, tmp_path, caplog, from_scratch):
+    changes = {"head": flame, "from_scratch": from_scratch, "num_gaussians": 18_000, "weight_perceptual": 0.0}
+    if from_scratch:  # as long as it takes to see that random networks and grey Gaussians learn
+        changes |= {"iterations": 25, "avatar": {"hidden_size": 32}, "ssim_every": 0, "lr_colors": 0.03}
+    with caplog.at_level(logging.INFO):
+        avatar = fit(pipe, tmp_path / "avatar", **changes)
+    assert "flame" not in caplog.text.lower()  # nothing to ask for
+    assert ("start is laid on the portrait" in caplog.text) != from_scratch
+    loaded = Vasa3DGaussianAvatar.from_pretrained(tmp_path / "avatar")
+    assert loaded.config.head_name == "FLAME 2020" and len(loaded.head.pose_basis) == 36
+    assert len(loaded.head.template) > 5023  # with teeth
+    log = [json.loads(line) for line in (tmp_path / "avatar" / "fit" / "log.jsonl").read_text().splitlines()]
+    recon = [line["recon"] for line in log if "recon" in line]
+    if from_scratch:
+        assert loaded.config.pose_prior is False and not torch.equal(avatar.colors[0], avatar.colors[-1])
+        assert sum(recon[-5:]) < 0.8 * sum(recon[:5])
+    else:
+        assert recon[0] < 0.15  # it looks like the portrait already
+
+
+def test_the_paper_preset_says_what_it_lacks(pipe, tmp_path, caplog):
+    """Loudly, before any work: networks, head and start; nothing where they are given."""
+    missing = {"image": torch.full((3, 200, 200), 0.5), "output": tmp_path / "avatar"}
+    with pytest.raises(ValueError, match="`image`"):
+        fit_avatar(pipe, preset="paper", **missing)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    for name in ("`lpips`", "`sds`", "`head`", "`from_scratch`", "head is built-in"):
+        assert name in caplog.text
+    paper = choose_preset("paper")
+    assert not (paper.rebase_videos or paper.limit_turn or paper.sweep_share)  # the clips' own latents, §3.2
+    assert PRESETS["fast"].rebase_videos and PRESETS["fast-gpu"].limit_turn
+
+
 def test_bad_input_writes_nothing(pipe, tmp_path):
     nobody = torch.full((3, 200, 200), 0.5)
     for arguments, name in (
@@ -117,6 +164,7 @@ def test_bad_input_writes_nothing(pipe, tmp_path):
         ({"audios": [tmp_path / "none.wav"]}, "`audios`"),
         ({"videos": [tmp_path / "none.mp4"]}, "`videos`"),
         ({"lpips": str(tmp_path)}, "`lpips`"),
+        ({"head": str(tmp_path)}, "`head`"),
         ({"sds": str(tmp_path), "weight_sds": 1.0}, "`sds`"),
         ({"face": 3}, "`face`"),
         ({"num_gaussians": 100}, "`num_gaussians`"),

@@ -83,6 +83,9 @@ def test_videos_come_once_from_the_portraits_pose(tmp_path):
     followed, sweep = (load_file(file)["motions"] for file in files)
     torch.testing.assert_close(followed[:1], portrait.motion)
     assert (followed[-1, 0] - followed[0, 0] - 0.3).abs() < 0.15  # what the small encoder is good for
+    # The paper renders the clip's own latents (§3.2).
+    own, _ = make_motions(pipe, portrait, tmp_path / "own", 1.0, videos=[list(video)], rebase_videos=False)
+    assert torch.equal(load_file(own)["motions"], pipe.encode_video(list(video))[0].float())
     # Every fourth of the sweep shuts the eyes by a known direction of the embedded model.
     blink = torch.from_numpy(motion_priors(pipe).blink)
     shut = (sweep[::4, 6:] - portrait.motion[:, 6:]) @ blink / blink.square().sum()

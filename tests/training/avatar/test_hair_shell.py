@@ -52,6 +52,24 @@ def test_the_shell_begins_at_the_mesh_and_covers_the_scalp():
     assert shell[(distance > 10) & (distance < 11)].min() > 4.0 > shell[(distance > 19) & (maps.alpha > 0)].max()
 
 
+def test_a_gap_between_lips_does_not_matter():
+    """FLAME's mesh is open there: nothing says how high a pixel is that only touches edges in the air."""
+    maps, distance = disc(floating_row=20)
+    gap = torch.zeros_like(maps.face)
+    gap[40:42, 29:35] = True
+    whole, open_lips = (
+        dataclasses.replace(maps, face=face, height_cm=torch.where(face, 5.0, torch.nan))
+        for face in (distance < 14, (distance < 14) & ~gap)
+    )
+    height, filled = shell_heights(open_lips, PIXEL_CM)
+    assert torch.isfinite(height).all() and not filled[gap].any()
+    expected, around = shell_heights(whole, PIXEL_CM)
+    assert torch.equal(filled, around)
+    torch.testing.assert_close(height[filled], expected[filled])
+    gaussians, _ = make_shell(open_lips, PIXEL_CM)
+    assert all(torch.isfinite(value).all() for value in vars(gaussians).values())
+
+
 def test_below_the_nose_the_face_ends_in_the_air():
     maps, distance = disc()
     maps = dataclasses.replace(maps, face=distance < 8, height_cm=torch.full((GRID, GRID), 9.0))

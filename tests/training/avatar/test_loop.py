@@ -1,6 +1,5 @@
 import itertools
 import json
-import logging
 import shutil
 from types import SimpleNamespace
 
@@ -217,14 +216,6 @@ def test_anchors_hold_the_sides_as_they_began(frames, distance, tmp_path):
     free, held = (make_fit(folder, distance, **changes) for folder in (frames, tmp_path / "frames"))
     assert "anchor" in held.iterate() and "anchor" not in free.iterate()
     assert moved(held.run()) < 0.6 * moved(free.run())
-
-
-def test_logs_say_that_sds_is_off(caplog):
-    from vasa_hf.training.avatar.fit import _score_distillation
-
-    with caplog.at_level(logging.WARNING):
-        assert _score_distillation(make_preset()) is None
-    assert caplog.text.count("L_sds is off") == 1
 
 
 @pytest.mark.gpu

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from tests.testing_utils.pipelines import BOX, make_audio, make_image, make_moda_components
 from vasa_hf.data.clips import smooth_in_time
+from vasa_hf.data.emotion_labels import class_numbers
 from vasa_hf.data.keypoint_clips import NO_EMOTION, KeypointClips, KeypointData, KeypointShards, encode_clips
 from vasa_hf.geometry.keypoints import KeypointMotion
 from vasa_hf.media.video import VideoWriter
-from vasa_hf.models.motion_transformer_moda import FUSIONS, ModaMotionTransformer
+from vasa_hf.models.emotion_classifier import CLASSES
+from vasa_hf.models.motion_transformer_moda import EMOTIONS, FUSIONS, ModaMotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
 from vasa_hf.pipelines.moda_talking_head import ModaTalkingHeadPipeline
 from vasa_hf.training import moda_data
@@ -22,6 +25,7 @@ from vasa_hf.training.recipes import sync_expert_moda
 from vasa_hf.training.recipes.motion_transformer_moda import ModaMotionOptions, flow_loss, sync_loss
 
 WINDOW = 20
+FER_AS_MODA = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 TINY = {"hidden_size": 96, "num_heads": 2, "num_four_stream": 1, "num_two_stream": 1, "num_single_stream": 1}
 
 
@@ -160,6 +164,29 @@ def test_a_renderer_reads_motion_and_an_encoder_sound(tmp_path):
         encode_clips(tmp_path / "pipe", [tmp_path / "data"], tmp_path / "keypoints", cpu=True)
 
 
+def test_a_classifier_labels_clips_that_no_file_does(tmp_path):
+    """Any image classifier of transformers whose classes are emotions; those of the file go first."""
+    make_folder(tmp_path, {"a": 14, "b": 9, "mute": 9})
+    (tmp_path / "data" / "emotions.csv").write_text("clip,emotion\nmute,sadness\n")
+    labels = dict(enumerate(["Angry", "happy", "none of them"]))
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", id2label=labels)
+    torch.manual_seed(0)
+    model = ResNetForImageClassification(config)
+    with torch.no_grad():
+        model.classifier[1].bias.copy_(torch.tensor([0.0, 9.0, 20.0]))  # happy, after what is no emotion
+    model.save_pretrained(tmp_path / "classifier")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "classifier")
+    classifier = {"emotion_classifier": str(tmp_path / "classifier")}
+    encode_clips(tmp_path / "pipe", [tmp_path / "data"], tmp_path / "keypoints", cpu=True, **classifier)
+    found = KeypointData.load(tmp_path / "keypoints" / "clips-000000.safetensors")
+    assert [EMOTIONS[number] for number in found.emotion] == ["happiness", "happiness", "sadness"]
+    with pytest.raises(ValueError, match="`output` holds motion of other clips"):
+        encode_clips(tmp_path / "pipe", [tmp_path / "data"], tmp_path / "keypoints", cpu=True)
+    assert class_numbers(CLASSES) == [EMOTIONS.index(name) for name in FER_AS_MODA]
+    with pytest.raises(ValueError, match="`emotion_classifier` must have classes"):
+        class_numbers(["cat", "dog", "happy dog"])
+
+
 def test_files_of_two_processes_give_the_windows_of_one(tmp_path):
     make_folder(tmp_path, {"a": 14, "b": 9, "c": 11, "mute": 26})
     read = lambda name, *args, **kw: encode_clips(  # noqa: E731
@@ -190,12 +217,14 @@ def test_training_from_videos_writes_a_pipeline_that_talks(tmp_path):
     pipe = ModaTalkingHeadPipeline(**components)
     pipe.save_pretrained(tmp_path / "pipe")
     made = options(None, tmp_path / "run", max_steps=2, pipeline=str(tmp_path / "pipe"), data=[str(tmp_path / "data")])
+    made.timestep_spacing = "trailing"
     trainer.run(made)
     kept = KeypointShards(tmp_path / "run" / "keypoints")
     assert kept.offsets.tolist() == [0, 30, 42]
     prepared = dataclasses.replace(made, pipeline="", data=[], prepared=str(tmp_path / "run" / "keypoints"))
     assert torch.equal(trainer.make_dataset(prepared)[0]["motion"], trainer.make_dataset(made)[0]["motion"])
     pipe = ModaTalkingHeadPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert pipe.config.timestep_spacing == "trailing"
     pipe.set_progress_bar_config(disable=True)
     saved = ModaMotionTransformer.from_pretrained(tmp_path / "run" / "motion_generator")
     assert torch.equal(pipe.motion_generator.motion_mean, saved.motion_mean)

@@ -17,15 +17,16 @@ from torch import Tensor
 import vasa_hf
 from vasa_hf.bench.memory import peak_memory_mb
 from vasa_hf.evaluation import tables
-from vasa_hf.evaluation.catalogue import PARTS, TRUTH
+from vasa_hf.evaluation.catalogue import METRICS, NOT_DEFINED, PARTS, TRUTH
 from vasa_hf.evaluation.data import Clip, load_samples
 from vasa_hf.evaluation.plots import write_sheet
 from vasa_hf.evaluation.run import Evaluation
-from vasa_hf.evaluation.scoring import Scorer, VideoSample
+from vasa_hf.evaluation.scoring import Scorer, VideoSample, track_of_motion
 from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
 from vasa_hf.motion.streaming import map_ahead
 
 EXCERPT_FRAMES = 75  # CAPP's window of 3 seconds, in VASA-1
+SYNCNET = ("sync_c", "sync_d")
 NOTHING = "the data folder has no files for this part"
 
 
@@ -55,7 +56,11 @@ class Protocol:
         self._generate()
         if not self.scorer.rows:
             self.scorer.record("model", run.model, "-", "*", dict.fromkeys(run.select_requested(self.metrics), NOTHING))
-        self.scorer.record("model", run.model, "*", "*", self.scorer.absent(self.metrics))
+        absent = self.scorer.absent(self.metrics)
+        self.scorer.record("model", run.model, "*", "*", absent)
+        for why in dict.fromkeys(absent.values()):
+            names = ", ".join(METRICS[name].label for name in absent if absent[name] == why)
+            print(f"{self.name}: not computed: {names}: {why}", file=sys.stderr)
         rows = [{"part": self.name, **row} for row in self.scorer.rows]
         tables.write_rows(run.output / "rows" / f"{self.name}.csv", rows)
         facts = {
@@ -153,6 +158,41 @@ class Protocol:
             if self.name != "audio" or video.truth_track is not None or role == "truth":
                 self.scorer.collect(system, video.frames)
         self.scorer.forget()
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether a network that measures all frames is given, SyncNet or I3D."""
+        return self.run.has("syncnet") or self.run.has("fvd")
+
+    def score_motion(self, names: Sequence[str], latent: Tensor, samples: Tensor) -> dict[str, float | str]:
+        """Score generated motion `(frames, channels)` without frames; SyncNet's metrics are left to `score_frames`."""
+        features = self.run.audio_features(samples, len(latent)) if self.run.has("capp") else None
+        names = tuple(name for name in names if name not in SYNCNET)
+        lacks = {"frames": f"{NOT_DEFINED}: motion alone is scored"}
+        video = VideoSample(track=track_of_motion(latent), latent=latent, samples=samples, lacks=lacks)
+        video.audio_features = features
+        return self.scorer.score(names, video)
+
+    def score_frames(self, system: str, frames: Tensor | None, samples: Tensor) -> dict[str, float | str]:
+        """Score all frames of a video by SyncNet, and keep those for FVD; nothing without frames."""
+        if frames is None:
+            return {}
+        self.scorer.collect(system, frames)
+        video = VideoSample(frames=frames, samples=samples)
+        if self.run.has("syncnet"):
+            video.track = self.run.track(frames)
+        video.lacks = {"track": "the detector finds no face in the generated frames"}
+        return self.scorer.score(SYNCNET, video)
+
+    def score_real_video(self) -> None:
+        """Score the clips as the papers' row of real videos, where all frames are measured."""
+        for clip in self.readable_clips() if self.needs_frames else ():
+            with self.record_failure(clip.name), self.run.clock("score"):
+                if clip.samples is None:
+                    self.scorer.collect(TRUTH, clip.frames)
+                    continue
+                values = self.score_frames(TRUTH, clip.frames, clip.samples)
+                self.scorer.record("truth", TRUTH, clip.name, 0, values)
 
     def score_sets(self, truth: str = TRUTH) -> None:
         """Score all videos of each system as a set against those of `truth`."""

@@ -17,8 +17,9 @@ from vasa_hf.evaluation.scoring import VideoSample, loudness_track, other_motion
 from vasa_hf.files import temporary_folder
 from vasa_hf.media.audio import save_wav
 from vasa_hf.metrics.faces import FaceTrack
-from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME
+from vasa_hf.metrics.motion import FPS, SAMPLES_PER_FRAME, seam_roughness
 
+MINUTE_SECONDS, MINUTE_PART = 60, 250  # frames that are held at a time
 SILENCE_PORTRAITS, SILENCE_SECONDS = 2, 20
 SPEED_VOICES, SPEED_SECONDS = 4, 10
 
@@ -149,6 +150,47 @@ class AudioDriven(Protocol):
             video = VideoSample(track=track, latent=latent, **shared)
             self.scorer.record("baseline", OTHER, item, 0, self.scorer.score(names, video))
             break
+
+
+class WholeVoices(Protocol):
+    """The first minute of every voice as one video: seams between windows, and no loss of sync over time."""
+
+    name = "minutes"
+
+    def _generate(self) -> None:
+        run = self.run
+        portrait = self.first_portrait()
+        voices = list(self.voices(MINUTE_SECONDS)) if portrait is not None else []
+        self.score_real_video()
+        for index, (name, samples) in enumerate(voices):
+            self.report(index, len(voices), name)
+            for number in range(run.num_samples):
+                with self.record_failure(name):
+                    with run.clock("generate"):
+                        generator = torch.Generator().manual_seed(run.seed + 10_000 * number + index)
+                        latent = run.motion(portrait, samples, generator=generator)
+                    with run.clock("score"):
+                        values = self.score_motion(self.metrics, latent, samples)
+                        values |= run.select_values({"seams": self._seams(latent)})
+                    self.scorer.record("model", run.model, name, number, values)
+                    for start in range(0, len(latent), MINUTE_PART) if self.needs_frames else ():
+                        with run.clock("generate"):
+                            frames = run.render(portrait, latent[start : start + MINUTE_PART])
+                        with run.clock("score"):
+                            sound = samples[start * SAMPLES_PER_FRAME :][: len(frames) * SAMPLES_PER_FRAME]
+                            values = self.score_frames(run.model, frames, sound)
+                            self.scorer.record("model", run.model, name, f"{number}@{start // FPS}s", values)
+                            self.scorer.forget()
+        self.score_sets()
+
+    def _seams(self, latent: Tensor) -> float | str:
+        """Roughness where windows meet, or the reason why there is none."""
+        windows = self.run.pipeline.create_motion_generator().windows()
+        starts = [part.start for part in windows.take(len(latent), True)][1:]
+        try:
+            return seam_roughness(latent, starts)
+        except ValueError as error:
+            return f"{NOT_DEFINED}: {error}"
 
 
 class Silence(Protocol):

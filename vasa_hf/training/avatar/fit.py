@@ -26,8 +26,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list
 from PIL import Image
 
-from vasa_hf.checks import check_callable, check_number, check_path, shorten
+from vasa_hf.checks import check_callable, check_number, check_path, naming, shorten
 from vasa_hf.files import temporary_folder
+from vasa_hf.head.loading import name_head
 from vasa_hf.models.gaussian_avatar_vasa3d import Vasa3DGaussianAvatar
 from vasa_hf.training.avatar.frames import AvatarFrames, make_motions, render_anchors, render_frames
 from vasa_hf.training.avatar.loop import AvatarFit, FitProgress
@@ -79,7 +80,8 @@ def fit_avatar(
     Raises:
         ValueError: If an argument is unfit, or `output` holds another interrupted fit.
     """
-    preset, began = choose_preset(preset, **overrides), time.monotonic()
+    is_paper, began = preset == "paper", time.monotonic()
+    preset = choose_preset(preset, **overrides)
     if output is not None:
         check_path("output", output)
     check_callable("on_progress", on_progress)
@@ -87,6 +89,10 @@ def fit_avatar(
         raise ValueError(f"`generator` must be a torch.Generator, got {type(generator).__name__}.")
     tell = on_progress or (lambda progress: None)
     accelerator = _accelerator(talking_face, preset)
+    if differences := _differences(preset):
+        loud = is_paper or (preset.weight_sds and preset.sds is None)
+        level = logging.WARNING if loud else logging.INFO
+        logger.log(level, "This fit differs from the paper's:\n  %s", "\n  ".join(differences))
     about = _describe(talking_face, image, preset, audios, videos, face)
     distance, sds = _distance(preset), _score_distillation(preset)
     with ExitStack() as stack:
@@ -151,7 +157,8 @@ def _start(talking_face: Any, image: Any, preset: AvatarPreset, face: int | None
     config |= {"num_gaussians": preset.num_gaussians, "output_size": size}
     with torch.random.fork_rng(devices=[]):  # networks start at random
         torch.manual_seed(seed)
-        return start_avatar(talking_face, image, face=face, **config)
+        own = {"head": preset.head, "from_scratch": preset.from_scratch}
+        return start_avatar(talking_face, image, face=face, **own, **config)
 
 
 def _make_frames(talking_face, start, preset, audios, videos, folder, seed, began, tell) -> None:
@@ -169,6 +176,7 @@ def _make_frames(talking_face, start, preset, audios, videos, folder, seed, bega
         seed,
         deadline,
         lambda done, total: tell(FitProgress("motion", done, total)),
+        preset.rebase_videos,
     )
     render_frames(
         talking_face,
@@ -181,27 +189,46 @@ def _make_frames(talking_face, start, preset, audios, videos, folder, seed, bega
         preset.jpeg_quality,
         deadline,
         lambda done, total: tell(FitProgress("frames", done, total)),
+        preset.limit_turn,
     )
-    if preset.weight_anchor:
+    if preset.weight_anchor and not preset.from_scratch:  # a start that knows nothing is not kept
         render_anchors(
             start, AvatarFrames(folder / "frames", seed), folder / "frames" / "anchors.safetensors", seed=seed
         )
     (folder / "frames" / _COMPLETE).touch()
 
 
+def _differences(preset: AvatarPreset) -> list[str]:
+    """What the paper has and this fit lacks, with the option that brings it."""
+    with naming("head"):
+        head = name_head(preset.head)
+    found = []
+    if not preset.lpips:
+        found.append(
+            "perceptual losses use the embedded face_recognizer: `lpips` takes LPIPS-VGG (vasa-hf convert lpips)"
+        )
+    if preset.sds is None or not preset.weight_sds:
+        found.append(
+            "L_sds is off, and views from far aside are less clean: `sds` takes a text-to-image model, the paper's is "
+            "Stable Diffusion 2.1"
+        )
+    if not head.startswith("FLAME"):
+        found.append(f"the head is {head}: `head` takes FLAME's (vasa-hf convert flame)")
+    if not preset.from_scratch:
+        found.append("the start is laid on the portrait, with its colours and hair: `from_scratch` begins without")
+    return found
+
+
 def _distance(preset: AvatarPreset) -> PerceptualDistance | None:
     if not (preset.weight_perceptual or preset.weight_consist or preset.sharpen_iterations):
         return None
-    distance = PerceptualDistance(preset.lpips)
-    logger.info("Perceptual losses use %s.", distance.name)
-    return distance
+    return PerceptualDistance(preset.lpips)
 
 
 def _score_distillation(preset: AvatarPreset) -> ScoreDistillation | None:
     if not preset.weight_sds:
         return None
     if preset.sds is None:
-        logger.warning("L_sds is off: no text-to-image model was given (`sds`). Views from far aside are less clean.")
         return None
     return ScoreDistillation(preset.sds, guidance_scale=preset.sds_guidance, gradient_scale=preset.sds_scale)
 

@@ -73,6 +73,7 @@ def make_motions(
     seed: int = 0,
     deadline: float | None = None,
     on_motion: Callable[[int, int], None] | None = None,
+    rebase_videos: bool = True,
 ) -> list[Path]:
     """Write motion of one portrait, each source in a file of its own; files that are there are kept.
 
@@ -91,6 +92,7 @@ def make_motions(
         seed (`int`, *optional*, defaults to 0): Seed.
         deadline (`float`, *optional*): `time.monotonic()` after which only the sweep follows, but for the first source.
         on_motion (`Callable`, *optional*): `on_motion(frames_done, frames_in_all)`.
+        rebase_videos (`bool`, *optional*, defaults to True): See `AvatarPreset`.
 
     Returns:
         The files, each with `motions` `(frames, channels)`, float32, absolute.
@@ -102,7 +104,9 @@ def make_motions(
     audios = list(audios or []) or ([] if videos else [_VOICE])
     total = max(2, round(60 * FPS * minutes))
     driven = total - round(sweep_share * total)
-    first_round = [functools.partial(_follow_video, talking_face, portrait, video) for video in videos or []]
+    first_round = [
+        functools.partial(_follow_video, talking_face, portrait, video, rebase_videos) for video in videos or []
+    ]
     share = -(-driven // (len(first_round) + len(audios)))  # of a source in the first round
     jobs = itertools.chain(
         first_round,
@@ -168,10 +172,11 @@ def _speak(
     return torch.cat(parts)[:most]
 
 
-def _follow_video(talking_face: Any, portrait: Any, video: Any, most: int) -> Tensor:
-    """Motion `(frames, channels)` of a driving clip, from the portrait's own pose on."""
+def _follow_video(talking_face: Any, portrait: Any, video: Any, rebase: bool, most: int) -> Tensor:
+    """Motion `(frames, channels)` of a driving clip: its own latents, or moved to begin at the portrait's own pose."""
     frames = VideoReader(video, FPS) if isinstance(video, str | os.PathLike) else video
-    return rebase_motion(talking_face.encode_video(itertools.islice(frames, max(most, 1))), portrait.motion)[0]
+    motion = talking_face.encode_video(itertools.islice(frames, max(most, 1)))
+    return rebase_motion(motion, portrait.motion)[0] if rebase else motion[0]
 
 
 def _sweep(talking_face: Any, portrait: Any, files: Sequence[Path], count: int, seed: int) -> Tensor:
@@ -218,6 +223,7 @@ def render_frames(
     jpeg_quality: int = 0,
     deadline: float | None = None,
     on_frames: Callable[[int, int], None] | None = None,
+    limit_turn: bool = True,
 ) -> int:
     """Render a random part of the motions, shard by shard; continues after the last shard that is there.
 
@@ -232,6 +238,7 @@ def render_frames(
         jpeg_quality (`int`, *optional*, defaults to 0): Keep frames as JPEG, 1 to 100; 0 keeps them as they are.
         deadline (`float`, *optional*): `time.monotonic()` after which no further shard is begun, but for the first.
         on_frames (`Callable`, *optional*): `on_frames(frames_done, frames_in_all)`.
+        limit_turn (`bool`, *optional*, defaults to True): Leave out motion that is turned further than `MOST_TURN`.
 
     Returns:
         `int`: Frames in the folder.
@@ -247,7 +254,7 @@ def render_frames(
     turn = (made[:, :2] - portraits[0].motion[0, :2].cpu()).abs()
     usable = (turn <= torch.tensor(MOST_TURN)).all(1).numpy()
     order = np.random.default_rng([seed, 1 << 21]).permutation(len(made))
-    order = order[usable[order]][:num_frames] if usable.any() else order[:num_frames]
+    order = order[usable[order]][:num_frames] if limit_turn and usable.any() else order[:num_frames]
     chosen = hashlib.sha256(order.tobytes()).hexdigest()
     about: dict[str, Any] = {"order": chosen, "backgrounds": backgrounds.tolist(), "shards": []}
     index_file = folder / _INDEX

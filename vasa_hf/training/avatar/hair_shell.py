@@ -73,6 +73,7 @@ def shell_heights(maps: PortraitMaps, pixel_cm: float, closed: bool = False) -> 
     square = torch.where(known, maps.height_cm.nan_to_num().clamp_min(0).square(), torch.zeros(()))
     floating = known & maps.face & (rows > maps.floating_row)
     links = [_links(floating, shift, axis) for axis in (0, 1) for shift in (1, -1)]
+    free = _anchored(free, links)
 
     def laplacian(values: Tensor) -> Tensor:
         total = torch.zeros_like(values)
@@ -95,6 +96,21 @@ def _links(floating: Tensor, shift: int, axis: int) -> tuple[Tensor, int, int]:
     inside = torch.ones_like(floating)
     inside.select(axis, 0 if shift == 1 else -1).zero_()
     return (inside & ~torch.roll(floating, shift, axis)).float(), shift, axis
+
+
+def _anchored(free: Tensor, links: list[tuple[Tensor, int, int]]) -> Tensor:
+    """The free pixels whose height something decides, through others; not a gap between lips, as in FLAME's mesh."""
+
+    def touch(pixels: Tensor) -> Tensor:
+        near = torch.zeros_like(free)
+        for link, shift, axis in links:
+            near |= (link > 0) & torch.roll(pixels, shift, axis)
+        return free & near
+
+    found, before = touch(~free), torch.zeros_like(free)
+    while not torch.equal(found, before):
+        found, before = found | touch(found), found
+    return found
 
 
 def _conjugate_gradients(product, source: Tensor, steps: int, tolerance: float = 1e-4) -> Tensor:

@@ -23,8 +23,8 @@ from vasa_hf.gaussians.scene import Gaussians
 from vasa_hf.geometry.cameras import Cameras, orbit_cameras
 from vasa_hf.hub import resolve
 from vasa_hf.metrics.image import blur, gaussian_line
-from vasa_hf.models.face_recognizer import pretrained_features
 from vasa_hf.models.lpips import Lpips
+from vasa_hf.models.pretrained_features import pretrained_features
 
 logger = logging.getLogger(__name__)
 

@@ -25,10 +25,18 @@ class AvatarPreset:
     Attributes:
         size (`int`): Side of the images, where the face model can make it.
         num_gaussians (`int`): At the start. # Not in the paper.
+        head (`str`, *optional*): File of the parametric head: FLAME's (`vasa-hf convert flame`, the paper's),
+            `ict_facekit.npz`, or one of `ParametricHead.save`; the built-in head if left out.
+        from_scratch (`bool`): The paper's start: grey Gaussians on the mean head, and networks that know nothing. Else
+            the mesh is laid on the portrait, wears its colours and hair, and already moves. # Not in the paper.
         avatar (`dict`): Further sizes of `Vasa3DGaussianAvatar`.
         motion_minutes (`float`): How much motion is made (paper: 10 hours).
         num_frames (`int`): Frames rendered of it, at most.
         jpeg_quality (`int`): Of the frames on disk, 1 to 100; 0 keeps them raw, 0.8 MB each at 512 pixels.
+        rebase_videos (`bool`): Whether motion of a clip is moved to begin at the portrait's own pose; the paper renders
+            the clip's own latents (§3.2).
+        limit_turn (`bool`): Whether frames are left out in which the head is turned further than a small VASA-1 can
+            draw, see `MOST_TURN`. # Not in the paper.
         sweep_share (`float`): Part of the motion that sweeps the head's pose. # Not in the paper.
         motion_steps (`int`): Denoising steps of the motion.
         iterations (`int`), sharpen_iterations (`int`): Without and then with the CAS loss.
@@ -51,11 +59,15 @@ class AvatarPreset:
 
     size: int = 512
     num_gaussians: int = 20_000
+    head: str | None = None
+    from_scratch: bool = False
     avatar: dict[str, Any] = field(default_factory=dict)
     motion_minutes: float = 600.0
     num_frames: int = 900_000
     jpeg_quality: int = 95
-    sweep_share: float = 0.2
+    rebase_videos: bool = False
+    limit_turn: bool = False
+    sweep_share: float = 0.0
     motion_steps: int = 10
     iterations: int = 200_000
     sharpen_iterations: int = 20_000
@@ -133,6 +145,9 @@ PRESETS = {
         avatar=_SMALL_AVATAR,
         motion_minutes=4.0,
         num_frames=4_000,
+        rebase_videos=True,
+        limit_turn=True,
+        sweep_share=0.2,
         iterations=6_000,
         sharpen_iterations=500,
         max_minutes=5.0,
@@ -156,6 +171,8 @@ PRESETS = {
         motion_minutes=0.5,
         num_frames=320,
         jpeg_quality=0,
+        rebase_videos=True,
+        limit_turn=True,
         sweep_share=0.4,
         motion_steps=5,
         iterations=1_500,

@@ -7,6 +7,7 @@ shoulders are blown up from the silhouette (`shell.py`). VASA-1's frames then te
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from vasa_hf.geometry.landmarks import rows
 from vasa_hf.geometry.rotations import matrix_from_euler
 from vasa_hf.head.driving import place_from_picture
 from vasa_hf.head.fit import FittedHead, personal_head
-from vasa_hf.head.loading import load_parametric_head
+from vasa_hf.head.loading import load_parametric_head, name_head
 from vasa_hf.head.parametric import ParametricHead
 from vasa_hf.models.gaussian_avatar_vasa3d import WIDTHS, Vasa3DGaussianAvatar
 from vasa_hf.motion import POSE_DIM
@@ -68,6 +69,8 @@ def start_avatar(
     num_gaussians: int = 20_000,
     face: int | None = None,
     output_size: int | None = None,
+    head: str | os.PathLike | None = None,
+    from_scratch: bool = False,
     **config: Any,
 ) -> AvatarStart:
     """Make an avatar of a portrait.
@@ -78,6 +81,9 @@ def start_avatar(
         num_gaussians (`int`, *optional*, defaults to 20,000): Of the avatar, about this many.
         face (`int`, *optional*): Which face, 0 is the largest.
         output_size (`int`, *optional*): Side of VASA-1's frames in pixels.
+        head (`str` or `os.PathLike`, *optional*): File of the parametric head, see `load_parametric_head`.
+        from_scratch (`bool`, *optional*, defaults to False): The paper's start: the mean head in grey, random M^e and
+            M^p.
         **config: Other arguments of `Vasa3DGaussianAvatar`.
 
     Raises:
@@ -96,29 +102,38 @@ def start_avatar(
             "the half that is not seen cannot be made up."
         )
     landmarks = faces[0].landmarks / size
-    person, fitted = personal_head(load_parametric_head(), landmarks, matrix_from_euler(*faces[0].pose[:3]))
+    mean_head = load_parametric_head(head)
+    person, fitted = personal_head(mean_head, landmarks, matrix_from_euler(*faces[0].pose[:3]))
     colours, alpha = cut_out(picture, *_where_the_person_is(person, fitted, landmarks, size))
     alpha = alpha * _within_picture(found)
     portraits = [_plain(talking_face, (alpha * colours + (1 - alpha) * grey).clamp(0, 1)) for grey in BACKGROUNDS]
     motion = torch.stack([portrait.motion[0].cpu() for portrait in portraits]).mean(0)
 
-    avatar = _bare_avatar(person, num_gaussians, **config)
-    avatar.set_place(
-        place_from_picture(avatar.place, motion[:POSE_DIM], fitted.rotation, fitted.translation, fitted.scale)
-    )
     generator = torch.Generator().manual_seed(0)
     transformer = talking_face.motion_transformer
     spread = torch.randn(512, 1, len(motion), generator=generator).clamp(-3, 3)
     motions = motion + (transformer.denormalize(spread) - transformer.denormalize(0 * spread))[:, 0].float().cpu()
+    backgrounds = torch.tensor(BACKGROUNDS)[:, None].expand(-1, 3).contiguous()
+    cut = torch.cat([colours, alpha[None]])
+    if from_scratch:
+        avatar = Vasa3DGaussianAvatar.from_head(mean_head, num_gaussians, head_name=name_head(head), **config)
+        avatar.measure_motion(motions)
+        avatar.own_motion.copy_(motion)
+        shown = torch.zeros(len(avatar.triangles), dtype=torch.bool)
+        return AvatarStart(avatar, portraits, backgrounds, motion, shown, cut)
+
+    avatar = _bare_avatar(person, num_gaussians, head_name=name_head(head), **config)
+    avatar.set_place(
+        place_from_picture(avatar.place, motion[:POSE_DIM], fitted.rotation, fitted.translation, fitted.scale)
+    )
     with torch.enable_grad():
         avatar.fit_motion(motions, landmark_displacements(talking_face, portraits[0], motion), generator=generator)
     avatar.own_motion.copy_(motion)
     _wear_own_expression(avatar, fitted)
     seen = _colour(avatar, fitted, colours, alpha)
     _add_shell(avatar, motion, colours, alpha, num_gaussians - len(seen), seen)
-    backgrounds = torch.tensor(BACKGROUNDS)[:, None].expand(-1, 3).contiguous()
     shown = F.pad(seen, (0, len(avatar.triangles) - len(seen)))
-    return AvatarStart(avatar, portraits, backgrounds, motion, shown, torch.cat([colours, alpha[None]]))
+    return AvatarStart(avatar, portraits, backgrounds, motion, shown, cut)
 
 
 def _bare_avatar(person: ParametricHead, total: int, **config: Any) -> Vasa3DGaussianAvatar:

@@ -33,7 +33,7 @@ from vasa_hf.geometry.rotations import euler_from_matrix
 from vasa_hf.hub import resolve
 from vasa_hf.models.face_analyzer import FaceAnalyzer
 from vasa_hf.models.face_autoencoder_vasa1 import POSE_DIM, PRESETS, Vasa1FaceAutoencoder
-from vasa_hf.models.face_recognizer import pretrained_features
+from vasa_hf.models.pretrained_features import pretrained_features
 from vasa_hf.training import losses
 from vasa_hf.training.face_data import FacePairOptions, augment, open_pairs
 from vasa_hf.training.loop import Player, TrainingState
@@ -75,7 +75,7 @@ class FaceAutoencoderOptions(FacePairOptions):
     weight_generated: float = option(0.1, "reconstruction L1 of the decoder's own image")
     weight_perceptual: float = option(0.0, "perceptual loss, needs --perceptual")
     perceptual: list[str] = option(
-        [], "networks of the perceptual loss: LPIPS weights, face recogniser folders or transformers vision models"
+        [], "networks of the perceptual loss: converted VGG-19, VGGFace, ArcFace or LPIPS, face recogniser folders"
     )
     weight_gaze: float = option(0.0, "gaze seen in decoded images, needs --gaze-network")
     gaze_network: str | None = option(None, "face analyzer folder that sees the gaze")
@@ -86,7 +86,7 @@ class FaceAutoencoderOptions(FacePairOptions):
     weight_contrastive: float = option(0.0, "cycle / contrastive loss of z_dyn, with cross-reenactment")
     weight_consist: float = option(0.0, "l_consist: pose and dynamics of two frames of one person, exchanged")
     weight_cross_id: float = option(0.0, "l_cross_id, needs --identity")
-    identity: str | None = option(None, "network of l_cross_id: face recogniser folder or transformers vision model")
+    identity: str | None = option(None, "network of l_cross_id: converted ArcFace or face recogniser folder")
 
 
 def encoders_loss(options: FaceAutoencoderOptions, dynamics: LandmarkDynamics | UnlabelledDynamics):

@@ -23,7 +23,7 @@ from vasa_hf.geometry.landmark_images import draw_landmarks
 from vasa_hf.geometry.landmarks import eye_openness
 from vasa_hf.hub import resolve
 from vasa_hf.models.autoencoder_gaia import MOTION_INPUTS, PRESETS, GaiaAutoencoder
-from vasa_hf.models.face_recognizer import pretrained_features
+from vasa_hf.models.pretrained_features import pretrained_features
 from vasa_hf.training import losses
 from vasa_hf.training.face_data import FacePairOptions, augment, open_pairs
 from vasa_hf.training.loop import Player, TrainingState

@@ -2,7 +2,8 @@ r"""Fit a VASA-3D avatar to one portrait (§3.2, §3.3).
 
     vasa-hf train gaussian_avatar --image me.jpg --output avatar --preset fast
     accelerate launch -m vasa_hf.training gaussian_avatar --image me.jpg --output avatar --preset paper \
-        --videos clips/*.mp4 --lpips lpips.safetensors --sds stabilityai/stable-diffusion-2-1
+        --videos clips/*.mp4 --head flame2020.safetensors --from-scratch --lpips lpips \
+        --sds stabilityai/stable-diffusion-2-1
     ... --ablation vas_deform --set iterations=20000 batch_size=2
 
 The same command continues an interrupted fit. `vasa-hf fit` does the same in one process.
@@ -39,13 +40,16 @@ class AvatarOptions(Options):
     face: int | None = option(None, "which face, 0 is the largest")
     seed: int | None = option(None, "seed of the fit")
     lpips: str | None = option(None, "converted LPIPS weights")
+    head: str | None = option(None, "parametric head: FLAME's (vasa-hf convert flame) or ict_facekit.npz")
+    from_scratch: bool = option(False, "the paper's start: no portrait on the mesh, no hair shell, random networks")
     sds: str | None = option(None, "text-to-image model of diffusers: folder or Hub name")
     set: list[str] = option([], "fields of AvatarPreset as NAME=VALUE, values as JSON")
 
 
 def parse_overrides(options: AvatarOptions) -> dict[str, Any]:
     """Fields of `AvatarPreset` that the options change."""
-    overrides = {name: getattr(options, name) for name in ("ablation", "lpips", "sds") if getattr(options, name)}
+    names = ("ablation", "lpips", "sds", "head", "from_scratch")
+    overrides = {name: getattr(options, name) for name in names if getattr(options, name)}
     for entry in options.set:
         name, _, value = entry.partition("=")
         try:

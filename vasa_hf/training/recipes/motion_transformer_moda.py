@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vasa_hf.hub import resolve
-from vasa_hf.models.motion_transformer_moda import FUSIONS, PRESETS, ModaMotionTransformer
+from vasa_hf.models.motion_transformer_moda import FUSIONS, PRESETS, TIMESTEP_SPACINGS, ModaMotionTransformer
 from vasa_hf.models.sync_expert import SyncExpert
 from vasa_hf.training.loop import Player, TrainingState
 from vasa_hf.training.moda_data import LIP_CHANNELS, ModaDataOptions, as_columns, lips_of, make_dataset
@@ -51,6 +51,9 @@ class ModaMotionOptions(ModaDataOptions):
     lips_weight: float = option(1.0, "weight of the lips' channels; 1 as in the paper")
     sync_expert: str | None = option(None, "folder of an expert trained by sync_expert_moda")
     sync_threshold: float = option(0.4, "the sync loss counts only where it is below this")
+    timestep_spacing: str = option(
+        "linspace", "steps of the saved pipeline; trailing: N equal ones, as in the paper", TIMESTEP_SPACINGS
+    )
     audio_noise: float = option(0.0, "deviation of noise on the audio features, in deviations of the features")
 
 
@@ -251,4 +254,5 @@ def run(options: ModaMotionOptions) -> TrainingState:
         options.pipeline,
         make_sample_sheet(dataset, NAME, FlowMatchEulerDiscreteScheduler(), {"audio": 0.2}, describe_sheet),
         pipeline_class="ModaTalkingHeadPipeline",
+        pipeline_config={"timestep_spacing": options.timestep_spacing},
     )

@@ -28,7 +28,7 @@ from vasa_hf.hub import resolve
 from vasa_hf.layers.region_refiner import REGIONS, FaceRegion, RegionRefiner, cut_region, region_transform
 from vasa_hf.metrics.sharpness import laplacian
 from vasa_hf.models.face_autoencoder_vasa1 import POSE_DIM, SMALL_CONFIG, Vasa1FaceAutoencoder, region_code
-from vasa_hf.models.face_recognizer import pretrained_features
+from vasa_hf.models.pretrained_features import pretrained_features
 from vasa_hf.training import losses
 from vasa_hf.training.face_data import FacePairOptions, augment, blob, ellipse, mouth_box
 from vasa_hf.training.loop import Player, TrainingState

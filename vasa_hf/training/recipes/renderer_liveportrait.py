@@ -39,7 +39,7 @@ from vasa_hf.geometry.landmarks import eye_openness, rows
 from vasa_hf.hub import resolve
 from vasa_hf.layers.pyramid import PointDetector
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
-from vasa_hf.models.face_recognizer import pretrained_features
+from vasa_hf.models.pretrained_features import pretrained_features
 from vasa_hf.models.renderer_liveportrait import PRESETS, LivePortraitRenderer
 from vasa_hf.motion import POSE_DIM
 from vasa_hf.training import losses
