@@ -54,8 +54,8 @@ def test_an_instruction_needs_no_voice(handler, portrait, tmp_path):
 
 
 def test_a_voice_with_a_pose_and_a_reference(handler, portrait, voices, tmp_path):
-    image = np.asarray(Image.open(portrait).convert("RGB").resize((128, 128)))
-    with VideoWriter(tmp_path / "drive.mp4", 25, (128, 128), provenance=False) as writer:
+    image = np.asarray(Image.open(portrait).convert("RGB").resize((256, 256)))
+    with VideoWriter(tmp_path / "drive.mp4", 25, (256, 256), provenance=False) as writer:
         for _ in range(3):
             writer.write(image)
     video = str(tmp_path / "drive.mp4")

@@ -39,6 +39,9 @@ NOTES = {
     "SyncNet or I3D all frames are rendered and measured, and the clips are the real video.",
     "controls": "Four portraits, 2 s of one voice, the same seed for each setting; measured by the detector in every "
     "tenth frame. Gaze ±0.3 rad to the sides, ±0.2 up and down; distance 0.8 and 1.25; six emotions at 1.",
+    "motion_controls": "Up to ten portraits, 3 s of one voice, one seed, every fifth frame measured by the detector. "
+    "Head poses: six constant ones (0.3 rad of yaw, 0.2 of pitch and roll, both ways), and those of a clip. Held: all "
+    "landmarks but those of mouth and jaw, moved as in a clip. A row for each instruction.",
     "speed": "The first 10 s of up to four voices with one portrait, after loading: find and encode the portrait, read "
     "audio, generate motion, render frames, write the file. The papers' rows are on a GPU that MoDA does not name.",
     "studies": "Response of the learned metrics to shifted audio, scaled motion, and the audio of other clips.",

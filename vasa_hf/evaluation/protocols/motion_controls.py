@@ -13,6 +13,7 @@ from vasa_hf.geometry.landmark_motion import transfer_landmarks
 from vasa_hf.geometry.landmarks import EXPRESSIONS, frontal_points, shape_measures
 from vasa_hf.metrics import motion as measures
 from vasa_hf.metrics.faces import FaceTrack
+from vasa_hf.motion.keyframes import Keyframes
 from vasa_hf.pipelines.motion_gaia import ALL_BUT_MOUTH_AND_JAW, LandmarkEdit, encode_landmarks
 
 PORTRAITS, SECONDS, STRIDE = 10, 3, 5  # as many portraits as in appendix E.2; every fifth frame is measured
@@ -87,13 +88,15 @@ class MotionControls(Protocol):
         values["pose_yaw_slope"] = float((yaws[0] - yaws[1]) / (POSES[0][0] - POSES[1][0]))
         if run.data.clips:
             clip = run.data.clips[number % len(run.data.clips)]
-            poses = run.pipeline.read_pose(clip)
+            driver = run.load_reference(clip).best
+            times = torch.arange(len(driver), dtype=torch.float64) / measures.FPS
+            poses = Keyframes(times, driver.pose[:, :3].double())
             latent, track = self._look(portrait, voice, pose=poses)
-            wanted = latent[STRIDE // 2 :: STRIDE, :3]  # as asked: held beyond the end of the clip
+            wanted = latent[STRIDE // 2 :: STRIDE, :3]  # as asked: the clip's last pose holds
             values["pose_video_error"] = _pose_error(track, wanted)
             ignored["pose_video_error"] = _pose_error(free, wanted)
             if getattr(run.pipeline, "landmark_denoiser", None) is not None:
-                values |= self._hold(portrait, voice, run.load_reference(clip).best)
+                values |= self._hold(portrait, voice, driver)
         self.scorer.record("model", run.model, item, 0, run.select_values(values))
         self.scorer.record("baseline", NO_CONTROL, item, 0, run.select_values(ignored))
 
