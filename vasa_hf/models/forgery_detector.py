@@ -63,7 +63,7 @@ class ForgeryDetector(ModelMixin, ConfigMixin):
             layers += [nn.Conv2d(width, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU()]
             before = width
         self.stages = nn.Sequential(*layers)
-        self.dropout = nn.Dropout(dropout)
+        self.drop = nn.Dropout(dropout)  # `dropout` is the config's
         self.head = nn.Linear(3 * before, 1)
         # Of the logits, fitted on held-out people after training: logits / temperature + bias.
         self.register_buffer("temperature", torch.ones(()))
@@ -93,7 +93,7 @@ class ForgeryDetector(ModelMixin, ConfigMixin):
         hidden_states = self.stages(torch.cat([images, 4 * fine], 1)).mean((2, 3)).unflatten(0, (batch, count))
         spread, change = hidden_states.std(1), hidden_states.diff(dim=1).abs().mean(1)
         pooled = torch.cat([hidden_states.mean(1), spread, change], 1)
-        logits = self.head(self.dropout(pooled))[:, 0] / self.temperature + self.bias
+        logits = self.head(self.drop(pooled))[:, 0] / self.temperature + self.bias
         return ForgeryDetectorOutput(logits) if return_dict else (logits,)
 
     @torch.no_grad()
