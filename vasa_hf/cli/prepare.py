@@ -38,7 +38,7 @@ def add_commands(command: Any) -> None:
     ready.add_argument("--crf", type=int, default=18, help="quality of H.264, 0 to 51 (%(default)s)")
     ready.add_argument("--identity", default="folder", help="one person per folder or per video (%(default)s)")
     ready.add_argument(
-        "--voice", default="keep", help="sound of the clips: keep, level, or clean: level and less noise (%(default)s)"
+        "--voice", default="keep", help="audio of the clips: keep, level, or clean: level and less noise (%(default)s)"
     )
     ready.add_argument("--model", default="vasa-small", help="model whose networks label the clips (%(default)s)")
     ready.add_argument("--mediapipe", metavar="FILE", help="find faces with MediaPipe: its face_landmarker.task")

@@ -77,7 +77,7 @@ class PrepareSettings:
         model (`str`): Embedded name or folder with `face_analyzer`, `sync_expert` and `landmark_dynamics.safetensors`.
         mediapipe (`str`, *optional*): MediaPipe's `face_landmarker.task`, to find faces with it instead.
         identity (`str`): `folder`: a video's first folder names the person; `video`: each video is a person.
-        voice (`str`): What is done to the sound of a clip: `keep`, `level` or `clean`, see `prepare_voice`.
+        voice (`str`): What is done to the audio of a clip: `keep`, `level` or `clean`, see `prepare_voice`.
     """
 
     filters: Filters = field(default_factory=Filters)

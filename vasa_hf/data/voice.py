@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 VOICES = ("keep", "level", "clean")
-LEVEL_DB = -23.0  # of the frames that are heard, relative to full scale
+LEVEL_DB = -23.0  # of the frames with a voice, relative to full scale
 MAX_GAIN_DB = 30.0
 PEAK = 0.98
 WINDOW, HOP, RATE = 512, 128, 16_000

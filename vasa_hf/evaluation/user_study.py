@@ -117,7 +117,8 @@ def make_study(systems: Mapping[str, str | os.PathLike], output: str | os.PathLi
         raise ValueError("`systems` must have videos (.mp4) of the same names, the folders share none.")
     if Path(output).exists():
         raise ValueError(f"`output` must be a new folder, {os.fspath(output)!r} exists.")
-    rng, key, tasks = random.Random(seed), {}, {"scores": [], "choices": []}
+    rng, key = random.Random(seed), {}
+    tasks: dict[str, list[Any]] = {"scores": [], "choices": []}
     pairs = [(item, name) for item in items for name in folders]
     rng.shuffle(pairs)
     numbers = {item: f"item{place + 1}" for place, item in enumerate(rng.sample(items, len(items)))}

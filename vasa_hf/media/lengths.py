@@ -17,7 +17,7 @@ def find_missing_end(path: str | os.PathLike, seconds: float) -> str | None:
     """What tells that the end of a file is missing, or `None`.
 
     Containers with the number of their bytes (WAV, AVI, AIFF, AU, CAF, W64) or an end (Ogg) are looked at; of others
-    that hold sound only, the duration in the header. Raw streams (AAC, AC-3, MPEG-TS) tell neither.
+    that hold audio only, the duration in the header. Raw streams (AAC, AC-3, MPEG-TS) tell neither.
 
     Args:
         path (`str` or `os.PathLike`): An audio file or a video that ffmpeg reads.
