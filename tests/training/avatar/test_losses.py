@@ -238,7 +238,7 @@ def test_sds_gradient(tmp_path):
     """The gradient that reaches the latents is 0.001 (1 - alpha_bar) (guided noise - noise), with the model's words."""
     pipeline, folder = make_text_to_image(tmp_path)
     sds = ScoreDistillation(folder)
-    assert sds.picture_size == 16 and (sds.guidance_scale, sds.gradient_scale) == (10.0, 0.001)
+    assert sds.image_size == 16 and (sds.guidance_scale, sds.gradient_scale) == (10.0, 0.001)
     picture, latents = pictures(2, 40).requires_grad_(True), []
     encode = sds.vae.encode
 

@@ -31,7 +31,7 @@ def make_folder(folder, cache, people=4, clips_each=2, portraits=4, seed=0):
         pictures = rng.integers(0, 255, (frames, 64, 64, 3)).astype(np.uint8)
         pictures[:, 16:48, 16:48] = pattern[owner]
         folder.mkdir(exist_ok=True), cache.mkdir(exist_ok=True)
-        np.save(cache / f"{folder.name}_{kind}.npy", pictures)
+        np.save(cache / f"{folder.name}_{kind}.npy", pictures.repeat(4, 1).repeat(4, 2))
         np.savez(
             folder / f"{kind}.npz",
             landmarks=np.broadcast_to(corners[None], (frames, 2, 2)).astype(np.uint16),

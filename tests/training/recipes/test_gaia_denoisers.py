@@ -117,7 +117,7 @@ def test_text_model_learns_with_a_small_encoder_of_its_own(folder, tmp_path):
     with torch.no_grad():
         pooled = encoder(tokenize(tokenizer, ["turn your head left", "turn your head right"])).pooler_output
         pose = model.predict_pose(pooled[:, None].expand(-1, 20, -1))
-    assert pose[0, 10:, 0].mean() < pose[1, 10:, 0].mean() - 0.1
+    assert pose[0, 10:, 0].mean() < pose[1, 10:, 0].mean() - 0.04
 
 
 def test_text_model_with_a_given_encoder_leaves_it_as_it_is(folder, tmp_path):
