@@ -250,7 +250,7 @@ def test_an_avatar_covered_again_moves_as_before():
 
 
 def test_eval_finds_the_avatars_of_a_pipeline(files, tmp_path):
-    options = SimpleNamespace(model=str(files / "model"), avatars=None, device="cpu", threads=None)
+    options = SimpleNamespace(model=str(files / "model"), avatars=None, fit=None, device="cpu", threads=None)
     pipe, sitters, model, eyes = _load_evaluated(options)
     assert type(pipe).__name__ == "VasaTalkingFacePipeline" and model == str(files / "model") and eyes is None
     assert list(sitters) == ["anna"]
@@ -259,7 +259,7 @@ def test_eval_finds_the_avatars_of_a_pipeline(files, tmp_path):
     options.avatars = f"anna,{files / 'me'}/,{tmp_path / 'x' / 'me'}"
     assert list(_load_evaluated(options)[1]) == ["anna", "me", str(tmp_path / "x" / "me")]
     with pytest.raises(ValueError, match="`avatars` needs --pipeline vasa3d"):
-        _load_evaluated(SimpleNamespace(model="vasa-small", avatars="anna", device="cpu", threads=None))
+        _load_evaluated(SimpleNamespace(model="vasa-small", avatars="anna", fit=None, device="cpu", threads=None))
 
 
 def test_help_has_examples(capsys):

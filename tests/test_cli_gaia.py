@@ -119,7 +119,7 @@ def test_assembled_parts_are_a_pipeline(parts, tmp_path, capsys):
         pipe.set_progress_bar_config(disable=True)
         assert pipe.scheduler.config.algorithm_type == "sde-dpmsolver++" and pipe.text_denoiser is not None
     made = [
-        pipe.float()(
+        pipe.to(torch.float32)(
             make_image(),
             text="nod",
             seconds=0.4,

@@ -363,7 +363,7 @@ def _reason_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
     reasons: dict[str, tuple[set[str], set[str], set[str]]] = defaultdict(lambda: (set(), set(), set()))
     for entry in entries:
         for why, items in entry["why"].items():
-            if why.startswith(NOT_DEFINED):
+            if why.startswith(NOT_DEFINED) and "*" not in items:
                 continue
             metrics, systems, names = reasons[why]
             metrics.add(_metric(entry["metric"]).label)

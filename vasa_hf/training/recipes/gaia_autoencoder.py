@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vasa_hf.data.face_pairs import FacePairs
-from vasa_hf.geometry.landmark_images import draw_landmarks
+from vasa_hf.geometry.landmark_pictures import draw_landmarks
 from vasa_hf.geometry.landmarks import eye_openness
 from vasa_hf.hub import resolve
 from vasa_hf.models.autoencoder_gaia import MOTION_INPUTS, PRESETS, GaiaAutoencoder
