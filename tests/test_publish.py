@@ -151,7 +151,7 @@ def test_private_and_branches(hub, models):
     assert hub.repos["ada/hidden"]["private"]
     assert "config.json" in hub.files("ada/hidden", "v2") and "config.json" not in hub.files("ada/hidden")
     public = push(hub, models / "faces", "ada/bea", "--private")
-    assert public.returncode == 2 and "everybody can read it" in public.stderr
+    assert public.returncode == 2 and "it is public" in public.stderr
     assert "model_index.json" not in hub.files("ada/bea")
 
 

@@ -75,6 +75,7 @@ def test_without_weights_the_page_has_no_gaia(tmp_path, model):
     assert describe("vasa3d-small", gaia=str(tmp_path))["gaia"] is False
     about = describe("vasa3d-small", gaia=model)
     assert about["gaia"] and about["cards"][-1].name == "model"
+    assert about["gaia_controls"] == ["landmark_denoiser", "text_denoiser"]
 
 
 @pytest.mark.e2e

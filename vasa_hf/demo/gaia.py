@@ -130,14 +130,13 @@ def make_gaia_video(
 
 def build_gaia_tab(handler: RequestHandler, consent: gr.Checkbox, image: gr.Image, audio: gr.Audio) -> None:
     """Build the tab; `image` and `audio` are the fields of the tab Talk."""
-    gr.Markdown(
-        "GAIA with the portrait of the tab Talk: its head pose is given, all but its mouth follows a "
-        "video, or it does what a sentence says."
-    )
+    holds, reads = (name in handler.about["gaia_controls"] for name in ("landmark_denoiser", "text_denoiser"))
+    does = ["its head pose is given", *["all but its mouth follows a video"] * holds, *["it follows a sentence"] * reads]
+    gr.Markdown(f"GAIA with the portrait of the tab Talk: {', or '.join(does)}.")
     own = GaiaSettings()
     with gr.Row():
         with gr.Column(min_width=280):
-            source = gr.Radio([SPEECH, INSTRUCTION], value=SPEECH, label="Driven by")
+            source = gr.Radio([SPEECH, INSTRUCTION], value=SPEECH, label="Driven by", visible=reads)
             with gr.Column(visible=False) as words:
                 text = gr.Dropdown(
                     list(EXAMPLES), value=EXAMPLES[0], allow_custom_value=True, label="Instruction", elem_id="gaia-text"
@@ -156,7 +155,7 @@ def build_gaia_tab(handler: RequestHandler, consent: gr.Checkbox, image: gr.Imag
                 height=240,
                 elem_classes="pose-video",
             )
-            with gr.Column() as landmarks:
+            with gr.Column(visible=holds) as landmarks:
                 reference = gr.Video(
                     label="Reference video: all but mouth and jaw follow it", sources=["upload"], height=240
                 )
@@ -169,7 +168,7 @@ def build_gaia_tab(handler: RequestHandler, consent: gr.Checkbox, image: gr.Imag
             job = VideoJob(handler, "Make it move", "GAIA", "gaia")
 
     def show_source(source: str) -> tuple:
-        return gr.update(visible=source == INSTRUCTION), gr.update(visible=source == SPEECH)
+        return gr.update(visible=source == INSTRUCTION), gr.update(visible=holds and source == SPEECH)
 
     def show_pose(pose: str) -> tuple:
         return gr.update(visible=pose == CONSTANT), gr.update(visible=pose == OF_VIDEO)

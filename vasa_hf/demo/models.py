@@ -185,6 +185,7 @@ def describe(name: str, moda: str = "moda-small", gaia: str = "gaia-small") -> d
     index = read_index(folder)
     base = Path(resolve(base_name(index) or name))
     has_gaia = (Path(resolve(gaia)) / "model_index.json").is_file()
+    parts = read_index(Path(resolve(gaia))) if has_gaia else {}
     emotions = _json(base / "motion_transformer" / "config.json").get("emotions", [])
     size = _json(base / "face_autoencoder" / "config.json").get("image_size", 256)
     return {
@@ -194,6 +195,7 @@ def describe(name: str, moda: str = "moda-small", gaia: str = "gaia-small") -> d
         "sliders": _directions(base / PRIORS, emotions),
         "folder": folder,
         "gaia": has_gaia,
+        "gaia_controls": [name for name in ("landmark_denoiser", "text_denoiser") if (parts.get(name) or [None])[0]],
         "cards": list(dict.fromkeys([base, folder, Path(resolve(moda)), *[Path(resolve(gaia))] * has_gaia])),
     }
 
