@@ -131,7 +131,11 @@ def make_gaia_video(
 def build_gaia_tab(handler: RequestHandler, consent: gr.Checkbox, image: gr.Image, audio: gr.Audio) -> None:
     """Build the tab; `image` and `audio` are the fields of the tab Talk."""
     holds, reads = (name in handler.about["gaia_controls"] for name in ("landmark_denoiser", "text_denoiser"))
-    does = ["its head pose is given", *["all but its mouth follows a video"] * holds, *["it follows a sentence"] * reads]
+    does = [
+        "its head pose is given",
+        *["all but its mouth follows a video"] * holds,
+        *["it follows a sentence"] * reads,
+    ]
     gr.Markdown(f"GAIA with the portrait of the tab Talk: {', or '.join(does)}.")
     own = GaiaSettings()
     with gr.Row():
