@@ -18,6 +18,7 @@ import torch
 TESTS = Path(__file__).resolve().parent
 # Folders whose tests take long belong to a tier; elsewhere single tests are marked `e2e`.
 TIERS = {"fuzz": "e2e", "training": "training"}
+BROWSER_OPTIONS = ["--no-sandbox", "--mute-audio", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 MAX_WORKERS = 4  # each holds 1 to 2 GB
 
 
@@ -71,3 +72,17 @@ def pytest_collection_modifyitems(items):
         for marker, (available, reason) in skips.items():
             if marker in item.keywords and not available:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One browser for all tests of a worker: a second one cannot be started beside it."""
+    from tests.testing_utils.browser import CHROMIUM
+
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'vasa-hf[dev]'")
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,11 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.testing_utils.browser import CHROMIUM  # noqa: F401
 from vasa_hf.media import load_audio, save_wav
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = ["--no-sandbox", "--mute-audio", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 WAIT_MS = 120_000  # of loaded machines
 
 
@@ -60,17 +58,6 @@ def server(tmp_path_factory):
     """`python app.py`."""
     with serving(tmp_path_factory.mktemp("app")) as served:
         yield served
-
-
-@pytest.fixture(scope="session")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'vasa-hf[dev]'")
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

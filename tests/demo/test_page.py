@@ -246,12 +246,12 @@ def test_keyframes_are_added_by_a_form_and_used(page, portrait, voices, tmp_path
     fields.get_by_label("Time (seconds)").fill("0.5")
     add.click()
     page.get_by_text("Please set at least one").wait_for()
-    fields.get_by_label("Head distance").fill("1.2")
-    fields.get_by_label("Emotion", exact=True).click()
-    page.get_by_role("option", name="happy").click()
-    wait_for(lambda: fields.get_by_label("Emotion", exact=True).input_value() == "happy")
 
-    def add_again():  # on a busy machine fields reach the page's state late; a row of the same time is replaced
+    def add_again():  # on a busy machine fields reach the page's state late, or not; a row of the same time is replaced
+        fields.get_by_label("Head distance").fill("1.2")
+        fields.get_by_label("Emotion", exact=True).click()
+        page.get_by_role("option", name="happy").click()
+        page.wait_for_timeout(500)
         add.click()
         page.wait_for_timeout(1000)
         return page.get_by_text("0.5 s: distance 1.2, happy").count()  # no zeros where nothing changes

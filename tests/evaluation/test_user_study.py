@@ -3,15 +3,12 @@
 import csv
 import json
 import re
-import shutil
 
 import pytest
 
 from tests.testing_utils.pipelines import make_image
 from vasa_hf.cli import main
 from vasa_hf.media import VideoWriter
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
@@ -79,29 +76,24 @@ def test_bad_studies_are_refused(folders, capsys):
 
 
 @pytest.mark.e2e
-def test_a_participant_answers_in_a_browser(folders, capsys):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'vasa-hf[dev]'")
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium")
+def test_a_participant_answers_in_a_browser(folders, browser, capsys):
     assert make(folders) == 0
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto((folders / "study" / "page" / "index.html").as_uri())
-        for step in range(6):
-            assert page.locator("#where").inner_text() == f"{step + 1} of 6"
-            assert page.locator("#next").is_disabled()
-            if step < 4:
-                page.locator("input[type=range]").fill(str(1 + step))
-            else:
-                page.locator("input[type=radio]").first.check()
-            page.locator("#next").click()
-            if step == 2:
-                page.reload()  # answers are kept
-        with page.expect_download() as download:
-            page.locator("#save").click()
-        download.value.save_as(folders / "answers.csv")
-        browser.close()
+    page = browser.new_page()
+    page.goto((folders / "study" / "page" / "index.html").as_uri())
+    for step in range(6):
+        assert page.locator("#where").inner_text() == f"{step + 1} of 6"
+        assert page.locator("#next").is_disabled()
+        if step < 4:
+            page.locator("input[type=range]").fill(str(1 + step))
+        else:
+            page.locator("input[type=radio]").first.check()
+        page.locator("#next").click()
+        if step == 2:
+            page.reload()  # answers are kept
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    download.value.save_as(folders / "answers.csv")
+    page.close()
     capsys.readouterr()
     assert main(["study", str(folders / "study"), "--score", str(folders / "answers.csv"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -105,7 +105,8 @@ def fit_clips(
     Returns:
         Name -> function that loads the avatar.
     """
-    size, loaders = pipe.talking_face.output_sizes[0], {}
+    size = pipe.talking_face.output_sizes[0]
+    loaders: dict[str, Callable[[], EvalAvatar]] = {}
     for path in clips:
         folder = Path(output) / path.stem
         if not (folder / "config.json").is_file():

@@ -59,7 +59,11 @@ def study_fits(
     for length, steps in itertools.product(minutes, iterations):
         folder = Path(output) / f"{length:g}min_{steps}"
         if not (folder / "config.json").is_file():
-            sizes = {"motion_minutes": length, "num_frames": round(60 * FPS * length), "iterations": steps}
+            sizes: dict[str, Any] = {
+                "motion_minutes": length,
+                "num_frames": round(60 * FPS * length),
+                "iterations": steps,
+            }
             sizes |= {"sharpen_iterations": 0, "max_minutes": None}
             generator = torch.Generator().manual_seed(seed)
             pipe.fit(image, preset, output=folder, generator=generator, **{**sizes, **options})

@@ -109,7 +109,8 @@ class Controls(Protocol):
     def _respond(self, look: Callable[..., tuple[Tensor, FaceTrack]]) -> dict[str, float]:
         """Measure the response of one portrait to each control that the pipeline has."""
         still, neutral = look()
-        controls, values = set(self.run.pipeline.control_names()), {}
+        controls = set(self.run.pipeline.control_names())
+        values: dict[str, float] = {}
         if "gaze" in controls:
             values |= self._look_around(look, still, neutral)
         if "head_distance" in controls:
