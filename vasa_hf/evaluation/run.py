@@ -113,7 +113,7 @@ class Evaluation:
         """Select the requested metrics."""
         return [name for name in names if self.requested is None or name in self.requested]
 
-    def select_values(self, values: dict[str, float]) -> dict[str, float]:
+    def select_values(self, values: dict[str, Any]) -> dict[str, Any]:
         """Select the values of the requested metrics."""
         return {name: values[name] for name in self.select_requested(values)}
 

@@ -77,7 +77,7 @@ def test_people_and_systems_are_held_out(folders, tmp_path):
 def test_it_learns_and_its_verdicts_are_written(folders, tmp_path):
     recipe.run(options(folders, tmp_path))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert log[-1]["accuracy"] > 0.8
+    assert log[-1]["accuracy"] > 0.7 > 0.6 > log[0]["accuracy"]
     found = json.loads((tmp_path / "roc.json").read_text())
     assert set(found) == {"as it is", "JPEG 60, resampled", "JPEG 30, resampled"}
     assert set(found["as it is"]) == {"one", "two", "all"}

@@ -170,8 +170,8 @@ class WholeVoices(Protocol):
                         generator = torch.Generator().manual_seed(run.seed + 10_000 * number + index)
                         latent = run.motion(portrait, samples, generator=generator)
                     with run.clock("score"):
-                        seams = run.select_values({"seams": self._seams(latent)})
-                        values: dict[str, Any] = {**self.score_motion(self.metrics, latent, samples), **seams}
+                        values = self.score_motion(self.metrics, latent, samples)
+                        values.update(run.select_values({"seams": self._seams(latent)}))
                     self.scorer.record("model", run.model, name, number, values)
                     for start in range(0, len(latent), MINUTE_PART) if self.needs_frames else ():
                         with run.clock("generate"):
