@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _MARK = "vasa-hf-"
 _PROBE = bytes(1 << 16)
@@ -59,6 +61,21 @@ def staging(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(folder / path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None = None) -> None:
+    """Write rows as CSV in UTF-8, whole or not at all; cells that a row lacks are empty.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        rows (`Sequence[Mapping[str, Any]]`): Cells by column.
+        columns (`Iterable[str]`, *optional*): All columns of all rows by default.
+    """
+    names = list(columns if columns is not None else dict.fromkeys(name for row in rows for name in row))
+    with staging(path) as folder, open(folder / Path(path).name, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, names, restval="")
+        table.writeheader()
+        table.writerows(rows)
 
 
 @contextmanager

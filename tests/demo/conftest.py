@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.testing_utils.browser import CHROMIUM  # noqa: F401
 from vasa_hf.media import load_audio, save_wav
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.testing_utils.browser import CHROMIUM
 from vasa_hf import Vasa3DAvatarPipeline
 from vasa_hf.hub import embedded_path
 
-from .conftest import CHROMIUM, WAIT_MS
+from .conftest import WAIT_MS
 
 SHOWN = ".splat-viewer[data-state=shown]"
 pytestmark = [

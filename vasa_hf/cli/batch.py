@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from vasa_hf.batch import JobResult, run_jobs
 from vasa_hf.cli import options as shared
 from vasa_hf.cli.talk import add_talk_options, find_system, read_talk_settings
-from vasa_hf.files import check_writable, staging
+from vasa_hf.files import check_writable, write_csv
 
 _EXAMPLES = """examples:
   vasa-hf batch list.csv -o videos --workers 2
@@ -240,7 +240,4 @@ def _write_failures(path: Path, failures: dict[str, tuple[dict[str, str], str]],
     for name, (row, error) in failures.items():
         files = {key: str(folder / row.get(key, "")) for key in ("image", "audio")}
         rows.append({**row, **files, "name": name, "error": " ".join(error.split())})
-    with staging(path) as partial, open(partial / path.name, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
-        table.writeheader()
-        table.writerows(rows)
+    write_csv(path, rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from vasa_hf.demo.files import digest, save_settings
 from vasa_hf.demo.handler import RequestHandler, require
 from vasa_hf.demo.jobs import Job, Update
 from vasa_hf.demo.models import Models
-from vasa_hf.demo.settings import RATES
+from vasa_hf.demo.settings import RATES, SeedSettings
 from vasa_hf.demo.video import PREPARING, make_video, write_video
 from vasa_hf.demo.widgets import FIELDS, VideoJob, add_api, session_name
 from vasa_hf.media.ffmpeg import parse_fps
@@ -32,7 +31,7 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class GaiaSettings:
+class GaiaSettings(SeedSettings):
     """Settings of a video by GAIA.
 
     Args:
@@ -56,10 +55,6 @@ class GaiaSettings:
     seed: int = -1
     fps: str = "25"
     paste_back: bool = False
-
-    def chosen_seed(self) -> int:
-        """The seed, or a random one if it is negative."""
-        return int(self.seed) if self.seed is not None and self.seed >= 0 else secrets.randbelow(2**31)
 
     def motion_options(self) -> dict[str, Any]:
         """Options of a call of `GaiaAvatarPipeline`, without those that are files."""

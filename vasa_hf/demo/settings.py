@@ -17,8 +17,18 @@ RATES = ["25", "24", "30", "50", "60", "30000/1001"]
 KEYFRAME_COLUMNS = ("seconds", "yaw°", "pitch°", "distance", "emotion", "amount")
 
 
+class SeedSettings:
+    """Settings with a seed."""
+
+    seed: int
+
+    def chosen_seed(self) -> int:
+        """The seed, or a random one if it is negative."""
+        return int(self.seed) if self.seed is not None and self.seed >= 0 else secrets.randbelow(2**31)
+
+
 @dataclass(frozen=True)
-class TalkSettings:
+class TalkSettings(SeedSettings):
     """Settings of a talking video.
 
     Args:
@@ -53,10 +63,6 @@ class TalkSettings:
     size: int = 256
     paste_back: bool = False
     keyframes: Sequence[Sequence[Any]] = field(default_factory=tuple)
-
-    def chosen_seed(self) -> int:
-        """The seed, or a random one if it is negative."""
-        return int(self.seed) if self.seed is not None and self.seed >= 0 else secrets.randbelow(2**31)
 
     def controls(self) -> dict[str, Any]:
         """Gaze, distance and emotion as a pipeline takes them: constant, or keyframes where the table has any.

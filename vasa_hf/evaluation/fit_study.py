@@ -9,7 +9,6 @@ the same motion of a voice that no fit was given, against VASA-1's frames. `stud
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ import torch
 
 from vasa_hf import Vasa3DAvatarPipeline
 from vasa_hf.evaluation.avatars import load_eval_avatar
-from vasa_hf.files import staging
+from vasa_hf.files import write_csv
 from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
 from vasa_hf.metrics.image import psnr
+from vasa_hf.metrics.motion import FPS
 
-FPS = 25
 _VOICE = Path(__file__).resolve().parents[1] / "assets" / "voice.flac"
 
 
@@ -76,15 +75,8 @@ def study_fits(
             truth = face.render(portrait, motion, output_type="pt").frames
         value = float(psnr(avatar.show(motion, 0.0, True), truth).mean())
         rows.append({"minutes": length, "iterations": steps, "psnr": round(value, 3)})
-        _write(Path(output) / "psnr.csv", rows)
+        write_csv(Path(output) / "psnr.csv", rows)
     return rows
-
-
-def _write(path: Path, rows: list[dict[str, float]]) -> None:
-    with staging(path) as folder, open(folder / path.name, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from vasa_hf.evaluation.catalogue import METRICS, NOT_DEFINED, PAPERS, PARTS, TITLES, Metric
 from vasa_hf.evaluation.plots import draw_plots
-from vasa_hf.media.ffmpeg import staging
+from vasa_hf.files import staging, write_csv
 
 COLUMNS = ("part", "role", "system", "item", "sample", "metric", "value", "why")
 ROLES = ("model", "share", "baseline", "truth", "paper")
@@ -56,10 +56,7 @@ NOTES = {
 
 def write_rows(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows of one part as CSV, whole or not at all."""
-    with staging(path) as folder, open(folder / Path(path).name, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows, COLUMNS)
 
 
 def read_rows(output: str | os.PathLike) -> list[dict[str, Any]]:
@@ -205,16 +202,17 @@ def remake(output: str | os.PathLike, plots: bool = True) -> None:
         entry |= {name: None for name in ("low", "high") if math.isnan(entry[name])}
     content = {"summary": flat, "below_baselines": verdicts, "papers": PAPERS, "runs": facts}
     _write_text(output / "table.json", json.dumps(content, ensure_ascii=False, indent=1))
-    with staging(output / "table.csv") as folder, open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("part", "role", "system", "metric", "value", "low", "high", "items", "why"))
-        writer.writeheader()
-        for entry in flat:
-            writer.writerow({**entry, "why": "; ".join(f"{why} ({len(items)})" for why, items in entry["why"].items())})
-        for part, systems in PAPERS.items():
-            for system, values in systems.items():
-                for name, value in values.items():
-                    row = {"part": part, "role": "paper", "system": system, "metric": name, "value": value}
-                    writer.writerow(row)
+    rows = [
+        {**entry, "why": "; ".join(f"{why} ({len(items)})" for why, items in entry["why"].items())} for entry in flat
+    ]
+    rows += [
+        {"part": part, "role": "paper", "system": system, "metric": name, "value": value}
+        for part, systems in PAPERS.items()
+        for system, values in systems.items()
+        for name, value in values.items()
+    ]
+    columns = ("part", "role", "system", "metric", "value", "low", "high", "items", "why")
+    write_csv(output / "table.csv", rows, columns)
     if plots:
         draw_plots(output / "plots", [entry for entry in summary if entry["role"] != "share"])
 

@@ -120,16 +120,23 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
     # "fps" is the average, "tbr" a guess from the time base for streams that do not tell.
     rate = re.search(r"([\d.]+)(k?) fps", video) or re.search(r"([\d.]+)(k?) tbr", video)
     fps = Fraction(rate[1]) * (1000 if rate[2] else 1) if rate else Fraction(0)
-    duration = re.search(r"^\s+Duration: (\d+):(\d+):(\d+\.\d+)", header, re.MULTILINE)
-    seconds = int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3]) if duration else None
+    duration = find_duration(header)
     return VideoInfo(
         # Some streams give a clock rate (90k) or nothing: 25 is what ffmpeg itself assumes then.
         fps=parse_fps(fps) if 1 <= fps <= 240 else Fraction(25),
         size=(int(width), int(height)),
-        duration_seconds=seconds,
+        duration_seconds=duration and duration[0],
         has_audio=any(kind == "Audio" for kind, _ in streams),
         transfer=next((name for name in HDR_TRANSFERS if name in video), None),
     )
+
+
+def find_duration(header: str) -> tuple[float, float] | None:
+    """Duration and start in seconds by ffmpeg's report on a file; `None` where it has none."""
+    found = re.search(r"^\s+Duration: (\d+):(\d+):(\d+\.\d+)(?:, start: ([\d.]+))?", header, re.MULTILINE)
+    if found is None:
+        return None
+    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]), float(found[4] or 0)
 
 
 def run_ffmpeg(options: Sequence[str]) -> subprocess.CompletedProcess:

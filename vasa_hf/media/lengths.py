@@ -7,7 +7,7 @@ import re
 import struct
 from typing import BinaryIO
 
-from .ffmpeg import READ_OPTIONS, input_url, run_ffmpeg
+from .ffmpeg import READ_OPTIONS, find_duration, input_url, run_ffmpeg
 
 UNKNOWN = (0, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)  # of files written as a stream
 ROUNDING_BYTES = 16  # writers differ in whether padding counts
@@ -34,10 +34,10 @@ def find_missing_end(path: str | os.PathLike, seconds: float) -> str | None:
     if wanted is not None:
         return None
     header = run_ffmpeg([*READ_OPTIONS, "-i", input_url(path)]).stderr.decode("utf-8", "replace")
-    duration = re.search(r"^\s+Duration: (\d+):(\d+):(\d+\.\d+)(?:, start: ([\d.]+))?", header, re.MULTILINE)
+    duration = find_duration(header)
     if duration is None or "Estimating duration" in header or re.search(r"Stream #\d.*?: Video: ", header):
         return None
-    claimed = int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3]) - float(duration[4] or 0)
+    claimed = duration[0] - duration[1]
     if claimed - seconds > max(0.5, 0.05 * claimed):
         return f"its header tells of {claimed:.1f} s, it holds {seconds:.1f} s"
     return None

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import AutoConfig, CLIPTextModel, CLIPTokenizer
 
 from vasa_hf.hub import resolve
 from vasa_hf.models.autoencoder_gaia import GaiaAutoencoder
@@ -89,8 +89,6 @@ def assemble_gaia(
 
 
 def _audio_dim(base: str) -> int:
-    from transformers import AutoConfig
-
     return AutoConfig.from_pretrained(Path(resolve(base)) / "audio_encoder").hidden_size
 
 

@@ -45,7 +45,7 @@ def options(folders, output, **changes):
         "windows_per_video": 2,
         "output": str(output),
         "batch_size": 8,
-        "max_steps": 80,
+        "max_steps": 140,
         "learning_rate": 1e-2,
         "warmup_steps": 5,
         "ema_decay": 0.9,
@@ -77,7 +77,7 @@ def test_people_and_systems_are_held_out(folders, tmp_path):
 def test_it_learns_and_its_verdicts_are_written(folders, tmp_path):
     recipe.run(options(folders, tmp_path))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert log[-1]["accuracy"] > 0.7 > 0.6 > log[0]["accuracy"]
+    assert log[-1]["accuracy"] > 0.8
     found = json.loads((tmp_path / "roc.json").read_text())
     assert set(found) == {"as it is", "JPEG 60, resampled", "JPEG 30, resampled"}
     assert set(found["as it is"]) == {"one", "two", "all"}

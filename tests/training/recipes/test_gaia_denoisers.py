@@ -106,7 +106,7 @@ def test_without_disentanglement_the_frames_are_encoded(folder, tmp_path):
 
 
 def test_text_model_learns_with_a_small_encoder_of_its_own(folder, tmp_path):
-    log = train_text(folder, tmp_path, "--max-steps", 400, "--learning-rate", 2e-3, "--sample-every", 400)
+    log = train_text(folder, tmp_path, "--max-steps", 600, "--learning-rate", 2e-3, "--sample-every", 600)
     first, last = (np.mean([line["position"] for line in part]) for part in (log[:10], log[-10:]))
     assert last < 0.8 * first
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "text_tokenizer")
@@ -117,7 +117,7 @@ def test_text_model_learns_with_a_small_encoder_of_its_own(folder, tmp_path):
     with torch.no_grad():
         pooled = encoder(tokenize(tokenizer, ["turn your head left", "turn your head right"])).pooler_output
         pose = model.predict_pose(pooled[:, None].expand(-1, 20, -1))
-    assert pose[0, 10:, 0].mean() < pose[1, 10:, 0].mean() - 0.04
+    assert pose[0, 10:, 0].mean() < pose[1, 10:, 0].mean() - 0.1
 
 
 def test_text_model_with_a_given_encoder_leaves_it_as_it_is(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -82,8 +83,8 @@ class MotionControls(Protocol):
         run, free = self.run, self._look(portrait, voice)[1]
         values, ignored = {}, {}
         errors = [(self._look(portrait, voice, pose=pose)[1], torch.tensor(pose)) for pose in POSES]
-        values["pose_constant_error"] = _mean([_pose_error(track, pose) for track, pose in errors])
-        ignored["pose_constant_error"] = _mean([_pose_error(free, pose) for _, pose in errors])
+        values["pose_constant_error"] = fmean([_pose_error(track, pose) for track, pose in errors])
+        ignored["pose_constant_error"] = fmean([_pose_error(free, pose) for _, pose in errors])
         yaws = torch.stack([track.pose[track.found, 0].mean() for track, _ in errors[:2]])
         values["pose_yaw_slope"] = float((yaws[0] - yaws[1]) / (POSES[0][0] - POSES[1][0]))
         if run.data.clips:
@@ -159,7 +160,3 @@ def _pose_error(track: FaceTrack, wanted: Tensor) -> float:
     pose = track.pose.clone()
     pose[:, :3] = wanted
     return measures.pose_error(track, FaceTrack.of(track.landmarks, pose))
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
