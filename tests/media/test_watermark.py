@@ -135,7 +135,7 @@ def test_bench_counts_what_is_found(tmp_path, monkeypatch):
     result = marks.measure(str(tmp_path), limit=1, unmarked=2)
     assert all(score > MARK_THRESHOLD for scores in result["detection"].values() for score in scores)
     assert (result["unmarked_videos"], result["unmarked_images"], result["false_alarms"]) == (1, 1, 0)
-    text = marks.table([result])
+    text = marks.format_results([result])
     assert "| 50 %, crf 23 | 1 of 1 (100 %) |" in text and "False alarms: 0 of 2 (1 videos, 1 images)" in text
     with pytest.raises(ValueError, match="`data` must be a folder with videos"):
         marks.measure(str(tmp_path / "nothing"))

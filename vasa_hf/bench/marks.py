@@ -10,7 +10,7 @@ import io
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,11 @@ def measure(
             for name, score in _distort(frames, Path(folder)):
                 detection[name].append(score)
             print(f"distorted video {len(psnr)}", file=sys.stderr)
-    num_videos = round(unmarked * len(videos) / max(len(videos) + len(images), 1))
-    chosen = [*_spread(videos, num_videos), *_spread(images, unmarked - num_videos)]
-    tested = (_read(path, NUM_UNMARKED_FRAMES) for path in chosen)
+    share = round(unmarked * len(videos) / max(len(videos) + len(images), 1))
+    chosen = _spread(videos, share)
+    num_videos = len(chosen)
+    chosen += _spread(images, unmarked - share)
+    tested: Iterator[Iterable[np.ndarray]] = (_read(path, NUM_UNMARKED_FRAMES) for path in chosen)
     if data is None:
         tested, num_videos = (_scene(limit + i, NUM_UNMARKED_FRAMES) for i in range(unmarked)), unmarked
     scores = [detect_mark(frames) for frames in tested]
@@ -124,7 +126,7 @@ def measure(
     }
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
+def format_results(results: Sequence[dict[str, Any]]) -> str:
     """Return the results of `measure` as a table in Markdown."""
     result = results[0]
     lines = ["| after | found | lowest score | median score |", "| --- | --- | --- | --- |"]
@@ -164,7 +166,7 @@ def _read(path: Path, count: int) -> Iterator[np.ndarray]:
     """Yield the first frames of a video, or a image, with the shorter side of `SIZE` pixels."""
     if path.suffix.lower() in IMAGES:
         with Image.open(path) as image:
-            frames = [np.asarray(image.convert("RGB"))]
+            frames: Iterable[np.ndarray] = [np.asarray(image.convert("RGB"))]
     else:
         frames = itertools.islice(read_video(path), count)
     for frame in frames:
@@ -179,7 +181,7 @@ def _animate(model: str, device: str, threads: int | None) -> list[np.ndarray]:
     pipe, _ = runs.load_pipeline("VasaTalkingFacePipeline", model, device, threads)
     samples, rate = runs.load_voice()
     voice = (samples[: rate * NUM_FRAMES // FPS], rate)
-    result = pipe(runs.PORTRAIT, voice, generator=runs.seeded(), output_size=SIZE)
+    result = pipe(runs.PORTRAIT, voice, generator=runs.make_generator(), output_size=SIZE)
     return [np.asarray(frame) for frame in result.frames]
 
 

@@ -165,8 +165,8 @@ def measure(
                 if cpu and (variant == "optimised") != (renderer._fast is not None):
                     renderer.optimize_for_inference(variant == "optimised")
                     decode(warp(feature_3d, kp_source, kp_driving))
-                out = measure_time(f"{variant} warp", lambda warp=warp: warp(feature_3d, kp_source, kp_driving))
-                measure_time(f"{variant} decode", lambda decode=decode, out=out: decode(out))
+                out = measure_time(f"{variant} warp", partial(warp, feature_3d, kp_source, kp_driving))
+                measure_time(f"{variant} decode", partial(decode, out))
     result = {
         "model": model or "random weights",
         "parameters": sum(p.numel() for p in renderer.parameters()),
@@ -194,13 +194,16 @@ def format_results(results: Sequence[dict[str, Any]]) -> str:
     def frame_seconds(result: dict[str, Any], variant: str) -> float:
         return result["seconds"][f"{variant} warp"] + result["seconds"][f"{variant} decode"]
 
+    def speedup(result: dict[str, Any], variant: str) -> float:
+        return frame_seconds(result, "plain") / frame_seconds(result, variant)
+
     rows: dict[str, str | Callable[[dict[str, Any]], float]] = {"threads": "threads"}
     rows |= {f"{name}, s": f"seconds.{name}" for name in ("appearance", "motion")}
     for name in variants:
         rows |= {f"{name}: {stage}, s": f"seconds.{name} {stage}" for stage in ("warp", "decode")}
         rows[f"{name}: a frame, s"] = partial(frame_seconds, variant=name)
         if name != "plain":
-            rows[f"{name}: times as fast"] = lambda r, name=name: frame_seconds(r, "plain") / frame_seconds(r, name)
+            rows[f"{name}: times as fast"] = partial(speedup, variant=name)
     rows["optimising, s"] = "prepare_seconds"
     rows |= {f"peak memory, {name}, MB": f"peak_memory_mb.{name}" for name in variants}
     title = f"{first['parameters'] / 1e6:.1f}M parameters on {first['device']}, batch {first['batch']}"
