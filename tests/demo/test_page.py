@@ -248,6 +248,7 @@ def test_keyframes_are_added_by_a_form_and_used(page, portrait, voices, tmp_path
     page.get_by_text("Please set at least one").wait_for()
 
     def add_again():  # on a busy machine fields reach the page's state late, or not; a row of the same time is replaced
+        fields.get_by_label("Time (seconds)").fill("0.5")
         fields.get_by_label("Head distance").fill("1.2")
         fields.get_by_label("Emotion", exact=True).click()
         page.get_by_role("option", name="happy").click()
