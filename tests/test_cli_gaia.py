@@ -113,7 +113,7 @@ def test_assembled_parts_are_a_pipeline(parts, tmp_path, capsys):
     assert "audio_encoder" not in folders and {"autoencoder", "text_encoder", "image_processor"} <= folders
     assert assemble(parts, tmp_path / "whole") == 0
     names = {path.name for path in (tmp_path / "whole").iterdir()}
-    assert "audio_encoder" in names and not names & {"motion_transformer", "README.md", "motion_priors.safetensors"}
+    assert "audio_encoder" in names and not names & {"face_autoencoder", "README.md", "motion_priors.safetensors"}
     pipes = [GaiaAvatarPipeline.from_pretrained(tmp_path / name) for name in ("shared", "whole")]
     for pipe in pipes:
         pipe.set_progress_bar_config(disable=True)
@@ -135,11 +135,11 @@ def test_assembled_parts_are_a_pipeline(parts, tmp_path, capsys):
 
 def test_parts_that_do_not_fit_are_refused(parts, tmp_path, capsys):
     out = tmp_path / "out"
-    assert assemble(parts, out, **{"landmark-denoiser": parts["motion-denoiser"]}) == 2
+    assert assemble(parts, out, **{"landmark-denoiser": parts["motion-transformer"]}) == 2
     assert "`--landmark-denoiser` must be trained with --predicts landmarks" in capsys.readouterr().err
-    assert assemble(parts, out, **{"motion-denoiser": None}) == 2
-    assert "`--motion-denoiser` must be given" in capsys.readouterr().err
-    assert assemble(parts, out, **{"motion-denoiser": parts["text-denoiser"]}) == 2
-    assert "`--motion-denoiser` must have `audio_dim` 192" in capsys.readouterr().err
-    assert assemble(parts, out, "--motion-transformer", out) == 2
-    assert "`--motion-transformer` has no effect" in capsys.readouterr().err and not out.exists()
+    assert assemble(parts, out, **{"motion-transformer": None}) == 2
+    assert "`--motion-transformer` must be given" in capsys.readouterr().err
+    assert assemble(parts, out, **{"motion-transformer": parts["text-denoiser"]}) == 2
+    assert "`--motion-transformer` must have `audio_dim` 192" in capsys.readouterr().err
+    assert assemble(parts, out, "--face-autoencoder", out) == 2
+    assert "`--face-autoencoder` has no effect" in capsys.readouterr().err and not out.exists()

@@ -10,6 +10,8 @@ from typing import Any
 from vasa_hf.checks import parse_json, shorten
 
 BASE = "_base"  # in a model_index.json; diffusers ignores private entries
+# Component -> names under which earlier versions saved it.
+EARLIER_NAMES = {"motion_transformer": ("motion_generator", "motion_denoiser")}
 # Name -> what it is, as `vasa-hf info` prints it.
 EMBEDDED = {
     "vasa-small": "VASA-1 at 256 x 256 for CPUs",
@@ -72,7 +74,7 @@ def resolve(name_or_path: str | os.PathLike) -> str:
 
 
 def read_index(folder: str | os.PathLike) -> dict[str, Any]:
-    """Read a folder's `model_index.json`; empty if there is none.
+    """Read a folder's `model_index.json`, with today's names of components; empty if there is none.
 
     Raises:
         ValueError: If it is no JSON object, or names another model by anything but text.
@@ -86,7 +88,19 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
     for name in ("_base", "_class_name", "talking_face"):
         if not isinstance(index.get(name, ""), str):
             raise ValueError(f"`{name}` of model_index.json must be text, got {shorten(index[name])}.")
-    return index
+    return rename_components(index)
+
+
+def rename_components(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `model_index.json` with today's names of components for `EARLIER_NAMES`."""
+    today = {earlier: name for name, names in EARLIER_NAMES.items() for earlier in names}
+    return {today.get(name, name): entry for name, entry in index.items()}
+
+
+def component_folder(folder: str | os.PathLike, name: str) -> Path:
+    """The subfolder of a component; that of one of its `EARLIER_NAMES` if only that is there."""
+    folders = [Path(folder) / known for known in (name, *EARLIER_NAMES.get(name, ()))]
+    return next((path for path in folders if path.is_dir()), folders[0])
 
 
 def component_root(pipeline: str | os.PathLike, name: str) -> str:

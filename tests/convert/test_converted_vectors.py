@@ -59,7 +59,7 @@ def test_moda(tmp_path):
     torch.save(numbers, tmp_path / "mean.pt")
     report = convert_moda(tmp_path / "source", tmp_path / "out", statistics=tmp_path / "mean.pt")
     assert report.complete and "null_audio_feat: taken from the file" in report.notes
-    model = ModaMotionTransformer.from_pretrained(tmp_path / "out" / "motion_generator").eval()
+    model = ModaMotionTransformer.from_pretrained(tmp_path / "out" / "motion_transformer").eval()
     for name in ("dit_small_io", "dit_small_len13_io"):
         data = load("moda", name)
         previous, sample = data["motion"].split(70, dim=-1)
@@ -86,7 +86,7 @@ def test_joyvasa(tmp_path, encoding, file):
     renderer = layouts.write_liveportrait(tmp_path / "renderer")
     report = convert_joyvasa(tmp_path / "source", tmp_path / "out", renderer, encoding)
     assert report.complete
-    model = JoyVasaMotionDenoiser.from_pretrained(tmp_path / "out" / "motion_generator").eval()
+    model = JoyVasaMotionDenoiser.from_pretrained(tmp_path / "out" / "motion_transformer").eval()
     assert (model.config.window, model.config.context, model.config.num_train_timesteps) == (20, 5, 50)
     data = load("joyvasa", f"denoising_net_small_{file}_io")
     past = {"previous_motion": data["prev_motion"], "previous_audio": data["prev_audio_feat"]}

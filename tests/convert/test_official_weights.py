@@ -163,7 +163,7 @@ def test_moda_arrives_with_its_values(tmp_path):
     report = moda.convert_moda(tmp_path / "source", tmp_path / "out")
     assert report.names("not needed") == ["null_motion_feat", "scheduler.sigmas"]
     assert "null_audio_feat: taken from the file" in report.notes
-    model = ModaMotionTransformer.from_pretrained(tmp_path / "out" / "motion_generator")
+    model = ModaMotionTransformer.from_pretrained(tmp_path / "out" / "motion_transformer")
     assert {name: model.config[name] for name in layouts.MODA} == layouts.MODA
     tensors = model.state_dict()
     assert torch.equal(tensors.pop("null_audio"), state[moda.NULL].flatten())
@@ -179,7 +179,7 @@ def test_a_null_that_is_not_in_the_file_is_made_and_told(tmp_path):
         report = moda.convert_moda(tmp_path / "source", tmp_path / name)
         assert any("not in the file" in note and "seed 42" in note for note in report.notes)
     first, second = (
-        ModaMotionTransformer.from_pretrained(tmp_path / name / "motion_generator").null_audio
+        ModaMotionTransformer.from_pretrained(tmp_path / name / "motion_transformer").null_audio
         for name in ("first", "second")
     )
     assert torch.equal(first, second) and 0.5 < first.std() < 1.5
@@ -197,7 +197,7 @@ def test_statistics_of_moda_come_from_elsewhere(tmp_path):
     assert rows_of(error) == {"std": "shape"} and not written(tmp_path)
     torch.save({"mean": np.zeros((1, 70), np.float32), "std": np.ones((1, 70), np.float32)}, file)
     moda.convert_moda(tmp_path / "source", tmp_path / "out", statistics=file)
-    model = ModaMotionTransformer.from_pretrained(tmp_path / "out" / "motion_generator")
+    model = ModaMotionTransformer.from_pretrained(tmp_path / "out" / "motion_transformer")
     assert torch.equal(model.motion_std, torch.ones(70))
 
 
@@ -258,7 +258,7 @@ def test_joyvasa_arrives_with_its_values(tmp_path, renderer, spelling, encoding)
     report = joyvasa.convert_joyvasa(tmp_path / "source", tmp_path / "out", renderer, encoding)
     assert "denoising_net.TE.pe" in report.names("recomputed")
     assert any(note.startswith(f"positional encoding: {encoding}") for note in report.notes)
-    model = JoyVasaMotionDenoiser.from_pretrained(tmp_path / "out" / "motion_generator")
+    model = JoyVasaMotionDenoiser.from_pretrained(tmp_path / "out" / "motion_transformer")
     assert {name: model.config[name] for name in layouts.JOYVASA} == layouts.JOYVASA
     assert model.config.positional_encoding == encoding and model.config.pad_mode == "zero"
     tensors = model.state_dict()
@@ -324,7 +324,7 @@ def test_another_way_of_training_is_noticed(tmp_path, renderer, name, change, me
 def test_options_of_joyvasa_are_heeded(tmp_path, renderer):
     layouts.write_joyvasa(tmp_path / "source", pad_mode="replicate")
     joyvasa.convert_joyvasa(tmp_path / "source", tmp_path / "out", renderer)
-    config = JoyVasaMotionDenoiser.load_config(tmp_path / "out" / "motion_generator")
+    config = JoyVasaMotionDenoiser.load_config(tmp_path / "out" / "motion_transformer")
     assert config["pad_mode"] == "replicate"
     shutil.rmtree(tmp_path / "source")
     layouts.write_joyvasa(tmp_path / "source", target="noise")
@@ -385,7 +385,7 @@ def test_the_command_converts_and_the_pipeline_loads(tmp_path, capsys):
         assert "tensors converted" in said and ("16 x 16 x 3" in said) == (kind != "moda")
         pipe = load_pipeline(tmp_path / f"{kind}-out")
         assert type(pipe.renderer) is LivePortraitRenderer
-        assert isinstance(getattr(pipe, "motion_generator", None), model)
+        assert isinstance(getattr(pipe, "motion_transformer", None), model)
         assert (pipe.image_processor.size, pipe.image_processor.upright) == (pipe.renderer.output_size, True)
         assert main(["convert", kind, *arguments]) == 2
         assert "`destination` must be a new or an empty folder" in capsys.readouterr().err

@@ -458,7 +458,7 @@ def test_controls_of_gaia_are_measured_in_the_frames(analyzer, data, tmp_path, m
     model = GaiaAutoencoder(**{**TINY_CONFIG, "image_size": 64}).eval()
     tokenizer, text_encoder = make_text_encoder(GaiaTextOptions(text_width=16))
     parts = make_gaia_components() | {"face_analyzer": analyzer, "image_processor": FaceImageProcessor(size=64)}
-    parts |= {"autoencoder": model, "motion_denoiser": make_gaia_denoiser(motion_dim=model.motion_dim)}
+    parts |= {"autoencoder": model, "motion_transformer": make_gaia_denoiser(motion_dim=model.motion_dim)}
     parts["landmark_denoiser"] = make_gaia_denoiser(motion_dim=324, motion_channels=2, predicts="landmarks")
     whole = parts | {"text_denoiser": make_gaia_denoiser(motion_dim=model.motion_dim)}
     whole |= {"text_encoder": text_encoder.eval(), "text_tokenizer": tokenizer}

@@ -39,7 +39,7 @@ def pipe():
     parts = make_gaia_components()
     torch.manual_seed(1)
     tokenizer, text_encoder = make_text_encoder(GaiaTextOptions(text_width=16))
-    parts["motion_denoiser"].pose_std.fill_(0.2)
+    parts["motion_transformer"].pose_std.fill_(0.2)
     return quiet(
         GaiaAvatarPipeline(
             **parts,
@@ -198,7 +198,7 @@ def test_windows_share_frames_without_a_seam(pipe):
     """The model sees the last frames of the window before at every step: another past, another continuation."""
     speech = pipe.create_motion_generator()
     reference, mask = torch.zeros(1, 12), torch.ones(1, 10, dtype=torch.bool)
-    kwargs = {"model": pipe.motion_denoiser, "reference": reference, "index": 1, "start": 10, "lengths": [10]}
+    kwargs = {"model": pipe.motion_transformer, "reference": reference, "index": 1, "start": 10, "lengths": [10]}
     kwargs |= {"controls": pipe.controls_type(), "sampling": sampling(3)}
     made = []
     for past in (-1.0, 1.0):
@@ -233,7 +233,7 @@ def test_without_disentanglement_frames_are_encoded(pipe):
 
 def test_landmark_prediction_as_the_motion_model(pipe):
     model = make_gaia_denoiser(motion_dim=324, motion_channels=2, predicts="landmarks")
-    landmarks = quiet(GaiaAvatarPipeline(**{**make_gaia_components(), "motion_denoiser": model}))
+    landmarks = quiet(GaiaAvatarPipeline(**{**make_gaia_components(), "motion_transformer": model}))
     out = call(landmarks, edit_landmarks=LandmarkEdit(torch.rand(162, 2)))
     assert len(out.frames) == 20 and call(landmarks).motion.shape == (1, 20, 18)
 
@@ -274,8 +274,8 @@ def test_controls_without_their_models_say_so():
 def test_components_that_do_not_fit_say_so():
     parts = make_gaia_components()
     for changes, name in (
-        ({"motion_denoiser": make_gaia_denoiser(motion_dim=24)}, "motion_denoiser"),
-        ({"motion_denoiser": make_gaia_denoiser(audio_dim=8)}, "motion_denoiser"),
+        ({"motion_transformer": make_gaia_denoiser(motion_dim=24)}, "motion_transformer"),
+        ({"motion_transformer": make_gaia_denoiser(audio_dim=8)}, "motion_transformer"),
         ({"landmark_denoiser": make_gaia_denoiser()}, "landmark_denoiser"),
         ({"text_denoiser": make_gaia_denoiser()}, "text_encoder"),
     ):

@@ -28,9 +28,11 @@ from tests.testing_utils.pipelines import (
 )
 from vasa_hf import JoyVasaTalkingHeadPipeline, LivePortraitPipeline, ModaTalkingHeadPipeline, load_motion
 from vasa_hf.geometry.keypoints import EYE_KEYPOINTS, LIP_KEYPOINTS, euler_matrix, transform_keypoints
+from vasa_hf.hub import read_index
 from vasa_hf.media import VideoWriter, read_video
 from vasa_hf.pipelines.expression_edits import EDITS
 from vasa_hf.pipelines.keypoint_motion import KEYPOINT_SPEC, keypoints_of, motion_of
+from vasa_hf.training.saving import save_pipeline
 
 OLD_NAME = "ModaTalkingHeadPipeline"
 RENDERER = ("face_analyzer", "image_processor", "renderer")
@@ -87,10 +89,12 @@ class TestModaTalkingHeadPipeline(PipelineTesterMixin):
         equal = call(pipe, sigmas=[1.0, 0.75, 0.5, 0.25])
         assert not torch.equal(equal, call(pipe))
         paper = ModaTalkingHeadPipeline(**self.make_components(), timestep_spacing="trailing")
-        paper.save_pretrained(tmp_path)
-        paper = ModaTalkingHeadPipeline.from_pretrained(tmp_path)
         paper.set_progress_bar_config(disable=True)
         assert torch.equal(call(paper), equal)
+        paper.save_pretrained(tmp_path)
+        loaded = ModaTalkingHeadPipeline.from_pretrained(tmp_path)
+        loaded.set_progress_bar_config(disable=True)
+        torch.testing.assert_close(call(loaded), equal, rtol=1e-4, atol=1e-4)  # other places in memory, other sums
         with pytest.raises(ValueError, match="`timestep_spacing` must be one of"):
             ModaTalkingHeadPipeline(**self.make_components(), timestep_spacing="leading")
         paper.scheduler = FlowMatchHeunDiscreteScheduler()
@@ -149,7 +153,7 @@ def test_joyvasa_rejects_unknown_options(joyvasa):
     parts = {**joyvasa.components, "scheduler": DDPMScheduler()}
     with pytest.raises(ValueError, match="`scheduler` must have `prediction_type` 'sample'.*got 'epsilon'"):
         JoyVasaTalkingHeadPipeline(**parts)
-    with pytest.raises(ValueError, match="`motion_generator` must be a ModaMotionTransformer, got JoyVasaMotionDenoi"):
+    with pytest.raises(ValueError, match="`motion_transformer` must be a ModaMotionTransformer, got JoyVasaMotion"):
         ModaTalkingHeadPipeline(**joyvasa.components)
 
 
@@ -189,9 +193,24 @@ def test_folders_of_earlier_versions_are_loaded_by_their_class(joyvasa, tmp_path
     parts = {name: joyvasa.components[name] for name in RENDERER}
     LivePortraitPipeline(**parts).save_pretrained(tmp_path / "renderer")
     file = tmp_path / "renderer" / "model_index.json"
-    absent = dict.fromkeys(("motion_generator", "audio_encoder", "audio_processor", "scheduler"), [None, None])
+    absent = dict.fromkeys(("motion_transformer", "audio_encoder", "audio_processor", "scheduler"), [None, None])
     file.write_text(json.dumps({**json.loads(file.read_text()), **absent, "_class_name": OLD_NAME}))
     assert type(ModaTalkingHeadPipeline.from_pretrained(tmp_path / "renderer")) is LivePortraitPipeline
+
+
+@pytest.mark.parametrize("options", [{}, {"device_map": "cpu"}], ids=["plain", "placed by diffusers"])
+def test_a_component_of_an_earlier_name_is_loaded_and_replaced(pipe, tmp_path, options):
+    pipe.save_pretrained(tmp_path / "old")
+    (tmp_path / "old" / "motion_transformer").rename(tmp_path / "old" / "motion_generator")
+    index = tmp_path / "old" / "model_index.json"
+    index.write_text(index.read_text().replace('"motion_transformer"', '"motion_generator"'))
+    loaded = ModaTalkingHeadPipeline.from_pretrained(tmp_path / "old", **options)
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(talk(loaded).motion, talk(pipe).motion, rtol=1e-4, atol=1e-4)
+    trained = save_pipeline(tmp_path / "old", tmp_path / "new", motion_transformer=pipe.motion_transformer)
+    assert not (trained / "motion_generator").exists() and "motion_generator" not in read_index(trained)
+    assert '"motion_transformer"' in (trained / "model_index.json").read_text()
+    ModaTalkingHeadPipeline.from_pretrained(trained)
 
 
 # --- what moves -------------------------------------------------------------------------------------------------------
@@ -447,7 +466,7 @@ def test_weights_of_another_class_are_rejected(tmp_path):
 )
 def test_bad_input_is_rejected_before_any_heavy_work(pipe, changes, message):
     heavy = []
-    modules = (pipe.audio_encoder, pipe.motion_generator, pipe.renderer.appearance_feature_extractor)
+    modules = (pipe.audio_encoder, pipe.motion_transformer, pipe.renderer.appearance_feature_extractor)
     handles = [module.register_forward_pre_hook(lambda *_: heavy.append(1)) for module in modules]
     options = {"image": make_image(), "audio": make_audio(0.5), **OPTIONS, **changes}
     try:

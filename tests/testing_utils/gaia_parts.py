@@ -26,12 +26,12 @@ def save_gaia_parts(folder, image_size=32):
     kinds = {"motion": {}, "landmarks": {"motion_dim": 324, "motion_channels": 2, "predicts": "landmarks"}}
     for name, changes in kinds.items():
         changes = {"motion_dim": autoencoder.motion_dim, "audio_dim": 192, **changes}
-        make_gaia_denoiser(**changes).save_pretrained(folder / name / "motion_denoiser")
+        make_gaia_denoiser(**changes).save_pretrained(folder / name / "motion_transformer")
     gaia_scheduler("sde").save_pretrained(folder / "motion" / "scheduler")
     save_text_model(folder / "text", motion_dim=autoencoder.motion_dim)
     return {
         "autoencoder": str(folder / "faces" / "autoencoder"),
-        "motion_denoiser": str(folder / "motion" / "motion_denoiser"),
-        "landmark_denoiser": str(folder / "landmarks" / "motion_denoiser"),
+        "motion_transformer": str(folder / "motion" / "motion_transformer"),
+        "landmark_denoiser": str(folder / "landmarks" / "motion_transformer"),
         "text_denoiser": str(folder / "text" / "text_denoiser"),
     }

@@ -149,7 +149,7 @@ def make_moda_components():
         "face_analyzer": make_analyzer().eval(),
         "image_processor": FaceImageProcessor(size=32),
         "renderer": renderer.eval(),
-        "motion_generator": generator.eval(),
+        "motion_transformer": generator.eval(),
         "audio_encoder": make_audio_encoder().eval(),
         "audio_processor": VasaAudioProcessor(context_frames=2, lookahead_frames=1),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
@@ -165,7 +165,7 @@ def make_joyvasa_components():
     denoiser.pose_max.copy_(torch.tensor([1.3, 0.1, 0.1, 0.01, 10, 10, 10]))
     return {
         **make_moda_components(),
-        "motion_generator": denoiser.eval(),
+        "motion_transformer": denoiser.eval(),
         "audio_processor": VasaAudioProcessor(context_frames=0, lookahead_frames=0, padding="reflect"),
         "scheduler": joyvasa_scheduler(50),
     }
@@ -255,7 +255,7 @@ def make_gaia_components():
         "autoencoder": autoencoder.eval(),
         "audio_encoder": make_audio_encoder().eval(),
         "audio_processor": VasaAudioProcessor(context_frames=2, lookahead_frames=1),
-        "motion_denoiser": make_gaia_denoiser(),
+        "motion_transformer": make_gaia_denoiser(),
         "scheduler": gaia_scheduler(),
     }
 

@@ -89,5 +89,5 @@ def test_two_machines_train_one_model(tmp_path):
         assert process.returncode == 0, errors[-3000:]
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == list(range(1, 7))  # written once, by the first machine
-    weights = load_file(tmp_path / "run" / "motion_generator" / "diffusion_pytorch_model.safetensors")
+    weights = load_file(tmp_path / "run" / "motion_transformer" / "diffusion_pytorch_model.safetensors")
     assert all(np.isfinite(value.float().numpy()).all() for value in weights.values())

@@ -19,19 +19,18 @@ def add_commands(command: Any) -> None:
         "--audio-encoder facebook/wav2vec2-base-960h\n"
         "  vasa-hf train motion_transformer --pipeline start --data shards --output motion\n"
         "  vasa-hf talk me.png hello.wav -o out.mp4 --model motion/pipeline\n"
-        "  vasa-hf assemble --system gaia -o my-gaia --autoencoder faces/autoencoder --motion-denoiser "
-        "motion/motion_denoiser\n",
+        "  vasa-hf assemble --system gaia -o my-gaia --autoencoder faces/autoencoder --motion-transformer "
+        "motion/motion_transformer\n",
     )
     make.add_argument("--system", choices=("vasa1", "gaia"), default="vasa1", help="what is made (%(default)s)")
     make.add_argument("-o", "--output", required=True, metavar="DIR", help="pipeline folder to write, new or empty")
     make.add_argument("--base", default="vasa-small", help="pipeline that all other parts come from (%(default)s)")
     make.add_argument("--face-autoencoder", metavar="DIR", help="trained face autoencoder; it decides size and z_dyn")
     make.add_argument("--audio-encoder", metavar="NAME", help="Wav2Vec2 model: a folder or a name on the Hub")
-    make.add_argument("--motion-transformer", metavar="DIR", help="trained motion generator")
+    make.add_argument("--motion-transformer", metavar="DIR", help="trained motion generator, of both systems")
     make.add_argument("--face-analyzer", metavar="DIR", help="trained face analyzer")
     gaia = make.add_argument_group("gaia", "face analyzer and audio encoder are those of --base")
     gaia.add_argument("--autoencoder", metavar="DIR", help="trained by gaia_autoencoder")
-    gaia.add_argument("--motion-denoiser", metavar="DIR", help="trained by gaia_motion_denoiser")
     gaia.add_argument("--landmark-denoiser", metavar="DIR", help="the same with --predicts landmarks; edits landmarks")
     gaia.add_argument("--text-denoiser", metavar="DIR", help="trained by gaia_text_denoiser; follows instructions")
     gaia.add_argument("--share", action="store_true", help="name --base in the folder, do not copy its components")
@@ -39,12 +38,11 @@ def add_commands(command: Any) -> None:
 
 
 _VASA1 = ("face_autoencoder", "audio_encoder", "motion_transformer", "face_analyzer")
-_GAIA = ("autoencoder", "motion_denoiser", "landmark_denoiser", "text_denoiser", "share")
+_GAIA = ("autoencoder", "motion_transformer", "landmark_denoiser", "text_denoiser", "share")
 
 
 def _assemble(chosen: argparse.Namespace) -> None:
-    wrong = _VASA1 if chosen.system == "gaia" else (*_GAIA, "half")
-    for name in wrong:
+    for name in set(_VASA1) - set(_GAIA) if chosen.system == "gaia" else {*_GAIA, "half"} - set(_VASA1):
         if getattr(chosen, name):
             raise ValueError(f"`{name}` has no effect with --system {chosen.system}: leave one of them out.")
     if chosen.system == "gaia":
@@ -63,7 +61,7 @@ def _assemble(chosen: argparse.Namespace) -> None:
 
 
 def _assemble_gaia(chosen: argparse.Namespace) -> None:
-    for name in ("autoencoder", "motion_denoiser"):
+    for name in ("autoencoder", "motion_transformer"):
         if getattr(chosen, name) is None:
             raise ValueError(f"`{name}` must be given with --system gaia.")
     import torch

@@ -92,7 +92,7 @@ def convert_joyvasa(
     portrait_renderer, renderer_report = liveportrait.read_renderer(renderer_folder)
     renderer_report.check("LivePortrait")
     report.rows += renderer_report.rows
-    components = {"motion_generator": model, "audio_encoder": encoder, "renderer": portrait_renderer}
+    components = {"motion_transformer": model, "audio_encoder": encoder, "renderer": portrait_renderer}
     components |= {"scheduler": joyvasa_scheduler(model.config.num_train_timesteps)}
     components |= {"image_processor": liveportrait.image_processor(portrait_renderer)}
     # Each window is encoded without context.

@@ -83,7 +83,7 @@ def convert_moda(
     renderer_report.check("LivePortrait")
     report.rows += renderer_report.rows
     report.notes.append("MoDA has no licence: do not share the converted weights")
-    components = {"motion_generator": model, "audio_encoder": encoder, "renderer": portrait_renderer}
+    components = {"motion_transformer": model, "audio_encoder": encoder, "renderer": portrait_renderer}
     components |= {"audio_processor": audio_processor(hubert), "scheduler": FlowMatchEulerDiscreteScheduler()}
     components |= {"image_processor": liveportrait.image_processor(portrait_renderer)}
     save_pipeline(destination, "ModaTalkingHeadPipeline", components, {"gaze_offset": True})

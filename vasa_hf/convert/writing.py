@@ -15,7 +15,7 @@ import diffusers
 from vasa_hf.files import staging_folder
 from vasa_hf.hub import resolve
 
-COMPONENTS = ("audio_encoder", "audio_processor", "image_processor", "motion_generator", "renderer", "scheduler")
+COMPONENTS = ("audio_encoder", "audio_processor", "image_processor", "motion_transformer", "renderer", "scheduler")
 # No checkpoint contains a face detector with a free licence: the embedded one is copied.
 FACE_ANALYZER = ("vasa-small/face_analyzer", ["vasa_hf.models.face_analyzer", "FaceAnalyzer"])
 

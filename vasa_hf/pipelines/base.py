@@ -31,6 +31,7 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
 from vasa_hf.checks import check_flag, check_number, check_path
+from vasa_hf.hub import rename_components
 from vasa_hf.media.audio import load_audio, mix_to_mono
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.motion import MotionSpec, resample_motion
@@ -212,6 +213,12 @@ class TalkingHeadPipeline(DiffusionPipeline):
                     component.float()
         pipeline.model_name = Path(os.fspath(pretrained_model_name_or_path)).name
         return pipeline
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers, with today's names of components; for `model_index.json` of earlier versions."""
+        loaded = super().load_config(*args, **kwargs)
+        return rename_components(loaded) if isinstance(loaded, dict) else (rename_components(loaded[0]), *loaded[1:])
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, safe_serialization: bool = True, **kwargs: Any

@@ -97,7 +97,7 @@ class GaiaAvatarPipeline(PortraitPipeline):
         autoencoder (`GaiaAutoencoder`): E_A, E_M and D (§4.2).
         audio_encoder (`transformers.PreTrainedModel`): Audio features.
         audio_processor (`VasaAudioProcessor`): Brings audio to the encoder's rate.
-        motion_denoiser (`GaiaMotionDenoiser`): S, A and P (§4.3).
+        motion_transformer (`GaiaMotionDenoiser`): S, A and P (§4.3).
         scheduler (`DPMSolverMultistepScheduler` or another of diffusers' with `prediction_type="sample"`): Sampler.
         landmark_denoiser (`GaiaMotionDenoiser`, *optional*): Of landmark coordinates, for `edit_landmarks`.
         text_denoiser (`GaiaMotionDenoiser`, *optional*): Of instructions, for `text`.
@@ -115,10 +115,10 @@ class GaiaAvatarPipeline(PortraitPipeline):
     """
 
     model_cpu_offload_seq = (
-        "face_analyzer->audio_encoder->text_encoder->motion_denoiser->landmark_denoiser->text_denoiser->autoencoder"
+        "face_analyzer->audio_encoder->text_encoder->motion_transformer->landmark_denoiser->text_denoiser->autoencoder"
     )
     # Their own parameters and buffers are read outside of a layer.
-    _exclude_from_cpu_offload = ["face_analyzer", "motion_denoiser", "landmark_denoiser", "text_denoiser"]
+    _exclude_from_cpu_offload = ["face_analyzer", "motion_transformer", "landmark_denoiser", "text_denoiser"]
     _optional_components = ["landmark_denoiser", "text_denoiser", "text_encoder", "text_tokenizer"]
     subject_type = GaiaPortrait
     controls_type = GaiaControls
@@ -130,7 +130,7 @@ class GaiaAvatarPipeline(PortraitPipeline):
         autoencoder: GaiaAutoencoder,
         audio_encoder: PreTrainedModel,
         audio_processor: VasaAudioProcessor,
-        motion_denoiser: GaiaMotionDenoiser,
+        motion_transformer: GaiaMotionDenoiser,
         scheduler: KarrasDiffusionSchedulers,
         landmark_denoiser: GaiaMotionDenoiser | None = None,
         text_denoiser: GaiaMotionDenoiser | None = None,
@@ -144,7 +144,7 @@ class GaiaAvatarPipeline(PortraitPipeline):
             autoencoder=autoencoder,
             audio_encoder=audio_encoder,
             audio_processor=audio_processor,
-            motion_denoiser=motion_denoiser,
+            motion_transformer=motion_transformer,
             scheduler=scheduler,
             landmark_denoiser=landmark_denoiser,
             text_denoiser=text_denoiser,
@@ -152,17 +152,19 @@ class GaiaAvatarPipeline(PortraitPipeline):
             text_tokenizer=text_tokenizer,
         )
         check_components({"autoencoder": (autoencoder, GaiaAutoencoder)})
-        check_fit("scheduler", "prediction_type", scheduler.config.get("prediction_type"), "sample", "motion_denoiser")
-        for name, model in (("motion_denoiser", motion_denoiser), ("landmark_denoiser", landmark_denoiser)):
-            if name == "motion_denoiser" or model is not None:
+        check_fit(
+            "scheduler", "prediction_type", scheduler.config.get("prediction_type"), "sample", "motion_transformer"
+        )
+        for name, model in (("motion_transformer", motion_transformer), ("landmark_denoiser", landmark_denoiser)):
+            if name == "motion_transformer" or model is not None:
                 parts = (model, GaiaMotionDenoiser, audio_encoder, audio_processor, scheduler)
                 check_speech_components(name, *parts)
-        if motion_denoiser.config.predicts == "latent":
-            got, wanted = motion_denoiser.config.motion_dim, autoencoder.motion_dim
-            check_fit("motion_denoiser", "motion_dim", got, wanted, "autoencoder")
+        if motion_transformer.config.predicts == "latent":
+            got, wanted = motion_transformer.config.motion_dim, autoencoder.motion_dim
+            check_fit("motion_transformer", "motion_dim", got, wanted, "autoencoder")
         if landmark_denoiser is not None:
             got = landmark_denoiser.config.predicts
-            check_fit("landmark_denoiser", "predicts", got, "landmarks", "motion_denoiser")
+            check_fit("landmark_denoiser", "predicts", got, "landmarks", "motion_transformer")
         if text_denoiser is not None:
             check_components({"text_encoder": (text_encoder, PreTrainedModel)})
             assert text_encoder is not None  # just checked
@@ -199,7 +201,7 @@ class GaiaAvatarPipeline(PortraitPipeline):
         """Create the object that generates motion from speech, with a copy of the scheduler."""
         text = (self.text_denoiser, self.text_encoder, self.text_tokenizer)
         return GaiaMotionGenerator(
-            self.motion_denoiser,
+            self.motion_transformer,
             self.scheduler,
             self.audio_encoder,
             self.audio_processor,

@@ -29,7 +29,7 @@ class JoyVasaTalkingHeadPipeline(LivePortraitPipeline):
         face_analyzer (`FaceAnalyzer`): Finds faces.
         image_processor (`FaceImageProcessor`): Loads, crops and pastes back images.
         renderer (`LivePortraitRenderer`): Appearance, keypoints, warping, frames.
-        motion_generator (`JoyVasaMotionDenoiser`): Motion from speech.
+        motion_transformer (`JoyVasaMotionDenoiser`): Motion from speech.
         audio_encoder (`transformers.PreTrainedModel`): JoyVASA's own, with the generator's `audio_dim` channels.
         audio_processor (`VasaAudioProcessor`): Brings audio to the encoder's rate.
         scheduler (`DDPMScheduler` or another with `prediction_type="sample"`): Sampler.
@@ -43,8 +43,8 @@ class JoyVasaTalkingHeadPipeline(LivePortraitPipeline):
         ```
     """
 
-    model_cpu_offload_seq = "face_analyzer->audio_encoder->motion_generator->renderer"
-    _exclude_from_cpu_offload = ["motion_generator"]  # `nn.MultiheadAttention` reads weights of an inner module
+    model_cpu_offload_seq = "face_analyzer->audio_encoder->motion_transformer->renderer"
+    _exclude_from_cpu_offload = ["motion_transformer"]  # `nn.MultiheadAttention` reads weights of an inner module
     controls_type = HeadControls
 
     def __init__(
@@ -52,24 +52,24 @@ class JoyVasaTalkingHeadPipeline(LivePortraitPipeline):
         face_analyzer: FaceAnalyzer,
         image_processor: FaceImageProcessor,
         renderer: LivePortraitRenderer,
-        motion_generator: JoyVasaMotionDenoiser,
+        motion_transformer: JoyVasaMotionDenoiser,
         audio_encoder: PreTrainedModel,
         audio_processor: VasaAudioProcessor,
         scheduler: DDPMScheduler,
     ):
         super().__init__(face_analyzer, image_processor, renderer)
         self.register_modules(
-            motion_generator=motion_generator,
+            motion_transformer=motion_transformer,
             audio_encoder=audio_encoder,
             audio_processor=audio_processor,
             scheduler=scheduler,
         )
-        parts = (motion_generator, JoyVasaMotionDenoiser, audio_encoder, audio_processor, scheduler)
-        check_speech_components("motion_generator", *parts)
+        parts = (motion_transformer, JoyVasaMotionDenoiser, audio_encoder, audio_processor, scheduler)
+        check_speech_components("motion_transformer", *parts)
         prediction_type = scheduler.config.get("prediction_type")
-        check_fit("scheduler", "prediction_type", prediction_type, "sample", "motion_generator")
+        check_fit("scheduler", "prediction_type", prediction_type, "sample", "motion_transformer")
 
     def create_motion_generator(self) -> JoyVasaMotionGenerator:
         """Create the object that generates motion from speech, with a copy of the scheduler."""
-        parts = (self.motion_generator, self.scheduler, self.audio_encoder, self.audio_processor)
+        parts = (self.motion_transformer, self.scheduler, self.audio_encoder, self.audio_processor)
         return JoyVasaMotionGenerator(*parts, self._execution_device)

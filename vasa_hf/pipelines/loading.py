@@ -21,7 +21,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_base import ImageProcessingMixin
 
 from vasa_hf.checks import shorten
-from vasa_hf.hub import BASE, base_name, read_index, resolve
+from vasa_hf.hub import BASE, base_name, component_folder, read_index, resolve
 from vasa_hf.pipelines.saved_config import check_saved_config
 
 # Options of `from_pretrained` about the Hub.
@@ -74,11 +74,13 @@ def load_components(folder: Path, pipeline_class: type, given: Mapping[str, Any]
         entry = index.get(name, shared.get(name))
         if not isinstance(entry, list) or not any(entry) or name in given:
             continue
-        is_shared = not (folder / name).is_dir() and base_model is not None
+        place = component_folder(folder, name)
+        is_shared = not place.is_dir() and base_model is not None
         component = component_class(name, shared.get(name) if is_shared else entry)
-        place = (base if is_shared else folder) / name
+        place = component_folder(base, name) if is_shared else place
         check_saved_config(name, component, place)
-        if is_shared or issubclass(component, PreTrainedModel) or (is_plain and issubclass(component, ModelMixin)):
+        is_elsewhere = is_shared or place.name != name
+        if is_elsewhere or issubclass(component, PreTrainedModel) or (is_plain and issubclass(component, ModelMixin)):
             components[name] = _load_component(name, component, place, options)
     return components
 

@@ -37,7 +37,7 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         face_analyzer (`FaceAnalyzer`): Finds faces.
         image_processor (`FaceImageProcessor`): Loads, crops and pastes back images.
         renderer (`LivePortraitRenderer`): Appearance, keypoints, warping, frames.
-        motion_generator (`ModaMotionTransformer`): Motion from speech.
+        motion_transformer (`ModaMotionTransformer`): Motion from speech.
         audio_encoder (`transformers.PreTrainedModel`): Audio features.
         audio_processor (`VasaAudioProcessor`): Brings audio to the encoder's rate.
         scheduler (`FlowMatchEulerDiscreteScheduler` or another of diffusers' for flows): Sampler.
@@ -57,7 +57,7 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         ```
     """
 
-    model_cpu_offload_seq = "face_analyzer->audio_encoder->motion_generator->renderer"
+    model_cpu_offload_seq = "face_analyzer->audio_encoder->motion_transformer->renderer"
     controls_type = ModaControls
 
     def __init__(
@@ -65,7 +65,7 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         face_analyzer: FaceAnalyzer,
         image_processor: FaceImageProcessor,
         renderer: LivePortraitRenderer,
-        motion_generator: ModaMotionTransformer,
+        motion_transformer: ModaMotionTransformer,
         audio_encoder: PreTrainedModel,
         audio_processor: VasaAudioProcessor,
         scheduler: FlowMatchEulerDiscreteScheduler,
@@ -74,18 +74,18 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
     ):
         super().__init__(face_analyzer, image_processor, renderer)
         self.register_modules(
-            motion_generator=motion_generator,
+            motion_transformer=motion_transformer,
             audio_encoder=audio_encoder,
             audio_processor=audio_processor,
             scheduler=scheduler,
         )
         check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
         self.register_to_config(timestep_spacing=timestep_spacing, gaze_offset=bool(gaze_offset))
-        parts = (motion_generator, ModaMotionTransformer, audio_encoder, audio_processor, scheduler)
-        check_speech_components("motion_generator", *parts)
+        parts = (motion_transformer, ModaMotionTransformer, audio_encoder, audio_processor, scheduler)
+        check_speech_components("motion_transformer", *parts)
         if "FlowMatch" not in type(scheduler).__name__ and not getattr(scheduler.config, "use_flow_sigmas", False):
             kind = type(scheduler).__name__
-            raise ValueError(f"`scheduler` must be one for flow matching to fit the `motion_generator`, got {kind}.")
+            raise ValueError(f"`scheduler` must be one for flow matching to fit the `motion_transformer`, got {kind}.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> LivePortraitPipeline:
@@ -98,7 +98,7 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
         )
         with pipeline_errors(pretrained_model_name_or_path):
             index = read_components(folder)
-        entry = index.get("motion_generator")
+        entry = index.get("motion_transformer")
         kind = entry[-1] if isinstance(entry, list) and entry else None
         if index and kind is None:
             return LivePortraitPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -108,6 +108,6 @@ class ModaTalkingHeadPipeline(LivePortraitPipeline):
 
     def create_motion_generator(self) -> ModaMotionGenerator:
         """Create the object that generates motion from speech, with a copy of the scheduler."""
-        parts = (self.motion_generator, self.scheduler, self.audio_encoder, self.audio_processor)
+        parts = (self.motion_transformer, self.scheduler, self.audio_encoder, self.audio_processor)
         options = {name: self.config[name] for name in ("timestep_spacing", "gaze_offset")}
         return ModaMotionGenerator(*parts, self._execution_device, **options)

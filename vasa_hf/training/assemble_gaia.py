@@ -30,7 +30,7 @@ def assemble_gaia(
     base: str = "vasa-small",
     *,
     autoencoder: str,
-    motion_denoiser: str,
+    motion_transformer: str,
     landmark_denoiser: str | None = None,
     text_denoiser: str | None = None,
     share: bool = False,
@@ -42,8 +42,8 @@ def assemble_gaia(
         output (`str` or `os.PathLike`): Folder to write, new or empty.
         base (`str`, defaults to "vasa-small"): Pipeline with the components of `BORROWED`.
         autoencoder (`str`): Folder of a trained `GaiaAutoencoder`.
-        motion_denoiser (`str`): Folder of a trained `GaiaMotionDenoiser`; its scheduler is taken from `scheduler/` next
-            to it, where that exists.
+        motion_transformer (`str`): Folder of a trained `GaiaMotionDenoiser`; its scheduler is taken from `scheduler/`
+            next to it, where that exists.
         landmark_denoiser (`str`, *optional*): Folder of one trained with `--predicts landmarks`, for `edit_landmarks`.
         text_denoiser (`str`, *optional*): Folder of one that `gaia_text_denoiser` trained, for `text`; with
             `text_encoder/` and `text_tokenizer/` next to it.
@@ -57,12 +57,12 @@ def assemble_gaia(
     audio_dim = _audio_dim(base)
     parts: dict[str, Any] = {
         "autoencoder": load_part(GaiaAutoencoder, autoencoder, "autoencoder", dtype),
-        "motion_denoiser": load_part(GaiaMotionDenoiser, motion_denoiser, "motion_denoiser", dtype),
+        "motion_transformer": load_part(GaiaMotionDenoiser, motion_transformer, "motion_transformer", dtype),
     }
     size, latent = parts["autoencoder"].config.image_size, parts["autoencoder"].motion_dim
-    predicts = parts["motion_denoiser"].config.predicts
-    _check(parts["motion_denoiser"], "motion_denoiser", audio_dim, latent if predicts == "latent" else None)
-    scheduler = Path(resolve(motion_denoiser)).parent / "scheduler"
+    predicts = parts["motion_transformer"].config.predicts
+    _check(parts["motion_transformer"], "motion_transformer", audio_dim, latent if predicts == "latent" else None)
+    scheduler = Path(resolve(motion_transformer)).parent / "scheduler"
     parts["scheduler"] = gaia_scheduler()
     if scheduler.is_dir():
         parts["scheduler"] = DPMSolverMultistepScheduler.from_pretrained(scheduler)

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 
-from vasa_hf.hub import BASE, read_index, resolve
+from vasa_hf.hub import BASE, EARLIER_NAMES, read_index, resolve
 from vasa_hf.training.loop import Player, TrainingState, print_log, train
 from vasa_hf.training.options import LoopOptions
 
@@ -151,7 +151,8 @@ def save_pipeline(
         raise ValueError(f"`components` must be among those of {base.name!r}, but {sorted(unknown)} are not.")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *dropped, *shared, *components))
+    replaced = [known for name in components for known in (name, *EARLIER_NAMES.get(name, ()))]
+    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("README.md", "images", *dropped, *shared, *replaced))
     for name, component in components.items():
         _save(component, partial / name)
     if class_name is not None:
@@ -162,7 +163,7 @@ def save_pipeline(
         known |= {"_class_name": class_name, **(config or {})}
         if shared:
             known[BASE] = name_of_base
-        (partial / "model_index.json").write_text(json.dumps(known, indent=2) + "\n")
+    (partial / "model_index.json").write_text(json.dumps(known, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target

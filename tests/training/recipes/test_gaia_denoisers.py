@@ -67,7 +67,7 @@ def test_both_terms_fall_and_the_model_is_saved(folder, tmp_path):
     for name in ("position", "pose"):
         first, last = (np.mean([line[name] for line in part]) for part in (log[:10], log[-10:]))
         assert last < 0.8 * first, name
-    model = GaiaMotionDenoiser.from_pretrained(tmp_path / "motion_denoiser")
+    model = GaiaMotionDenoiser.from_pretrained(tmp_path / "motion_transformer")
     assert model.config.motion_dim == 12 and model.config.audio_dim == 5 and model.config.predicts == "latent"
     assert model.pose_std.max() < 0.3 and (tmp_path / "scheduler" / "scheduler_config.json").exists()
     assert (tmp_path / "sheet-0000150.png").exists()
@@ -88,7 +88,7 @@ def test_both_terms_fall_and_the_model_is_saved(folder, tmp_path):
 )
 def test_ablations_and_the_landmark_model_train(folder, tmp_path, arguments, changes):
     log = train_speech(folder, tmp_path, *arguments)
-    config = GaiaMotionDenoiser.load_config(tmp_path / "motion_denoiser")
+    config = GaiaMotionDenoiser.load_config(tmp_path / "motion_transformer")
     assert all(config[name] == value for name, value in changes.items())
     assert ("pose" in log[-1]) == config["use_pose"]
 

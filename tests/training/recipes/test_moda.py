@@ -226,8 +226,8 @@ def test_training_from_videos_writes_a_pipeline_that_talks(tmp_path):
     pipe = ModaTalkingHeadPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert pipe.config.timestep_spacing == "trailing"
     pipe.set_progress_bar_config(disable=True)
-    saved = ModaMotionTransformer.from_pretrained(tmp_path / "run" / "motion_generator")
-    assert torch.equal(pipe.motion_generator.motion_mean, saved.motion_mean)
+    saved = ModaMotionTransformer.from_pretrained(tmp_path / "run" / "motion_transformer")
+    assert torch.equal(pipe.motion_transformer.motion_mean, saved.motion_mean)
     options_of_call = {"box": BOX, "num_inference_steps": 2, "output_type": "np"}
     out = pipe(make_image(), make_audio(0.4), **options_of_call)
     assert len(out.frames) == 10 and np.isfinite(np.asarray(out.frames)).all()

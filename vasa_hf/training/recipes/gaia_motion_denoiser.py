@@ -44,7 +44,7 @@ from vasa_hf.training.recipes.motion_transformer import motion_loss
 from vasa_hf.training.saving import train_and_save
 from vasa_hf.training.sheets import save_images
 
-NAME = "motion_denoiser"
+NAME = "motion_transformer"
 
 
 @dataclass
@@ -251,7 +251,7 @@ def sample_sheet(dataset: Dataset, loss: DenoiserLoss, rows: int = 3) -> Any:
 
 
 def run(options: GaiaDenoiserOptions) -> TrainingState:
-    """Prepare the data, train, and save `motion_denoiser/` and `scheduler/` in the output."""
+    """Prepare the data, train, and save `motion_transformer/` and `scheduler/` in the output."""
     if not options.data or not options.prepared:
         raise ValueError("`data` and `prepared` must be given.")
     with PartialState(cpu=options.cpu).main_process_first():

@@ -32,7 +32,7 @@ from vasa_hf.training.motion_samples import make_sample_sheet
 from vasa_hf.training.options import option
 from vasa_hf.training.saving import train_and_save
 
-NAME = "motion_generator"
+NAME = "motion_transformer"
 
 
 @dataclass
@@ -233,7 +233,7 @@ def freeze_unread(model: ModaMotionTransformer) -> None:
 
 
 def run(options: ModaMotionOptions) -> TrainingState:
-    """Prepare the data, train, and save `motion_generator/` and `scheduler/` with averaged weights in the output."""
+    """Prepare the data, train, and save `motion_transformer/` and `scheduler/` with averaged weights in the output."""
     dataset = make_dataset(options)
     torch.manual_seed(options.seed)
     model = make_model(options, dataset)
