@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from tests.testing_utils.gaia_parts import save_gaia_parts
+from vasa_hf.demo.compare import compare_systems
 from vasa_hf.demo.gaia import CONSTANT, OF_VIDEO, GaiaSettings, make_gaia_video
 from vasa_hf.demo.handler import FieldError, RequestHandler
 from vasa_hf.demo.models import describe
+from vasa_hf.demo.settings import TalkSettings
 from vasa_hf.hub import embedded_path
 from vasa_hf.media import VideoWriter, read_video
 from vasa_hf.training.assemble_gaia import assemble_gaia
@@ -51,6 +53,15 @@ def test_an_instruction_needs_no_voice(handler, portrait, tmp_path):
     frames, has_audio, about = make(handler, tmp_path, portrait, None, settings)
     assert len(frames) == 10 and not has_audio
     assert about["settings"]["text"] == "please smile" and about["settings"]["seed"] == 1
+
+
+def test_gaia_is_compared(handler, portrait, voices):
+    arguments = (None, portrait, voices(0.4), TalkSettings(steps=2, seed=1), "fixed", ["GAIA"])
+    for update in handler.stream(compare_systems, "anna", False, *arguments):
+        if update.files:
+            frames = list(read_video(update.files["video"]))
+            assert json.loads(update.files["settings"].read_text())["settings"]["systems"] == ["GAIA"]
+    assert len(frames) == 10 and frames[0].shape == (72, 64, 3)
 
 
 def test_a_voice_with_a_pose_and_a_reference(handler, portrait, voices, tmp_path):

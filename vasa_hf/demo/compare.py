@@ -41,7 +41,7 @@ def compare_systems(
 ) -> Iterator[Update]:
     """Show several systems side by side with one portrait and one voice; the updates are those of `make_talk`.
 
-    VASA-1 and VASA-3D make the same motion, MoDA its own.
+    VASA-1 and VASA-3D make the same motion, MoDA and GAIA their own.
 
     Args:
         models (`Models`): The pipelines.
@@ -73,6 +73,7 @@ def compare_systems(
             settings.motion_options(),
         ),
         "MoDA": lambda: (models.heads, portrait, steps),
+        "GAIA": lambda: (models.gaia, portrait, {"num_inference_steps": settings.steps}),
     }
     if not systems or not set(systems) <= set(makers):
         raise ValueError(f"`systems` must be some of {list(makers)}, got {list(systems)}.")
@@ -132,13 +133,14 @@ def _draw_title(name: str, width: int, height: int) -> np.ndarray:
 
 def build_compare_tab(handler: RequestHandler, consent: gr.Checkbox, image: gr.Image) -> None:
     """Build the tab; `image` is the portrait of the tab Talk."""
-    gr.Markdown("One portrait and one voice. VASA-1 and VASA-3D make the same motion, MoDA its own.")
+    offered = [system for system in SYSTEMS if system != "GAIA" or handler.about["gaia"]]
+    gr.Markdown("One portrait and one voice. VASA-1 and VASA-3D make the same motion, the others their own.")
     with gr.Row():
         choices = [*handler.about["avatars"], MINE, TALK_PORTRAIT]
         name = gr.Dropdown(choices, label="Avatar or portrait", elem_classes="avatar")
         camera = gr.Radio(["fixed", "orbit"], value="fixed", label="Camera of VASA-3D")
         seed = gr.Number(1, precision=0, label="Seed")
-        systems = gr.CheckboxGroup(list(SYSTEMS), value=list(SYSTEMS), label="Systems")
+        systems = gr.CheckboxGroup(offered, value=offered, label="Systems")
     audio = build_voice(EXAMPLE_VOICE)
     job = VideoJob(handler, "Compare", "Side by side", "compare")
 
@@ -161,7 +163,7 @@ def build_compare_tab(handler: RequestHandler, consent: gr.Checkbox, image: gr.I
         return handler.stream(compare_systems, session, agreed, avatar, portrait, audio, settings, camera, systems)
 
     def choose_systems(name: str) -> list[str]:
-        return [system for system in SYSTEMS if name != TALK_PORTRAIT or system != "VASA-3D"]
+        return [system for system in offered if name != TALK_PORTRAIT or system != "VASA-3D"]
 
     name.change(choose_systems, name, systems, queue=False, show_progress="hidden", **PRIVATE)
     job.connect_video(compare, [consent, name, image, audio, camera, seed, systems], "compare_live")

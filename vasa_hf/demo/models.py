@@ -17,7 +17,7 @@ from vasa_hf.demo.files import digest
 from vasa_hf.hub import base_name, read_index, resolve
 
 PRIORS = "motion_priors.safetensors"
-SYSTEMS = ("VASA-1", "VASA-3D", "MoDA")
+SYSTEMS = ("VASA-1", "VASA-3D", "MoDA", "GAIA")
 
 
 class Recent:
