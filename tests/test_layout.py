@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "convert": FOUNDATION | TOOLS | NETWORKS,
     "bench": {"files", "gaussians", "media"},
     "evaluation": FOUNDATION | TOOLS | NETWORKS | {"pipelines", "bench"},
+    "live": {"checks", "media", "motion", "outputs", "processors"},
     "batch": set(),
     "batch_ray": {"batch"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
@@ -63,10 +64,11 @@ MAY_IMPORT = {
         "training",
     },
 }
-# (file, module) against the direction: `pipe.fit` trains an avatar, as it belongs to one person; VASA-1's pipeline
-# makes what it is trained on.
+# (file, module) against the direction: `pipe.fit` trains an avatar, as it belongs to one person; `pipe.live` begins a
+# session; VASA-1's pipeline makes what it is trained on.
 EXCEPTIONS = {
     ("cli/avatars.py", "vasa_hf.training.avatar.presets"),  # `fit --set` knows the settings by name and type
+    ("pipelines/base.py", "vasa_hf.live.session"),
     ("pipelines/vasa_3d_avatar.py", "vasa_hf.training.avatar.fit"),
     ("training/recipes/gaussian_avatar.py", "vasa_hf.pipelines.vasa_talking_face"),
 }

@@ -41,7 +41,7 @@ class TestVasa1MotionTransformer(ModelTesterMixin):
     def bad_inputs(self, model):
         good = self.make_inputs(model)
         bad = {
-            "sample": torch.zeros(2, 5, 11),
+            "sample": torch.zeros(2, 7, 11),
             "audio": torch.zeros(2, 6, 8),
             "previous_motion": torch.zeros(2, 3, 11),
             "previous_audio": torch.zeros(1, 2, 7),
@@ -82,6 +82,13 @@ class TestVasa1MotionTransformer(ModelTesterMixin):
         first, second = self.run(model, inputs), self.run(model, changed)
         torch.testing.assert_close(first[1, :4], second[1, :4])
         torch.testing.assert_close(first[0], second[0])
+
+    def test_a_short_window_equals_a_masked_one(self):
+        model = self.make_model()
+        inputs = self.make_inputs(model)
+        short = {**inputs, "frame_mask": None}
+        short |= {name: inputs[name][:, :4] for name in ("sample", "audio")}
+        torch.testing.assert_close(self.run(model, short)[1], self.run(model, inputs)[1, :4])
 
     def test_batch_equals_single(self):
         model = self.make_model()

@@ -159,7 +159,8 @@ class Vasa1MotionTransformer(ModelMixin, ConfigMixin):
         Source: VASA-1 §3.2, H(X_t, t, C) of Eq. 1.
 
         Args:
-            sample (`torch.Tensor` of shape `(batch, window, motion_dim)`): X_t, noisy normalised relative motion.
+            sample (`torch.Tensor` of shape `(batch, window, motion_dim)`): X_t, noisy normalised relative motion; a
+                window may be shorter than that of the configuration, which equals a mask of its other frames.
             timestep (`torch.Tensor` of shape `(batch,)` or a number): Diffusion step, 0 to 999.
             audio (`torch.Tensor` of shape `(batch, window, audio_dim)`, *optional*): A.
             previous_motion (`torch.Tensor` of shape `(batch, context, motion_dim)`, *optional*):
@@ -180,6 +181,8 @@ class Vasa1MotionTransformer(ModelMixin, ConfigMixin):
         """
         batch, drop = sample.shape[0], drop or {}
         window, context = self.config.window, self.config.context
+        if sample.ndim == 3 and sample.shape[1]:
+            window = min(window, sample.shape[1])
         self._check("sample", sample, [(batch, window, self.config.motion_dim)])
         self._check("audio", audio, [(batch, window, self.config.audio_dim)])
         self._check("previous_motion", previous_motion, [(batch, context, self.config.motion_dim)])

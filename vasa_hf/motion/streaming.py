@@ -45,6 +45,10 @@ class AudioBuffer:
         left = min(max(-start, 0), stop - start)
         return F.pad(inside, (left, stop - start - left - inside.shape[1]))
 
+    def truncate(self, stop: int) -> None:
+        """Drop samples from `stop` on; later ones are appended there."""
+        self.samples = self.samples[:, : max(stop - self.start, 0)]
+
     def forget(self, before: int) -> None:
         """Drop samples that no later `cut` will ask for."""
         drop = min(max(before - self.start, 0), self.samples.shape[1])

@@ -100,6 +100,35 @@ class MotionWindows:
         return motion
 
 
+class ShortWindows(MotionWindows):
+    """Windows of a few frames that are not filled up to the model's, for sessions that must answer soon.
+
+    The first one has K frames, so that every other one has a past of K.
+
+    Args:
+        window (`int`): Frames of a window.
+        context (`int`): Frames K carried over.
+    """
+
+    def __init__(self, window: int, context: int):
+        super().__init__(max(window, context), context)
+        self.window = window
+
+    def generate(self, audio: Tensor, sample_window: Callable[..., Tensor]) -> Tensor:
+        """As `MotionWindows.generate`, with all that is remembered in the past of the next window."""
+        frame_mask = torch.ones(audio.shape[:2], dtype=torch.bool, device=audio.device)
+        motion = sample_window(audio, frame_mask, self.previous_motion, self.previous_audio)
+        if self.previous_motion is not None and self.previous_audio is not None:
+            motion = smooth_seam(self.previous_motion, motion, self.seam_frames)
+            past_motion, past_audio = self.previous_motion, self.previous_audio
+            known = torch.cat([past_motion, motion], dim=1), torch.cat([past_audio, audio], dim=1)
+        else:
+            known = motion, audio
+        if self.context:
+            self.previous_motion, self.previous_audio = (part[:, -self.context :] for part in known)
+        return motion
+
+
 def smooth_seam(previous: Tensor, motion: Tensor, frames: int) -> Tensor:
     """Fade out the step between two windows.
 
@@ -168,6 +197,7 @@ class OverlappedWindows:
         self.window, self.overlap, self.first_window, self.smoothed = window, overlap, first_window, smoothed
         self.position = 0  # first frame of the next window
         self.previous_motion: Tensor | None = None  # [B, M]
+        self.previous_audio: Tensor | None = None  # as in `MotionWindows`; always None
 
     def take(self, available: int, finished: bool) -> Iterator[slice]:
         """Yield the frames of each window that can be generated now; see `MotionWindows.take`."""

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
-from vasa_hf.checks import check_flag, check_number, check_path
+from vasa_hf.checks import check_flag, check_number, check_path, shorten
 from vasa_hf.hub import rename_components
 from vasa_hf.media.audio import load_audio, mix_to_mono
 from vasa_hf.media.ffmpeg import parse_fps
@@ -69,6 +69,9 @@ from vasa_hf.pipelines.options import (
     show_options,
 )
 from vasa_hf.processors.audio import MAX_RATE, MIN_RATE
+
+if TYPE_CHECKING:
+    from vasa_hf.live.session import LiveSession
 
 FPS = 25  # of motion
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -422,6 +425,35 @@ class TalkingHeadPipeline(DiffusionPipeline):
                 yield self._output(frames, fps, motion[:, : len(part)], fps, audio, rate)
                 motion, count = motion[:, len(part) :], count + len(part)
         self.maybe_free_model_hooks()
+
+    def live(self, image: Any = None, *, fps: int = FPS, **options: Any) -> LiveSession:
+        """Begin a live session: a face that is fed with audio while it is shown; see `vasa_hf.live`.
+
+        Args:
+            image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `Subject`): One portrait.
+            fps (`int`, defaults to 25): Frames per second: those of the motion.
+            **options: Fields of `LiveSettings`, `SamplingOptions` and of the pipeline's `controls_type` (constant
+                values) and `view_type`.
+
+        Returns:
+            `LiveSession`, which works until it is closed.
+
+        Raises:
+            ValueError: If an argument cannot be used, or the system has no live sessions; the message names it.
+        """
+        from vasa_hf.live.session import LiveSession, LiveSettings
+
+        settings, sampling = pop_options(options, LiveSettings), Sampling(**vars(pop_options(options, SamplingOptions)))
+        image, controls, view = self._read_options(image, options, self.controls_type, self.view_type)
+        speech = self.create_motion_generator()
+        if fps != self.audio_processor.fps:
+            raise ValueError(f"`fps` of a live session must be {self.audio_processor.fps}, got {shorten(fps)}.")
+        self.check_inputs(image, view=view)
+        check_sampling(speech, sampling)
+        speech.check(controls)
+        with torch.no_grad():
+            subject = self.prepare_subject(self._one_subject(image), view)
+        return LiveSession(self, subject, controls, view, sampling, settings)
 
     def talk_to_file(
         self,

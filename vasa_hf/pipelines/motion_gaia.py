@@ -30,7 +30,7 @@ from vasa_hf.models.autoencoder_gaia import GaiaAutoencoder
 from vasa_hf.models.motion_denoiser_gaia import POSE_DIM, GaiaMotionDenoiser
 from vasa_hf.motion import MotionSpec
 from vasa_hf.motion.keyframes import Keyframes, check_times, parse_keyframes
-from vasa_hf.motion.windows import MotionWindows
+from vasa_hf.motion.windows import MotionWindows, ShortWindows
 from vasa_hf.pipelines.inputs import Subject
 from vasa_hf.pipelines.motion_generator import Sampling, denoise, encode_windows, initial_noise, set_timesteps
 from vasa_hf.processors.audio import VasaAudioProcessor
@@ -156,8 +156,10 @@ class GaiaMotionGenerator:
             if self._landmark_model() is None:
                 raise ValueError("`edit_landmarks` needs a pipeline with a `landmark_denoiser`.")
 
-    def windows(self, first_window: int | None = None) -> MotionWindows:
-        """Plan of the windows of one sequence."""
+    def windows(self, first_window: int | None = None, short: int | None = None) -> MotionWindows:
+        """Plan of the windows of one sequence; see `MotionGenerator.windows`."""
+        if short is not None:
+            return ShortWindows(short, self.model.config.context)
         return MotionWindows(self.model.config.window, self.model.config.context, first_window)
 
     @torch.no_grad()
@@ -175,7 +177,7 @@ class GaiaMotionGenerator:
         Yields:
             `torch.Tensor` of shape `(batch, frames, channels)`, float32, absolute.
         """
-        windows, model = self.windows(sampling.first_window), self._model(controls)
+        windows, model = sampling.windows or self.windows(sampling.first_window), self._model(controls)
         own = torch.cat([subject.motion for subject in subjects]).to(self.device)  # [B, 6 + latent]
         reference = own[:, 6:]
         if model.config.predicts == "landmarks":

@@ -65,11 +65,13 @@ class Sampling(SamplingOptions):
 
     Attributes:
         num_frames (`Sequence[int]`, *optional*): Frames of each of the batch, where the lengths differ.
+        windows (`MotionWindows` or `OverlappedWindows`, *optional*): Plan of the windows, if it is not a new one.
         on_step (`Callable`, *optional*): `on_step(timestep, latents, audio_features) -> latents`.
         is_interrupted (`Callable`): Called after each step; once it returns true, no more motion is made.
     """
 
     num_frames: Sequence[int] | None = None
+    windows: Any = None
     on_step: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     is_interrupted: Callable[[], bool] = lambda: False
 
@@ -102,8 +104,8 @@ class MotionGenerator(Protocol):
     def check(self, controls: Any) -> None:
         """Raise `ValueError` for controls that are malformed, unknown or out of range."""
 
-    def windows(self, first_window: int | None = None) -> MotionWindows | OverlappedWindows:
-        """Plan of the windows of one sequence."""
+    def windows(self, first_window: int | None = None, short: int | None = None) -> MotionWindows | OverlappedWindows:
+        """Plan of the windows of one sequence; with `short`, of windows of that length without overlap."""
 
     def generate(
         self, audio: Iterable[Tensor], subjects: Sequence[Any], controls: Any, sampling: Sampling

@@ -73,8 +73,10 @@ class JoyVasaMotionGenerator:
         """Raise `ValueError` for controls that are malformed, unknown or out of range."""
         controls.check()
 
-    def windows(self, first_window: int | None = None) -> MotionWindows:
-        """Plan of the windows of one sequence."""
+    def windows(self, first_window: int | None = None, short: int | None = None) -> MotionWindows:
+        """Plan of the windows of one sequence; see `MotionGenerator.windows`."""
+        if short is not None:
+            raise ValueError("JoyVASA makes whole windows of motion only: it has no live sessions.")
         return MotionWindows(self.model.config.window, self.model.config.context, first_window, seam_frames=0)
 
     @torch.no_grad()

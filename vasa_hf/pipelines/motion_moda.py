@@ -89,8 +89,11 @@ class ModaMotionGenerator:
         controls.check()
         self._emotion_track(controls)
 
-    def windows(self, first_window: int | None = None) -> OverlappedWindows:
-        """Plan of the windows of one sequence."""
+    def windows(self, first_window: int | None = None, short: int | None = None) -> OverlappedWindows:
+        """Plan of the windows of one sequence; see `MotionGenerator.windows`."""
+        if short is not None:
+            self.overlap = 0
+            return OverlappedWindows(short, self.overlap, smoothed=POSE)
         return OverlappedWindows(self.model.config.window, self.overlap, first_window, POSE)
 
     @torch.no_grad()
@@ -110,7 +113,7 @@ class ModaMotionGenerator:
         """
         portraits = KeypointMotion.cat([subject.keypoints for subject in subjects])
         windows, track, fps = (
-            self.windows(sampling.first_window),
+            sampling.windows or self.windows(sampling.first_window),
             self._emotion_track(controls),
             self.audio_processor.fps,
         )

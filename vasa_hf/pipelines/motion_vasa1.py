@@ -30,7 +30,7 @@ from vasa_hf.motion.controls import (
 )
 from vasa_hf.motion.guidance import GUIDANCE_NAMES
 from vasa_hf.motion.keyframes import Keyframes
-from vasa_hf.motion.windows import MotionWindows
+from vasa_hf.motion.windows import MotionWindows, ShortWindows
 from vasa_hf.pipelines.inputs import Subject
 from vasa_hf.pipelines.motion_generator import (
     MAX_HEAD_MOTION,
@@ -101,8 +101,10 @@ class Vasa1MotionGenerator:
         self._tracks(controls)
         check_number("head_motion", controls.head_motion, 0.0, MAX_HEAD_MOTION)
 
-    def windows(self, first_window: int | None = None) -> MotionWindows:
-        """Plan of the windows of one sequence."""
+    def windows(self, first_window: int | None = None, short: int | None = None) -> MotionWindows:
+        """Plan of the windows of one sequence; see `MotionGenerator.windows`."""
+        if short is not None:
+            return ShortWindows(short, self.model.config.context)
         return MotionWindows(self.model.config.window, self.model.config.context, first_window)
 
     @torch.no_grad()
@@ -120,7 +122,7 @@ class Vasa1MotionGenerator:
         Yields:
             `torch.Tensor` of shape `(batch, frames, channels)`, float32.
         """
-        windows, tracks = self.windows(sampling.first_window), self._tracks(controls)
+        windows, tracks = sampling.windows or self.windows(sampling.first_window), self._tracks(controls)
         chunks = encode_windows(audio, windows, self.audio_processor, self.audio_encoder, sampling.num_frames)
         for index, (window, features, ends) in enumerate(chunks):
             sample = partial(
