@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
     "demo": {"checks", "files", "hub", "media", "motion", "outputs"},
     "app": {"cli"},
+    "__main__": {"cli"},
     "cli": {
         "batch",
         "batch_ray",

@@ -109,6 +109,19 @@ def test_speech_comes_out_once_and_in_order_between_silences(any_system):
     assert not joined([frame for frame in frames if not frame.is_speaking]).any()
 
 
+def test_an_utterance_that_follows_at_once_leaves_no_gap(vasa1):
+    with live(vasa1) as session:
+        frames = []
+        for seed in range(12):
+            session.push_audio(voice(0.4, seed), RATE)
+            session.end_of_speech()
+            frames += take(session, 7)
+        frames += take(session, 80)
+    assert [frame.index for frame in frames] == list(range(len(frames)))
+    spoken = joined([frame for frame in frames if frame.is_speaking])
+    np.testing.assert_array_equal(spoken, np.concatenate([voice(0.4, seed) for seed in range(12)]))
+
+
 def test_an_idle_face_moves_as_in_a_stream_of_silence(vasa1):
     pipe, image, options = vasa1
     silence = np.zeros(30 * UNIT, np.float32)

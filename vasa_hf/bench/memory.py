@@ -1,7 +1,17 @@
 """Memory of the process."""
 
+import os
 import sys
 from pathlib import Path
+
+
+def current_memory_mb() -> float | None:
+    """Return this process's resident memory; `None` where the system does not report it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def peak_memory_mb() -> float | None:

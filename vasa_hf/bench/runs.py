@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -100,6 +101,14 @@ def make_generator() -> Any:
     return torch.Generator().manual_seed(0)
 
 
+def describe_machine() -> str:
+    """The processor and its number of cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name or platform.machine()}, {os.cpu_count()} cores"
+
+
 def synchronize(device: Any) -> None:
     """Wait until a GPU has finished; does nothing for a CPU."""
     import torch
@@ -118,11 +127,11 @@ def format_table(title: str, results: Sequence[dict[str, Any]], rows: Mapping[st
             Heading -> key in a result, with dots for nested keys, or a function of a result. Keys that a result lacks
             are left out.
     """
-    lines = [title]
+    lines, width = [title], max(28, max(map(len, rows)) + 2)
     for heading, key in rows.items():
         if callable(key) or key.split(".")[0] in results[0]:
             values = [key(result) if callable(key) else reduce(getitem, key.split("."), result) for result in results]
-            lines.append(f"{heading:<28}" + "".join(f"{format_value(value):>12}" for value in values))
+            lines.append(f"{heading:<{width}}" + "".join(f"{format_value(value):>12}" for value in values))
     return "\n".join(lines)
 
 

@@ -91,6 +91,7 @@ class LiveFrame:
         index (`int`): Frames since the beginning, with those that were left out.
         seconds (`float`): Time of its beginning.
         is_speaking (`bool`): Whether it has speech of `push_audio`.
+        late_seconds (`float`): Time since it should have come; 0 where `realtime` is off.
     """
 
     image: Any
@@ -98,6 +99,7 @@ class LiveFrame:
     index: int
     seconds: float
     is_speaking: bool
+    late_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,7 @@ class LiveSession:
             self._counts["frames"] += 1
             self._forget()
             self._changed.notify_all()
-            return LiveFrame(image, audio, index, index / self.fps, self._timeline.is_speech(index))
+            return LiveFrame(image, audio, index, index / self.fps, self._timeline.is_speech(index), -wait)
 
     async def __aiter__(self) -> AsyncIterator[LiveFrame]:
         end: Any = object()
@@ -310,7 +312,7 @@ class LiveSession:
         timeline, enough = self._timeline, self.settings.window + self._lookahead + self.settings.kept_frames
         if self._buffering and timeline.frames_waiting() >= (enough if timeline.is_open else 1):
             self._buffering = False
-            if timeline.placed > timeline.speech_stop:
+            if self._cut is None and timeline.placed > timeline.speech_stop:
                 self._restart, self._cut = True, timeline.speech_stop
         self._changed.notify_all()
 
@@ -341,7 +343,8 @@ class LiveSession:
             with self._changed:
                 timeline = self._timeline
                 while timeline.placed <= frame:
-                    is_speech = not self._buffering and timeline.frames_waiting() > 0
+                    # What is placed while a cut is due is taken back.
+                    is_speech = not self._buffering and self._cut is None and timeline.frames_waiting() > 0
                     timeline.place(is_speech)
                     self._buffering |= not timeline.is_open and not timeline.frames_waiting()
                 audio = timeline.encoder_audio(frame, frame + 1)
@@ -390,10 +393,13 @@ class LiveSession:
         """First frame of the next window."""
         return self._base + self._plan.position
 
+    def _first_again(self) -> int:
+        """First frame that a restart makes again."""
+        return min(max(self._shown + self.settings.kept_frames, self._cut or 0), self._made)
+
     def _begin_again(self) -> None:
         """Make what is not shown again: from the frames that are kept on, or from where the audio is cut."""
-        first = self._shown + self.settings.kept_frames
-        first = min(first if self._cut is None else max(first, self._cut), self._made)
+        first = self._first_again()
         self._queue = deque(item for item in self._queue if item[0] < first)
         self._pending = deque(item for item in self._pending if item[0] < first)
         if self._cut is not None:
@@ -455,14 +461,14 @@ class LiveSession:
                 image = embed_mark(image) if self.settings.provenance else image
                 image = Image.fromarray(image) if self.settings.output_type == "pil" else image
                 with self._changed:
-                    if self._closed or (self._restart and index >= self._shown + self.settings.kept_frames):
+                    if self._closed or (self._restart and index >= self._first_again()):
                         return
                     self._queue.append((index, image))
                     self._changed.notify_all()
                 index += 1
 
     def _until_due(self, frame: int) -> float:
-        """Seconds until the time of a frame; the first one is due at once, and a session that is far behind sets its clock back."""
+        """Seconds until the time of a frame; the first is due at once, and a session far behind sets its clock back."""
         now = time.monotonic()
         if self._start is None or now - self._start - self._shown / self.fps > MAX_LAG_SECONDS:
             self._counts["stalls"] += self._start is not None
