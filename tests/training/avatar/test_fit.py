@@ -72,10 +72,13 @@ def test_a_fit_leaves_an_avatar_and_nothing_half_done(whole):
     assert [report.done for report in told if report.stage == "fit"] == [1, 2, 3, 4, 5, 6, 6]
     loaded = Vasa3DGaussianAvatar.from_pretrained(output)
     loaded.check_motion_space("vasa-small")
+    kept = avatar.state_dict()
+    assert loaded.state_dict().keys() == kept.keys()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in loaded.state_dict().items())
     motion = avatar.own_motion[None]
     with torch.no_grad():
-        # Centimetres, up to a metre.
-        torch.testing.assert_close(loaded(motion).gaussians.means, avatar(motion).gaussians.means, rtol=0, atol=1e-4)
+        # Centimetres, up to a metre: other places in memory, other sums.
+        torch.testing.assert_close(loaded(motion).gaussians.means, avatar(motion).gaussians.means, rtol=0, atol=5e-4)
 
 
 def test_the_avatar_looks_like_the_portrait(pipe, whole):
