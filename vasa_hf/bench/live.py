@@ -51,7 +51,7 @@ def measure(
     times: dict[str, list[float]] = {"first_frame": [], "first_frame_paced": [], "interrupt": [], "av_offset": []}
     depths: list[int] = []
     memory: list[float | None] = []
-    mouths: list[list[np.ndarray]] = []
+    mouths: list[list[tuple[float, np.ndarray]]] = []
     with pipe.live(subject, generator=runs.make_generator(), **options) as session:
         user = _User(session, times)
         first = next(session)
@@ -66,10 +66,12 @@ def measure(
             if user.receive(frame, now):
                 mouths.append([])
             if mouths and len(mouths[-1]) < CLOSED_FRAMES:
-                mouths[-1].append(frame.image)
+                mouths[-1].append((frame.seconds, frame.image))
             if frame.index // 250 > len(memory) - 1:
                 memory.append(current_memory_mb())
         wall, used, stats = time.monotonic() - began, time.process_time() - cpu, session.stats
+        if user.speaker is not None:
+            user.speaker.join()
     result = {
         "model": model,
         "device": device,
@@ -97,14 +99,18 @@ class _User:
         self.voice, self.rate = runs.load_voice()
         self.waits: tuple[str, float] | None = None  # name of what is measured, and when it began
         self.place = -1
+        self.last_sound = 0.0
+        self.speaker: threading.Thread | None = None
 
     def receive(self, frame: Any, now: float) -> bool:
         """Measure, and act at the frames where something happens; true for an interrupt."""
         if self.waits is not None:
             name, began = self.waits
-            is_there = frame.is_speaking if name != "interrupt" else not frame.audio.any()
-            if is_there:
-                self.times[name].append(1000 * (now - began))
+            if name == "interrupt" and frame.audio.any():
+                self.last_sound = now + len(frame.audio) / self.session.settings.sampling_rate
+            elif name == "interrupt" or frame.is_speaking:
+                end = max(self.last_sound, began) if name == "interrupt" else now
+                self.times[name].append(1000 * (end - began))
                 self.waits = None
         turn, last_place = frame.index // TURN_FRAMES, self.place
         self.place = frame.index % TURN_FRAMES
@@ -113,7 +119,8 @@ class _User:
             self.waits = ("first_frame_paced" if paced else "first_frame", now)
             voice = self.voice[: 5 * self.rate]
             if paced:
-                threading.Thread(target=self._speak, args=(voice,), daemon=True).start()
+                self.speaker = threading.Thread(target=self._speak, args=(voice,), daemon=True)
+                self.speaker.start()
             else:
                 self.session.push_audio(voice, self.rate)
                 self.session.end_of_speech()
@@ -131,17 +138,18 @@ class _User:
         self.session.end_of_speech()
 
 
-def _closing_ms(analyzer: Any, images: Sequence[np.ndarray]) -> float | None:
-    """Time from an interrupt until the lips are as near as they stay, by 10 % of the eyes' distance at most."""
+def _closing_ms(analyzer: Any, frames: Sequence[tuple[float, np.ndarray]]) -> float | None:
+    """Time from an interrupt until the lips stay at rest, within 2 % of the eyes' distance or 10 % of the opening."""
     gaps = []
-    for image in images:
+    for _, image in frames:
         faces = analyzer.detect(image)
         gaps.append(float(faces[0].mouth_open) if faces else np.nan)
     if len(gaps) < CLOSED_FRAMES or np.isnan(gaps).any():
         return None
     rest = np.median(gaps[-5:])
     open_frames = np.flatnonzero(np.array(gaps) > rest + 0.1 * max(gaps[0] - rest, 0.2))
-    return 40.0 * (int(open_frames.max()) + 1 if len(open_frames) else 0)
+    closed = open_frames.max() + 1 if len(open_frames) else 0
+    return 1000 * (frames[min(closed, CLOSED_FRAMES - 1)][0] - frames[0][0])
 
 
 def _summarize(values: Sequence[float | None]) -> dict[str, float | None]:

@@ -35,7 +35,9 @@ from vasa_hf.outputs import to_uint8
 MIN_RATE, MAX_RATE = 8_000, 96_000
 MAX_LAG_SECONDS = 1.0  # behind its clock: a session then sets it back
 PITCH = 1  # channel of the motion
-RENDER_BATCH = 4
+LATE_FRAMES = 3  # a session is late where fewer are ahead of their time
+RENDER_BATCH = 4  # frames
+SIZES = 5  # windows have multiples of this many frames where they can
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class LiveSettings:
     Args:
         window (`int`, defaults to 10): Fewest frames of a window of motion. Windows grow to the model's where the
             audio is known: fewer answer sooner where it comes in real time, and move less like a person.
-        lead_frames (`int`, defaults to 12): Frames that are ready before they are shown.
+        lead_frames (`int`, defaults to 16): Frames that are ready before they are shown.
         kept_frames (`int`, defaults to 2): Of them, those that are still shown when something changes.
         fade_frames (`int`, defaults to 3): Frames over which motion goes over to the new one after a change.
         sampling_rate (`int`, defaults to 24000): Rate of the audio of the frames in Hz; a multiple of 25.
@@ -57,7 +59,7 @@ class LiveSettings:
     """
 
     window: int = 10
-    lead_frames: int = 12
+    lead_frames: int = 16
     kept_frames: int = 2
     fade_frames: int = 3
     sampling_rate: int = 24_000
@@ -157,7 +159,8 @@ class LiveSession:
         self._generator = pipeline.create_motion_generator()
         self._generator.check(controls)
         self._generator.windows(short=settings.window)  # raises where there are none
-        self._controls, self._sampling = controls, sampling
+        self._controls = controls
+        self._sampling = replace(sampling, is_interrupted=lambda: self._restart or self._closed)
         self._context, self._lookahead = processor.context_frames, processor.lookahead_frames
         self._timeline = Timeline(processor.sampling_rate, settings.sampling_rate, self.fps)
         self._changed = threading.Condition()
@@ -173,7 +176,8 @@ class LiveSession:
         self._base = 0  # frame of the plan's position 0
         self._restart, self._buffering, self._closed = True, True, False
         self._cut: int | None = None  # frame from which on the audio is placed again
-        self._skip, self._blend = 0, False
+        self._motion_seconds = 0.02  # a frame's share of the time that motion takes
+        self._skip, self._stride, self._blend = 0, 1, False
         self._fade: tuple[Tensor, int] | None = None
         self._error: BaseException | None = None
         self._start: float | None = None  # time of frame 0
@@ -317,13 +321,22 @@ class LiveSession:
         self._changed.notify_all()
 
     def _plan_window(self) -> int | None:
-        """Frames of the next window of motion, `None` while it cannot be made."""
-        settings, timeline, start = self.settings, self._timeline, self._window_start
-        if self._pending and (not settings.realtime or len(self._pending) > self._most // 2):
+        """Frames of the next window of motion, also those that are there already; `None` while it cannot be made."""
+        count = self._count_new()
+        if count is None:
+            return None
+        # A few lengths only: memory grows with each shape that the kernels have seen.
+        rounded = (count + self._skip) // SIZES * SIZES
+        return min(rounded if rounded >= self._skip + self.settings.window else count + self._skip, self._most)
+
+    def _count_new(self) -> int | None:
+        """Frames of motion that can and should be made now."""
+        settings, timeline, start = self.settings, self._timeline, self._window_start + self._skip
+        if self._pending and (not settings.realtime or len(self._pending) > settings.lead_frames):
             return None
         most = self._most
-        if settings.realtime:  # a long one takes long: there must be frames to show meanwhile
-            most = min(max(3 * (start - self._shown) // 2, settings.window), most)
+        if settings.realtime:  # as long as the frames that are there last
+            most = min(max(int(self._until_due(start) / self._motion_seconds), settings.window), most)
         if not timeline.is_open:
             return most
         if not settings.realtime and self._buffering:
@@ -371,22 +384,43 @@ class LiveSession:
                     return False
                 if self._restart:
                     self._begin_again()
-                if self._pending and len(self._queue) < self.settings.lead_frames:
-                    frames = [self._pending.popleft() for _ in range(min(RENDER_BATCH, len(self._pending)))]
-                    size = None
-                    break
-                size = self._plan_window()
+                is_urgent = self._pending and self._ahead() < self.settings.lead_frames / 2
+                size = None if is_urgent else self._plan_window()
                 if size is not None:
+                    break
+                if self._pending and self._pending[0][0] - self._shown < self.settings.lead_frames:
+                    frames = self._take_frames()
                     break
                 self._changed.wait(None if not self.settings.realtime else 0.5 / self.fps)
         if size is None:
             self._render(*zip(*frames, strict=True))
             return True
         self._plan.window = self._plan.first_window = size
+        began = time.monotonic()
         motion = next(self._motions)[0]
+        self._motion_seconds += 0.3 * ((time.monotonic() - began) / size - self._motion_seconds)
+        if self._restart:  # it was broken off
+            return True
         motion, self._skip = motion[self._skip :], max(self._skip - len(motion), 0)
         self._pending.extend(self._join(motion) if len(motion) else ())
         return True
+
+    def _ahead(self) -> float:
+        """Frames of time until the next frame to render must be there."""
+        return self._until_due(self._pending[0][0]) * self.fps if self.settings.realtime else math.inf
+
+    def _take_frames(self) -> list[tuple[int, Tensor]]:
+        """The next frames to render; every second or third one while the session is late or nearly so."""
+        ahead = self._ahead()
+        if ahead < LATE_FRAMES:
+            self._stride = 2 if ahead > 0 else 3
+        elif ahead > self.settings.lead_frames / 2:
+            self._stride = 1
+        count = min(RENDER_BATCH * self._stride, len(self._pending))
+        frames = [self._pending.popleft() for _ in range(count)]
+        kept = frames[self._stride - 1 :: self._stride] or frames[-1:]
+        self._counts["dropped"] += len(frames) - len(kept)
+        return kept
 
     @property
     def _window_start(self) -> int:
@@ -394,8 +428,11 @@ class LiveSession:
         return self._base + self._plan.position
 
     def _first_again(self) -> int:
-        """First frame that a restart makes again."""
-        return min(max(self._shown + self.settings.kept_frames, self._cut or 0), self._made)
+        """First frame that a restart makes again: after some that are ready, or are late already."""
+        kept = self.settings.kept_frames
+        ready = [index for index, _ in self._queue][:kept]
+        first = ready[-1] + 1 if ready else self._shown + kept
+        return min(max(first, self._cut or 0), self._made)
 
     def _begin_again(self) -> None:
         """Make what is not shown again: from the frames that are kept on, or from where the audio is cut."""
@@ -448,24 +485,21 @@ class LiveSession:
             self._past = {frame: row for frame, row in self._past.items() if frame >= self._shown - 2}
 
     def _render(self, frames: tuple[int, ...], rows: tuple[Tensor, ...]) -> None:
-        """Render frames and queue them; late ones are left out, but the last."""
+        """Render frames and queue them."""
         with self._changed:
-            late = sum(self.settings.realtime and self._until_due(frame) < 0 for frame in frames[:-1])
-            self._counts["dropped"] += late
-            nods = [sum(nod(frame - start) for start in self._nods) for frame in frames[late:]]
-        motion = torch.stack(rows[late:])
+            nods = [sum(nod(frame - start) for start in self._nods) for frame in frames]
+        motion, indices = torch.stack(rows), iter(frames)
         motion[:, PITCH] += motion.new_tensor(nods)
-        index = frames[late]
-        for part in self._pipeline.render_frames(self._subject, motion, self._view, index, Fraction(self.fps)):
-            for image in to_uint8(self._pipeline.postprocess(part, "np")):
+        for part in self._pipeline.render_frames(self._subject, motion, self._view, frames[0], Fraction(self.fps)):
+            for image, index in zip(to_uint8(self._pipeline.postprocess(part, "np")), indices, strict=False):
                 image = embed_mark(image) if self.settings.provenance else image
                 image = Image.fromarray(image) if self.settings.output_type == "pil" else image
                 with self._changed:
-                    if self._closed or (self._restart and index >= self._first_again()):
-                        return
+                    if self._closed or (self._restart and len(self._queue) >= self.settings.kept_frames):
+                        if self._closed or index >= self._first_again():
+                            return
                     self._queue.append((index, image))
                     self._changed.notify_all()
-                index += 1
 
     def _until_due(self, frame: int) -> float:
         """Seconds until the time of a frame; the first is due at once, and a session far behind sets its clock back."""

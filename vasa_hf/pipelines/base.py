@@ -837,7 +837,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Decode a motion `(frames, channels)` a few frames at a time; on a CPU, in several threads."""
         on_cpu = self._execution_device.type == "cpu"
         workers = min(torch.get_num_threads(), MAX_DECODE_WORKERS) if on_cpu else 1
-        yield from map_ahead(decode, motion.split(self.decode_batch_size or (4 if on_cpu else 16)), workers)
+        size = self.decode_batch_size or (4 if on_cpu else 16)
+        yield from map_ahead(decode, motion.split(min(size, math.ceil(len(motion) / workers))), workers)
 
     def decoder_precision(self, model: torch.nn.Module) -> torch.autocast:
         """Return the autocast mode for a decoder, see `cpu_bfloat16`."""
