@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "hub": {"checks"},
     "publish": {"hub"},
     "media": {"checks", "files", "motion"},
-    "outputs": {"checks", "motion", "media"},
+    "outputs": {"checks", "files", "motion", "media"},
     "processors": {"checks", "geometry", "media"},
     "metrics": {"geometry", "motion"},
     "layers": {"geometry"},

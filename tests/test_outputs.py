@@ -1,3 +1,4 @@
+import base64
 import os
 from fractions import Fraction
 
@@ -50,6 +51,17 @@ def test_batch_needs_an_index(tmp_path):
     output.save(tmp_path / "a.mp4", index=1)
     assert len(list(read_video(tmp_path / "a.mp4"))) == 3
     assert abs(load_audio(tmp_path / "a.mp4")[0]).max() > 0.3
+
+
+def test_a_notebook_shows_the_video_and_a_shell_one_line():
+    frames, voice = np.zeros((5, 32, 32, 3), np.float32), np.zeros(3200, np.float32)
+    out = TalkingFaceOutput(frames, voice, 16_000, motion=torch.zeros(1, 5, 8))
+    assert repr(out) == ("TalkingFaceOutput([5] frames at 25 per second, audio at 16000 Hz, motion (1, 5, 8))")
+    page = out._repr_html_()
+    assert page.startswith("<video controls") and len(base64.b64decode(page.split("base64,")[1].split('"')[0])) > 500
+    assert TalkingFaceOutput([frames, frames])._repr_html_().count("<video") == 2
+    for empty in ([], torch.zeros(5, 8)):
+        assert TalkingFaceOutput(empty, motion=torch.zeros(1, 5, 8))._repr_html_() is None
 
 
 def test_save_motion(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .checks import check_callable, check_number, check_path
+from .files import temporary_folder
 from .media.content_credentials import ContentCredentials
 from .media.ffmpeg import parse_fps
 from .media.video import VideoWriter, check_credentials, check_provenance
@@ -57,6 +59,26 @@ class TalkingFaceOutput(BaseOutput):
         if one and not isinstance(self.frames, (list, tuple)) and self.frames.ndim == 5:
             return list(self.frames)
         return [self.frames] if one else list(self.frames)
+
+    def __repr__(self) -> str:
+        """One line: frames and audio would be thousands."""
+        audio = "none" if self.audio is None else f"at {self.sampling_rate} Hz"
+        motion = "none" if self.motion is None else tuple(self.motion.shape)
+        counts = [len(video) for video in self.videos]
+        return f"{type(self).__name__}({counts} frames at {self.fps} per second, audio {audio}, motion {motion})"
+
+    def _repr_html_(self) -> str | None:
+        """The videos, for a notebook; `None` without frames."""
+        shown = []
+        with temporary_folder() as folder:
+            for index in range(len(self.videos)):
+                try:
+                    self.save(folder / "video.mp4", index)
+                except ValueError:  # frames that are none, or latents
+                    return None
+                data = base64.b64encode((folder / "video.mp4").read_bytes()).decode()
+                shown.append(f'<video controls loop src="data:video/mp4;base64,{data}"></video>')
+        return "".join(shown) or None
 
     def save(
         self,

@@ -48,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): Words after `vasa-hf`; by default those of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    chosen = _build_parser().parse_args(_join_values(arguments))
+    parser = _build_parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    chosen = parser.parse_args(_join_values(arguments))
     # Read when torch is imported. Threads that wait actively take the cores that ffmpeg and other programs need: twice
     # as slow on a laptop with two busy cores, and no gain on idle ones.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
