@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -59,6 +60,10 @@ def unfinished(folder):
     return [name for name in names if "vasa-hf-" in name or "part" in name.rsplit(".", 1)[-1]]
 
 
+def frames_of(path):
+    return np.stack([frame.astype(np.float32) for frame in VideoReader(path)])
+
+
 def assert_same_tensors(one, other, atol=0.0):
     one, other = load_file(one), load_file(other)
     assert one.keys() == other.keys()
@@ -72,13 +77,15 @@ def test_talk(killer, whole, tmp_path):
     words = ["talk", str(whole.image), str(tmp_path / "voice.wav"), "-o", str(out), "--box", "20,20,70,76"]
     words += ["--steps", "1", "--seed", "1", "--model", str(whole.folder / "vasa1")]
     seconds = killer.run("command", words=words)
-    whole_video = out.read_bytes()
+    whole_video = frames_of(out)
+    assert len(whole_video) == 100
     for moment in moments(seconds, 1):
         out.unlink(missing_ok=True)
         killer.run("command", kill_after=moment, words=words)
-        assert not out.exists() or out.read_bytes() == whole_video
+        # It may have ended before; weights at other places in memory give other last digits.
+        assert not out.exists() or np.abs(frames_of(out) - whole_video).mean() < 0.5
     killer.run("command", words=words)
-    assert len(list(VideoReader(out))) == 100
+    assert np.abs(frames_of(out) - whole_video).mean() < 0.5
     assert sorted(os.listdir(tmp_path)) == ["out.mp4", "voice.wav"] and killer.left() == []
 
 
