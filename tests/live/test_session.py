@@ -210,6 +210,35 @@ def test_bad_audio_is_refused_and_the_session_continues(vasa1, call, message):
         assert len(take(session, 3)) == 3 and session.stats.waiting_seconds == 0
 
 
+def test_an_utterance_keeps_its_rate_and_a_closed_session_takes_nothing(vasa1):
+    with live(vasa1) as session:
+        session.push_audio(voice(0.1), RATE)
+        with pytest.raises(ValueError, match="`sampling_rate` must be 16000 until the utterance ends, got 8000"):
+            session.push_audio(voice(0.1), 8000)
+        session.end_of_speech()
+        session.push_audio(voice(0.1), 8000)
+    for call in (session.end_of_speech, lambda: session.push_audio(voice(0.1), RATE)):
+        with pytest.raises(ValueError, match="session is closed"):
+            call()
+
+
+def test_a_storm_of_interrupts_leaves_the_session_whole(vasa1):
+    with live(vasa1) as session:
+        frames = []
+        for seed in range(40):
+            session.push_audio(voice(0.5, seed), RATE)
+            session.end_of_speech()
+            frames += take(session, 1 + seed % 3)
+            session.interrupt()
+        frames += take(session, 20)
+        session.push_audio(voice(0.5, 99), RATE)
+        session.end_of_speech()
+        last = take(session, 60)
+    assert [frame.index for frame in frames + last] == list(range(len(frames) + 60))
+    assert not joined(frames[-10:]).any()
+    np.testing.assert_array_equal(joined([frame for frame in last if frame.is_speaking])[: RATE // 2], voice(0.5, 99))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

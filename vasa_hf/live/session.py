@@ -195,10 +195,12 @@ class LiveSession:
             sampling_rate (`int`): Their rate in Hz; the same within an utterance.
 
         Raises:
-            ValueError: If they cannot be used, or too much speech waits; the session continues without them.
+            ValueError: If they cannot be used, or too much speech waits, and the session continues without them; or if
+                it is closed.
         """
         mono = self._read(samples, sampling_rate)
         with self._changed:
+            self._check_open()
             waiting, most = self._timeline.waiting_seconds, self.settings.max_waiting_seconds
             if waiting + len(mono) / sampling_rate > most:
                 raise ValueError(f"`samples` must leave at most {most:g} s of speech to wait, {waiting:.1f} s do now.")
@@ -208,6 +210,7 @@ class LiveSession:
     def end_of_speech(self) -> None:
         """End the utterance: its last samples are said without waiting for more."""
         with self._changed:
+            self._check_open()
             self._timeline.end()
             self._begin_speech()
 
@@ -288,6 +291,9 @@ class LiveSession:
                     raise self._error
                 if self._closed:
                     raise StopIteration
+                if self.settings.realtime and (start := self._clock_start()) != self._start:
+                    self._counts["stalls"] += self._start is not None
+                    self._start = start
                 wait = self._until_due(self._queue[0][0]) if self.settings.realtime else 0.0
                 if wait <= 0:
                     break
@@ -310,6 +316,10 @@ class LiveSession:
     def _read(self, samples: Any, sampling_rate: Any) -> np.ndarray:
         check_number("sampling_rate", sampling_rate, MIN_RATE, MAX_RATE, whole=True)
         return check_samples("samples", samples)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("The session is closed: begin another one by `pipe.live(...)`.")
 
     def _begin_speech(self) -> None:
         """Place the speech that waits, once it is enough, in place of silence that is not yet shown."""
@@ -502,12 +512,14 @@ class LiveSession:
                     self._changed.notify_all()
 
     def _until_due(self, frame: int) -> float:
-        """Seconds until the time of a frame; the first is due at once, and a session far behind sets its clock back."""
-        now = time.monotonic()
-        if self._start is None or now - self._start - self._shown / self.fps > MAX_LAG_SECONDS:
-            self._counts["stalls"] += self._start is not None
-            self._start = now - self._shown / self.fps
-        return self._start + frame / self.fps - now
+        """Seconds until the time of a frame, by a clock that waits where the next one is far behind it."""
+        start = self._clock_start()
+        return start + frame / self.fps - time.monotonic()
+
+    def _clock_start(self) -> float:
+        """Time of frame 0; the next frame is due at once if it is the first, or far behind."""
+        now = time.monotonic() - self._shown / self.fps
+        return now if self._start is None or now - self._start > MAX_LAG_SECONDS else self._start
 
     def _forget(self) -> None:
         oldest = max((start for start in self._states if start <= self._shown), default=0)

@@ -74,7 +74,7 @@ class Timeline:
         self.fps = fps
         self.encoder, self.output = (AudioTrack(rate, rate // fps) for rate in (encoder_rate, sampling_rate))
         self._tracks = (self.encoder, self.output)
-        self.is_open = False  # an utterance has begun and not ended
+        self.is_open, self._rate = False, 0  # an utterance has begun and not ended; its rate
         self.placed = 0  # frames
         self._speech: set[int] = set()  # frames with speech, of those that are kept
 
@@ -84,8 +84,14 @@ class Timeline:
         return (self.encoder.waiting.stop - self.encoder.waiting.start) / self.encoder.rate
 
     def push(self, samples: np.ndarray, rate: int) -> None:
-        """Add speech `(n,)`; begins an utterance."""
-        self.is_open = True
+        """Add speech `(n,)`; begins an utterance.
+
+        Raises:
+            ValueError: If an utterance changes its rate.
+        """
+        if self.is_open and rate != self._rate:
+            raise ValueError(f"`sampling_rate` must be {self._rate} until the utterance ends, got {rate}.")
+        self.is_open, self._rate = True, rate
         for track in self._tracks:
             track.push(samples, rate)
 
