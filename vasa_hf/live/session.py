@@ -160,6 +160,7 @@ class LiveSession:
         self._generator.check(controls)
         self._generator.windows(short=settings.window)  # raises where there are none
         self._controls = controls
+        self._restart, self._buffering, self._closed = True, True, False
         self._sampling = replace(sampling, is_interrupted=lambda: self._restart or self._closed)
         self._context, self._lookahead = processor.context_frames, processor.lookahead_frames
         self._timeline = Timeline(processor.sampling_rate, settings.sampling_rate, self.fps)
@@ -174,7 +175,6 @@ class LiveSession:
         self._motions: Iterator[Tensor] = iter(())
         self._plan: Any = None
         self._base = 0  # frame of the plan's position 0
-        self._restart, self._buffering, self._closed = True, True, False
         self._cut: int | None = None  # frame from which on the audio is placed again
         self._motion_seconds = 0.02  # a frame's share of the time that motion takes
         self._skip, self._stride, self._blend = 0, 1, False
@@ -502,13 +502,14 @@ class LiveSession:
         motion[:, PITCH] += motion.new_tensor(nods)
         for part in self._pipeline.render_frames(self._subject, motion, self._view, frames[0], Fraction(self.fps)):
             for image, index in zip(to_uint8(self._pipeline.postprocess(part, "np")), indices, strict=False):
-                image = embed_mark(image) if self.settings.provenance else image
-                image = Image.fromarray(image) if self.settings.output_type == "pil" else image
+                marked: Any = embed_mark(image) if self.settings.provenance else image
+                if self.settings.output_type == "pil":
+                    marked = Image.fromarray(marked)
                 with self._changed:
                     if self._closed or (self._restart and len(self._queue) >= self.settings.kept_frames):
                         if self._closed or index >= self._first_again():
                             return
-                    self._queue.append((index, image))
+                    self._queue.append((index, marked))
                     self._changed.notify_all()
 
     def _until_due(self, frame: int) -> float:
