@@ -6,6 +6,7 @@ a memory-mapped array, or, where the disk has no room for that (196 kB per frame
 """
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from vasa_hf.data.landmark_dynamics import PARTS, FaceLabels, LandmarkDynamics, 
 from vasa_hf.data.shards import training_folder
 from vasa_hf.motion import POSE_DIM
 
+OPEN, CLOSED = 0.05, 0.015  # gap of the lips, of the distance of the outer eye corners
 LIDS = slice(PARTS["lips"], PARTS["lips"] + PARTS["lids"])
 
 
@@ -113,9 +115,9 @@ class FacePairs(Dataset):
 
     Sample `i` is a function of `i` and the seed: a dict of `source` and `driving` (uint8, `(3, size, size)`), their
     `*_landmarks` `(162, 2)` and `*_motion` `(34,)`, another frame's `other_motion` `(34,)`, `is_portrait`,
-    `is_rendered`, and `is_opening`: a portrait with an open mouth, and `other_motion` with a closed one. With `others`
-    that frame is of another person, and there are `other` and `other_landmarks` too. Without labels of z_dyn motions
-    are the pose alone, `(6,)`.
+    `is_rendered`, `is_opening` (a portrait with an open mouth, and `other_motion` with a closed one) and `is_closing`
+    (the source has an open mouth, the driving frame a closed one). With `others` that frame is of another person, and
+    there are `other` and `other_landmarks` too. Without labels of z_dyn motions are the pose alone, `(6,)`.
 
     Args:
         data (`str` or `Path`): Folder with clips and labels, and portraits if there are any; or shards.
@@ -130,6 +132,7 @@ class FacePairs(Dataset):
         stream (`bool`): Decode the clips' frames whenever they are drawn, rather than once into `cache`.
         opening_share (`float`): Share of the portraits with `is_opening`: the source is the portrait with its mouth
             closed by a warp, the driving frame is the portrait with its own teeth.
+        closing_share (`float`): Share of the portraits and of the clips with `is_closing`.
         size (`int`): Side of the frames.
         labels_dynamics (`bool`): Whether landmarks give z_dyn. Without it portraits, whose driver is made by moving
             landmarks, cannot be drawn.
@@ -152,6 +155,7 @@ class FacePairs(Dataset):
         rendered_share: float = 0.35,
         stream: bool = False,
         opening_share: float = 0.0,
+        closing_share: float = 0.0,
         size: int = 256,
         labels_dynamics: bool = True,
         others: bool = False,
@@ -185,16 +189,20 @@ class FacePairs(Dataset):
             target = cache_file(cache, data, "portraits", size)
             self.pictures = decode_frames(data, self.portraits, "portraits", target, size)
             self.portrait_motion = motion_of(self.portraits, self.dynamics.encode(self.portraits))
-            self.open_portraits = np.flatnonzero(self.portraits.mouth[:, 0] > 0.05)
+            self.open_portraits = np.flatnonzero(self.portraits.mouth[:, 0] > OPEN)
         self.person = np.repeat(np.unique(people, return_inverse=True)[1], np.diff(self.clips.offsets))  # of frames
         used, lengths = choose_share(len(self.clips.names), data_share), np.diff(self.clips.offsets)
         self.rows = np.flatnonzero(np.repeat(used, lengths))
         if others and len(np.unique(self.person[self.rows])) < 2:
             raise ValueError("`others` needs clips of at least two people; identities.csv names one.")
         self.long, self.short = np.flatnonzero(used & (lengths > 60)), np.flatnonzero(used & (lengths <= 60))
-        self.closed_frames = self.rows[self.clips.mouth[self.rows, 0] < 0.015]
+        gaps = self.clips.mouth[:, 0]
+        self.closed_frames = self.rows[gaps[self.rows] < CLOSED]
         can_open = self.portraits is not None and len(self.open_portraits) and len(self.closed_frames)
         self.opening_share = opening_share if can_open else 0.0
+        self.closing_share, self.can_close = closing_share, can_open
+        spans = [(gaps[a:b] > OPEN).any() and (gaps[a:b] < CLOSED).any() for a, b in pairwise(self.clips.offsets)]
+        self.closing_clips = np.flatnonzero(used & np.array(spans))
         self.rendered_share = rendered_share if rendered else 0.0
         if rendered:
             self.rendered = FaceLabels.load(Path(rendered) / "rendered.npz")
@@ -221,15 +229,24 @@ class FacePairs(Dataset):
         is_rendered = not is_portrait and kind < self.portrait_share + self.rendered_share
         other, person = int(self.rows[rng.integers(len(self.rows))]), -1
         is_opening = is_portrait and rng.random() < self.opening_share
-        if is_opening:
+        can_close = self.can_close if is_portrait else len(self.closing_clips) and not is_rendered
+        is_closing = bool(self.closing_share and can_close and not is_opening and rng.random() < self.closing_share)
+        if is_portrait and (is_opening or is_closing):
             other = int(rng.choice(self.closed_frames))
         if is_portrait:
-            row = int(rng.choice(self.open_portraits) if is_opening else rng.integers(len(self.pictures)))
+            moves_lips = is_opening or is_closing
+            row = int(rng.choice(self.open_portraits) if moves_lips else rng.integers(len(self.pictures)))
             rows, pictures, labels, motion = (row, row), self.pictures, self.portraits, self.portrait_motion
         elif is_rendered:
             face = int(rng.integers(len(self.rendered.names)))
             rows = rng.choice(np.arange(*self.rendered.offsets[face : face + 2]), 2, replace=False)
             pictures, labels, motion = self.rendered_frames, self.rendered, self.rendered_motion
+        elif is_closing:
+            first, last = self.clips.offsets[(clip := int(rng.choice(self.closing_clips))) : clip + 2]
+            gaps = self.clips.mouth[first:last, 0]
+            rows = [first + int(rng.choice(np.flatnonzero(kind))) for kind in (gaps > OPEN, gaps < CLOSED)]
+            person = self.person[rows[0]]
+            pictures, labels, motion = self.frames, self.clips, self.clip_motion
         else:
             pool = self.long if rng.random() < self.long_clip_share or not len(self.short) else self.short
             clip = int(rng.choice(pool if len(pool) else self.short))
@@ -254,7 +271,8 @@ class FacePairs(Dataset):
                 score = face + 10 * apart[:, :3].mean(1)
             driver = int(candidates[int(score.argmax())] if rng.random() < 0.75 else candidates[0])
             rows, pictures, labels, motion = (source, driver), self.frames, self.clips, self.clip_motion
-        kinds = {"is_portrait": is_portrait, "is_rendered": is_rendered, "is_opening": is_opening}
+        kinds = {"is_portrait": is_portrait, "is_rendered": is_rendered}
+        kinds |= {"is_opening": is_opening, "is_closing": is_closing}
         sample = {name: torch.tensor(value) for name, value in kinds.items()}
         while self.others and self.person[other] == person:
             other = int(self.rows[rng.integers(len(self.rows))])

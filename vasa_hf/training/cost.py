@@ -1,12 +1,19 @@
-"""What a training costs: parameters, arithmetic a sample, days on given GPUs.
+"""What a training costs: parameters, arithmetic and memory a sample, days on given GPUs.
 
     python -m vasa_hf.training.cost --config paper_face_autoencoder --gpus 4 --teraflops 155 --use 0.3
+    python -m vasa_hf.training.cost --config small_face_autoencoder --teraflops 65 --use 0.2 --memory 16   # Colab's T4
 
 The arithmetic is counted by torch while the model runs on tensors without memory; a backward pass is taken as two
-forward passes. Sampling and pointwise work are not counted: `--use` must allow for them.
+forward passes. Sampling and pointwise work are not counted: `--use` must allow for them. The memory is that of the
+weights, their gradients, Adam's two moments, averages and a copy in 16 bits (22 bytes a parameter), and of what a
+forward pass in 16 bits keeps for its backward pass. The discriminator and the networks of the losses, buffers of
+convolutions and the CUDA context are not counted: `--memory` leaves a quarter of the GPU to them.
 """
 
 import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,36 +27,68 @@ from vasa_hf.training.options import LoopOptions, configs, parse_options
 from vasa_hf.training.recipes.face_autoencoder import FaceAutoencoderOptions
 from vasa_hf.training.recipes.motion_transformer import MotionTransformerOptions
 
+STATE_BYTES = 22  # of a parameter: weight, gradient, two moments, average, copy in 16 bits
+FREE_SHARE = 0.25  # of a GPU's memory that is left to what is not counted
 
-def face_autoencoder_cost(options: FaceAutoencoderOptions) -> tuple[int, float]:
-    """Parameters, and FLOP of a training sample: the frames' motion, a decoded image, three more for the losses."""
+
+class Cost(NamedTuple):
+    """What a training needs.
+
+    Attributes:
+        parameters (`int`): Of the trained model.
+        flop (`float`): FLOP of a sample, forward and backward.
+        sample_bytes (`float`): Memory that a sample takes until its backward pass.
+    """
+
+    parameters: int
+    flop: float
+    sample_bytes: float
+
+    def batch_that_fits(self, memory: float) -> int:
+        """Largest batch for a GPU with `memory` GB; 0 if not even the model fits."""
+        free = memory * 1e9 * (1 - FREE_SHARE) - self.parameters * STATE_BYTES
+        return max(0, int(free // self.sample_bytes))
+
+
+def face_autoencoder_cost(options: FaceAutoencoderOptions) -> Cost:
+    """Cost of a face autoencoder: the frames' motion, a decoded image, up to three more for the losses."""
     config = face_autoencoder_vasa1.PRESETS[options.preset]
     with FakeTensorMode():
-        model = Vasa1FaceAutoencoder(**config).requires_grad_(False)
-        image = torch.zeros(1, 3, config["image_size"], config["image_size"])
-        motion = torch.zeros(1, model.motion_dim)
-        encode = _flop(lambda: model(image, motion_only=True))
+        model = Vasa1FaceAutoencoder(**config)
+        image = torch.zeros(2, 3, config["image_size"], config["image_size"])
+        motion = torch.zeros(2, model.motion_dim)
+        encode = _count(lambda count: model(image[:count], motion_only=True), model)
         # Where a refined region is added is known from real numbers alone: their networks are counted by themselves.
         refiners, model.refiners = model.refiners, nn.ModuleDict()
-        decode = _flop(lambda: model(image, image, motion, motion))
+        decode = _count(lambda count: model(image[:count], image[:count], motion[:count], motion[:count]), model)
+        code = region_code(torch.zeros(2, model.config.identity_dim), motion, motion)
         for refiner in refiners.values():
-            crop = torch.zeros(refiner.region.count, 3, *refiner.region.size)
-            code = region_code(torch.zeros(1, model.config.identity_dim), motion, motion)
-            decode += _flop(lambda net=refiner, crop=crop, code=code: net(crop, net.encode_source(crop), code))
+            crop = torch.zeros(2, refiner.region.count, 3, *refiner.region.size)
+
+            def refine(count: int, net=refiner, crops=crop) -> object:
+                crops = crops[:count].flatten(0, 1)
+                return net(crops, net.encode_source(crops), code[:count])
+
+            decode = [total + part for total, part in zip(decode, _count(refine, refiner), strict=True)]
         model.refiners = refiners
     others = bool(options.weight_cross_id or options.weight_contrastive)  # another person drives the source
     decodes = 1 + 2 * bool(options.weight_consist) + others
     encodes = 2 + others + 2 * bool(options.weight_contrastive)
-    return _parameters(model), 3 * (encodes * encode + decodes * decode)
+    flop, kept = (
+        encodes * of_encode + decodes * of_decode for of_encode, of_decode in zip(encode, decode, strict=True)
+    )
+    return Cost(_parameters(model), 3 * flop, kept)
 
 
-def motion_transformer_cost(options: MotionTransformerOptions) -> tuple[int, float]:
-    """Parameters, and FLOP of a training sample: one window with its context."""
+def motion_transformer_cost(options: MotionTransformerOptions) -> Cost:
+    """Cost of a motion generator; a sample is one window with its context."""
     with FakeTensorMode():
         preset = motion_transformer_vasa1.PRESETS[options.preset]
-        model = Vasa1MotionTransformer(window=options.window, context=options.context, **preset).requires_grad_(False)
-        zeros = lambda *shape: torch.zeros(1, *shape)  # noqa: E731
-        conditions = {
+        model = Vasa1MotionTransformer(window=options.window, context=options.context, **preset)
+        zeros = lambda *shape: torch.zeros(2, *shape)  # noqa: E731
+        inputs = {
+            "sample": zeros(options.window, model.config.motion_dim),
+            "timestep": torch.zeros(2, dtype=torch.long),
             "audio": zeros(options.window, model.config.audio_dim),
             "previous_motion": zeros(options.context, model.config.motion_dim),
             "previous_audio": zeros(options.context, model.config.audio_dim),
@@ -57,9 +96,8 @@ def motion_transformer_cost(options: MotionTransformerOptions) -> tuple[int, flo
             "head_distance": zeros(1),
             "emotion": zeros(len(EMOTIONS)),
         }
-        motion = zeros(options.window, model.config.motion_dim)
-        forward = _flop(lambda: model(motion, torch.zeros(1, dtype=torch.long), **conditions))
-    return _parameters(model), 3 * forward
+        flop, kept = _count(lambda count: model(**{name: value[:count] for name, value in inputs.items()}), model)
+    return Cost(_parameters(model), 3 * flop, kept)
 
 
 _TRAININGS = {
@@ -68,10 +106,33 @@ _TRAININGS = {
 }
 
 
-def _flop(run) -> float:
+def _count(run: Callable[[int], object], model: nn.Module) -> tuple[float, float]:
+    """FLOP of a forward pass of a sample, and bytes that one more sample keeps for the backward pass."""
     with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
+        run(1)
+    kept = []
+    for batch in (1, 2):  # what both keep, such as weights in 16 bits, is no sample's
+        with kept_storages(model) as storages:
+            run(batch)
+        kept.append(sum(storage.nbytes() for storage in storages.values()))
+    return counter.get_total_flops(), kept[1] - kept[0]
+
+
+@contextlib.contextmanager
+def kept_storages(model: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
+    """Collect the memory that forward passes in 16 bits keep for a backward pass, without the model's weights."""
+    weights = {tensor.untyped_storage()._cdata for tensor in model.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            storages[storage._cdata] = storage  # kept alive, so that no other one gets its number
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16), hooks:
+        yield storages
 
 
 def _parameters(model: nn.Module) -> int:
@@ -98,13 +159,18 @@ def main() -> None:
     parser.add_argument("--config", required=True, choices=sorted(configs()))
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--teraflops", type=float, default=155.0, help="of one GPU in bf16; 155: RTX A6000")
+    parser.add_argument("--memory", type=float, help="GB of one GPU: print the largest batch that fits")
     parser.add_argument("--use", type=float, default=0.3, help="share of that which convolutions reach")
     chosen = parser.parse_args()
     options_class, cost = _TRAININGS[chosen.config.split("_", 1)[1]]
     options = parse_options(options_class, ["--config", chosen.config])
-    parameters, flop = cost(options)
-    print(f"{parameters / 1e6:.1f}M parameters, {flop / 1e9:.3g} GFLOP a sample")
-    duration = days(options, flop, chosen.gpus, chosen.teraflops, chosen.use)
+    needs = cost(options)
+    sizes = f"{needs.parameters / 1e6:.1f}M parameters, {needs.flop / 1e9:.3g} GFLOP"
+    print(f"{sizes} and {needs.sample_bytes / 1e6:.0f} MB a sample")
+    if chosen.memory:
+        batch = needs.batch_that_fits(chosen.memory)
+        print(f"{chosen.memory:g} GB hold a batch of {batch}; the config's has {options.batch_size}")
+    duration = days(options, needs.flop, chosen.gpus, chosen.teraflops, chosen.use)
     print(f"{options.max_steps} steps on {chosen.gpus} GPU(s): {duration:.2f} days")
 
 

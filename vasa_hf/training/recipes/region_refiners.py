@@ -37,6 +37,7 @@ from vasa_hf.training.options import option
 from vasa_hf.training.saving import train_and_save
 from vasa_hf.training.sheets import save_images
 
+SEAM = 6.0  # weight of the line between closed lips
 INNER = 8.0  # weight from which on a pixel lies between the lips or the lids
 EYES = (((33, 133), (159, 145)), ((362, 263), (386, 374)))  # corners from left to right, upper and lower lid
 GAZE_SHIFT = (0.06, 0.03)  # deviation of the moved irises, in eye widths; 0.1 is a quarter of a radian
@@ -56,6 +57,7 @@ class RegionRefinerOptions(FacePairOptions):
     rendered_share: float = 0.15
     portrait_share: float = 0.2
     opening_share: float = option(0.3, "share of the portraits with the mouth closed by a warp as source of their pair")
+    closing_share: float = option(0.3, "share of the rest, and of the clips, with an open mouth that closes")
     label_share: float = option(0.5, "share of the pairs whose motion comes from the labels, not from the encoders")
     gaze_share: float = option(0.6, "share of the recorded frames whose irises are moved by a known amount")
     batch_size: int = 16
@@ -68,7 +70,7 @@ class RegionRefinerOptions(FacePairOptions):
     weight_perceptual: float = option(0.0, "perceptual loss; it costs most of a step, and brought little here")
     perceptual: str = option("vasa-small/face_recognizer", "network of the perceptual loss")
     real_only: bool = option(
-        False, "draw photographed driving frames alone: warped and rendered ones teach irises, not teeth"
+        False, "draw photographed driving frames and closing mouths alone; the others teach irises, not teeth"
     )
     regions: list[str] = option(["mouth", "eyes"], "which refiners learn", REGIONS)
 
@@ -79,14 +81,15 @@ class RegionCrops(Dataset):
     Args:
         tensors (`dict[str, torch.Tensor]`): Of `decode_crops`.
         seed (`int`): Seed of the draws.
-        real_only (`bool`): Draw recorded frames alone.
+        real_only (`bool`): Draw recorded frames, and mouths that close, alone.
     """
 
     def __init__(self, tensors: dict[str, Tensor], seed: int = 0, real_only: bool = False):
         self.tensors, self.seed = tensors, seed
         self.learnt = int(len(tensors["motion"]) * (1 - HELD_BACK))
         rows = torch.arange(self.learnt)
-        self.rows = rows[tensors["is_real"][: self.learnt]] if real_only else rows
+        kept = tensors["is_real"] | tensors["is_closing"]
+        self.rows = rows[kept[: self.learnt]] if real_only else rows
 
     def __len__(self) -> int:
         return 2**40
@@ -103,7 +106,9 @@ class RegionCrops(Dataset):
 
 
 def region_weight(points: Tensor, region: str, size: int) -> Tensor:
-    """Importance of pixels of whole images, `(batch, 1, size, size)`: at least `INNER` between lips or lids.
+    """Importance of pixels of whole images, `(batch, 1, size, size)`.
+
+    At least `INNER` between lips or lids, and `SEAM` where closed lips meet.
 
     Args:
         points (`torch.Tensor` of shape `(batch, 162, 2)`): Landmarks, fractions of the crop.
@@ -113,7 +118,9 @@ def region_weight(points: Tensor, region: str, size: int) -> Tensor:
     if region == "mouth":
         center, width, gap = mouth_box(points)
         weight = 1 + 3 * blob(size, center, width * 0.5)
-        return weight + INNER * ellipse(size, center, width * 0.45, gap * 0.5) * (gap > 0.008)[:, None, None, None]
+        is_open = (gap > 0.008)[:, None, None, None]
+        inner, seam = (ellipse(size, center, width * 0.45, half) for half in (gap * 0.5, 0.08 * width))
+        return torch.where(is_open, weight + INNER * inner, weight.clamp_min(SEAM * seam))
     weight = 1.0
     for corners, lids in EYES:
         ends, rims = points[:, rows(*corners)], points[:, rows(*lids)]
@@ -176,8 +183,8 @@ def decode_crops(
 
     Returns:
         `dict[str, torch.Tensor]`: `identity`, `source_motion`, `motion`, `is_real` (photographed driving frames, not
-        warped or rendered ones), and for each region `<region>_decoded`, `_source` and `_true` uint8
-        `(pairs, crops, 3, h, w)` and `_weight` uint8 `(pairs, crops, 1, h, w)`.
+        warped or rendered ones), `is_closing` (of a mouth that closes), and for each region `<region>_decoded`,
+        `_source` and `_true` uint8 `(pairs, crops, 3, h, w)` and `_weight` uint8 `(pairs, crops, 1, h, w)`.
     """
     size, parts = model.config.image_size, []
     for first in range(0, options.num_crops, batch_size):
@@ -211,6 +218,7 @@ def decode_crops(
             "source_motion": motions[0],
             "motion": motions[1],
             "is_real": is_real,
+            "is_closing": batch["is_closing"],
         }
         for name in options.regions:
             region = REGIONS[name]
@@ -388,6 +396,7 @@ def prepare_crops(options: RegionRefinerOptions, pipeline: Path) -> dict[str, Te
                 rendered=options.rendered if number == 0 else None,
                 rendered_share=options.rendered_share * len(options.data),
                 opening_share=options.opening_share,
+                closing_share=options.closing_share,
             )
             for number, folder in enumerate(options.data)
         ]
