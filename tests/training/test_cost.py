@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -8,8 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vasa_hf.models.face_autoencoder_vasa1 import TINY_CONFIG, Vasa1FaceAutoencoder
-from vasa_hf.training.cost import Cost, days, face_autoencoder_cost, motion_transformer_cost
-from vasa_hf.training.options import LoopOptions, parse_options
+from vasa_hf.training.cost import Cost, days, face_autoencoder_cost, main, motion_transformer_cost
+from vasa_hf.training.options import LoopOptions, configs, parse_options
 from vasa_hf.training.recipes.face_autoencoder import FaceAutoencoderOptions
 from vasa_hf.training.recipes.motion_transformer import MotionTransformerOptions
 
@@ -59,6 +60,14 @@ def test_batch_that_fits():
     """16 GB: 12 are counted on, 2.2 hold the model, and a sample takes 2."""
     assert Cost(100_000_000, 1.0, 2e9).batch_that_fits(16.0) == 4
     assert Cost(100_000_000, 1.0, 2e9).batch_that_fits(2.0) == 0
+
+
+@pytest.mark.parametrize("config", [name for name in configs() if name.startswith("small")])
+def test_every_recipe_with_a_config_has_a_cost(config, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cost", "--config", config, "--memory", "16"])
+    main()
+    batch, given = map(int, re.search(r"a batch of (\d+); the config's has (\d+)", capsys.readouterr().out).groups())
+    assert batch > given  # all of them fit a T4
 
 
 def test_paper_sizes():

@@ -20,12 +20,25 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vasa_hf.models import face_autoencoder_vasa1, motion_transformer_vasa1
+from vasa_hf.models import (
+    autoencoder_gaia,
+    face_autoencoder_vasa1,
+    motion_denoiser_gaia,
+    motion_transformer_moda,
+    motion_transformer_vasa1,
+)
+from vasa_hf.models.autoencoder_gaia import GaiaAutoencoder
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder, region_code
+from vasa_hf.models.motion_denoiser_gaia import GaiaMotionDenoiser
+from vasa_hf.models.motion_transformer_moda import ModaMotionTransformer
 from vasa_hf.models.motion_transformer_vasa1 import EMOTIONS, Vasa1MotionTransformer
 from vasa_hf.training.options import LoopOptions, configs, parse_options
 from vasa_hf.training.recipes.face_autoencoder import FaceAutoencoderOptions
+from vasa_hf.training.recipes.gaia_autoencoder import GaiaAutoencoderOptions
+from vasa_hf.training.recipes.gaia_motion_denoiser import DenoiserOptions, GaiaDenoiserOptions
+from vasa_hf.training.recipes.gaia_text_denoiser import GaiaTextOptions
 from vasa_hf.training.recipes.motion_transformer import MotionTransformerOptions
+from vasa_hf.training.recipes.motion_transformer_moda import ModaMotionOptions
 
 STATE_BYTES = 22  # of a parameter: weight, gradient, two moments, average, copy in 16 bits
 FREE_SHARE = 0.25  # of a GPU's memory that is left to what is not counted
@@ -81,28 +94,74 @@ def face_autoencoder_cost(options: FaceAutoencoderOptions) -> Cost:
 
 
 def motion_transformer_cost(options: MotionTransformerOptions) -> Cost:
-    """Cost of a motion generator; a sample is one window with its context."""
+    """Cost of VASA-1's motion generator; a sample is one window with its context."""
     with FakeTensorMode():
         preset = motion_transformer_vasa1.PRESETS[options.preset]
         model = Vasa1MotionTransformer(window=options.window, context=options.context, **preset)
-        zeros = lambda *shape: torch.zeros(2, *shape)  # noqa: E731
-        inputs = {
-            "sample": zeros(options.window, model.config.motion_dim),
-            "timestep": torch.zeros(2, dtype=torch.long),
-            "audio": zeros(options.window, model.config.audio_dim),
-            "previous_motion": zeros(options.context, model.config.motion_dim),
-            "previous_audio": zeros(options.context, model.config.audio_dim),
-            "gaze": zeros(2),
-            "head_distance": zeros(1),
-            "emotion": zeros(len(EMOTIONS)),
+        shapes = {
+            "sample": (options.window, model.config.motion_dim),
+            "audio": (options.window, model.config.audio_dim),
+            "previous_motion": (options.context, model.config.motion_dim),
+            "previous_audio": (options.context, model.config.audio_dim),
+            "gaze": (2,),
+            "head_distance": (1,),
+            "emotion": (len(EMOTIONS),),
         }
-        flop, kept = _count(lambda count: model(**{name: value[:count] for name, value in inputs.items()}), model)
+        return _denoiser_cost(model, shapes)
+
+
+def moda_cost(options: ModaMotionOptions) -> Cost:
+    """Cost of MoDA's motion generator; a sample is one window."""
+    with FakeTensorMode():
+        preset = motion_transformer_moda.PRESETS[options.preset]
+        model = ModaMotionTransformer(window=options.window, fusion=options.fusion, **preset)
+        config = model.config
+        shapes = {
+            "sample": (options.window, config.motion_dim),
+            "audio": (options.window, config.audio_layers, config.audio_dim),
+            "keypoints": (config.keypoint_dim,),
+            "previous_motion": (config.motion_dim,),
+        }
+        return _denoiser_cost(model, shapes)
+
+
+def gaia_denoiser_cost(options: DenoiserOptions) -> Cost:
+    """Cost of GAIA's motion denoiser; a sample is one window, the longest there is."""
+    with FakeTensorMode():
+        model = GaiaMotionDenoiser(**motion_denoiser_gaia.PRESETS[options.preset])
+        config, window = model.config, getattr(options, "longest", options.window)
+        shapes = {
+            "sample": (window, config.motion_dim),
+            "audio": (window, config.audio_dim),
+            "reference": (config.motion_dim,),
+            "pose": (window, motion_denoiser_gaia.POSE_DIM),
+        }
+        return _denoiser_cost(model, shapes)
+
+
+def gaia_autoencoder_cost(options: GaiaAutoencoderOptions) -> Cost:
+    """Cost of GAIA's autoencoder; a sample is a pair of frames."""
+    with FakeTensorMode():
+        model = GaiaAutoencoder(**autoencoder_gaia.PRESETS[options.preset])
+        image = torch.zeros(2, 3, model.config.image_size, model.config.image_size)
+        flop, kept = _count(lambda count: model(*[image[:count]] * 3), model)
+    return Cost(_parameters(model), 3 * flop, kept)
+
+
+def _denoiser_cost(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> Cost:
+    inputs = {name: torch.zeros(2, *shape) for name, shape in shapes.items()}
+    inputs["timestep"] = torch.zeros(2, dtype=torch.long)
+    flop, kept = _count(lambda count: model(**{name: value[:count] for name, value in inputs.items()}), model)
     return Cost(_parameters(model), 3 * flop, kept)
 
 
 _TRAININGS = {
     "face_autoencoder": (FaceAutoencoderOptions, face_autoencoder_cost),
     "motion_transformer": (MotionTransformerOptions, motion_transformer_cost),
+    "motion_transformer_moda": (ModaMotionOptions, moda_cost),
+    "gaia_autoencoder": (GaiaAutoencoderOptions, gaia_autoencoder_cost),
+    "gaia_motion_denoiser": (GaiaDenoiserOptions, gaia_denoiser_cost),
+    "gaia_text_denoiser": (GaiaTextOptions, gaia_denoiser_cost),
 }
 
 
@@ -171,7 +230,8 @@ def main() -> None:
         batch = needs.batch_that_fits(chosen.memory)
         print(f"{chosen.memory:g} GB hold a batch of {batch}; the config's has {options.batch_size}")
     duration = days(options, needs.flop, chosen.gpus, chosen.teraflops, chosen.use)
-    print(f"{options.max_steps} steps on {chosen.gpus} GPU(s): {duration:.2f} days")
+    time = f"{duration:.1f} days" if duration >= 1 else f"{24 * duration:.2g} hours"
+    print(f"{options.max_steps} steps on {chosen.gpus} GPU(s): {time}")
 
 
 if __name__ == "__main__":
