@@ -20,7 +20,8 @@ from vasa_hf import VasaTalkingFacePipeline, load_motion
 from vasa_hf.bench import talking as bench
 from vasa_hf.cli import main
 from vasa_hf.hub import EMBEDDED, embedded_path
-from vasa_hf.media import VideoReader, embed_mark, load_audio, read_provenance, read_video, save_wav
+from vasa_hf.media import VideoReader, VideoWriter, embed_mark, load_audio, read_provenance, read_video, save_wav
+from vasa_hf.models.forgery_detector import ForgeryDetector
 
 ROOT = Path(__file__).resolve().parents[1]
 PORTRAIT = ROOT / "vasa_hf" / "assets" / "portrait.jpg"
@@ -355,6 +356,33 @@ def test_inspect_tells_marked_from_unmarked(files, tmp_path, capsys):
         assert facts["marked"] is facts["found"] is is_marked and facts["manifest"] is None
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:300])
     assert main(["inspect", str(tmp_path / "a.jpg")]) == 2 and "`video` must be a whole" in capsys.readouterr().err
+
+
+@has_analyzer
+def test_inspect_asks_the_forgery_detector(files, tmp_path, capsys):
+    """With random weights: the face is found and judged, and the verdict is the detector's own."""
+    torch.manual_seed(0)
+    model = ForgeryDetector(image_size=32, widths=(8, 16)).eval()
+    model.save_pretrained(tmp_path / "detector")
+    face, grey = Image.open(PORTRAIT).convert("RGB").resize((128, 128)), Image.new("RGB", (128, 128), "gray")
+    for name, picture, count in (("face.mp4", face, 20), ("grey.mp4", grey, 20), ("short.mp4", face, 5)):
+        with VideoWriter(tmp_path / name, 25, picture.size) as writer:
+            for _ in range(count):
+                writer.write(np.asarray(picture))
+    inspect = ["inspect", "--detector", str(tmp_path / "detector")]
+    assert main([*inspect, str(tmp_path / "face.mp4"), "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)["detector"]
+    assert verdict["windows"] == 2 and 0 < verdict["probability"] < 1
+    with torch.no_grad():
+        model.bias += 100
+    model.save_pretrained(tmp_path / "detector")
+    assert main([*inspect, str(tmp_path / "face.mp4")]) == 0
+    assert "detector  100% synthetic, of 2 windows; an estimate, not a proof" in capsys.readouterr().out
+    for name, said in (("grey.mp4", "no face"), ("short.mp4", "no face"), ("a.png", "it judges videos")):
+        face.save(tmp_path / "a.png")
+        assert main([*inspect, str(tmp_path / name)]) == 0 and said in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "face.mp4"), "--detector", "none", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["detector"] is None
 
 
 def portrait_array():

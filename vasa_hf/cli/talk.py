@@ -46,6 +46,7 @@ _SYSTEMS = {
     "moda": _System("ModaTalkingHeadPipeline", "moda-small", shared.read_keypoint_controls, True),
     "gaia": _System("GaiaAvatarPipeline", "gaia-small", read_gaia_controls, False),
 }
+_MODEL, _DETECTOR = "vasa-small", "vasa-small/forgery_detector"  # of `inspect`
 _REGIONS = ("all", "expression", "pose", "lips", "eyes")
 
 
@@ -110,12 +111,16 @@ def add_commands(command: Any) -> None:
     inspect = command(
         "inspect",
         _inspect,
-        "check whether the metadata, the watermark or a C2PA manifest say that vasa_hf made a video or image",
+        "check whether the metadata, the watermark or a C2PA manifest say that vasa_hf made a video or image, and "
+        "whether the face of a video looks synthetic",
         "examples:\n  vasa-hf inspect out.mp4\n  vasa-hf inspect frame.jpg --json\n"
         "\nexit status: 0 whatever is found (`found` in the JSON), 2 if the file cannot be read\n",
     )
     inspect.set_defaults(arguments={"path": "video"})
     inspect.add_argument("video", help="a video or image file")
+    inspect.add_argument(
+        "--detector", default=_DETECTOR, help="folder of a trained forgery detector, or none (%(default)s)"
+    )
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -268,19 +273,41 @@ def _crop(options: argparse.Namespace) -> int:
     return 0
 
 
+def _judge(video: str, detector: str) -> Any:
+    """Verdict of the forgery detector, or `None` where there is no face."""
+    from vasa_hf import FaceAnalyzer, FaceImageProcessor
+    from vasa_hf.forgery import judge_video
+    from vasa_hf.models.forgery_detector import ForgeryDetector
+
+    shared.quiet_libraries()
+    folder = resolve(_MODEL)
+    with naming("detector"):
+        model = ForgeryDetector.from_pretrained(resolve(detector)).float().eval()
+    analyzer = FaceAnalyzer.from_pretrained(folder, subfolder="face_analyzer").float()
+    processor = FaceImageProcessor.from_pretrained(folder, subfolder="image_processor")
+    return judge_video(video, model, analyzer, processor)
+
+
 def _inspect(options: argparse.Namespace) -> int:
     from vasa_hf.media import MARK_THRESHOLD, find_provenance
 
     with naming("video"):
         seen = find_provenance(options.video)
+    verdict = None if seen.is_image or options.detector == "none" else _judge(options.video, options.detector)
     if options.json:
         facts = {"manifest": seen.note, "mark_score": round(seen.mark_score, 2), "marked": seen.is_marked}
-        print(json.dumps({**facts, "c2pa": seen.c2pa, "c2pa_checked": seen.c2pa_checked, "found": seen.found}))
+        facts |= {"c2pa": seen.c2pa, "c2pa_checked": seen.c2pa_checked, "found": seen.found}
+        detected = verdict and {"probability": round(verdict.probability, 3), "windows": verdict.windows}
+        print(json.dumps({**facts, "detector": detected}))
         return 0
     print(f"manifest  {'none' if seen.note is None else json.dumps(seen.note)}")
     found = "found" if seen.is_marked else "not found"
     print(f"mark      {found} (score {seen.mark_score:.1f}, threshold {MARK_THRESHOLD:.1f})")
     missing = "none" if seen.c2pa_checked else "not looked for: pip install 'vasa-hf[c2pa]'"
     print(f"c2pa      {missing if seen.c2pa is None else json.dumps(seen.c2pa)}")
+    if verdict is not None:
+        print(f"detector  {verdict.probability:.0%} synthetic, of {verdict.windows} windows; an estimate, not a proof")
+    elif options.detector != "none":
+        print(f"detector  no verdict: {'it judges videos' if seen.is_image else 'no face for 8 frames'}")
     print("made by vasa_hf" if seen.found else "nothing of vasa_hf was found, which proves nothing")
     return 0

@@ -28,12 +28,14 @@ class Provenance:
         mark_score (`float`): Of the invisible mark, see `detect_mark`.
         c2pa (`dict`, *optional*): Its C2PA manifest, by whomever, see `read_content_credentials`.
         c2pa_checked (`bool`): Whether it was looked for: not without the extra `[c2pa]`.
+        is_image (`bool`): Whether it is a still image.
     """
 
     note: dict[str, Any] | None
     mark_score: float
     c2pa: dict[str, Any] | None
     c2pa_checked: bool
+    is_image: bool = False
 
     @property
     def is_marked(self) -> bool:
@@ -58,7 +60,8 @@ def find_provenance(path: str | os.PathLike) -> Provenance:
     note = read_provenance(path) if image is None else None
     score = detect_mark(read_video(path) if image is None else image)
     checked = importlib.util.find_spec("c2pa") is not None
-    return Provenance(note, score, read_content_credentials(path) if checked else None, checked)
+    signed = read_content_credentials(path) if checked else None
+    return Provenance(note, score, signed, checked, image is not None)
 
 
 def _read_image(path: str | os.PathLike) -> np.ndarray | None:

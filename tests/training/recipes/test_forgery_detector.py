@@ -74,6 +74,17 @@ def test_people_and_systems_are_held_out(folders, tmp_path):
         read_windows(options(folders, tmp_path, fake=[]), 3, 32)
 
 
+def test_folders_that_are_only_judged(folders, tmp_path):
+    made = options(
+        folders, tmp_path, fake=[str(folders / "one")], judge_fake=[str(folders / "two")], held_out_systems=[]
+    )
+    windows = read_windows(made, 3, 32)
+    apart = hold_out(windows, made)
+    held, trained = windows.take(apart), windows.take(~apart)
+    assert "two" not in trained.system and held.system.count("two") == windows.system.count("two")
+    assert len({person for person, system in zip(held.person, held.system, strict=True) if system != "two"}) == 2
+
+
 def test_it_learns_and_its_verdicts_are_written(folders, tmp_path):
     recipe.run(options(folders, tmp_path))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

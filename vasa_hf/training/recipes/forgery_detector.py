@@ -1,13 +1,15 @@
 r"""Train the forgery detector (VASA-1 appendix A).
 
-    vasa-hf train forgery_detector --real data/train --fake out/vasa1 out/moda out/gaia out/vasa3d \
-        --held-out-systems gaia --output detector
+    python -m vasa_hf.evaluation.forgery_clips --data data/train --output learn --gaia GAIA
+    python -m vasa_hf.evaluation.forgery_clips --data data/eval --output judge --gaia GAIA --avatars theo
+    vasa-hf train forgery_detector --real learn/real --fake learn/vasa1 learn/moda learn/gaia learn/vasa3d \
+        --judge-real judge/real --judge-fake judge/vasa1 judge/moda judge/gaia judge/vasa3d --output detector
 
-`--real` takes folders with `clips/*.mp4` and perhaps `identities.csv`, `--fake` folders of videos of face crops, as
-`vasa-hf batch` writes: the name of a folder is its system, and `PERSON_anything.mp4` names the person. A tenth of the
-people, and whole systems, are held out. Each window is resampled, recompressed and blurred at random, real or not, so
-that these tell nothing. `OUTPUT/roc.json` has AUC, accuracy and the curve on people and systems that were held out, as
-they are and recompressed.
+`--real` takes folders with `clips/*.mp4` and perhaps `identities.csv`, `--fake` folders of videos of face crops: the
+name of a folder is its system, and `PERSON_anything.mp4` names the person. What `--judge-real` and `--judge-fake` name,
+a tenth of the people (`--held-out-people`) and whole systems (`--held-out-systems`) are only judged. Each window is
+resampled, recompressed and blurred at random, real or not, so that these tell nothing. `OUTPUT/roc.json` has AUC,
+accuracy and the curve on what was held out, as it is and recompressed.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ class ForgeryOptions(LoopOptions):
 
     real: list[str] = option([], "folders with clips/*.mp4 of recorded people")
     fake: list[str] = option([], "folders of synthetic videos of face crops; a folder is a system")
+    judge_real: list[str] = option([], "such folders that are only judged")
+    judge_fake: list[str] = option([], "such folders that are only judged")
     held_out_systems: list[str] = option([], "systems that are only judged")
     held_out_people: float = option(0.1, "share of the people that are only judged")
     model: str = option("{}", "config of the model as JSON")
@@ -86,10 +90,10 @@ def read_windows(options: ForgeryOptions, frames: int, size: int) -> Windows:
         ValueError: If there are no real or no synthetic videos.
     """
     found: list[tuple[Path, str, str]] = []
-    for folder in map(Path, options.real):
+    for folder in map(Path, [*options.real, *options.judge_real]):
         people = _identities(folder)
         found += [(path, "real", people.get(path.stem, path.stem)) for path in sorted(folder.glob("clips/*.mp4"))]
-    for folder in map(Path, options.fake):
+    for folder in map(Path, [*options.fake, *options.judge_fake]):
         found += [(path, folder.name, path.stem.split("_")[0]) for path in sorted(folder.glob("*.mp4"))]
     parts, rows = [], []
     for path, system, person in found:
@@ -122,17 +126,29 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def hold_out(windows: Windows, options: ForgeryOptions) -> np.ndarray:
-    """Which windows are only judged, bool `(n,)`: of some people in all systems, and all of some systems."""
-    people = sorted(set(windows.person))
+    """Which windows are only judged, bool `(n,)`: of some folders, of some people, and all of some systems.
+
+    Raises:
+        ValueError: If a held-out system has no folder.
+    """
+    of_judged = judged_only(windows, options)
+    people = sorted({person for person, only in zip(windows.person, of_judged, strict=True) if not only})
     rng = np.random.default_rng(options.seed)
-    chosen = set(rng.permutation(people)[: max(1, round(options.held_out_people * len(people)))].tolist())
+    least = 0 if any(of_judged) else 1
+    chosen = set(rng.permutation(people)[: max(least, round(options.held_out_people * len(people)))].tolist())
     if unknown := set(options.held_out_systems) - set(windows.system):
         raise ValueError(f"`held_out_systems` must be names of `fake` folders, got {sorted(unknown)}.")
     apart = [
-        person in chosen or system in options.held_out_systems
-        for person, system in zip(windows.person, windows.system, strict=True)
+        only or person in chosen or system in options.held_out_systems
+        for only, person, system in zip(of_judged, windows.person, windows.system, strict=True)
     ]
     return np.array(apart)
+
+
+def judged_only(windows: Windows, options: ForgeryOptions) -> list[bool]:
+    """Whether each window is of `judge_real` or `judge_fake`."""
+    folders = [Path(folder).resolve() for folder in (*options.judge_real, *options.judge_fake)]
+    return [any(folder in Path(video).resolve().parents for folder in folders) for video in windows.video]
 
 
 def recompress(frames: np.ndarray, rng: np.random.Generator, quality: int | None = None) -> np.ndarray:
@@ -269,11 +285,12 @@ def run(options: ForgeryOptions) -> TrainingState:
     windows = read_windows(options, model.config.frames, model.config.image_size)
     apart = hold_out(windows, options)
     dataset, held = ForgerySamples(windows.take(~apart), options.seed), windows.take(apart)
+    people = windows.take(apart & ~np.array(judged_only(windows, options)))  # calibrated on these, judged on others
     player = Player(NAME, (NAME,), detector_loss, options.learning_rate, weight_decay=options.weight_decay)
 
     def components() -> dict[str, nn.Module]:
         model.cpu().eval()
-        calibrate(model, held)
+        calibrate(model, people if people.video else held)
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "roc.json").write_text(json.dumps(evaluate(model, held), indent=1))
