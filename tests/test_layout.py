@@ -46,6 +46,8 @@ MAY_IMPORT = {
     "batch_ray": {"batch"},
     "viewer": {"geometry", "gaussians", "motion", "pipelines"},
     "demo": {"checks", "files", "hub", "media", "motion", "outputs"},
+    "serve": {"checks", "files", "live", "media"},
+    "forgery": {"geometry", "media", "models", "processors"},
     "app": {"cli"},
     "__main__": {"cli"},
     "cli": {
@@ -62,6 +64,8 @@ MAY_IMPORT = {
         "convert",
         "data",
         "demo",
+        "serve",
+        "forgery",
         "training",
     },
 }
@@ -80,6 +84,7 @@ KEPT_APART = {
     "gsplat": ("gaussians/cuda.py",),
     "cv2": ("processors/matte.py",),
     "gradio": ("demo/",),
+    "fastapi": ("serve/",),
     "moviepy": ("media/",),
     "imageio_ffmpeg": ("media/",),
     "imageio": ("media/",),

@@ -6,7 +6,7 @@ import time
 import pytest
 from PIL import Image
 
-from vasa_hf.demo.speech import can_speak
+from vasa_hf.media.speech import can_speak
 from vasa_hf.media import read_provenance, read_video
 
 from ..testing_utils.axe import find_violations

@@ -2,9 +2,9 @@
 
 Results go to stdout, progress and messages to stderr. Exit status: 0 done, 2 bad input (one line says what), 130
 stopped by Ctrl-C, 1 any other error. The commands are in the modules next to this one: `talk.py` (videos of a
-portrait), `batch.py` (many of them), `avatars.py` (3D), `app.py` (the web page), `measure.py` (bench, eval),
-`study.py` (users' judgement), `prepare.py` (data), `train.py` and `assemble.py` (trainings), `convert.py` (public
-checkpoints), `push.py` (the Hub).
+portrait), `batch.py` (many of them), `avatars.py` (3D), `app.py` (the web page), `serve.py` (live sessions),
+`measure.py` (bench, eval), `study.py` (users' judgement), `prepare.py` (data), `train.py` and `assemble.py`
+(trainings), `convert.py` (public checkpoints), `push.py` (the Hub).
 """
 
 from __future__ import annotations
@@ -19,7 +19,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import vasa_hf
-from vasa_hf.cli import app, assemble, avatars, batch, convert, measure, options, prepare, push, study, talk, train
+from vasa_hf.cli import (
+    app,
+    assemble,
+    avatars,
+    batch,
+    convert,
+    measure,
+    options,
+    prepare,
+    push,
+    serve,
+    study,
+    talk,
+    train,
+)
 
 _CONSENT = "Animate only adults who agreed to it, or people who do not exist; never children."
 
@@ -145,7 +159,7 @@ def _build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Any, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
-        animates = name in ("talk", "batch", "animate", "render", "fit", "talk3d", "app")
+        animates = name in ("talk", "batch", "animate", "render", "fit", "talk3d", "app", "serve")
         about = f"{text}. {_CONSENT}" if animates else text
         added = commands.add_parser(
             name, help=text, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,6 +168,6 @@ def _build_parser() -> argparse.ArgumentParser:
         options.record_given(added)
         return added
 
-    for module in (talk, batch, avatars, app, measure, study, prepare, train, assemble, convert, push):
+    for module in (talk, batch, avatars, app, serve, measure, study, prepare, train, assemble, convert, push):
         module.add_commands(command)
     return parser

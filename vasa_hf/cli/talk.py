@@ -275,9 +275,8 @@ def _crop(options: argparse.Namespace) -> int:
 
 def _judge(video: str, detector: str) -> Any:
     """Verdict of the forgery detector, or `None` where there is no face."""
-    from vasa_hf import FaceAnalyzer, FaceImageProcessor
+    from vasa_hf import FaceAnalyzer, FaceImageProcessor, ForgeryDetector
     from vasa_hf.forgery import judge_video
-    from vasa_hf.models.forgery_detector import ForgeryDetector
 
     shared.quiet_libraries()
     folder = resolve(_MODEL)

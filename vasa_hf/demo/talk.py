@@ -19,11 +19,11 @@ from vasa_hf.demo.handler import RequestHandler, explain_error, require, run_sho
 from vasa_hf.demo.jobs import Job, Pace, Update, run_in_thread
 from vasa_hf.demo.models import Models
 from vasa_hf.demo.settings import TalkSettings, build_controls
-from vasa_hf.demo.speech import INSTALL, VOICES, can_speak, speak
 from vasa_hf.demo.video import PREPARING, make_video, write_video
 from vasa_hf.demo.widgets import FIELDS, LAST, PRIVATE, VideoJob, add_api, session_name
 from vasa_hf.media.audio import load_audio
 from vasa_hf.media.ffmpeg import check_seconds, parse_fps
+from vasa_hf.media.speech import INSTALL, VOICES, can_speak, speak
 from vasa_hf.media.video import VideoReader
 from vasa_hf.motion import resample_motion
 from vasa_hf.outputs import to_uint8

@@ -4,13 +4,14 @@
 
 `clips/real` has the recordings, `clips/vasa1`, `moda`, `gaia` and `vasa3d` what the systems make of one frame of a
 recording: talking with the voice of any recording, and driven by the motion of one. All files are written in the same
-way, at the same size and quality and without marks, so that nothing but the pictures tells them apart. The name of the
+way, at the same size and quality and without marks, so that nothing but the images tells them apart. The name of the
 person is the first part of a file's name; those of avatars are the avatars'. What is there is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from vasa_hf import (
     Vasa3DAvatarPipeline,
     VasaTalkingFacePipeline,
 )
-from vasa_hf.data.face_pairs import people_of_clips
 from vasa_hf.files import write_csv
 from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
 from vasa_hf.media.audio import load_audio
@@ -45,9 +45,12 @@ def choose_clips(data: Path, each: int, seed: int = 0) -> dict[str, list[Path]]:
     paths = sorted(data.glob("clips/*.mp4"))
     if not paths:
         raise ValueError(f"`data` must have clips/*.mp4, got {str(data)!r}.")
-    people: dict[str, list[Path]] = {}
-    for path, person in zip(paths, people_of_clips(data, [path.stem for path in paths]), strict=True):
-        people.setdefault(person.replace("_", "-").replace(" ", "-"), []).append(path)
+    known, people = {}, {}
+    if (data / "identities.csv").exists():
+        with open(data / "identities.csv", newline="") as file:
+            known = {clip: person for clip, person, *_ in csv.reader(file)}
+    for path in paths:
+        people.setdefault(known.get(path.stem, path.stem).replace("_", "-"), []).append(path)
     rng = np.random.default_rng(seed)
     return {person: [own[i] for i in rng.permutation(len(own))[:each]] for person, own in people.items()}
 
@@ -69,7 +72,7 @@ def make_clips(
         pipe (`TalkingHeadPipeline`): The system.
         folder (`Path`): Of its clips.
         people (`dict[str, list[Path]]`): As `choose_clips` gives them.
-        voices (`Sequence[Path]`): Recordings whose sound and motion drive the people.
+        voices (`Sequence[Path]`): Recordings whose audio and motion drive the people.
         seed (`int`, *optional*, defaults to 0): Seed of every choice.
     """
     box = [SIZE * share for share in WHOLE_PICTURE_BOX]
@@ -117,7 +120,7 @@ def resize(frame: np.ndarray) -> np.ndarray:
 
 
 def trim(audio: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
-    """The first `FRAMES` frames' time of a sound `(channels, samples)`."""
+    """The first `FRAMES` frames' time of audio `(channels, samples)`."""
     return audio[:, : FRAMES * rate // FPS], rate
 
 
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for data in map(Path, options.data):
         people |= choose_clips(data, options.each, options.seed)
         real |= choose_clips(data, options.each_real or options.each, options.seed)
-    voices = [path for own in people.values() for path in own]
+    voices = [path for own in people.values() for path in own if VideoReader(path).has_audio]
     write_real(output / "real", real)
     systems = {"vasa1": VasaTalkingFacePipeline, "moda": ModaTalkingHeadPipeline, "gaia": GaiaAvatarPipeline}
     for name, pipeline in systems.items():

@@ -1,0 +1,230 @@
+"""Sessions over a real WebSocket: speech in, frames with their audio out; limits, and clients that behave badly."""
+
+import contextlib
+import json
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from tests.serve.conftest import serving
+from vasa_hf.media.speech import can_speak
+from vasa_hf.serve.client import talk
+from vasa_hf.serve.protocol import MAX_TEXT_BYTES, unpack_frame
+
+RATE = 16_000
+
+
+def noise(seconds, seed=0):
+    return np.random.default_rng(seed).uniform(-0.3, 0.3, round(seconds * RATE)).astype(np.float32)
+
+
+def pcm(samples):
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+@contextlib.contextmanager
+def session(address, begin=True, **changes):
+    """A connection whose session has begun."""
+    with connect(f"ws://{address}/v1/live", max_size=None, compression=None) as socket:
+        socket.send(json.dumps({"type": "start", "consent": True, "rate": RATE, **changes}))
+        if begin:
+            assert read(socket, "ready")["fps"] == 25
+        yield socket
+
+
+def read(socket, kind, seconds=20.0):
+    """The next text message of this type; a frame for `frame`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        message = socket.recv(timeout=end - time.monotonic())
+        if not isinstance(message, str):
+            if kind == "frame":
+                return unpack_frame(message)
+        elif json.loads(message)["type"] == kind:
+            return json.loads(message)
+    raise AssertionError(f"no {kind} came")
+
+
+def end_of(socket):
+    """Code and message with which the server ends a connection."""
+    said = ""
+    try:
+        for message in socket:
+            if isinstance(message, str) and json.loads(message)["type"] == "error":
+                said = json.loads(message)["message"]
+    except ConnectionClosed:
+        pass
+    return socket.close_code, said
+
+
+def get(address, path):
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_speech_comes_back_with_frames(server):
+    address, counters = server
+    samples = noise(1.0)
+    frames = list(talk(f"ws://{address}/v1/live", samples, RATE))
+    indices = [frame.index for frame in frames]
+    assert indices == sorted(set(indices)) and all(frame.is_speaking for frame in frames)
+    sound = np.concatenate([frame.audio for frame in frames]) / 32768
+    assert abs(len(sound) / 24_000 - 1.0) < 0.13  # whole frames
+    assert 0.5 < np.sqrt((sound**2).mean()) / np.sqrt((samples**2).mean()) < 1.2
+    assert counters.totals["frames"] >= len(frames) and counters.totals["audio_seconds"] >= 1
+    assert 0 < counters.first_frame_seconds < 10
+
+
+def test_it_idles_obeys_and_is_interrupted(server):
+    with session(server[0], controls={"gaze": [0.1, 0.0]}) as socket:
+        assert not any(read(socket, "frame").is_speaking for _ in range(5))
+        socket.send(json.dumps({"type": "set", "controls": {"emotion": "happy", "head_distance": 1.1}}))
+        socket.send(json.dumps({"type": "listen"}))
+        socket.send(pcm(noise(0.5)))  # not said
+        socket.send(json.dumps({"type": "speak"}))
+        for _ in range(4):
+            socket.send(pcm(noise(5.0)))
+        socket.send(json.dumps({"type": "end_of_speech"}))
+        while not read(socket, "frame").is_speaking:
+            pass
+        socket.send(json.dumps({"type": "stats"}))
+        assert 10 < read(socket, "stats")["waiting_seconds"] < 20
+        socket.send(json.dumps({"type": "interrupt"}))
+        frames = [read(socket, "frame") for _ in range(20)]
+        assert not any(frame.is_speaking for frame in frames[-5:])
+        assert not any(frame.audio.any() for frame in frames[-5:])
+        socket.send(json.dumps({"type": "close"}))
+        assert end_of(socket) == (1000, "")
+
+
+@pytest.mark.skipif(not can_speak(), reason="espeak-ng is not installed")
+def test_typed_text_is_spoken(server):
+    with session(server[0]) as socket:
+        socket.send(json.dumps({"type": "say", "text": "Hello there."}))
+        while not (frame := read(socket, "frame")).is_speaking:
+            pass
+        sound = [frame.audio] + [read(socket, "frame").audio for _ in range(10)]
+        assert np.concatenate(sound).std() > 300
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        ("garbage", "message"),
+        ('{"type": "dance"}', "`type`"),
+        ('{"type": "set", "controls": {"wings": 1}}', "`wings`"),
+        ('{"type": "set", "controls": {"gaze": "up"}}', "`gaze`"),
+        ('{"type": "set", "controls": {"emotion": {"a": []}}}', "emotion"),
+        ('{"type": "start", "consent": true}', "begun already"),
+        ('{"type": "say", "text": 5}', "must be text"),
+        (b"odd", "16-bit"),
+        (pcm(noise(125)), "`samples`"),
+    ],
+)
+def test_a_message_that_cannot_be_used_is_answered_and_the_session_continues(server, sent, said):
+    with session(server[0]) as socket:
+        socket.send(sent)
+        error = read(socket, "error")
+        assert said in error["message"] and error["fatal"] is False
+        assert read(socket, "frame").index >= 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"consent": False}, "never children"),
+        ({"rate": 1}, "rate"),
+        ({"image": "AAAA"}, "image"),
+        ({"controls": {"gaze": [9, 9]}}, "gaze"),
+        ({"controls": {"provenance": False}}, "`provenance` must be one of the controls"),
+        ({"type": "interrupt"}, "field"),
+    ],
+)
+def test_a_start_that_cannot_be_used_ends_the_connection(server, changes, said):
+    with session(server[0], begin=False, **changes) as socket:
+        code, message = end_of(socket)
+    assert code == 1008 and said in message
+
+
+def test_no_message_is_larger_than_allowed(server):
+    with session(server[0]) as socket:
+        with contextlib.suppress(ConnectionClosed):  # it ends while the rest is sent
+            socket.send("x" * (MAX_TEXT_BYTES + 1))
+        assert end_of(socket)[0] == 1009
+    with session(server[0]) as socket:  # others are untouched
+        read(socket, "frame")
+
+
+def test_interrupt_storms_and_bursts(server):
+    with session(server[0]) as socket:
+        for _ in range(30):
+            socket.send(pcm(noise(10.0)[: 2 * RATE]))
+            socket.send('{"type": "interrupt"}')
+        socket.send('{"type": "stats"}')
+        assert read(socket, "stats")["waiting_seconds"] == 0
+        first = read(socket, "frame").index
+        assert read(socket, "frame").index > first
+
+
+def test_limits(pipe):
+    settings = {"max_sessions": 1, "token": "secret", "origins": ["https://example.org"], "start_seconds": 0.3}
+    with serving(pipe, **settings, max_minutes=0.03, idle_seconds=1.0, send_seconds=0.5) as (address, counters):
+        url = f"ws://{address}/v1/live"
+        with session(address, token="secret") as socket:
+            with connect(url) as second:
+                assert end_of(second) == (1013, "All 1 sessions are taken: try again later.")
+            assert json.loads(get(address, "/healthz")) == {"status": "ok", "sessions": 1, "max_sessions": 1}
+            code, said = end_of(socket)
+            assert code == 1008 and "Nothing came for 1 s" in said
+        with session(address, token="secret") as socket:
+            for _ in range(8):  # it is never idle
+                time.sleep(0.3)
+                with contextlib.suppress(ConnectionClosed):
+                    socket.send('{"type": "interrupt"}')
+            assert "may last 0.03 minutes" in end_of(socket)[1]
+        with session(address, begin=False, token="wrong") as socket:
+            assert end_of(socket) == (1008, "`token` is not the server's.")
+        with connect(url) as socket:
+            assert "within 0.3 s" in end_of(socket)[1]
+        for origin, is_allowed in ((f"http://{address}", True), ("https://example.org", True), ("https://x.y", False)):
+            if is_allowed:
+                connect(url, origin=origin).close()
+            else:
+                with pytest.raises(InvalidStatus), connect(url, origin=origin):
+                    pass
+        assert "vasa_hf_refused_total 1\n" in get(address, "/metrics")
+        wait_for_none(counters)
+
+
+def wait_for_none(counters):
+    end = time.monotonic() + 10
+    while counters.sessions and time.monotonic() < end:
+        time.sleep(0.05)
+    assert counters.sessions == 0
+
+
+def test_who_leaves_or_stops_reading_leaves_nothing(pipe):
+    with serving(pipe, send_seconds=1.0, options={"window": 4, "num_inference_steps": 2}) as (address, counters):
+        with connect(f"ws://{address}/v1/live", max_queue=1) as socket:
+            socket.send(json.dumps({"type": "start", "consent": True, "image": None}))
+            read(socket, "error")  # the tiny model finds no face in the example: a message, and the end
+        wait_for_none(counters)
+    with serving(pipe) as (address, counters):
+        with session(address) as socket:
+            read(socket, "frame")
+            socket.socket.close()  # without a word
+        wait_for_none(counters)
+
+
+def test_pages(server):
+    address = server[0]
+    assert "<canvas" in get(address, "/")
+    info = json.loads(get(address, "/v1/info"))
+    assert info["fps"] == 25 and {"gaze", "emotion", "head_distance"} <= set(info["controls"]) and not info["token"]
+    paths = json.loads(get(address, "/openapi.json"))["paths"]
+    assert {"/healthz", "/metrics", "/v1/info"} <= set(paths)
+    assert "# TYPE vasa_hf_sessions gauge" in get(address, "/metrics")
