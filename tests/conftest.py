@@ -19,6 +19,7 @@ TESTS = Path(__file__).resolve().parent
 # Folders whose tests take long belong to a tier; elsewhere single tests are marked `e2e`.
 TIERS = {"fuzz": "e2e", "training": "training"}
 BROWSER_OPTIONS = ["--no-sandbox", "--mute-audio", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+BROWSER_OPTIONS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a microphone that beeps
 MAX_WORKERS = 4  # each holds 1 to 2 GB
 
 

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "data": FOUNDATION | TOOLS | NETWORKS,
     "training": FOUNDATION | TOOLS | NETWORKS | {"data"},
     "convert": FOUNDATION | TOOLS | NETWORKS,
-    "bench": {"files", "gaussians", "media"},
+    "bench": {"files", "gaussians", "media", "serve"},
     "evaluation": FOUNDATION | TOOLS | NETWORKS | {"pipelines", "bench"},
     "live": {"checks", "media", "motion", "outputs", "processors"},
     "batch": set(),

@@ -5,12 +5,12 @@ import torch
 
 from tests.models.test_renderer_liveportrait import TINY, WIDE, fast_inputs
 from vasa_hf import LivePortraitRenderer
-from vasa_hf.bench import avatars, live, marks, runs, talking
+from vasa_hf.bench import avatars, live, marks, runs, serve, talking
 from vasa_hf.bench import renderer as bench_renderer
 from vasa_hf.cli import main
 
 
-@pytest.mark.parametrize("module", [avatars, live, marks, bench_renderer, talking])
+@pytest.mark.parametrize("module", [avatars, live, marks, bench_renderer, serve, talking])
 def test_each_bench_measures_and_formats(module):
     """`vasa-hf bench` calls both, the second after minutes."""
     assert callable(module.measure) and callable(module.format_results)

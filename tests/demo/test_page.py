@@ -6,8 +6,8 @@ import time
 import pytest
 from PIL import Image
 
-from vasa_hf.media.speech import can_speak
 from vasa_hf.media import read_provenance, read_video
+from vasa_hf.media.speech import can_speak
 
 from ..testing_utils.axe import find_violations
 from .conftest import ROOT, WAIT_MS

@@ -40,18 +40,22 @@ def add_commands(command: Any) -> None:
         "  vasa-hf bench 3d --threads 1,2\n"
         "  vasa-hf bench 3d --device cuda\n"
         "  vasa-hf bench live --seconds 120\n"
+        "  vasa-hf bench serve --sessions 2\n"
         "  vasa-hf bench renderer --threads 1\n"
         "  vasa-hf bench marks --data data --limit 24 --unmarked 1200\n",
     )
-    help_text = "VASA-1, MoDA, GAIA, avatars, a live session, LivePortrait's renderer, or the watermark (%(default)s)"
-    choices = ("2d", *_SYSTEMS, "3d", "live", "renderer", "marks")
+    help_text = (
+        "VASA-1, MoDA, GAIA, avatars, a live session, a server, LivePortrait's renderer, the watermark (%(default)s)"
+    )
+    choices = ("2d", *_SYSTEMS, "3d", "live", "serve", "renderer", "marks")
     bench.add_argument("what", nargs="?", choices=choices, default="2d", help=help_text)
     bench.add_argument(
-        "--seconds", type=float, help="2d, moda, gaia: length of the voice (10); live: of the session (60)"
+        "--seconds", type=float, help="2d, moda, gaia: length of the voice (10); live, serve: of a session (60)"
     )
+    bench.add_argument("--sessions", type=int, help="serve: sessions at the same time (2)")
     bench.add_argument("--threads", metavar="N,M", help="numbers of CPU threads to compare, each in a fresh process")
     bench.add_argument("--steps", type=int, help="2d, moda, gaia, 3d, live: denoising steps (10)")
-    bench.add_argument("--size", type=int, help="2d, 3d, live: side of the image in pixels (3d: 256, on CUDA 512)")
+    bench.add_argument("--size", type=int, help="2d, 3d, live, serve: side in pixels (3d: 256, on CUDA 512)")
     bench.add_argument("--avatar", metavar="NAME", help="3d: name or folder (the first of the embedded ones)")
     bench.add_argument("--gaussians", type=int, help="3d: number of Gaussians (20000, on CUDA 200000)")
     bench.add_argument("--fit", metavar="PRESET", help="3d: also fit the package's portrait, such as fast; minutes")
@@ -166,7 +170,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vasa_hf.bench import avatars, live, marks, renderer, runs, talking
+    from vasa_hf.bench import avatars, live, marks, renderer, runs, serve, talking
 
     threads = None if options.threads is None else shared.parse_numbers("threads", options.threads)
     for count in threads or ():
@@ -174,6 +178,7 @@ def _bench(options: argparse.Namespace) -> int:
     shared_options = {"num_inference_steps": options.steps, "output_size": options.size}
     only: dict[str, dict[str, Any]] = {"2d": {"seconds": options.seconds, **shared_options}}
     only |= dict.fromkeys((*_SYSTEMS, "live"), only["2d"])
+    only["serve"] = {"seconds": options.seconds, "sessions": options.sessions, "output_size": options.size}
     only["3d"] = {"avatar": options.avatar, "gaussians": options.gaussians, "fit": options.fit, **shared_options}
     only["renderer"] = {"batch": options.batch, "repeats": options.repeats}
     only["marks"] = {"data": options.data, "limit": options.limit, "unmarked": options.unmarked}
@@ -194,7 +199,7 @@ def _bench(options: argparse.Namespace) -> int:
         settings["pipeline"] = read_index(resolve(options.model)).get("_class_name", "VasaTalkingFacePipeline")
     if options.what == "3d":
         settings["num_gaussians"] = settings.pop("gaussians")
-    modules = {"3d": avatars, "live": live, "renderer": renderer, "marks": marks}
+    modules = {"3d": avatars, "live": live, "serve": serve, "renderer": renderer, "marks": marks}
     module: Any = modules.get(options.what, talking)
     results = runs.compare(
         [None] if threads is None else [int(count) for count in threads],

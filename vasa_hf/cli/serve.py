@@ -36,7 +36,8 @@ def add_commands(command: Any) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     check_number("port", options.port, 1, 65_535, whole=True)
-    shared.check_files(portrait=options.portrait)
+    if options.portrait is not None:
+        shared.check_files(portrait=options.portrait)
     try:
         import uvicorn
 

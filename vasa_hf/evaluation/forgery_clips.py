@@ -45,7 +45,8 @@ def choose_clips(data: Path, each: int, seed: int = 0) -> dict[str, list[Path]]:
     paths = sorted(data.glob("clips/*.mp4"))
     if not paths:
         raise ValueError(f"`data` must have clips/*.mp4, got {str(data)!r}.")
-    known, people = {}, {}
+    known: dict[str, str] = {}
+    people: dict[str, list[Path]] = {}
     if (data / "identities.csv").exists():
         with open(data / "identities.csv", newline="") as file:
             known = {clip: person for clip, person, *_ in csv.reader(file)}
@@ -55,7 +56,7 @@ def choose_clips(data: Path, each: int, seed: int = 0) -> dict[str, list[Path]]:
     return {person: [own[i] for i in rng.permutation(len(own))[:each]] for person, own in people.items()}
 
 
-def write_clip(path: Path, frames: Sequence[np.ndarray]) -> None:
+def write_clip(path: Path, frames: Sequence[np.ndarray] | np.ndarray) -> None:
     """Write square frames `(size, size, 3)` uint8 as all clips here are written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, FPS, (SIZE, SIZE), provenance=False) as writer:
@@ -78,7 +79,7 @@ def make_clips(
     box = [SIZE * share for share in WHOLE_PICTURE_BOX]
     for number, (person, recording) in enumerate((person, path) for person, own in people.items() for path in own):
         rng = np.random.default_rng([seed, number])
-        driver, kind = voices[rng.integers(len(voices))], ("talks", "driven")[number % 2]
+        driver, kind = voices[int(rng.integers(len(voices)))], ("talks", "driven")[number % 2]
         path = folder / f"{person}_{recording.stem}_{kind}.mp4"
         if path.exists():
             continue
@@ -102,7 +103,7 @@ def make_avatar_clips(
     for number in range(count):
         rng = np.random.default_rng([seed, number])
         path = folder / f"{avatar}_{number:03d}_talks.mp4"
-        voice, grey = voices[rng.integers(len(voices))], (float(rng.uniform(0.1, 1.0)),) * 3
+        voice, grey = voices[int(rng.integers(len(voices)))], (float(rng.uniform(0.1, 1.0)),) * 3
         if path.exists():
             continue
         generator = torch.Generator().manual_seed(number)
@@ -157,7 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    output, people, real = Path(options.output), {}, {}
+    output = Path(options.output)
+    people: dict[str, list[Path]] = {}
+    real: dict[str, list[Path]] = {}
     for data in map(Path, options.data):
         people |= choose_clips(data, options.each, options.seed)
         real |= choose_clips(data, options.each_real or options.each, options.seed)
