@@ -58,6 +58,13 @@ def open_pairs(
         )
 
 
+# Outer and inner points of the upper lip, then of the lower, from left to right, without the corners.
+LIPS = (
+    ((185, 40, 39, 37, 0, 267, 269, 270, 409), (191, 80, 81, 82, 13, 312, 311, 310, 415)),
+    ((146, 91, 181, 84, 17, 314, 405, 321, 375), (95, 88, 178, 87, 14, 317, 402, 318, 324)),
+)
+
+
 def augment(
     batch: dict[str, Tensor], dynamics: LandmarkDynamics | UnlabelledDynamics, size: int, framing: float = 1.0
 ) -> dict[str, Tensor]:
@@ -120,7 +127,12 @@ def augment(
         target[:, gaze:] += aside.repeat(1, 2)
         landmarks = out["source_landmarks"][alone]
         moved = dynamics.move(landmarks, source, target)
+        closing = batch["is_closing"][alone]
+        moved[closing] = close_lips(moved[closing])
         out["driving"][alone] = warp_by_landmarks(out["source"][alone], landmarks, moved)
+        if closing.any():
+            closed = warp_closed(out["source"][alone][closing], landmarks[closing], moved[closing])
+            out["driving"][alone[closing]] = closed
         out["driving_landmarks"][alone], out["driving_motion"][alone] = moved, target
         # A mouth that the warp has closed opens onto the portrait's own teeth when the two change places.
         opening = batch["is_opening"].nonzero()[:, 0]
@@ -138,6 +150,46 @@ def augment(
     out["seen"] = 1 - void
     out["weight"] = weight * out["seen"]
     return out
+
+
+def close_lips(points: Tensor) -> Tensor:
+    """Move the lips of landmarks `(batch, 162, 2)` together, half of the gap each; corners stay."""
+    upper, lower = (points[:, rows(*ring[1])] for ring in LIPS)
+    half = (lower - upper) / 2
+    points = points.clone()
+    for outer, inner in LIPS:
+        for ring in (outer, inner):
+            points[:, rows(*ring)] += half
+        half = -half
+    return points
+
+
+def warp_closed(image: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Warp faces whose lips meet in `target`: what was between them, teeth too, is gone.
+
+    One spline would keep it as a line. The upper lip and all above it come from a spline that knows nothing of the
+    lower lip, the rest from one that knows nothing of the upper lip.
+
+    Args:
+        image (`torch.Tensor` of shape `(batch, 3, size, size)`): Faces.
+        source (`torch.Tensor` of shape `(batch, 162, 2)`): Their landmarks, fractions of the crop.
+        target (`torch.Tensor` of shape `(batch, 162, 2)`): Where they come, from `close_lips`.
+    """
+    every, size = torch.arange(source.shape[1], device=image.device), image.shape[-1]
+    parts = []
+    for outer, inner in reversed(LIPS):  # without the lower lip, then without the upper
+        left_out = torch.tensor(rows(*outer, *inner), device=image.device)
+        kept = every[~torch.isin(every, left_out)]
+        parts.append(warp_by_landmarks(image, source[:, kept], target[:, kept]))
+    seam = target[:, rows(78, *LIPS[0][1], 308)]
+    axis = (torch.arange(size, device=image.device) + 0.5) / size
+    right = torch.searchsorted(seam[..., 0].contiguous(), axis.expand(len(seam), -1).contiguous())
+    right = right.clamp(1, seam.shape[1] - 1)
+    (x0, y0), (x1, y1) = (torch.gather(seam, 1, i[..., None].expand(-1, -1, 2)).unbind(-1) for i in (right - 1, right))
+    share = ((axis - x0) / (x1 - x0).clamp_min(1e-4)).clamp(0, 1)
+    below = (axis[:, None] - (y0 + share * (y1 - y0))[:, None]) * size  # [B, size, size], pixels
+    upper = (0.5 - below).clamp(0, 1)[:, None]
+    return upper * parts[0] + (1 - upper) * parts[1]
 
 
 def mouth_box(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
