@@ -47,7 +47,7 @@ _SYSTEMS = {
     "moda": _System("ModaTalkingHeadPipeline", "moda-small", shared.read_keypoint_controls, True),
     "gaia": _System("GaiaAvatarPipeline", "gaia-small", read_gaia_controls, False),
 }
-_MODEL, _DETECTOR = "vasa-small", "vasa-small/forgery_detector"  # of `inspect`
+_MODEL = "vasa-small"  # whose analyzer finds faces for `inspect`
 _REGIONS = ("all", "expression", "pose", "lips", "eyes")
 
 
@@ -116,16 +116,13 @@ def add_commands(command: Any) -> None:
     inspect = command(
         "inspect",
         _inspect,
-        "check whether the metadata, the watermark or a C2PA manifest say that vasa_hf made a video or image, and "
-        "whether the face of a video looks synthetic",
+        "check whether the metadata, the watermark or a C2PA manifest say that vasa_hf made a video or image",
         "examples:\n  vasa-hf inspect out.mp4\n  vasa-hf inspect frame.jpg --json\n"
         "\nexit status: 0 whatever is found (`found` in the JSON), 2 if the file cannot be read\n",
     )
     inspect.set_defaults(arguments={"path": "video"})
     inspect.add_argument("video", help="a video or image file")
-    inspect.add_argument(
-        "--detector", default=_DETECTOR, help="folder of a trained forgery detector, or none (%(default)s)"
-    )
+    inspect.add_argument("--detector", help="folder of a trained forgery detector, to judge the face of a video")
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -297,7 +294,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     with naming("video"):
         seen = find_provenance(options.video)
-    verdict = None if seen.is_image or options.detector == "none" else _judge(options.video, options.detector)
+    verdict = None if seen.is_image or options.detector is None else _judge(options.video, options.detector)
     if options.json:
         facts = {"manifest": seen.note, "mark_score": round(seen.mark_score, 2), "marked": seen.is_marked}
         facts |= {"c2pa": seen.c2pa, "c2pa_checked": seen.c2pa_checked, "found": seen.found}
@@ -311,7 +308,7 @@ def _inspect(options: argparse.Namespace) -> int:
     print(f"c2pa      {missing if seen.c2pa is None else json.dumps(seen.c2pa)}")
     if verdict is not None:
         print(f"detector  {verdict.probability:.0%} synthetic, of {verdict.windows} windows; an estimate, not a proof")
-    elif options.detector != "none":
+    elif options.detector is not None:
         print(f"detector  no verdict: {'it judges videos' if seen.is_image else 'no face for 8 frames'}")
     print("made by vasa_hf" if seen.found else "nothing of vasa_hf was found, which proves nothing")
     return 0
