@@ -38,7 +38,7 @@ class FragmentWriter:
     def __init__(self, fps: Fraction | float | str, size: tuple[int, int], sampling_rate: int):
         self.fps, self.size, self.rate = parse_fps(fps), (int(size[0]), int(size[1])), int(sampling_rate)
         self._made = bytearray()
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
 
     def __enter__(self) -> FragmentWriter:
         """Start ffmpeg."""
@@ -70,12 +70,13 @@ class FragmentWriter:
         samples = (np.clip(audio, -1, 1) * 32767).round().astype("<i2")
         try:
             # ffmpeg takes no frames that are ahead of their audio, and no audio that is far ahead of its frames.
-            for part in np.array_split(samples, times):
-                data = part.tobytes()
-                while data:
-                    data = data[os.write(self._audio, data) :]
-                self._process.stdin.write(np.ascontiguousarray(frame).data)
-                self._process.stdin.flush()
+            with self._writing:
+                for part in np.array_split(samples, times):
+                    data = part.tobytes()
+                    while data:
+                        data = data[os.write(self._audio, data) :]
+                    self._process.stdin.write(np.ascontiguousarray(frame).data)
+                    self._process.stdin.flush()
         except OSError as error:
             self._process.wait()
             raise FfmpegError(f"ffmpeg stopped: {self._stderr()}") from error
@@ -101,19 +102,24 @@ class FragmentWriter:
             if kind is None:
                 self.close()
         finally:
-            self._process.kill()
-            self._end_inputs()
-            self._process.wait()
-            self._reader.join()
-            self._process.stdout.close()
-            self._messages.close()
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop ffmpeg at once; a `write` in another thread raises."""
+        self._process.kill()
+        self._end_inputs()
+        self._process.wait()
+        self._reader.join()
+        self._process.stdout.close()
+        self._messages.close()
 
     def _end_inputs(self) -> None:
-        if self._audio >= 0:
-            os.close(self._audio)
-            self._audio = -1
-        with suppress(OSError):
-            self._process.stdin.close()
+        with self._writing:
+            if self._audio >= 0:
+                os.close(self._audio)
+                self._audio = -1
+            with suppress(OSError):
+                self._process.stdin.close()
 
     def _command(self, audio: int) -> list[str]:
         width, height = self.size
