@@ -72,7 +72,8 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"live sessions: http://{options.host}:{options.port}", flush=True)
         if not settings.token and options.host not in ("127.0.0.1", "localhost", "::1"):
             print("vasa-hf: whoever reaches this address can begin sessions: set --token", file=sys.stderr)
-        # Larger messages end their connection before they are read.
-        config = uvicorn.Config(create_app(pipe, settings), log_level="warning", ws_max_size=MAX_TEXT_BYTES)
+        # Larger messages end their connection before they are read; JPEGs and MP4 cannot be compressed again.
+        limits = {"ws_max_size": MAX_TEXT_BYTES, "ws_per_message_deflate": False}
+        config = uvicorn.Config(create_app(pipe, settings), log_level="warning", **limits)
         uvicorn.Server(config).run(sockets=[listener])
     return 0
