@@ -19,6 +19,7 @@ from tests.testing_utils.pipelines import make_image
 from vasa_hf.media import load_audio, read_provenance, read_video
 from vasa_hf.media.speech import can_speak
 from vasa_hf.serve.client import talk
+from vasa_hf.serve.connection import MESSAGES_PER_SECOND
 from vasa_hf.serve.protocol import FRAGMENT, HEADER, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, unpack_frame
 
 RATE = 16_000
@@ -252,6 +253,19 @@ def test_interrupt_storms_and_bursts(server):
         assert read(socket, "stats")["waiting_seconds"] == 0
         first = read(socket, "frame").index
         assert read(socket, "frame").index > first
+
+
+def test_a_flood_of_messages_slows_down_who_sends_it(server, monkeypatch):
+    monkeypatch.setattr("vasa_hf.serve.connection.BURST", 20)
+    with session(server[0]) as other, session(server[0]) as socket:
+        begun = time.monotonic()
+        for _ in range(200):
+            socket.send('{"type": "interrupt"}')
+        socket.send('{"type": "stats"}')
+        indices = [read(other, "frame").index for _ in range(5)]
+        read(socket, "stats")
+        assert time.monotonic() - begun > 180 / MESSAGES_PER_SECOND
+        assert indices == sorted(set(indices))
 
 
 def test_limits(pipe):

@@ -25,6 +25,7 @@ from vasa_hf.serve.uploads import Uploads
 
 NOTE = "Synthetic video: made by vasa_hf. Its frames are marked invisibly."
 TOLD_SECONDS = 1.0  # at least, between two messages of left-out frames
+MESSAGES_PER_SECOND, BURST = 200, 400  # of a client; more wait in its connection, so that other sessions go on
 
 
 class Connection:
@@ -120,7 +121,10 @@ class Connection:
 
     async def _receive(self, session: LiveSession, start: protocol.Start) -> None:
         """Hand on what comes; what cannot be used is answered, and the session continues."""
+        paid_until = time.monotonic()
         while True:
+            paid_until = max(paid_until + 1 / MESSAGES_PER_SECOND, time.monotonic())
+            await asyncio.sleep(max(paid_until - time.monotonic() - BURST / MESSAGES_PER_SECOND, 0))
             try:
                 event = await asyncio.wait_for(self.socket.receive(), self.settings.idle_seconds)
             except asyncio.TimeoutError:
