@@ -338,6 +338,26 @@ def test_info_tells_versions_weights_and_devices(capsys):
     assert "vasa-small" in said and "ffmpeg" in said
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("vasa-hf insp", "inspect"), ("vasa-hf talk --emo", "--emotion"), ("vasa-hf talk --system ", "moda")],
+)
+def test_a_shell_completes_commands_options_and_choices(tmp_path, line, expected):
+    pytest.importorskip("argcomplete")
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+        "_ARGCOMPLETE_IFS": " ",
+    }
+    asked["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "out")
+    done = subprocess.run(
+        [sys.executable, "-m", "vasa_hf.cli"], cwd=ROOT, env={**os.environ, **asked}, capture_output=True
+    )
+    assert done.returncode == 0 and expected in (tmp_path / "out").read_text().split()
+
+
 def test_inspect_tells_marked_from_unmarked(files, tmp_path, capsys):
     for name, extra in (("marked.mp4", ()), ("plain.mp4", ("--no-provenance",))):
         assert talk(files, tmp_path / name, *extra) == 0

@@ -76,7 +76,7 @@ def test_save_motion(tmp_path):
 
 def test_unfit_outputs(tmp_path):
     for frames, name, message in [
-        (ARRAY, "a.avi", "`path` must end in .mp4 or .safetensors"),
+        (ARRAY, "a.avi", "`path` must end in .mp4 or .webm or .gif or .safetensors"),
         (ARRAY[:0], "a.mp4", "`frames` must hold at least one frame"),
         ([], "a.mp4", "`index` must say which of 0 videos"),
         (ARRAY * np.nan, "a.mp4", "`frames` must be finite"),

@@ -17,6 +17,8 @@ _MARK = "vasa-hf-"
 _PROBE = bytes(1 << 16)
 _swept: set[tuple[str, bool]] = set()  # once is enough: this process removes its own
 
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif")  # of videos that can be written
+
 
 def check_writable(name: str, path: str | os.PathLike) -> None:
     """Raise `ValueError` if a file cannot be written: no folder, no permission, no space, or too long a name.

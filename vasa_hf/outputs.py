@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .checks import check_callable, check_number, check_path
-from .files import temporary_folder
+from .files import VIDEO_SUFFIXES, temporary_folder
 from .media.content_credentials import ContentCredentials
 from .media.ffmpeg import parse_fps
 from .media.video import VideoWriter, check_credentials, check_provenance
@@ -88,11 +88,11 @@ class TalkingFaceOutput(BaseOutput):
         crf: int = 18,
         credentials: ContentCredentials | None = None,
     ) -> None:
-        """Write a video (`.mp4`) or the motion (`.safetensors`).
+        """Write a video (`.mp4`, `.webm`, or `.gif` without audio) or the motion (`.safetensors`).
 
         Args:
             path (`str` or `os.PathLike`): The file to write; appears whole or not at all.
-            index (`int`, *optional*): Which video of a batch; needed for `.mp4` if there are several.
+            index (`int`, *optional*): Which video of a batch; needed for a video if there are several.
             provenance (`bool` or `dict`, defaults to `True`):
                 Mark the frames invisibly and tag the file as synthetic; a dict adds entries to the manifest.
             crf (`int`, defaults to 18): Quality of H.264, 0 (lossless) to 51.
@@ -109,10 +109,11 @@ class TalkingFaceOutput(BaseOutput):
                 raise ValueError(f"`path` ends in .safetensors, but this output holds no `motion`: {str(path)!r}.")
             motion = self.motion if index is None else self.motion[_check_index(index, len(self.motion))][None]
             save_motion(path, motion, self.motion_spec, self.motion_fps)
-        elif suffix == ".mp4":
+        elif suffix in VIDEO_SUFFIXES:
             self._save_video(path, index, VideoSettings(provenance, crf, credentials))
         else:
-            raise ValueError(f"`path` must end in .mp4 or .safetensors, got {str(path)!r}.")
+            known = " or ".join((*VIDEO_SUFFIXES, ".safetensors"))
+            raise ValueError(f"`path` must end in {known}, got {str(path)!r}.")
 
     def _save_video(self, path: str | os.PathLike, index: int | None, settings: VideoSettings) -> None:
         videos = self.videos

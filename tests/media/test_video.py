@@ -283,3 +283,29 @@ def test_parse_fps():
         parse_fps(29.97) == NTSC and parse_fps("23.98") == Fraction(24000, 1001) and parse_fps(12.5) == Fraction(25, 2)
     )
     assert parse_fps("30000/1001") == NTSC and parse_fps(25.0) == 25
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".gif"])
+def test_other_containers(tmp_path, suffix):
+    """Every frame is there, marked; WebM has the audio and the note, a GIF neither."""
+    from vasa_hf.media import detect_mark, read_provenance
+    from vasa_hf.media.watermark import MARK_THRESHOLD
+
+    y, x = np.mgrid[:256, :256]
+    path = tmp_path / f"out{suffix}"
+    audio = np.sin(np.arange(16_000) * 0.1).astype(np.float32)
+    with VideoWriter(path, 25, (256, 256), (audio, 16_000)) as writer:
+        for index in range(25):
+            grey = 120 + 60 * np.sin(x / 40 + index / 5) * np.cos(y / 50)
+            writer.write(np.repeat(grey[..., None], 3, 2).astype(np.uint8))
+    reader = VideoReader(path)
+    frames = np.stack(list(reader))
+    assert frames.shape == (25, 256, 256, 3) and reader.fps == 25
+    assert detect_mark(frames) > MARK_THRESHOLD
+    assert reader.has_audio is (suffix == ".webm")
+    if suffix == ".webm":
+        assert read_provenance(path)["synthetic"] is True
+        samples, rate = load_audio(path)
+        assert abs(samples.shape[1] / rate - 1) < 0.03 and 0.5 < samples.std() / audio.std() < 1.1
+    expected = 120 + 60 * np.sin(x / 40) * np.cos(y / 50)
+    assert np.abs(frames[0].mean(2) - expected).mean() < 6

@@ -255,17 +255,23 @@ def test_interrupt_storms_and_bursts(server):
         assert read(socket, "frame").index > first
 
 
-def test_a_flood_of_messages_slows_down_who_sends_it(server, monkeypatch):
+def test_a_flood_of_messages_is_slowed_down_or_ends_its_session(server, monkeypatch):
     monkeypatch.setattr("vasa_hf.serve.connection.BURST", 20)
     with session(server[0]) as other, session(server[0]) as socket:
         begun = time.monotonic()
         for _ in range(200):
-            socket.send('{"type": "interrupt"}')
+            socket.send(pcm(noise(0.01)))
         socket.send('{"type": "stats"}')
-        indices = [read(other, "frame").index for _ in range(5)]
         read(socket, "stats")
         assert time.monotonic() - begun > 180 / MESSAGES_PER_SECOND
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(200):
+                socket.send('{"type": "interrupt"}')
+        assert end_of(socket) == (1008, "More than 200 messages a second came.")
+        indices = [read(other, "frame").index for _ in range(5)]
         assert indices == sorted(set(indices))
+        other.send('{"type": "close"}')
+        assert end_of(other)[0] == 1000
 
 
 def test_limits(pipe):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vasa_hf.checks import check_number
-from vasa_hf.files import check_writable, staging
+from vasa_hf.files import VIDEO_SUFFIXES, check_writable, staging
 from vasa_hf.hub import EMBEDDED
 
 # --- given options ----------------------------------------------------------------------------------------------------
@@ -259,10 +259,10 @@ def check_files(**paths: str) -> None:
             raise ValueError(f"`{name}` must be an existing file, got {path!r}.")
 
 
-def check_target(name: str, path: str, suffix: str) -> None:
-    """Raise `ValueError`, before any work, if a file cannot be written."""
-    if not path.lower().endswith(suffix):
-        raise ValueError(f"`{name}` must end in {suffix}, got {path!r}.")
+def check_target(name: str, path: str, *suffixes: str) -> None:
+    """Raise `ValueError`, before any work, if a file cannot be written, or has none of the suffixes."""
+    if not path.lower().endswith(suffixes):
+        raise ValueError(f"`{name}` must end in {' or '.join(suffixes)}, got {path!r}.")
     check_writable(name, path)
 
 
@@ -357,7 +357,7 @@ def talk_to_file(
     options: argparse.Namespace, name: str, find: Callable[[Any], Any], settings: Mapping[str, Any]
 ) -> int:
     """Write the talking video of the subject that `find(pipe)` returns, and its motion if `--motion` is given."""
-    check_target("output", options.output, ".mp4")
+    check_target("output", options.output, *VIDEO_SUFFIXES)
     if options.motion is not None:
         check_target("--motion", options.motion, ".safetensors")
     credentials = find_credentials(options)

@@ -12,6 +12,7 @@ import vasa_hf
 from vasa_hf.checks import naming
 from vasa_hf.cli import options as shared
 from vasa_hf.cli.gaia_options import add_gaia_options, read_gaia_controls, refuse_gaia_options
+from vasa_hf.files import VIDEO_SUFFIXES
 from vasa_hf.hub import resolve
 
 _TALK_EXAMPLES = """examples:
@@ -55,7 +56,9 @@ def add_commands(command: Any) -> None:
     talk = command("talk", _talk, "make a talking video from a portrait and a voice", _TALK_EXAMPLES)
     talk.add_argument("image", help="portrait: an image file")
     talk.add_argument("audio", nargs="?", help="voice: an audio file, or a video with audio; not needed with --text")
-    talk.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
+    talk.add_argument(
+        "-o", "--output", required=True, metavar="OUT.mp4", help="video to write; .webm, or .gif without audio"
+    )
     add_talk_options(talk)
 
     demo = command(
@@ -73,7 +76,9 @@ def add_commands(command: Any) -> None:
     animate.set_defaults(arguments={"motion": "driving"})
     animate.add_argument("image", help="portrait: an image file")
     animate.add_argument("driving", help="video of a face, or saved motion (.safetensors)")
-    animate.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="video to write")
+    animate.add_argument(
+        "-o", "--output", required=True, metavar="OUT.mp4", help="video to write; .webm, or .gif without audio"
+    )
     driving = animate.add_argument_group("driving")
     driving.add_argument("--absolute", action="store_true", help="copy pose and expression, not their change")
     driving.add_argument("--driving-face", type=int, help="which face of the video, 0 is the largest")
@@ -194,7 +199,7 @@ def _talk(options: argparse.Namespace) -> int:
 def _animate(options: argparse.Namespace) -> int:
     shared.check_files(image=options.image, driving=options.driving)
     shared.check_faces(options, "", "driving_")
-    shared.check_target("output", options.output, ".mp4")
+    shared.check_target("output", options.output, *VIDEO_SUFFIXES)
     if options.motion is not None:
         shared.check_target("--motion", options.motion, ".safetensors")
     credentials = shared.find_credentials(options)

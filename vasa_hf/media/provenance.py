@@ -48,7 +48,7 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
     text = done.stdout.decode("utf-8", "replace")
     for line in text.splitlines():
         key, _, value = line.partition("=")
-        if key == "description":
+        if key.lower() == "description":  # WebM writes capitals
             try:
                 # ffmetadata escapes = ; # and \ by a backslash, JSON writes line breaks as \n already.
                 manifest = json.loads("".join(_unescape(value)))

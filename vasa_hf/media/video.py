@@ -16,6 +16,7 @@ import numpy as np
 
 from vasa_hf.checks import check_number, naming, shorten
 
+from ..files import VIDEO_SUFFIXES
 from .audio import as_channels
 from .content_credentials import ContentCredentials
 from .ffmpeg import (
@@ -141,21 +142,22 @@ def check_credentials(credentials: ContentCredentials | None, provenance: bool |
 
 
 class VideoWriter:
-    """Write an MP4 (H.264 yuv420p + AAC) frame by frame; a context manager.
+    """Write an MP4 (H.264 yuv420p + AAC), WebM (VP9 + Opus) or GIF frame by frame; a context manager.
 
     The file appears under its name only when all went well. The audio may come at once or in pieces, before, between
-    or after the frames; at the end it is cut or filled with silence to the length of the frames, to the sample.
+    or after the frames; at the end it is cut or filled with silence to the length of the frames, to the sample. A GIF
+    has no audio and no metadata, 256 colours, and frames of whole hundredths of a second.
 
     Args:
-        path (`str` or `os.PathLike`): Target; must end in `.mp4`.
+        path (`str` or `os.PathLike`): Target; must end in `.mp4`, `.webm` or `.gif`.
         fps (`Fraction`, `float` or `str`): Frames a second, kept exactly (`Fraction(30000, 1001)`).
         size (`tuple[int, int]`): Width and height of the frames. An odd side is made even by repeating its last line.
         audio (`tuple`, *optional*): Samples as in `load_audio` and their rate.
         provenance (`bool` or `dict`, defaults to `True`):
             Mark each frame invisibly and tag the file as synthetic (see `docs/provenance.md`). A dict adds its entries,
             such as `{"model": "vasa-small"}`, to the manifest.
-        credentials (`ContentCredentials`, *optional*): Also sign a C2PA manifest that says the same.
-        crf (`int`, defaults to 18): Quality of libx264, 0 (lossless) to 51.
+        credentials (`ContentCredentials`, *optional*): Also sign a C2PA manifest that says the same; MP4 only.
+        crf (`int`, defaults to 18): Quality of libx264, 0 (lossless) to 51; that of VP9 is 12 more.
         preset (`str`, defaults to `"veryfast"`): Speed of libx264.
 
     Raises:
@@ -176,8 +178,11 @@ class VideoWriter:
         preset: str = "veryfast",
     ):
         self.path = Path(path)
-        if self.path.suffix.lower() != ".mp4":
-            raise ValueError(f"`path` must end in .mp4, got {str(path)!r}.")
+        self._kind = self.path.suffix.lower()
+        if self._kind not in VIDEO_SUFFIXES:
+            raise ValueError(f"`path` must end in {' or '.join(VIDEO_SUFFIXES)}, got {str(path)!r}.")
+        if credentials is not None and self._kind != ".mp4":
+            raise ValueError(f"`credentials` need a file that ends in .mp4, got {str(path)!r}.")
         self.fps = parse_fps(fps)
         if len(size) != 2 or min(size) < 2 or max(size) > 8192:
             raise ValueError(f"`size` must be (width, height), each in [2, 8192], got {size!r}.")
@@ -196,6 +201,8 @@ class VideoWriter:
         """Start ffmpeg."""
         with ExitStack() as stack:  # left in the reverse order: finish, stop, close, put in place or remove
             self._folder = stack.enter_context(staging(self.path))
+            # Whatever the file is called, this is another one; VP9 needs .mp4.
+            self._frames = self._folder / ("frames.mp4" if self._kind == ".webm" else "frames.mov")
             self._messages = stack.enter_context(open(self._folder / "messages", "w+b"))
             self._audio_file = stack.enter_context(open(self._folder / "audio.f32", "w+b"))
             self._process = self._start_encoder()
@@ -251,9 +258,13 @@ class VideoWriter:
         scale = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"
         command += ["-vf", f"{scale},format=yuv420p"]
         command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
-        command += ["-c:v", "libx264", "-preset", self._preset, "-crf", str(self._crf)]
-        # Not .mp4: whatever the file is called, this is another one.
-        command += ["-video_track_timescale", str(self._timescale()), str(self._folder / "frames.mov")]
+        if self._kind == ".webm":
+            command += ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "6", "-row-mt", "1"]
+            command += ["-b:v", "0", "-crf", str(self._crf + 12)]
+        else:
+            crf = 0 if self._kind == ".gif" else self._crf  # its colours are chosen when all frames are known
+            command += ["-c:v", "libx264", "-preset", self._preset, "-crf", str(crf)]
+        command += ["-video_track_timescale", str(self._timescale()), str(self._frames)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages)
 
     def _timescale(self) -> int:
@@ -270,22 +281,32 @@ class VideoWriter:
             pass  # the exit status below tells
         if self._process.wait() != 0:
             raise FfmpegError(f"ffmpeg could not encode {str(self.path)!r}: {self._stderr()}")
-        command = [ffmpeg_path(), "-nostdin", "-hide_banner", "-v", "error", "-i", str(self._folder / "frames.mov")]
-        if self._audio_format is not None:
+        command = [ffmpeg_path(), "-nostdin", "-hide_banner", "-v", "error", "-i", str(self._frames)]
+        if self._audio_format is not None and self._kind != ".gif":
             channels, rate = self._audio_format
             # Growing a file by truncate fills it with zero bytes, which are silence.
             self._audio_file.truncate(round(self.num_frames * rate / self.fps) * channels * 4)
             self._audio_file.flush()
             command += ["-f", "f32le", "-ar", str(rate), "-ac", str(channels), "-i", str(self._folder / "audio.f32")]
-            command += ["-map", "1:a", "-c:a", "aac", "-b:a", f"{96 * min(channels, 2)}k"]
+            codec = "libopus" if self._kind == ".webm" else "aac"
+            command += ["-map", "1:a", "-c:a", codec, "-b:a", f"{96 * min(channels, 2)}k"]
             # An AAC frame is 1024 samples: below 48 kHz that may be longer than a video frame.
             command += ["-ar", "48000"] if rate < 44100 else []
-        command += ["-map", "0:v", "-c:v", "copy", "-video_track_timescale", str(self._timescale())]
+        if self._kind == ".gif":
+            command += [
+                "-vf",
+                "split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse=dither=bayer",
+                "-loop",
+                "0",
+            ]
+        else:
+            command += ["-map", "0:v", "-c:v", "copy", "-video_track_timescale", str(self._timescale())]
         extra = self.provenance if isinstance(self.provenance, Mapping) else {}
-        if self.provenance is not False:
+        if self.provenance is not False and self._kind != ".gif":
             for key, value in provenance_tags(**extra).items():
                 command += ["-metadata", f"{key}={value}"]
-        command += ["-movflags", "+faststart", "-progress", "pipe:1", str(self._folder / self.path.name)]
+        command += ["-movflags", "+faststart"] if self._kind == ".mp4" else []
+        command += ["-progress", "pipe:1", str(self._folder / self.path.name)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._messages)
         written = [line.split(b"=")[1].strip() for line in done.stdout.splitlines() if line.startswith(b"frame=")]
         # ffmpeg may end with status 0 though frames were lost (a full disk): count them.

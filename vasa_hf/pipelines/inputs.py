@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vasa_hf.checks import check_number, check_path, naming, shorten
+from vasa_hf.files import VIDEO_SUFFIXES
 from vasa_hf.media.audio import CancellationGuard, as_array, as_channels, audio_blocks, load_audio
 from vasa_hf.media.ffmpeg import parse_fps
 from vasa_hf.media.video import VideoReader
@@ -215,8 +216,8 @@ def check_output(path: str | os.PathLike) -> None:
     """Raise `ValueError` unless a video can be written there."""
     check_path("path", path)
     folder, name = os.path.split(os.fspath(path))
-    if not name.lower().endswith(".mp4"):
-        raise ValueError(f"`path` must end in .mp4, got {os.fspath(path)!r}.")
+    if not name.lower().endswith(VIDEO_SUFFIXES):
+        raise ValueError(f"`path` must end in {' or '.join(VIDEO_SUFFIXES)}, got {os.fspath(path)!r}.")
     if not os.path.isdir(folder or "."):
         raise ValueError(f"`path` must lie in an existing folder, got {os.fspath(path)!r}.")
     if os.path.isdir(path) or not os.access(folder or ".", os.W_OK):

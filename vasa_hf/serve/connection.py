@@ -25,7 +25,7 @@ from vasa_hf.serve.uploads import Uploads
 
 NOTE = "Synthetic video: made by vasa_hf. Its frames are marked invisibly."
 TOLD_SECONDS = 1.0  # at least, between two messages of left-out frames
-MESSAGES_PER_SECOND, BURST = 200, 400  # of a client; more wait in its connection, so that other sessions go on
+MESSAGES_PER_SECOND, BURST = 200, 400  # of a client, so that other sessions go on
 
 
 class Connection:
@@ -121,16 +121,20 @@ class Connection:
 
     async def _receive(self, session: LiveSession, start: protocol.Start) -> None:
         """Hand on what comes; what cannot be used is answered, and the session continues."""
-        paid_until = time.monotonic()
+        taken = {"bytes": 0.0, "text": 0.0}  # until when: each message takes 1 / MESSAGES_PER_SECOND
         while True:
-            paid_until = max(paid_until + 1 / MESSAGES_PER_SECOND, time.monotonic())
-            await asyncio.sleep(max(paid_until - time.monotonic() - BURST / MESSAGES_PER_SECOND, 0))
             try:
                 event = await asyncio.wait_for(self.socket.receive(), self.settings.idle_seconds)
             except asyncio.TimeoutError:
                 raise RefusedError(f"Nothing came for {self.settings.idle_seconds:g} s.", POLICY) from None
             if event["type"] == "websocket.disconnect":
                 return
+            kind, now = "text" if event.get("bytes") is None else "bytes", time.monotonic()
+            taken[kind] = max(taken[kind], now) + 1 / MESSAGES_PER_SECOND
+            excess = taken[kind] - now - BURST / MESSAGES_PER_SECOND
+            if excess > 0 and kind == "text":  # interrupts without end leave no frames to show
+                raise RefusedError(f"More than {MESSAGES_PER_SECOND} messages a second came.", POLICY)
+            await asyncio.sleep(max(excess, 0))
             try:
                 if (data := event.get("bytes")) is not None:
                     await self._hear(session, protocol.read_samples(data), start.rate)

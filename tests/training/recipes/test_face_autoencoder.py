@@ -6,18 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import vasa_hf
 from tests.testing_utils.face_data import make_face_data
 from tests.testing_utils.pipelines import make_vasa1_components
 from vasa_hf.data.face_pairs import FacePairs
 from vasa_hf.geometry.crops import cut_crop, standard_crop, transform_points
+from vasa_hf.geometry.landmarks import LIPS_INNER, rows
+from vasa_hf.geometry.thin_plate import warp_by_landmarks
 from vasa_hf.hub import embedded_path
 from vasa_hf.models.face_analyzer import FaceAnalyzer, to_image_tensor
 from vasa_hf.models.face_autoencoder_vasa1 import Vasa1FaceAutoencoder
 from vasa_hf.models.face_recognizer import FaceRecognizer
-from vasa_hf.training.face_data import augment, mouth_box
+from vasa_hf.training.face_data import LIPS, augment, close_lips, mouth_box, warp_closed
 from vasa_hf.training.losses import gaze_loss
 from vasa_hf.training.recipes.face_autoencoder import measure_gaze
 from vasa_hf.training.run import main
@@ -140,6 +142,23 @@ def test_a_mouth_closed_by_a_warp_opens_onto_the_portrait_s_own_pixels(pairs):
     assert torch.equal(out["driving_motion"], plain["source_motion"])
     gap = {name: mouth_box(out[f"{name}_landmarks"])[2] for name in ("source", "driving")}
     assert (gap["source"] < gap["driving"]).all() and (out["seen"] == 1).all()
+
+
+def test_a_mouth_that_closes_hides_what_was_between_the_lips():
+    """White between dark lips: one spline leaves a line of it, the spline of each lip nothing."""
+    if not (embedded_path("vasa-small") / "face_analyzer").is_dir():
+        pytest.skip("the embedded weights are not here")
+    analyzer = FaceAnalyzer.from_pretrained(embedded_path("vasa-small") / "face_analyzer")
+    points = analyzer.canonical[None, :, :2] * 0.4 + torch.tensor([0.5, 0.4])
+    for outer, inner in LIPS[1:]:
+        points[:, rows(*outer, *inner)] += torch.tensor([0.0, 0.05])  # the lower lip hangs
+    picture = Image.new("L", (256, 256))
+    ImageDraw.Draw(picture).polygon([tuple(point) for point in (points[0, rows(*LIPS_INNER)] * 256).tolist()], 255)
+    image = torch.from_numpy(np.array(picture) / 255).float().expand(1, 3, -1, -1)
+    closed = close_lips(points)
+    assert mouth_box(closed)[2] < 1e-5 < 0.03 < mouth_box(points)[2]
+    white = [warp(image, points, closed).sum() / image.sum() for warp in (warp_by_landmarks, warp_closed)]
+    assert white[1] < 0.05 < 0.1 < white[0]
 
 
 @pytest.mark.parametrize(
