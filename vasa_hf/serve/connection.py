@@ -25,7 +25,7 @@ from vasa_hf.serve.uploads import Uploads
 
 NOTE = "Synthetic video: made by vasa_hf. Its frames are marked invisibly."
 TOLD_SECONDS = 1.0  # at least, between two messages of left-out frames
-MESSAGES_PER_SECOND, BURST = 200, 400  # of a client, so that other sessions go on
+MESSAGES_PER_SECOND, BURST = 200, 400  # of a client: other sessions are not held up
 
 
 class Connection:
