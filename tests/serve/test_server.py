@@ -1,19 +1,26 @@
 """Sessions over a real WebSocket: speech in, frames with their audio out; limits, and clients that behave badly."""
 
 import contextlib
+import io
 import json
+import socket as socket_module
 import time
+import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
+from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from tests.serve.conftest import serving
+from tests.serve.conftest import FAST, serving
+from tests.testing_utils.pipelines import make_image
+from vasa_hf.media import load_audio, read_provenance, read_video
 from vasa_hf.media.speech import can_speak
 from vasa_hf.serve.client import talk
-from vasa_hf.serve.protocol import MAX_TEXT_BYTES, unpack_frame
+from vasa_hf.serve.connection import MESSAGES_PER_SECOND
+from vasa_hf.serve.protocol import FRAGMENT, HEADER, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, unpack_frame
 
 RATE = 16_000
 
@@ -76,7 +83,7 @@ def test_speech_comes_back_with_frames(server):
     assert abs(len(sound) / 24_000 - 1.0) < 0.13  # whole frames
     assert 0.5 < np.sqrt((sound**2).mean()) / np.sqrt((samples**2).mean()) < 1.2
     assert counters.totals["frames"] >= len(frames) and counters.totals["audio_seconds"] >= 1
-    assert 0 < counters.first_frame_seconds < 10
+    assert sum(counters.first_frame.counts) == 1 and 0 < counters.first_frame.sum < 10
 
 
 def test_it_idles_obeys_and_is_interrupted(server):
@@ -101,6 +108,78 @@ def test_it_idles_obeys_and_is_interrupted(server):
         assert end_of(socket) == (1000, "")
 
 
+def test_events_say_what_the_face_does(server):
+    with session(server[0]) as socket:
+        assert read(socket, "state")["state"] == "idle"
+        socket.send('{"type": "listen"}')
+        assert read(socket, "state")["state"] == "listening"
+        socket.send('{"type": "speak"}')
+        socket.send(pcm(noise(1.0)))
+        socket.send('{"type": "end_of_speech"}')
+        while (event := read(socket, "state"))["state"] != "speaking":
+            pass
+        assert read(socket, "frame").index == event["index"]
+        assert read(socket, "state")["state"] == "idle"
+
+
+def test_frames_that_are_left_out_are_told(pipe, monkeypatch):
+    render = pipe.render_frames
+
+    def slow(subject, motion, *place):
+        time.sleep(0.06 * len(motion))
+        yield from render(subject, motion, *place)
+
+    monkeypatch.setattr(pipe, "render_frames", slow)
+    with serving(pipe) as (address, _), session(address) as socket:
+        told = read(socket, "dropped")
+        assert told["frames"] > 0 and read(socket, "frame").index >= told["index"]
+
+
+def test_a_video_in_fragments(server, tmp_path):
+    with session(server[0], output="fmp4") as socket:
+        socket.send(pcm(noise(1.0)))
+        socket.send('{"type": "end_of_speech"}')
+        parts, index = [], 0
+        while index < 50:
+            if isinstance(message := socket.recv(timeout=20), bytes):
+                kind, _, _, index, size, _ = HEADER.unpack_from(message)
+                assert kind == FRAGMENT and len(message) == HEADER.size + size
+                parts.append(message[HEADER.size :])
+        socket.send('{"type": "close"}')
+        assert end_of(socket)[0] == 1000
+    assert parts[0][4:8] == b"ftyp"
+    (tmp_path / "out.mp4").write_bytes(b"".join(parts))
+    assert 40 < sum(1 for _ in read_video(tmp_path / "out.mp4")) <= 55
+    audio, rate = load_audio(tmp_path / "out.mp4")
+    loud = np.flatnonzero(np.abs(audio[0]) > 0.05) / rate
+    assert 0.8 < loud[-1] - loud[0] < 1.3
+    assert read_provenance(tmp_path / "out.mp4")["synthetic"] is True
+
+
+def post(address, data, **headers):
+    headers = {"content-type": "image/png", **headers}
+    return urllib.request.urlopen(urllib.request.Request(f"http://{address}/v1/images", data, headers), timeout=10)
+
+
+def test_an_uploaded_portrait(pipe):
+    Image.fromarray(make_image()).save(file := io.BytesIO(), "PNG")
+    with serving(pipe, token="secret") as (address, _):
+        token = {"authorization": "Bearer secret"}
+        for data, headers, code in (
+            (file.getvalue(), {}, 401),
+            (b"garbage", token, 422),
+            (bytes(MAX_IMAGE_BYTES + 1), token, 413),
+            (file.getvalue(), {**token, "content-type": "text/plain"}, 415),
+        ):
+            with pytest.raises((urllib.error.HTTPError, ConnectionError)) as caught:
+                post(address, data, **headers)
+            assert getattr(caught.value, "code", code) == code
+        with post(address, file.getvalue(), **token) as answer:
+            name = json.loads(answer.read())["id"]
+        with session(address, upload=name, token="secret") as socket:
+            assert read(socket, "frame").jpeg
+
+
 @pytest.mark.skipif(not can_speak(), reason="espeak-ng is not installed")
 def test_typed_text_is_spoken(server):
     with session(server[0]) as socket:
@@ -118,6 +197,9 @@ def test_typed_text_is_spoken(server):
         ('{"type": "dance"}', "`type`"),
         ('{"type": "set", "controls": {"wings": 1}}', "`wings`"),
         ('{"type": "set", "controls": {"gaze": "up"}}', "`gaze`"),
+        ('{"type": "set", "controls": {"gaze": [NaN, 0]}}', "`gaze`"),
+        ('{"type": "set", "controls": {"gaze": [1' + 400 * "0" + ", 0]}}", "`gaze`"),
+        ('{"type": "set", "controls": {"self": 1}}', "self"),
         ('{"type": "set", "controls": {"emotion": {"a": []}}}', "emotion"),
         ('{"type": "start", "consent": true}', "begun already"),
         ('{"type": "say", "text": 5}', "must be text"),
@@ -140,6 +222,8 @@ def test_a_message_that_cannot_be_used_is_answered_and_the_session_continues(ser
         ({"rate": 1}, "rate"),
         ({"image": "AAAA"}, "image"),
         ({"controls": {"gaze": [9, 9]}}, "gaze"),
+        ({"upload": "x"}, "upload it again"),
+        ({"example": "/etc/passwd"}, "`example` must be one of ['portrait']"),
         ({"controls": {"provenance": False}}, "`provenance` must be one of the controls"),
         ({"type": "interrupt"}, "field"),
     ],
@@ -151,12 +235,13 @@ def test_a_start_that_cannot_be_used_ends_the_connection(server, changes, said):
 
 
 def test_no_message_is_larger_than_allowed(server):
-    with session(server[0]) as socket:
-        with contextlib.suppress(ConnectionClosed):  # it ends while the rest is sent
-            socket.send("x" * (MAX_TEXT_BYTES + 1))
-        assert end_of(socket)[0] == 1009
-    with session(server[0]) as socket:  # others are untouched
-        read(socket, "frame")
+    with session(server[0]) as other:
+        read(other, "frame")
+        for size in (MAX_TEXT_BYTES + 1, 2**30):
+            with session(server[0]) as socket:
+                socket.socket.sendall(b"\x82\xff" + size.to_bytes(8, "big") + bytes(4))  # the head of a binary message
+                assert end_of(socket)[0] == 1009
+        assert read(other, "frame").index > 0  # it is untouched
 
 
 def test_interrupt_storms_and_bursts(server):
@@ -168,6 +253,25 @@ def test_interrupt_storms_and_bursts(server):
         assert read(socket, "stats")["waiting_seconds"] == 0
         first = read(socket, "frame").index
         assert read(socket, "frame").index > first
+
+
+def test_a_flood_of_messages_is_slowed_down_or_ends_its_session(server, monkeypatch):
+    monkeypatch.setattr("vasa_hf.serve.connection.BURST", 20)
+    with session(server[0]) as other, session(server[0]) as socket:
+        begun = time.monotonic()
+        for _ in range(200):
+            socket.send(pcm(noise(0.01)))
+        socket.send('{"type": "stats"}')
+        read(socket, "stats")
+        assert time.monotonic() - begun > 180 / MESSAGES_PER_SECOND
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(200):
+                socket.send('{"type": "interrupt"}')
+        assert end_of(socket) == (1008, "More than 200 messages a second came.")
+        indices = [read(other, "frame").index for _ in range(5)]
+        assert indices == sorted(set(indices))
+        other.send('{"type": "close"}')
+        assert end_of(other)[0] == 1000
 
 
 def test_limits(pipe):
@@ -201,23 +305,60 @@ def test_limits(pipe):
 
 
 def wait_for_none(counters):
-    end = time.monotonic() + 10
-    while counters.sessions and time.monotonic() < end:
-        time.sleep(0.05)
-    assert counters.sessions == 0
+    wait_for(lambda: counters.sessions == 0)
 
 
-def test_who_leaves_or_stops_reading_leaves_nothing(pipe):
-    with serving(pipe, send_seconds=1.0, options={"window": 4, "num_inference_steps": 2}) as (address, counters):
-        with connect(f"ws://{address}/v1/live", max_queue=1) as socket:
-            socket.send(json.dumps({"type": "start", "consent": True, "image": None}))
-            read(socket, "error")  # the tiny model finds no face in the example: a message, and the end
+def wait_for(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_who_leaves_leaves_nothing(pipe):
+    with serving(pipe, options={"window": 4, "num_inference_steps": 2}) as (address, counters):
+        with connect(f"ws://{address}/v1/live") as socket:
+            socket.send(json.dumps({"type": "start", "consent": True}))
+            assert "face" in end_of(socket)[1]  # the tiny model finds none in the example
         wait_for_none(counters)
-    with serving(pipe) as (address, counters):
-        with session(address) as socket:
-            read(socket, "frame")
-            socket.socket.close()  # without a word
-        wait_for_none(counters)
+    with serving(pipe, max_sessions=1) as (address, counters):
+        for _ in range(4):  # each finds the only session free again
+            with session(address) as socket:
+                read(socket, "frame")
+                socket.socket.close()  # without a word
+            wait_for_none(counters)
+
+
+def open_raw(address):
+    """A connection that this test reads itself: nothing else empties its buffers."""
+    host, port = address.split(":")
+    raw = socket_module.socket()
+    raw.setsockopt(socket_module.SOL_SOCKET, socket_module.SO_RCVBUF, 4096)
+    raw.connect((host, int(port)))
+    head = f"GET /v1/live HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    raw.sendall(f"{head}Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+    assert b" 101 " in raw.recv(4096)
+    start = json.dumps({"type": "start", "consent": True, "quality": 95}).encode()
+    raw.sendall(bytes([0x81, 0x80 | len(start)]) + bytes(4) + start)
+    return raw
+
+
+def test_who_stops_reading_is_disconnected_and_others_are_untouched(pipe):
+    settings = {"send_seconds": 0.5, "options": {**FAST, "realtime": False}}
+    with serving(pipe, send_bytes=4096, **settings) as (address, counters), session(address) as other:
+        indices = [read(other, "frame").index]
+        with open_raw(address):
+
+            def has_ended():
+                indices.append(read(other, "frame").index)
+                return counters.totals["sessions"] == 2 and counters.sessions == 1
+
+            wait_for(has_ended, seconds=20)
+        assert counters.totals["errors"] == 1 and counters.totals["refused"] == 0
+        indices += [read(other, "frame").index for _ in range(5)]
+        assert indices == list(range(indices[0], indices[0] + len(indices)))
+        other.send('{"type": "close"}')
+        assert end_of(other)[0] == 1000
 
 
 def test_pages(server):
@@ -226,5 +367,9 @@ def test_pages(server):
     info = json.loads(get(address, "/v1/info"))
     assert info["fps"] == 25 and {"gaze", "emotion", "head_distance"} <= set(info["controls"]) and not info["token"]
     paths = json.loads(get(address, "/openapi.json"))["paths"]
-    assert {"/healthz", "/metrics", "/v1/info"} <= set(paths)
+    assert {"/healthz", "/metrics", "/v1/info", "/v1/images"} <= set(paths)
     assert "# TYPE vasa_hf_sessions gauge" in get(address, "/metrics")
+    with urllib.request.urlopen(f"http://{address}/v1/examples/{info['examples'][0]}", timeout=10) as answer:
+        assert Image.open(answer).width > 100
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(address, "/v1/examples/..%2F..%2Fetc%2Fpasswd")

@@ -127,8 +127,9 @@ class _User(threading.Thread):
         data = (np.clip(voice[: UTTERANCE_SECONDS * rate], -1, 1) * 32767).astype("<i2").tobytes()
         with connect(self.address, max_size=None, compression=None) as connection:
             connection.send(json.dumps({"type": "start", "consent": True, "rate": int(rate)}))
-            while isinstance(connection.recv(timeout=120), str):  # `ready`, and the first frame
-                pass
+            while isinstance(message := connection.recv(timeout=120), str):  # `ready`, and the first frame
+                if (event := json.loads(message))["type"] == "error":
+                    raise RuntimeError(event["message"])
             self.ready.wait(timeout=120)
             began = time.monotonic()
             next_time, waits_since = began, None
@@ -138,8 +139,10 @@ class _User(threading.Thread):
                     connection.send('{"type": "end_of_speech"}')
                     next_time, waits_since = now + UTTERANCE_SECONDS + PAUSE_SECONDS, now
                 message = connection.recv(timeout=30)
-                if isinstance(message, str):  # an error
-                    raise RuntimeError(json.loads(message)["message"])
+                if isinstance(message, str):
+                    if (event := json.loads(message))["type"] == "error":
+                        raise RuntimeError(event["message"])
+                    continue
                 frame = unpack_frame(message)
                 self.frames, self.last = self.frames + 1, frame.index
                 self.lates.append(float(frame.late_ms))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from vasa_hf.checks import check_number
@@ -23,7 +25,8 @@ def add_commands(command: Any) -> None:
     parser.add_argument("--system", choices=("vasa1", "moda", "gaia"), default="vasa1", help="models (%(default)s)")
     shared.add_model_options(parser, None)
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
-    parser.add_argument("--portrait", metavar="IMAGE", help="face of clients that send none (the package's example)")
+    help_text = "a face that clients may name; the first is that of clients that send none (the package's example)"
+    parser.add_argument("--portrait", metavar="IMAGE", action="append", default=[], help=help_text)
     parser.add_argument("--size", type=int, help="side of the images in pixels (256)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port (%(default)s)")
@@ -36,15 +39,20 @@ def add_commands(command: Any) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     check_number("port", options.port, 1, 65_535, whole=True)
-    if options.portrait is not None:
-        shared.check_files(portrait=options.portrait)
+    examples = {Path(portrait).stem: portrait for portrait in options.portrait}
+    if len(examples) < len(options.portrait):
+        raise ValueError("`portrait` must be files of different names.")
+    for portrait in options.portrait:
+        shared.check_files(portrait=portrait)
     try:
         import uvicorn
+        import websockets  # noqa: F401 - uvicorn takes no WebSockets without it
 
         from vasa_hf.serve import ServeSettings, create_app
+        from vasa_hf.serve.listener import open_listener
         from vasa_hf.serve.protocol import MAX_TEXT_BYTES
     except ImportError as error:
-        raise ImportError(f"`vasa-hf serve` needs fastapi, uvicorn and websockets: {error}.") from error
+        raise ImportError(f"`vasa-hf serve` needs pip install 'vasa-hf[serve]': {error}.") from error
 
     settings = ServeSettings(
         max_sessions=options.sessions,
@@ -52,7 +60,7 @@ def _serve(options: argparse.Namespace) -> int:
         origins=options.origin,
         max_minutes=options.max_minutes,
         idle_seconds=options.idle_seconds,
-        example=options.portrait,
+        **({"examples": examples} if examples else {}),
         options={} if options.size is None else {"output_size": options.size},
     )
     settings.check()
@@ -60,8 +68,12 @@ def _serve(options: argparse.Namespace) -> int:
     options.model = options.model or model
     pipe = shared.load_pipeline(options, kind)
     pipe.set_progress_bar_config(disable=True)
-    print(f"live sessions: http://{options.host}:{options.port}", flush=True)
-    # Larger messages end their connection before they are read.
-    limits = {"ws_max_size": MAX_TEXT_BYTES, "ws_max_queue": 8}
-    uvicorn.run(create_app(pipe, settings), host=options.host, port=options.port, log_level="warning", **limits)
+    with open_listener(options.host, options.port) as listener:
+        print(f"live sessions: http://{options.host}:{options.port}", flush=True)
+        if not settings.token and options.host not in ("127.0.0.1", "localhost", "::1"):
+            print("vasa-hf: whoever reaches this address can begin sessions: set --token", file=sys.stderr)
+        # Larger messages end their connection before they are read; JPEGs and MP4 cannot be compressed again.
+        limits = {"ws_max_size": MAX_TEXT_BYTES, "ws_per_message_deflate": False}
+        config = uvicorn.Config(create_app(pipe, settings), log_level="warning", **limits)
+        uvicorn.Server(config).run(sockets=[listener])
     return 0

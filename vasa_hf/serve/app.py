@@ -1,95 +1,34 @@
-"""The server: one WebSocket a session, a page, health and metrics."""
+"""The web application: one WebSocket a session, a page, uploads, health and metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import logging
-import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI, WebSocket, WebSocketDisconnect
-from fastapi.responses import HTMLResponse, PlainTextResponse
-from PIL import Image
+from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from starlette.websockets import WebSocketState
 
 import vasa_hf
-from vasa_hf.checks import check_number
-from vasa_hf.files import temporary_folder
-from vasa_hf.live.session import LiveFrame, LiveSession
-from vasa_hf.media.audio import load_audio
-from vasa_hf.media.speech import VOICES, can_speak, speak
+from vasa_hf.media.speech import VOICES, can_speak
 from vasa_hf.serve import protocol
+from vasa_hf.serve.connection import NOTE, Connection
+from vasa_hf.serve.counters import Counters
+from vasa_hf.serve.settings import POLICY, TRY_LATER, UNEXPECTED, RefusedError, ServeSettings
+from vasa_hf.serve.uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
 _PAGE = Path(__file__).with_name("page.html")
-# Codes of RFC 6455 with which a connection ends.
-POLICY, TOO_LARGE, UNEXPECTED, TRY_LATER = 1008, 1009, 1011, 1013
-NOTE = "Synthetic video: made by vasa_hf. Its frames are marked invisibly."
-
-
-@dataclass(frozen=True)
-class ServeSettings:
-    """Limits of a server.
-
-    Args:
-        max_sessions (`int`, defaults to 2): Sessions at the same time; more are refused.
-        token (`str`, defaults to ""): What `start` messages must bring, if it is not empty.
-        origins (`Sequence[str]`): Origins of web pages, such as `https://example.org`, in addition to the server's.
-        max_minutes (`float`, defaults to 30): Length of a session.
-        idle_seconds (`float`, defaults to 120): A client that sends nothing for so long is disconnected.
-        start_seconds (`float`, defaults to 10): Time for the first message.
-        send_seconds (`float`, defaults to 5): Time in which a client must take a frame.
-        example (`str`, *optional*): Portrait of clients that send none; the package's own.
-        options (`dict`): More options of `pipe.live`.
-    """
-
-    max_sessions: int = 2
-    token: str = ""
-    origins: Sequence[str] = ()
-    max_minutes: float = 30.0
-    idle_seconds: float = 120.0
-    start_seconds: float = 10.0
-    send_seconds: float = 5.0
-    example: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Raise `ValueError` for values out of range."""
-        check_number("max_sessions", self.max_sessions, 1, 1000, whole=True)
-        for name in ("max_minutes", "idle_seconds", "start_seconds", "send_seconds"):
-            check_number(name, getattr(self, name), 0.001, 1e6)
-
-
-class Counters:
-    """What `/metrics` shows; changed in the event loop alone."""
-
-    def __init__(self) -> None:
-        self.sessions = 0
-        self.totals = {"sessions": 0, "refused": 0, "errors": 0, "frames": 0, "dropped_frames": 0, "audio_seconds": 0.0}
-        self.first_frame_seconds = 0.0  # of the last session
-
-    def text(self) -> str:
-        """Prometheus' text format."""
-        lines = ["# TYPE vasa_hf_sessions gauge", f"vasa_hf_sessions {self.sessions}"]
-        lines += ["# TYPE vasa_hf_first_frame_seconds gauge"]
-        lines += [f"vasa_hf_first_frame_seconds {self.first_frame_seconds:.3f}"]
-        for name, value in self.totals.items():
-            lines += [f"# TYPE vasa_hf_{name}_total counter", f"vasa_hf_{name}_total {value:g}"]
-        return "\n".join(lines) + "\n"
-
-
-class RefusedError(Exception):
-    """A connection ends with this message and code."""
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
+MAX_WAITING = 16  # connections without a session
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_UPLOAD = {"requestBody": {"required": True, "content": {"image/*": _BINARY}}}
 
 
 def create_app(pipe: Any, settings: ServeSettings | None = None) -> FastAPI:
@@ -104,9 +43,60 @@ def create_app(pipe: Any, settings: ServeSettings | None = None) -> FastAPI:
     """
     settings = settings or ServeSettings()
     settings.check()
-    example = settings.example or str(Path(vasa_hf.__file__).parent / "assets" / "portrait.jpg")
-    app = FastAPI(title="vasa_hf live sessions", version=vasa_hf.__version__, description=NOTE)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Each session waits for its next frame in a thread: the usual number of them would hold up the others.
+        with ThreadPoolExecutor(3 * settings.max_sessions + MAX_WAITING, "vasa_hf serve") as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            yield
+
+    app = FastAPI(title="vasa_hf live sessions", version=vasa_hf.__version__, description=NOTE, lifespan=lifespan)
     counters = app.state.counters = Counters()
+    uploads = Uploads()
+    _add_pages(app, pipe, settings, counters)
+
+    @app.post("/v1/images", summary="Upload a portrait; a start names its id for ten minutes", openapi_extra=_UPLOAD)
+    async def upload(request: Request) -> dict[str, str]:
+        # A page of another origin cannot send this type without asking, and is not answered.
+        if not request.headers.get("content-type", "").startswith("image/"):
+            raise HTTPException(415, "The content type must be image/jpeg, image/png or image/webp.")
+        if not _is_token(request.headers.get("authorization", "").removeprefix("Bearer "), settings.token):
+            raise HTTPException(401, "The header Authorization must be 'Bearer' and the server's token.")
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > protocol.MAX_IMAGE_BYTES:
+                raise HTTPException(413, f"An image must have at most {protocol.MAX_IMAGE_BYTES} bytes.")
+        try:
+            await asyncio.to_thread(protocol.read_image, bytes(data))
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        return {"id": uploads.add(bytes(data))}
+
+    @app.websocket("/v1/live")
+    async def live(socket: WebSocket) -> None:
+        if not _is_allowed(socket, settings.origins):
+            await socket.close(POLICY)
+            return
+        await socket.accept()
+        try:
+            await _serve(Connection(pipe, socket, settings, counters, uploads), settings, counters)
+        except RefusedError as error:
+            counters.totals["refused" if error.code == TRY_LATER else "errors"] += 1
+            await _end(socket, str(error), error.code)
+        except WebSocketDisconnect:
+            pass
+        except Exception:
+            counters.totals["errors"] += 1
+            _LOG.exception("a session failed")
+            await _end(socket, "The session failed; the server's log says why.", UNEXPECTED)
+
+    return app
+
+
+def _add_pages(app: FastAPI, pipe: Any, settings: ServeSettings, counters: Counters) -> None:
+    """Add what needs no session."""
 
     @app.get("/", response_class=HTMLResponse, summary="A page with portrait, microphone and text")
     def page() -> str:
@@ -126,37 +116,45 @@ def create_app(pipe: Any, settings: ServeSettings | None = None) -> FastAPI:
             "protocol": protocol.VERSION,
             "fps": int(pipe.audio_processor.fps),
             "controls": list(pipe.control_names()),
+            "examples": list(settings.examples),
             "voices": list(VOICES) if can_speak() else [],
             "token": bool(settings.token),
             "note": NOTE,
         }
 
-    @app.websocket("/v1/live")
-    async def live(socket: WebSocket) -> None:
-        if not _is_allowed(socket, settings.origins):
-            await socket.close(POLICY)
-            return
-        await socket.accept()
-        try:
-            if counters.sessions >= settings.max_sessions:
-                counters.totals["refused"] += 1
-                raise RefusedError(f"All {settings.max_sessions} sessions are taken: try again later.", TRY_LATER)
-            counters.sessions += 1
-            try:
-                await _Connection(pipe, socket, settings, counters, example).run()
-            finally:
-                counters.sessions -= 1
-        except RefusedError as error:
-            counters.totals["errors"] += error.code != TRY_LATER
-            await _end(socket, str(error), error.code)
-        except WebSocketDisconnect:
-            pass
-        except Exception:
-            counters.totals["errors"] += 1
-            _LOG.exception("a session failed")
-            await _end(socket, "The session failed; the server's log says why.", UNEXPECTED)
+    @app.get("/v1/examples/{name}", response_class=FileResponse, summary="One of the server's portraits")
+    def example(name: str) -> FileResponse:
+        if name not in settings.examples:
+            raise HTTPException(404, "There is no such example: /v1/info has their names.")
+        return FileResponse(settings.examples[name])
 
-    return app
+
+async def _serve(connection: Connection, settings: ServeSettings, counters: Counters) -> None:
+    """Let a connection begin a session while one is free. A client has none before it has sent its token."""
+
+    def check_free() -> None:
+        if counters.sessions >= settings.max_sessions:
+            raise RefusedError(f"All {settings.max_sessions} sessions are taken: try again later.", TRY_LATER)
+
+    check_free()
+    if counters.waiting >= MAX_WAITING:
+        raise RefusedError("Too many clients begin sessions at once: try again later.", TRY_LATER)
+    counters.waiting += 1
+    try:
+        start = await connection.read_start(lambda token: _is_token(token, settings.token))
+    finally:
+        counters.waiting -= 1
+    check_free()
+    counters.sessions += 1
+    try:
+        await connection.run(start)
+    finally:
+        counters.sessions -= 1
+
+
+def _is_token(given: str, token: str) -> bool:
+    """Whether this is the server's token, if it has one; the time does not depend on how much of it is right."""
+    return not token or hmac.compare_digest(given.encode(errors="replace"), token.encode())
 
 
 def _is_allowed(socket: WebSocket, origins: Sequence[str]) -> bool:
@@ -170,143 +168,3 @@ async def _end(socket: WebSocket, message: str, code: int) -> None:
         if socket.application_state == WebSocketState.CONNECTED:
             await asyncio.wait_for(socket.send_json({"type": "error", "message": message, "fatal": True}), 2)
             await asyncio.wait_for(socket.close(code), 2)
-
-
-class _Connection:
-    """One client: what it sends goes to its session, the session's frames go to it."""
-
-    def __init__(self, pipe: Any, socket: WebSocket, settings: ServeSettings, counters: Counters, example: str):
-        self.pipe, self.socket, self.settings, self.counters, self.example = pipe, socket, settings, counters, example
-        self.is_listening, self.first_audio = False, 0.0
-
-    async def run(self) -> None:
-        """Serve it until it leaves, or a limit ends it."""
-        settings, begun = self.settings, time.monotonic()
-        start = await self._read_start()
-        image = self.example if start.image is None else start.image
-        try:
-            session = await asyncio.to_thread(self._begin, image, start.controls)
-        except ValueError as error:
-            raise RefusedError(str(error), POLICY) from error
-        self.counters.totals["sessions"] += 1
-        tasks: list[asyncio.Task] = []
-        try:
-            ready = {"type": "ready", "protocol": protocol.VERSION, "fps": session.fps}
-            ready |= {"rate": session.settings.sampling_rate, "synthetic": True, "note": NOTE}
-            await self.socket.send_json(ready)
-            works = self._receive(session, start.rate), self._send(session, start.quality)
-            tasks = [asyncio.create_task(work) for work in works]
-            left = 60 * settings.max_minutes - (time.monotonic() - begun)
-            done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                raise RefusedError(f"A session may last {settings.max_minutes:g} minutes.", POLICY)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.to_thread(session.close)
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.counters.totals["dropped_frames"] += session.stats.dropped
-        with suppress(RuntimeError):
-            await self.socket.close()
-
-    def _begin(self, image: str | Image.Image, controls: dict[str, Any]) -> LiveSession:
-        known = self.pipe.control_names()
-        for name in controls:
-            if name not in known:
-                raise ValueError(f"`{name}` must be one of the controls {list(known)}.")
-        return self.pipe.live(image, **{**self.settings.options, **controls})
-
-    async def _read_start(self) -> protocol.Start:
-        try:
-            event = await asyncio.wait_for(self.socket.receive(), self.settings.start_seconds)
-        except asyncio.TimeoutError:
-            raise RefusedError(
-                f"The first message must come within {self.settings.start_seconds:g} s.", POLICY
-            ) from None
-        if event["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect
-        try:
-            # The image is decoded elsewhere: other sessions continue.
-            start = await asyncio.to_thread(
-                lambda: protocol.read_start(protocol.read_message(event.get("text") or "null"))
-            )
-        except ValueError as error:
-            raise RefusedError(str(error), POLICY) from error
-        if self.settings.token and not hmac.compare_digest(start.token.encode(), self.settings.token.encode()):
-            raise RefusedError("`token` is not the server's.", POLICY)
-        return start
-
-    async def _receive(self, session: LiveSession, rate: int) -> None:
-        """Hand on what the client sends; what cannot be used is answered, and the session continues."""
-        while True:
-            try:
-                event = await asyncio.wait_for(self.socket.receive(), self.settings.idle_seconds)
-            except asyncio.TimeoutError:
-                raise RefusedError(f"Nothing came for {self.settings.idle_seconds:g} s.", POLICY) from None
-            if event["type"] == "websocket.disconnect":
-                return
-            try:
-                if (data := event.get("bytes")) is not None:
-                    await asyncio.to_thread(self._hear, session, data, rate)
-                elif await self._follow(session, protocol.read_message(event.get("text") or "")):
-                    return
-            except (ValueError, TypeError, ImportError) as error:
-                await self.socket.send_json({"type": "error", "message": str(error), "fatal": False})
-
-    def _hear(self, session: LiveSession, data: bytes, rate: int) -> None:
-        samples = protocol.read_samples(data)
-        if not len(samples):
-            return
-        if self.is_listening:
-            session.listen(samples, rate)
-        else:
-            self.first_audio = self.first_audio or time.monotonic()
-            session.push_audio(samples, rate)
-            self.counters.totals["audio_seconds"] += len(samples) / rate
-
-    async def _follow(self, session: LiveSession, message: dict[str, Any]) -> bool:
-        """Do what a message says; true if the session is to end."""
-        kind = message["type"]
-        if kind == "end_of_speech":
-            session.end_of_speech()
-        elif kind == "interrupt":
-            session.interrupt()
-        elif kind in ("listen", "speak"):
-            self.is_listening = kind == "listen"
-        elif kind == "set":
-            session.set(**protocol.read_controls(message))
-        elif kind == "say":
-            await asyncio.to_thread(self._say, session, message)
-        elif kind == "stats":
-            await self.socket.send_json({"type": "stats", **vars(session.stats)})
-        elif kind == "start":
-            raise ValueError("The session has begun already.")
-        return kind == "close"
-
-    def _say(self, session: LiveSession, message: dict[str, Any]) -> None:
-        text, voice = message.get("text"), message.get("voice", next(iter(VOICES)))
-        if not isinstance(text, str) or not isinstance(voice, str):
-            raise ValueError("`text` and `voice` must be text.")
-        with temporary_folder() as folder:
-            samples, rate = load_audio(speak(text, Path(folder), voice))
-        session.push_audio(samples, rate)
-        session.end_of_speech()
-
-    async def _send(self, session: LiveSession, quality: int) -> None:
-        async for frame in session:
-            data = await asyncio.to_thread(_pack, frame, quality)
-            try:
-                await asyncio.wait_for(self.socket.send_bytes(data), self.settings.send_seconds)
-            except asyncio.TimeoutError:
-                raise RefusedError(f"A frame was not taken for {self.settings.send_seconds:g} s.", POLICY) from None
-            except RuntimeError:  # it has left
-                return
-            self.counters.totals["frames"] += 1
-            if frame.is_speaking and self.first_audio > 0:
-                self.counters.first_frame_seconds, self.first_audio = time.monotonic() - self.first_audio, -1.0
-
-
-def _pack(frame: LiveFrame, quality: int) -> bytes:
-    return protocol.pack_frame(frame.index, frame.image, frame.audio, frame.is_speaking, frame.late_seconds, quality)
