@@ -122,6 +122,7 @@ def test_events_say_what_the_face_does(server):
         assert read(socket, "state")["state"] == "idle"
 
 
+@pytest.mark.e2e
 def test_frames_that_are_left_out_are_told(pipe, monkeypatch):
     render = pipe.render_frames
 
@@ -135,6 +136,7 @@ def test_frames_that_are_left_out_are_told(pipe, monkeypatch):
         assert told["frames"] > 0 and read(socket, "frame").index >= told["index"]
 
 
+@pytest.mark.e2e
 def test_a_video_in_fragments(server, tmp_path):
     with session(server[0], output="fmp4") as socket:
         socket.send(pcm(noise(1.0)))
@@ -244,6 +246,7 @@ def test_no_message_is_larger_than_allowed(server):
         assert read(other, "frame").index > 0  # it is untouched
 
 
+@pytest.mark.e2e
 def test_interrupt_storms_and_bursts(server):
     with session(server[0]) as socket:
         for _ in range(30):
@@ -255,6 +258,7 @@ def test_interrupt_storms_and_bursts(server):
         assert read(socket, "frame").index > first
 
 
+@pytest.mark.e2e
 def test_a_flood_of_messages_is_slowed_down_or_ends_its_session(server, monkeypatch):
     monkeypatch.setattr("vasa_hf.serve.connection.BURST", 20)
     with session(server[0]) as other, session(server[0]) as socket:
@@ -274,6 +278,7 @@ def test_a_flood_of_messages_is_slowed_down_or_ends_its_session(server, monkeypa
         assert end_of(other)[0] == 1000
 
 
+@pytest.mark.e2e
 def test_limits(pipe):
     settings = {"max_sessions": 1, "token": "secret", "origins": ["https://example.org"], "start_seconds": 0.3}
     with serving(pipe, **settings, max_minutes=0.03, idle_seconds=1.0, send_seconds=0.5) as (address, counters):
@@ -315,6 +320,7 @@ def wait_for(condition, seconds=10.0):
         time.sleep(0.02)
 
 
+@pytest.mark.e2e
 def test_who_leaves_leaves_nothing(pipe):
     with serving(pipe, options={"window": 4, "num_inference_steps": 2}) as (address, counters):
         with connect(f"ws://{address}/v1/live") as socket:
@@ -343,6 +349,7 @@ def open_raw(address):
     return raw
 
 
+@pytest.mark.e2e
 def test_who_stops_reading_is_disconnected_and_others_are_untouched(pipe):
     settings = {"send_seconds": 0.5, "options": {**FAST, "realtime": False}}
     with serving(pipe, send_bytes=4096, **settings) as (address, counters), session(address) as other:
