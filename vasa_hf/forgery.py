@@ -62,13 +62,18 @@ def judge_video(
     crops: list[torch.Tensor] = []
     for index, frame in enumerate(reader):
         place = index % step
+        if len(windows) == max_windows:
+            break
+        if place >= length:
+            continue
+        image = processor.load(frame)
         if place == 0:
-            crops, image = [], processor.load(frame)
+            crops = []
             faces = analyzer.detect(image)
             square = processor.find_square(tuple(image.shape[-2:]), faces[0]) if faces else None
-        if square is None or place >= length or len(windows) == max_windows:
+        if square is None:
             continue
-        crops.append(cut_crop(processor.load(frame), square.float(), 2 * detector.config.image_size))
+        crops.append(cut_crop(image, square.float(), 2 * detector.config.image_size))
         if len(crops) == length:
             windows.append(torch.stack(crops))
     if not windows:

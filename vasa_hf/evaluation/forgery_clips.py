@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vasa_hf.geometry.crops import WHOLE_PICTURE_BOX
 from vasa_hf.media.audio import load_audio
 from vasa_hf.media.video import VideoReader, VideoWriter
 from vasa_hf.metrics.motion import FPS
+from vasa_hf.outputs import to_uint8
 
 FRAMES = 32  # of a clip, at most
 SIZE = 256
@@ -56,11 +58,11 @@ def choose_clips(data: Path, each: int, seed: int = 0) -> dict[str, list[Path]]:
     return {person: [own[i] for i in rng.permutation(len(own))[:each]] for person, own in people.items()}
 
 
-def write_clip(path: Path, frames: Sequence[np.ndarray] | np.ndarray) -> None:
+def write_clip(path: Path, frames: Iterable[np.ndarray]) -> None:
     """Write square frames `(size, size, 3)` uint8 as all clips here are written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, FPS, (SIZE, SIZE), provenance=False) as writer:
-        for frame in frames[:FRAMES]:
+        for frame in islice(frames, FRAMES):
             writer.write(resize(frame))
 
 
@@ -92,7 +94,7 @@ def make_clips(
         else:
             motion = [resize(frame) for frame in VideoReader(driver, FPS)][:FRAMES]
             frames = pipe.animate(image, motion, **options).frames
-        write_clip(path, to_bytes(frames))
+        write_clip(path, to_uint8(frames))
         yield path
 
 
@@ -109,7 +111,7 @@ def make_avatar_clips(
         generator = torch.Generator().manual_seed(number)
         options = {"output_size": SIZE, "background": grey, "output_type": "np", "num_inference_steps": 10}
         frames = pipe(avatar, trim(*load_audio(voice)), generator=generator, **options).frames
-        write_clip(path, to_bytes(frames))
+        write_clip(path, to_uint8(frames))
         yield path
 
 
@@ -125,11 +127,6 @@ def trim(audio: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
     return audio[:, : FRAMES * rate // FPS], rate
 
 
-def to_bytes(frames: np.ndarray) -> np.ndarray:
-    """Frames in [0, 1] as uint8."""
-    return (np.asarray(frames) * 255).round().astype(np.uint8)
-
-
 def write_real(data: Path, people: dict[str, list[Path]]) -> None:
     """Write the recordings of `people` again, to `data/clips` with `data/identities.csv`."""
     rows = []
@@ -138,7 +135,7 @@ def write_real(data: Path, people: dict[str, list[Path]]) -> None:
             path = data / "clips" / f"{person}_{recording.stem}.mp4"
             rows.append({"clip": path.stem, "identity": person})
             if not path.exists():
-                write_clip(path, list(VideoReader(recording, FPS)))
+                write_clip(path, VideoReader(recording, FPS))
     write_csv(data / "identities.csv", rows)
 
 
