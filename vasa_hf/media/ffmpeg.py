@@ -33,6 +33,9 @@ MAX_WAIT_SECONDS = 60.0  # ffmpeg must give something in this time
 READ_OPTIONS = ("-nostdin", "-hide_banner", "-protocol_whitelist", "file", "-format_whitelist", CONTAINERS)
 DECODE_OPTIONS = (*READ_OPTIONS, "-max_pixels", str(MAX_PIXELS))
 
+# Tags of encoded video: players guess the colours of untagged video from its size.
+BT709 = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+
 
 class FfmpegError(OSError, RuntimeError):
     """ffmpeg could not write: a full disk, for example; holds its message."""

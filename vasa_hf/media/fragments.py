@@ -12,7 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
-from .ffmpeg import FfmpegError, ffmpeg_path, parse_fps, shorten_stderr
+from .ffmpeg import BT709, FfmpegError, ffmpeg_path, parse_fps, shorten_stderr
 from .provenance import provenance_tags
 
 #: What `MediaSource.addSourceBuffer` asks for.
@@ -129,7 +129,7 @@ class FragmentWriter:
         command += [*live, "-f", "s16le", "-ar", str(self.rate), "-ac", "1", "-i", f"pipe:{audio}"]
         scale = "crop=trunc(iw/2)*2:trunc(ih/2)*2,scale=out_color_matrix=bt709:out_range=tv"
         command += ["-map", "0:v", "-vf", f"{scale},format=yuv420p", "-c:v", "libx264", "-preset", "veryfast"]
-        command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+        command += BT709
         command += ["-tune", "zerolatency", "-crf", "20", "-profile:v", "main", "-level", "4.0", "-threads", "1"]
         command += ["-fps_mode", "passthrough", "-g", str(round(KEY_SECONDS * self.fps))]
         command += ["-map", "1:a", "-c:a", "aac", "-ar", "48000", "-b:a", "96k"]

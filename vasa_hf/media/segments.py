@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .audio import as_channels
-from .ffmpeg import FfmpegError, ffmpeg_path, parse_fps, shorten_stderr
+from .ffmpeg import BT709, FfmpegError, ffmpeg_path, parse_fps, shorten_stderr
 from .provenance import provenance_tags
 from .watermark import embed_mark
 
@@ -141,7 +141,7 @@ class SegmentWriter:
             command += ["-map", "1:a", "-c:a", "aac", "-ac", "2", "-b:a", "128k", "-ar", "48000"]
         scale = "crop=trunc(iw/2)*2:trunc(ih/2)*2,scale=out_color_matrix=bt709:out_range=tv"
         command += ["-map", "0:v", "-vf", f"{scale},format=yuv420p", "-c:v", "libx264", "-preset", "veryfast"]
-        command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+        command += BT709
         # No frame waits for a later one, and each piece begins with a key frame.
         command += ["-tune", "zerolatency", "-crf", "20", "-sc_threshold", "0"]
         command += ["-force_key_frames", f"expr:gte(t,n_forced*{self.seconds})"]

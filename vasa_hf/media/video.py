@@ -20,6 +20,7 @@ from ..files import VIDEO_SUFFIXES
 from .audio import as_channels
 from .content_credentials import ContentCredentials
 from .ffmpeg import (
+    BT709,
     DECODE_OPTIONS,
     MAX_SECONDS,
     Decoder,
@@ -257,7 +258,7 @@ class VideoWriter:
         # Tagged BT.709: players guess the matrix of untagged video from its size, and colours then shift.
         scale = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"
         command += ["-vf", f"{scale},format=yuv420p"]
-        command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+        command += BT709
         if self._kind == ".webm":
             command += ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "6", "-row-mt", "1"]
             command += ["-b:v", "0", "-crf", str(self._crf + 12)]
